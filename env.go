@@ -1,0 +1,33 @@
+package gpuai
+
+import (
+	"maps"
+	"slices"
+)
+
+// EnvNames returns the keys of m in order: the only way the core walks a map.
+func EnvNames(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// Names of the variables that a task finds in its environment.
+const (
+	EnvJob          = "GPUAI_JOB"
+	EnvLease        = "GPUAI_LEASE_ID"
+	EnvToken        = "GPUAI_FENCING_TOKEN" // the lease's ID too
+	EnvRegion       = "GPUAI_REGION"
+	EnvArrayIndex   = "GPUAI_ARRAY_INDEX"
+	EnvArraySize    = "GPUAI_ARRAY_SIZE"
+	EnvRestart      = "GPUAI_RESTART" // restarts used before this run
+	EnvGPUs         = "GPUAI_GPUS"    // devices of this task
+	EnvNodeRank     = "GPUAI_NODE_RANK"
+	EnvNodes        = "GPUAI_NODES"
+	EnvNodeIPs      = "GPUAI_NODE_IPS" // comma-separated, by rank
+	EnvMasterAddr   = "MASTER_ADDR"
+	EnvMasterPort   = "MASTER_PORT"
+	EnvCUDADevices  = "CUDA_VISIBLE_DEVICES"
+	EnvROCRDevices  = "ROCR_VISIBLE_DEVICES"
+	EnvSimDevices   = "GPUAI_SIM_DEVICES" // devices of the simulation driver
+	EnvTaskDir      = "GPUAI_TASK_DIR"    // the task's own directory
+	EnvTaskGroup    = "GPUAI_GROUP"       // the group's name
+	EnvTaskIndex    = "GPUAI_TASK_INDEX"  // the task's place in its group
+	EnvStopDeadline = "GPUAI_STOP_GRACE_MS"
+)

@@ -1,0 +1,60 @@
+package gpuai
+
+// EventKind is what an event tells.
+type EventKind uint8
+
+// The kinds.
+const (
+	JobSubmitted EventKind = iota + 1
+	JobEnded
+	LeaseGrantedEvent
+	LeaseStarted
+	LeaseRevokingEvent
+	LeaseEndedEvent
+	// LeaseAdopted moves a lease to a node's new incarnation.
+	LeaseAdopted
+	TaskRequeued
+	NodeRegistered
+	NodeChanged
+	PolicySet
+	LevelSet
+	RegionRestored
+	numEventKinds
+)
+
+var eventKindNames = [numEventKinds]string{
+	"", "job_submitted", "job_ended", "lease_granted", "lease_started", "lease_revoking",
+	"lease_ended", "lease_adopted", "task_requeued", "node_registered", "node_changed",
+	"policy_set", "level_set", "region_restored",
+}
+
+// String returns the kind's text.
+func (k EventKind) String() string { return enumName(eventKindNames[:], uint8(k)) }
+
+// MarshalText writes the kind's text.
+func (k EventKind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText reads a kind's text.
+func (k *EventKind) UnmarshalText(b []byte) error {
+	return enumParse(eventKindNames[:], "event kind", b, (*uint8)(k))
+}
+
+// An Event is one effect of a command. Its place is (Index, Ordinal); fields
+// that a kind does not have are zero.
+type Event struct {
+	Index       uint64      `json:"index"`
+	Ordinal     uint32      `json:"ordinal"`
+	Kind        EventKind   `json:"kind"`
+	At          Instant     `json:"at_ms"`
+	Job         JobID       `json:"job,omitzero"`
+	Group       uint16      `json:"group,omitzero"`
+	Task        uint32      `json:"task,omitzero"`
+	Lease       Token       `json:"lease,omitzero"`
+	Node        NodeID      `json:"node,omitzero"`
+	Incarnation Incarnation `json:"incarnation,omitzero"`
+	JobStatus   JobStatus   `json:"job_status,omitzero"`
+	NodeState   NodeState   `json:"node_state,omitzero"`
+	Drained     bool        `json:"drained,omitzero"`
+	Cause       LeaseCause  `json:"cause,omitzero"`
+	ExitCode    int32       `json:"exit_code,omitzero"`
+}

@@ -1,0 +1,218 @@
+package mem
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+type rec struct{ a, b uint64 }
+
+func hashRec(i uint32, r *rec) uint64 {
+	if *r == (rec{}) {
+		return 0
+	}
+	return Mix(uint64(i)+1, Mix(r.a, r.b))
+}
+
+// world is one of each structure, beside plain Go models of them.
+type world struct {
+	sp    *Space
+	table *Table[rec]
+	slots *Slots
+	bits  *Bitmap
+	hash  *Hash
+	strs  *Strings
+	blobs *Blobs
+	keys  *Table[uint64]
+}
+
+func newWorld() *world {
+	s := NewSpace()
+	w := &world{s, NewHashed(s, 2, hashRec), NewSlots(s), NewBitmap(s), NewHash(s), NewStrings(s), NewBlobs(s), NewTable[uint64](s, 3)}
+	s.Commit()
+	return w
+}
+
+func (w *world) fork() *world {
+	s := w.sp.Fork()
+	return &world{s, w.table.Fork(s), w.slots.Fork(s), w.bits.Fork(s), w.hash.Fork(s), w.strs.Fork(s), w.blobs.Fork(s), w.keys.Fork(s)}
+}
+
+func (w *world) state() string {
+	var out []string
+	for i := range w.table.Len() {
+		out = append(out, fmt.Sprint(*w.table.Get(i)))
+	}
+	for i, ok := w.slots.Next(0); ok; i, ok = w.slots.Next(i + 1) {
+		out = append(out, fmt.Sprint("s", i))
+	}
+	for i, ok := w.bits.Next(0); ok; i, ok = w.bits.Next(i + 1) {
+		out = append(out, fmt.Sprint("b", i))
+	}
+	for i := range w.keys.Len() {
+		k := *w.keys.Get(i)
+		got, ok := w.hash.Find(Mix(k, 1), func(s uint32) bool { return *w.keys.Get(s) == k })
+		out = append(out, fmt.Sprint("h", k, got == i && ok))
+	}
+	for i := range w.strs.Len() {
+		n, ok := w.strs.Find(w.strs.Get(i))
+		out = append(out, fmt.Sprint("t", w.strs.Get(i), n == i, ok))
+	}
+	return fmt.Sprint(out, w.sp.Hash(), w.blobs.Len(), w.slots.Len())
+}
+
+func (w *world) step(r *rand.Rand) {
+	switch r.IntN(7) {
+	case 0:
+		w.table.Append(rec{r.Uint64(), r.Uint64()})
+	case 1:
+		if n := w.table.Len(); n > 0 {
+			*w.table.Mut(r.Uint32N(n)) = rec{r.Uint64N(3), 0}
+		}
+	case 2:
+		w.slots.Alloc()
+	case 3:
+		if i, ok := w.slots.Next(r.Uint32N(40)); ok {
+			w.slots.Free(i)
+		}
+	case 4:
+		w.bits.Set(r.Uint32N(300))
+		w.bits.Clear(r.Uint32N(300))
+	case 5:
+		k := r.Uint64()
+		w.hash.Insert(Mix(k, 1), w.keys.Append(k))
+		w.strs.Intern(fmt.Sprint("x", r.IntN(100)))
+	case 6:
+		b := make([]byte, r.IntN(500))
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		ref := w.blobs.Put(b)
+		if got := w.blobs.Append(nil, ref); !slices.Equal(got, b) {
+			panic("a blob came back changed")
+		}
+		if r.IntN(2) == 0 {
+			w.blobs.Free(ref)
+		}
+	}
+}
+
+// A rollback restores everything, a fork keeps apart, and the incremental hash
+// equals the hash computed anew.
+func TestRollbackAndFork(t *testing.T) {
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		w := newWorld()
+		for range 60 {
+			before := w.state()
+			var fork *world
+			if r.IntN(4) == 0 {
+				fork = w.fork()
+			}
+			for range r.IntN(30) {
+				w.step(r)
+			}
+			mark, mid := w.sp.Mark(), w.state()
+			for range r.IntN(30) {
+				w.step(r)
+			}
+			w.sp.RollbackTo(mark)
+			if got := w.state(); got != mid {
+				t.Fatalf("seed %d: rolled back to a mark:\n%s\nwant\n%s", seed, got, mid)
+			}
+			if r.IntN(3) == 0 {
+				w.sp.Rollback()
+				if got := w.state(); got != before {
+					t.Fatalf("seed %d: rolled back:\n%s\nwant\n%s", seed, got, before)
+				}
+			}
+			w.sp.Commit()
+			if got := w.table.Sum(); got != w.sp.Hash() {
+				t.Fatalf("seed %d: incremental hash %x, computed anew %x", seed, w.sp.Hash(), got)
+			}
+			if fork != nil {
+				if got := fork.state(); got != before {
+					t.Fatalf("seed %d: a fork changed with its origin:\n%s\nwant\n%s", seed, got, before)
+				}
+				now := w.state()
+				for range 20 {
+					fork.step(r)
+				}
+				fork.sp.Commit()
+				if got := w.state(); got != now {
+					t.Fatalf("seed %d: the origin changed with its fork", seed)
+				}
+			}
+		}
+	}
+}
+
+func TestSlotsAreLowestFirst(t *testing.T) {
+	s := NewSpace()
+	x := NewSlots(s)
+	for want := range uint32(5000) {
+		if got, _ := x.Alloc(); got != want {
+			t.Fatalf("slot %d, want %d", got, want)
+		}
+	}
+	for _, i := range []uint32{4999, 64, 4096, 0, 63} {
+		x.Free(i)
+	}
+	for _, want := range []uint32{0, 63, 64, 4096, 4999, 5000} {
+		if got, _ := x.Alloc(); got != want {
+			t.Fatalf("slot %d, want %d", got, want)
+		}
+	}
+	if x.Len() != 5001 || !x.Has(5000) || x.Has(5001) {
+		t.Fatalf("%d slots in use", x.Len())
+	}
+}
+
+func TestHashDeletes(t *testing.T) {
+	s := NewSpace()
+	h := NewHash(s)
+	live := map[uint32]bool{}
+	r := rand.New(rand.NewPCG(7, 7))
+	for i := range uint32(20_000) {
+		h.Insert(Mix(uint64(i), 9), i)
+		live[i] = true
+		if r.IntN(3) == 0 {
+			d := r.Uint32N(i + 1)
+			h.Delete(Mix(uint64(d), 9), d)
+			delete(live, d)
+		}
+		s.Commit()
+	}
+	for i := range uint32(20_000) {
+		if _, ok := h.Find(Mix(uint64(i), 9), func(s uint32) bool { return s == i }); ok != live[i] {
+			t.Fatalf("%d: found %v, want %v", i, ok, live[i])
+		}
+	}
+	if int(h.Len()) != len(live) {
+		t.Fatalf("%d entries, want %d", h.Len(), len(live))
+	}
+}
+
+func BenchmarkMutCommit(b *testing.B) {
+	s := NewSpace()
+	t := NewHashed(s, 8, hashRec)
+	t.Grow(100_000)
+	s.Commit()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		t.Mut(uint32(i) % 100_000).a++
+		s.Commit()
+	}
+}
+
+func BenchmarkFork(b *testing.B) {
+	s := NewSpace()
+	t := NewHashed(s, 8, hashRec)
+	t.Grow(1_000_000)
+	s.Commit()
+	for b.Loop() {
+		t.Fork(s.Fork())
+	}
+}

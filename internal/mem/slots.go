@@ -1,0 +1,161 @@
+package mem
+
+import "math/bits"
+
+// slotLevels is the height of the tree of a Slots: 64^4 slots.
+const slotLevels = 4
+
+// MaxSlots is how many slots a Slots can hand out.
+const MaxSlots = 1 << (6 * slotLevels)
+
+// Slots hands out the lowest free slot. A bit of level 0 is a slot in use, a
+// bit of level k a word of level k−1 that is full.
+type Slots struct {
+	level [slotLevels]*Table[uint64]
+	used  Var[uint32]
+}
+
+// NewSlots returns a Slots with every slot free.
+func NewSlots(s *Space) *Slots {
+	x := &Slots{used: NewVar[uint32](s, 0)}
+	for l := range x.level {
+		x.level[l] = NewTable[uint64](s, 7)
+	}
+	return x
+}
+
+// Fork returns the copy of x in ns.
+func (x *Slots) Fork(ns *Space) *Slots {
+	f := &Slots{used: x.used.Fork(ns)}
+	for l := range x.level {
+		f.level[l] = x.level[l].Fork(ns)
+	}
+	return f
+}
+
+// Len returns how many slots are in use.
+func (x *Slots) Len() uint32 { return *x.used.Get() }
+
+// End returns a bound above every slot in use.
+func (x *Slots) End() uint32 { return x.level[0].Len() << 6 }
+
+func (x *Slots) word(l int, i uint32) uint64 {
+	if i >= x.level[l].Len() {
+		return 0
+	}
+	return *x.level[l].Get(i)
+}
+
+// Lowest returns the lowest free slot; false when all are in use.
+func (x *Slots) Lowest() (uint32, bool) {
+	var i uint32
+	for l := slotLevels - 1; l >= 0; l-- {
+		b := uint32(bits.TrailingZeros64(^x.word(l, i)))
+		if b == 64 {
+			return 0, false
+		}
+		i = i<<6 | b
+	}
+	return i, true
+}
+
+// Alloc takes the lowest free slot; false when all are in use.
+func (x *Slots) Alloc() (uint32, bool) {
+	i, ok := x.Lowest()
+	if ok {
+		x.Take(i)
+	}
+	return i, ok
+}
+
+// Take marks slot i as in use. It must be free and below MaxSlots.
+func (x *Slots) Take(i uint32) {
+	*x.used.Mut()++
+	for l := range x.level {
+		t := x.level[l]
+		t.Grow(i>>6 + 1)
+		w := t.Mut(i >> 6)
+		*w |= 1 << (i & 63)
+		if *w != ^uint64(0) {
+			return
+		}
+		i >>= 6
+	}
+}
+
+// Free gives slot i back. It must be in use.
+func (x *Slots) Free(i uint32) {
+	*x.used.Mut()--
+	for l := range x.level {
+		w := x.level[l].Mut(i >> 6)
+		full := *w == ^uint64(0)
+		*w &^= 1 << (i & 63)
+		if !full {
+			return
+		}
+		i >>= 6
+	}
+}
+
+// Has reports whether slot i is in use.
+func (x *Slots) Has(i uint32) bool { return x.word(0, i>>6)>>(i&63)&1 != 0 }
+
+// Next returns the lowest slot in use that is at least from.
+func (x *Slots) Next(from uint32) (uint32, bool) { return nextBit(x.level[0], from) }
+
+// nextBit returns the lowest set bit of t that is at least from.
+func nextBit(t *Table[uint64], from uint32) (uint32, bool) {
+	i := from >> 6
+	if i >= t.Len() {
+		return 0, false
+	}
+	w := *t.Get(i) >> (from & 63) << (from & 63)
+	for w == 0 {
+		if i++; i >= t.Len() {
+			return 0, false
+		}
+		w = *t.Get(i)
+	}
+	return i<<6 | uint32(bits.TrailingZeros64(w)), true
+}
+
+// A Bitmap is a growing set of small numbers.
+type Bitmap struct{ t *Table[uint64] }
+
+// NewBitmap returns an empty set.
+func NewBitmap(s *Space) *Bitmap { return &Bitmap{NewTable[uint64](s, 6)} }
+
+// Fork returns the copy of b in ns.
+func (b *Bitmap) Fork(ns *Space) *Bitmap { return &Bitmap{b.t.Fork(ns)} }
+
+// Words returns how many 64-bit words the set has.
+func (b *Bitmap) Words() uint32 { return b.t.Len() }
+
+// Word returns the i-th word; 0 beyond the last.
+func (b *Bitmap) Word(i uint32) uint64 {
+	if i >= b.t.Len() {
+		return 0
+	}
+	return *b.t.Get(i)
+}
+
+// Has reports whether i is in the set.
+func (b *Bitmap) Has(i uint32) bool { return b.Word(i>>6)>>(i&63)&1 != 0 }
+
+// Set adds i.
+func (b *Bitmap) Set(i uint32) {
+	if !b.Has(i) {
+		b.t.Grow(i>>6 + 1)
+		*b.t.Mut(i >> 6) |= 1 << (i & 63)
+	}
+}
+
+// Clear removes i.
+func (b *Bitmap) Clear(i uint32) {
+	if b.Has(i) {
+		*b.t.Mut(i >> 6) &^= 1 << (i & 63)
+	}
+}
+
+// Next returns the lowest member that is at least from.
+func (b *Bitmap) Next(from uint32) (uint32, bool) { return nextBit(b.t, from) }

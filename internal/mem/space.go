@@ -1,0 +1,69 @@
+package mem
+
+// owner is the identity of who may write a page in place.
+type owner struct{ _ byte }
+
+// undoer is a structure whose writes a Space can take back.
+type undoer interface {
+	undoOne()              // takes back the newest write
+	commit() (hash uint64) // forgets old values; returns the change of its hash
+}
+
+// A Space is one machine's memory.
+type Space struct {
+	owner   *owner
+	members []undoer
+	journal []uint16 // member of each write since the last commit, in order
+	hash    uint64
+}
+
+// NewSpace returns an empty space. Structures write when they are made: commit
+// after the last one, or the first Rollback takes them apart.
+func NewSpace() *Space { return &Space{owner: new(owner)} }
+
+// Fork returns a space for the forks of s's structures, which must all be
+// forked before either side is written to again. Nothing may be uncommitted.
+func (s *Space) Fork() *Space {
+	s.owner = new(owner)
+	return &Space{owner: new(owner), hash: s.hash}
+}
+
+func (s *Space) join(u undoer) uint16 {
+	s.members = append(s.members, u)
+	return uint16(len(s.members) - 1)
+}
+
+// A Mark is a point to roll back to, valid until the next Commit.
+type Mark int
+
+// Mark returns the present point.
+func (s *Space) Mark() Mark { return Mark(len(s.journal)) }
+
+// RollbackTo takes back every write since m, newest first.
+func (s *Space) RollbackTo(m Mark) {
+	for i := len(s.journal) - 1; i >= int(m); i-- {
+		s.members[s.journal[i]].undoOne()
+	}
+	s.journal = s.journal[:m]
+}
+
+// Rollback takes back every write since the last Commit.
+func (s *Space) Rollback() { s.RollbackTo(0) }
+
+// Commit makes all writes since the last one final.
+func (s *Space) Commit() {
+	if len(s.journal) == 0 {
+		return
+	}
+	for _, id := range s.journal {
+		s.hash += s.members[id].commit() // nothing, from its second write on
+	}
+	s.journal = s.journal[:0]
+}
+
+// Hash returns the sum of the hashes of all records of hashed tables, as of
+// the last Commit. It does not depend on the order of writes.
+func (s *Space) Hash() uint64 { return s.hash }
+
+// Writes returns how many writes are uncommitted.
+func (s *Space) Writes() int { return len(s.journal) }

@@ -1,0 +1,208 @@
+package mem
+
+import "slices"
+
+// A Table is a growing array of records of one pointer-free type, by index.
+type Table[T any] struct {
+	space *Space
+	id    uint16
+	bits  uint8
+	n     uint32
+	pages []page[T]
+	undo  []undoRec[T]
+	hash  func(i uint32, r *T) uint64 // nil: not hashed
+	seen  []uint64                    // scratch of commit, all zero between calls
+}
+
+type page[T any] struct {
+	recs  []T
+	owner *owner
+}
+
+type undoRec[T any] struct {
+	i        uint32
+	appended bool
+	old      T
+}
+
+// NewTable returns an empty table with pages of 1<<pageBits records.
+func NewTable[T any](s *Space, pageBits uint8) *Table[T] {
+	t := &Table[T]{space: s, bits: pageBits}
+	t.id = s.join(t)
+	return t
+}
+
+// NewHashed is NewTable for records that count in the space's hash. The hash
+// of a zero record must be 0; that of any other must depend on i and on every
+// field that replicas must agree on.
+func NewHashed[T any](s *Space, pageBits uint8, hash func(i uint32, r *T) uint64) *Table[T] {
+	t := NewTable[T](s, pageBits)
+	t.hash = hash
+	return t
+}
+
+// Fork returns the table's copy in ns, a fork of its space.
+func (t *Table[T]) Fork(ns *Space) *Table[T] {
+	f := &Table[T]{space: ns, bits: t.bits, n: t.n, pages: slices.Clone(t.pages), hash: t.hash}
+	f.id = ns.join(f)
+	return f
+}
+
+// Len returns the number of records.
+func (t *Table[T]) Len() uint32 { return t.n }
+
+// Get returns record i for reading. It must not be kept over the next write.
+func (t *Table[T]) Get(i uint32) *T {
+	return &t.pages[i>>t.bits].recs[i&(1<<t.bits-1)]
+}
+
+// Mut returns record i for writing. It must not be kept over the next Mut,
+// Append, Rollback or Commit.
+func (t *Table[T]) Mut(i uint32) *T {
+	p := &t.pages[i>>t.bits]
+	if p.owner != t.space.owner {
+		t.claim(p)
+	}
+	r := &p.recs[i&(1<<t.bits-1)]
+	t.undo = append(t.undo, undoRec[T]{i: i, old: *r})
+	t.space.journal = append(t.space.journal, t.id)
+	return r
+}
+
+// claim makes p writable in place.
+func (t *Table[T]) claim(p *page[T]) {
+	c := make([]T, len(p.recs))
+	copy(c, p.recs)
+	p.recs, p.owner = c, t.space.owner
+}
+
+// Append adds r and returns its index.
+func (t *Table[T]) Append(r T) uint32 {
+	i := t.n
+	if i>>t.bits == uint32(len(t.pages)) {
+		t.pages = append(t.pages, page[T]{make([]T, 1<<t.bits), t.space.owner})
+	}
+	p := &t.pages[i>>t.bits]
+	if p.owner != t.space.owner {
+		t.claim(p)
+	}
+	p.recs[i&(1<<t.bits-1)] = r
+	t.n++
+	t.undo = append(t.undo, undoRec[T]{i: i, appended: true})
+	t.space.journal = append(t.space.journal, t.id)
+	return i
+}
+
+// Grow appends zero records until the table has at least n.
+func (t *Table[T]) Grow(n uint32) {
+	var zero T
+	for t.n < n {
+		t.Append(zero)
+	}
+}
+
+func (t *Table[T]) undoOne() {
+	u := &t.undo[len(t.undo)-1]
+	if u.appended {
+		t.n--
+		clear(t.pages[u.i>>t.bits].recs[u.i&(1<<t.bits-1) : u.i&(1<<t.bits-1)+1])
+	} else {
+		t.pages[u.i>>t.bits].recs[u.i&(1<<t.bits-1)] = u.old
+	}
+	t.undo = t.undo[:len(t.undo)-1]
+}
+
+// maxUndoKept bounds the old values whose memory is kept between commands.
+const maxUndoKept = 4096
+
+func (t *Table[T]) commit() uint64 {
+	if len(t.undo) == 0 {
+		return 0
+	}
+	var sum uint64
+	if t.hash != nil {
+		sum = t.hashChange()
+	}
+	if t.undo = t.undo[:0]; cap(t.undo) > maxUndoKept {
+		t.undo = nil
+	}
+	return sum
+}
+
+// hashChange returns the sum over all written records of new hash − old hash.
+// Only the first old value of a record counts.
+func (t *Table[T]) hashChange() uint64 {
+	var sum uint64
+	if len(t.undo) <= 8 {
+		for k := range t.undo {
+			if u := &t.undo[k]; !t.writtenBefore(k) {
+				sum += t.hash(u.i, t.Get(u.i)) - t.hash(u.i, &u.old)
+			}
+		}
+		return sum
+	}
+	if need := int(t.n>>6) + 1; len(t.seen) < need {
+		t.seen = make([]uint64, need+need/4)
+	}
+	for k := range t.undo {
+		u := &t.undo[k]
+		if w := &t.seen[u.i>>6]; *w&(1<<(u.i&63)) == 0 {
+			*w |= 1 << (u.i & 63)
+			sum += t.hash(u.i, t.Get(u.i)) - t.hash(u.i, &u.old)
+		}
+	}
+	for k := range t.undo {
+		t.seen[t.undo[k].i>>6] = 0
+	}
+	return sum
+}
+
+func (t *Table[T]) writtenBefore(k int) bool {
+	for j := range k {
+		if t.undo[j].i == t.undo[k].i {
+			return true
+		}
+	}
+	return false
+}
+
+// Sum returns the sum of all records' hashes, computed anew: what a hashed
+// table contributes to Space.Hash.
+func (t *Table[T]) Sum() uint64 {
+	var sum uint64
+	for i := range t.n {
+		sum += t.hash(i, t.Get(i))
+	}
+	return sum
+}
+
+// Bytes returns the memory of the table's pages.
+func (t *Table[T]) Bytes(recordSize uint64) uint64 {
+	return uint64(len(t.pages)) << t.bits * recordSize
+}
+
+// A Var is a single value of a Space.
+type Var[T any] struct{ t *Table[T] }
+
+// NewVar returns a variable that holds v.
+func NewVar[T any](s *Space, v T) Var[T] {
+	x := Var[T]{NewTable[T](s, 0)}
+	x.t.Append(v)
+	return x
+}
+
+// NewHashedVar is NewVar for a value that counts in the space's hash.
+func NewHashedVar[T any](s *Space, v T, hash func(i uint32, r *T) uint64) Var[T] {
+	x := Var[T]{NewHashed(s, 0, hash)}
+	x.t.Append(v)
+	return x
+}
+
+// Fork returns the variable's copy in ns.
+func (v Var[T]) Fork(ns *Space) Var[T] { return Var[T]{v.t.Fork(ns)} }
+
+// Get returns the value for reading.
+func (v Var[T]) Get() *T { return v.t.Get(0) }
+
+// Mut returns the value for writing.
+func (v Var[T]) Mut() *T { return v.t.Mut(0) }

@@ -1,0 +1,290 @@
+package gpuai
+
+// JobType is what a job is. Services and functions are not built yet and are
+// refused by Validate.
+type JobType uint8
+
+// The types.
+const (
+	Batch JobType = iota
+	Train
+	numJobTypes
+)
+
+var jobTypeNames = [numJobTypes]string{"batch", "train"}
+
+// String returns the type's text.
+func (t JobType) String() string { return enumName(jobTypeNames[:], uint8(t)) }
+
+// MarshalText writes the type's text.
+func (t JobType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads a type's text.
+func (t *JobType) UnmarshalText(b []byte) error {
+	return enumParse(jobTypeNames[:], "type", b, (*uint8)(t))
+}
+
+// Class groups jobs that policy treats alike: default priority and lease TTL.
+type Class uint8
+
+// The classes. ClassUnset stands for the default of the job's type.
+const (
+	ClassUnset Class = iota
+	ClassInference
+	ClassTraining
+	ClassFinetune
+	ClassBatch
+	numClasses
+)
+
+// NumClasses is the size of a table indexed by Class.
+const NumClasses = int(numClasses)
+
+var classNames = [numClasses]string{"", "inference", "training", "finetune", "batch"}
+
+// String returns the class's text.
+func (c Class) String() string { return enumName(classNames[:], uint8(c)) }
+
+// MarshalText writes the class's text.
+func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a class's text.
+func (c *Class) UnmarshalText(b []byte) error {
+	return enumParse(classNames[:], "class", b, (*uint8)(c))
+}
+
+// Priority orders jobs: 1 … 100, the higher first. 0 stands for the default of
+// the class in the region's policy.
+type Priority uint8
+
+// MaxPriority is the highest priority.
+const MaxPriority Priority = 100
+
+// A JobSpec is what a user submits, in its wire form. Every field with a
+// default may be absent: Defaults fills it. Validate says what is wrong.
+type JobSpec struct {
+	Name     string   `json:"name"`
+	Tenant   TenantID `json:"tenant,omitzero"`
+	Type     JobType  `json:"type"`
+	Class    Class    `json:"class,omitzero"`
+	Priority Priority `json:"priority,omitzero"`
+	Limits   Limits   `json:"limits,omitzero"`
+	// Array makes the only group's count the array's size: each task is one
+	// element, told its index by GPUAI_ARRAY_INDEX.
+	Array    Array    `json:"array,omitzero"`
+	LeaseTTL Duration `json:"lease_ttl_ms,omitzero"` // lengthens the class's; 0 means the class's
+	Groups   []Group  `json:"groups"`
+}
+
+// An Array says how many elements a job has; zero size means it is none.
+type Array struct {
+	Size uint32 `json:"size,omitzero"`
+}
+
+// Limits bound a job's time. Zero means no bound.
+type Limits struct {
+	// QueueTime ends a job that has not started within it after the submit.
+	QueueTime Duration `json:"queue_time_ms,omitzero"`
+	// RunTime ends a task that runs longer, counted from its lease's start.
+	RunTime Duration `json:"run_time_ms,omitzero"`
+}
+
+// A Group is count equal tasks.
+type Group struct {
+	Name  string `json:"name,omitzero"`
+	Count uint32 `json:"count,omitzero"`
+	// Gang starts all tasks of the group or none, and stops all when one is
+	// lost.
+	Gang        bool         `json:"gang,omitzero"`
+	Constraints []Constraint `json:"constraints,omitempty"`
+	Resources   Resources    `json:"resources"`
+	Restart     Restart      `json:"restart,omitzero"`
+	Task        TaskSpec     `json:"task"`
+}
+
+// RestartOn is a set of causes after which a task is placed again.
+type RestartOn uint8
+
+// The causes. Lost stands for a lease that expired, was fenced, or whose node
+// started anew. A drained task is always placed again, and counts no attempt.
+const (
+	OnFailure RestartOn = 1 << iota
+	OnNodeLost
+	OnGPUError
+	// OnNothing marks an explicitly empty set, so that Defaults keeps it.
+	OnNothing
+)
+
+// A RestartCause is one member of RestartOn in its text form.
+type RestartCause uint8
+
+var restartCauseNames = [...]string{"failure", "node_lost", "gpu_error"}
+
+// Restart says when and how often a task is placed again.
+type Restart struct {
+	// Attempts is how many times; 0 means the default of 3, NoRestart none.
+	Attempts uint32 `json:"attempts,omitzero"`
+	// Backoff is the wait before the first attempt; it doubles with each one
+	// up to MaxBackoff. 0 means the default of 1 s.
+	Backoff Duration `json:"backoff_ms,omitzero"`
+	// On lists the causes; absent means node_lost and gpu_error, an empty
+	// list means none.
+	On []RestartCause `json:"on,omitzero"`
+}
+
+// Causes of RestartCause, in the order of their bits in RestartOn.
+const (
+	CauseFailure RestartCause = iota
+	CauseNodeLost
+	CauseGPUError
+)
+
+// String returns the cause's text.
+func (c RestartCause) String() string { return enumName(restartCauseNames[:], uint8(c)) }
+
+// MarshalText writes the cause's text.
+func (c RestartCause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a cause's text.
+func (c *RestartCause) UnmarshalText(b []byte) error {
+	return enumParse(restartCauseNames[:], "restart.on", b, (*uint8)(c))
+}
+
+// Set returns the causes as a bit set.
+func (r Restart) Set() RestartOn {
+	var s RestartOn
+	for _, c := range r.On {
+		s |= 1 << c
+	}
+	return s
+}
+
+// MaxBackoff is the longest wait between two attempts.
+const MaxBackoff = 10 * Minute
+
+// A TaskSpec says what a task runs. Exactly one of Command and Script is given.
+type TaskSpec struct {
+	// Runtime is how the task is isolated. Only "process" is built: a plain
+	// process without isolation, on nodes whose operator allows it.
+	Runtime string `json:"runtime,omitzero"`
+	// Command is the program and its arguments, not expanded by a shell;
+	// "$NAME" and "${NAME}" are replaced from the task's environment.
+	Command []string `json:"command,omitempty"`
+	// Script is run by /bin/sh.
+	Script string `json:"script,omitzero"`
+	// Env is added to the environment; it wins over all but GPUAI_*.
+	Env map[string]string `json:"env,omitempty"`
+	// Cwd is the absolute working directory; empty means the task's own.
+	Cwd string `json:"cwd,omitzero"`
+	// StopGrace is the time between SIGTERM and SIGKILL on a planned stop.
+	// It is cut short by the lease's deadline. 0 means the default of 5 s.
+	StopGrace Duration `json:"stop_grace_ms,omitzero"`
+}
+
+// RuntimeProcess runs a task as a plain process.
+const RuntimeProcess = "process"
+
+// JobStatus is the state of a job.
+type JobStatus uint8
+
+// The states of a job. A job runs while a task has a lease.
+const (
+	JobPending JobStatus = iota
+	JobRunning
+	JobSucceeded
+	JobFailed
+	JobStopped
+	numJobStatus
+)
+
+var jobStatusNames = [numJobStatus]string{"pending", "running", "succeeded", "failed", "stopped"}
+
+// String returns the state's text.
+func (s JobStatus) String() string { return enumName(jobStatusNames[:], uint8(s)) }
+
+// MarshalText writes the state's text.
+func (s JobStatus) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a state's text.
+func (s *JobStatus) UnmarshalText(b []byte) error {
+	return enumParse(jobStatusNames[:], "job status", b, (*uint8)(s))
+}
+
+// Final reports whether the job has ended.
+func (s JobStatus) Final() bool { return s >= JobSucceeded }
+
+// TaskStatus is the state of a task.
+type TaskStatus uint8
+
+// The states of a task. Lost is final: the restarts are used up.
+const (
+	TaskPending TaskStatus = iota
+	TaskLeased
+	TaskRunning
+	TaskSucceeded
+	TaskFailed
+	TaskLost
+	TaskStopped
+	numTaskStatus
+)
+
+// NumTaskStatus is the size of a table indexed by TaskStatus.
+const NumTaskStatus = int(numTaskStatus)
+
+var taskStatusNames = [numTaskStatus]string{"pending", "leased", "running", "succeeded", "failed", "lost", "stopped"}
+
+// String returns the state's text.
+func (s TaskStatus) String() string { return enumName(taskStatusNames[:], uint8(s)) }
+
+// MarshalText writes the state's text.
+func (s TaskStatus) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a state's text.
+func (s *TaskStatus) UnmarshalText(b []byte) error {
+	return enumParse(taskStatusNames[:], "task status", b, (*uint8)(s))
+}
+
+// TaskCounts counts a job's tasks by state.
+type TaskCounts struct {
+	Pending   uint32 `json:"pending,omitzero"`
+	Leased    uint32 `json:"leased,omitzero"`
+	Running   uint32 `json:"running,omitzero"`
+	Succeeded uint32 `json:"succeeded,omitzero"`
+	Failed    uint32 `json:"failed,omitzero"`
+	Lost      uint32 `json:"lost,omitzero"`
+	Stopped   uint32 `json:"stopped,omitzero"`
+}
+
+// A Job is a submitted job as the region knows it.
+type Job struct {
+	ID          JobID      `json:"id"`
+	Name        string     `json:"name"`
+	Tenant      TenantID   `json:"tenant"`
+	Region      RegionID   `json:"region"` // home region, owner of the record
+	Status      JobStatus  `json:"status"`
+	Reason      string     `json:"reason,omitzero"` // why it ended, when not by success
+	Type        JobType    `json:"type"`
+	Class       Class      `json:"class"`
+	Priority    Priority   `json:"priority"`
+	Tasks       uint32     `json:"tasks"`
+	Counts      TaskCounts `json:"counts"`
+	Restarts    uint32     `json:"restarts,omitzero"`
+	SubmitIndex uint64     `json:"submit_index"`
+	ModifyIndex uint64     `json:"modify_index"`
+	SubmittedAt Instant    `json:"submitted_at_ms"`
+	SubmitTime  WallTime   `json:"submit_time_unix_ms"`
+	StartedAt   Instant    `json:"started_at_ms,omitzero"` // first lease; 0 = not yet
+	EndedAt     Instant    `json:"ended_at_ms,omitzero"`
+	Spec        *JobSpec   `json:"spec,omitzero"` // absent in lists
+}
+
+// A Task is one task of a job.
+type Task struct {
+	TaskRef
+	Status   TaskStatus `json:"status"`
+	Attempts uint32     `json:"attempts,omitzero"` // restarts used
+	Lease    Token      `json:"lease,omitzero"`    // latest; 0 = never leased
+	Node     NodeID     `json:"node,omitzero"`     // of the latest lease
+	ExitCode int32      `json:"exit_code,omitzero"`
+	RetryAt  Instant    `json:"retry_at_ms,omitzero"` // end of the back-off
+}

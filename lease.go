@@ -1,0 +1,110 @@
+package gpuai
+
+// LeaseState is the state of a lease.
+type LeaseState uint8
+
+// The states. A granted lease has not been reported running yet; a revoking
+// one still holds its devices until the agent reports the end or the node's
+// silence ends it.
+const (
+	LeaseGranted LeaseState = iota
+	LeaseRunning
+	LeaseRevoking
+	LeaseEnded
+	numLeaseStates
+)
+
+var leaseStateNames = [numLeaseStates]string{"granted", "running", "revoking", "ended"}
+
+// String returns the state's text.
+func (s LeaseState) String() string { return enumName(leaseStateNames[:], uint8(s)) }
+
+// MarshalText writes the state's text.
+func (s LeaseState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a state's text.
+func (s *LeaseState) UnmarshalText(b []byte) error {
+	return enumParse(leaseStateNames[:], "lease state", b, (*uint8)(s))
+}
+
+// LeaseCause is why a lease ended, or is being revoked.
+type LeaseCause uint8
+
+// The causes.
+const (
+	CauseNone LeaseCause = iota
+	CauseDone
+	CauseFailed
+	CauseStopped
+	CausePreempted
+	CauseDrained
+	CauseExpired
+	CauseFenced
+	CauseNodeRestarted
+	// CauseGPU is a device that failed under the task.
+	CauseGPU
+	// CauseGang is the loss of another member of the gang.
+	CauseGang
+	// CauseRunTime is the end of the job's run-time limit.
+	CauseRunTime
+	numLeaseCauses
+)
+
+var leaseCauseNames = [numLeaseCauses]string{
+	"", "done", "failed", "stopped", "preempted", "drained", "expired", "fenced",
+	"node_restarted", "gpu_error", "gang", "run_time",
+}
+
+// String returns the cause's text.
+func (c LeaseCause) String() string { return enumName(leaseCauseNames[:], uint8(c)) }
+
+// MarshalText writes the cause's text.
+func (c LeaseCause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a cause's text.
+func (c *LeaseCause) UnmarshalText(b []byte) error {
+	return enumParse(leaseCauseNames[:], "lease cause", b, (*uint8)(c))
+}
+
+// A Lease is the right of one task to use given devices of one node until it
+// ends. TTL and Grace are fixed when it is granted.
+type Lease struct {
+	ID Token `json:"id"`
+	TaskRef
+	Tenant      TenantID    `json:"tenant"`
+	Node        NodeID      `json:"node"`
+	Incarnation Incarnation `json:"incarnation"` // of the node that holds it
+	State       LeaseState  `json:"state"`
+	Cause       LeaseCause  `json:"cause,omitzero"`
+	Devices     []DeviceID  `json:"devices,omitempty"`
+	Share       Milli       `json:"share_milli,omitzero"` // 0: whole devices
+	CPU         MilliCPU    `json:"cpu_milli"`
+	Memory      Bytes       `json:"memory_bytes"`
+	TTL         Duration    `json:"ttl_ms"`
+	Grace       Duration    `json:"grace_ms"`
+	Price       Micros      `json:"price_micros_per_gpu_hour,omitzero"`
+	GrantedAt   Instant     `json:"granted_at_ms"`
+	StartedAt   Instant     `json:"started_at_ms,omitzero"`
+	EndedAt     Instant     `json:"ended_at_ms,omitzero"`
+	ExitCode    int32       `json:"exit_code,omitzero"`
+	ModifyIndex uint64      `json:"modify_index"`
+}
+
+// An Assignment is a lease with all that an agent needs to run its task.
+type Assignment struct {
+	Lease   Lease     `json:"lease"`
+	JobName string    `json:"job_name"`
+	Task    TaskSpec  `json:"task"`
+	Attempt uint32    `json:"attempt,omitzero"`
+	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
+	Gang    *GangInfo `json:"gang,omitzero"`
+}
+
+// A GangInfo tells a gang's member of the others.
+type GangInfo struct {
+	Rank       uint32   `json:"rank"`
+	Size       uint32   `json:"size"`
+	MasterAddr string   `json:"master_addr"`
+	MasterPort uint16   `json:"master_port"`
+	NodeIPs    []string `json:"node_ips"` // by rank
+}

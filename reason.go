@@ -1,0 +1,107 @@
+package gpuai
+
+// ReasonCode says why a task is pending. Its text is stable.
+type ReasonCode uint8
+
+// The reasons. Those of capabilities that are not built yet keep their place.
+const (
+	ReasonNone ReasonCode = iota
+	QueueOrder
+	InsufficientGPUs
+	Fragmented
+	ConstraintFiltered
+	NoSuchDevice
+	TopologyUnsatisfied
+	GangIncomplete
+	QuotaExhausted
+	BudgetExhausted
+	PriceAboveLimit
+	NodesUnhealthy
+	NoNodes
+	Dependency
+	BeginTime
+	Held
+	ImagePull
+	Preempted
+	RegionUnreachable
+	// InsufficientCPU, InsufficientMemory and BackOff are ours beside the
+	// published list.
+	InsufficientCPU
+	InsufficientMemory
+	BackOff
+	numReasons
+)
+
+// NumReasons is the size of a table indexed by ReasonCode.
+const NumReasons = int(numReasons)
+
+var reasonNames = [numReasons]string{
+	"", "QueueOrder", "InsufficientGPUs", "Fragmented", "ConstraintFiltered",
+	"NoSuchDevice", "TopologyUnsatisfied", "GangIncomplete", "QuotaExceeded",
+	"BudgetExceeded", "PriceAboveLimit", "NodesUnhealthy", "NoNodes", "Dependency",
+	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
+	"InsufficientCPU", "InsufficientMemory", "BackOff",
+}
+
+// String returns the reason's text.
+func (r ReasonCode) String() string { return enumName(reasonNames[:], uint8(r)) }
+
+// MarshalText writes the reason's text.
+func (r ReasonCode) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads a reason's text.
+func (r *ReasonCode) UnmarshalText(b []byte) error {
+	return enumParse(reasonNames[:], "reason", b, (*uint8)(r))
+}
+
+// A Reason says why something waits or cannot be, with counts.
+type Reason struct {
+	Code    ReasonCode `json:"code"`
+	Message string     `json:"message"`
+	Nodes   uint32     `json:"nodes,omitzero"` // that the reason holds for
+	GPUs    uint32     `json:"gpus,omitzero"`  // of those nodes
+	Fix     string     `json:"fix,omitzero"`   // what would help
+}
+
+// A Rule is one row of an explanation: how many nodes fail it.
+type Rule struct {
+	Name  string     `json:"name"` // "gpu.memory", "gpu.count", "cpu", "label.x", …
+	Code  ReasonCode `json:"code"`
+	Nodes uint32     `json:"nodes"` // that fail the rule
+	Alone uint32     `json:"alone"` // that fail only this rule
+}
+
+// An Explanation says why a job's tasks wait, or where they run, at an index.
+type Explanation struct {
+	Job        JobID      `json:"job"`
+	Name       string     `json:"name"`
+	Status     JobStatus  `json:"status"`
+	Index      uint64     `json:"index"`
+	PendingFor Duration   `json:"pending_for_ms,omitzero"`
+	Position   uint32     `json:"queue_position,omitzero"` // 1 = next
+	QueueLen   uint32     `json:"queue_length,omitzero"`   // jobs
+	AheadJobs  uint32     `json:"ahead_jobs,omitzero"`
+	AheadGPUs  uint32     `json:"ahead_gpus,omitzero"`
+	Groups     []GroupWhy `json:"groups,omitempty"`
+	Tasks      []Task     `json:"tasks,omitempty"` // the first ones, at most 100
+	Reasons    []Reason   `json:"reasons,omitempty"`
+	Helps      []Helpful  `json:"helps,omitempty"`
+}
+
+// A GroupWhy explains one group of a job.
+type GroupWhy struct {
+	Group     string    `json:"group"`
+	Pending   uint32    `json:"pending"` // tasks
+	Needs     Resources `json:"needs"`
+	Nodes     uint32    `json:"nodes"`    // judged
+	Feasible  uint32    `json:"feasible"` // nodes that would take one task now
+	Rules     []Rule    `json:"rules,omitempty"`
+	FreeGPUs  uint32    `json:"free_gpus"`     // whole ones on matching nodes
+	LargestOn uint32    `json:"largest_block"` // most free GPUs on one matching node
+}
+
+// A Helpful is one thing that would let a pending task start.
+type Helpful struct {
+	Change string `json:"change"` // "gpu.memory 24GiB..", "wait"
+	Effect string `json:"effect"` // "starts now on gpu-c11"
+}
