@@ -94,6 +94,8 @@ type Lease struct {
 type Assignment struct {
 	Lease   Lease     `json:"lease"`
 	JobName string    `json:"job_name"`
+	// GroupName is the name of the task's group.
+	GroupName string `json:"group_name"`
 	Task    TaskSpec  `json:"task"`
 	Attempt uint32    `json:"attempt,omitzero"`
 	Array   uint32    `json:"array_size,omitzero"` // 0: not an array

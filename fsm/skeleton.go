@@ -63,7 +63,8 @@ func (m *Machine) FindJob(ref string) (gpuai.JobID, error)                      
 func (m *Machine) Tasks(id gpuai.JobID, from uint32, limit int) []gpuai.Task      { panic(notYet) }
 func (m *Machine) Lease(t gpuai.Token) (gpuai.Lease, bool)                        { panic(notYet) }
 func (m *Machine) LeasesOfNode(n gpuai.NodeID, limit int) []gpuai.Lease           { panic(notYet) }
-func (m *Machine) Leases(after gpuai.Token, limit int) []gpuai.Lease              { panic(notYet) }
+func (m *Machine) Leases(from uint32, limit int, liveOnly bool) (page []gpuai.Lease, next uint32) { panic(notYet) }
+func (m *Machine) SupersededLeases(n gpuai.NodeID, f func(inc gpuai.Incarnation, minEnd gpuai.Duration)) { panic(notYet) }
 func (m *Machine) Assignments(n gpuai.NodeID) []gpuai.Assignment                  { panic(notYet) }
 func (m *Machine) Assignment(t gpuai.Token) (gpuai.Assignment, bool)              { panic(notYet) }
 func (m *Machine) AppendTokens(dst []gpuai.Token, n gpuai.NodeID) []gpuai.Token   { panic(notYet) }
@@ -76,7 +77,7 @@ func (m *Machine) Counts() Counts                                               
 func (m *Machine) LeasesOfJob(id gpuai.JobID, after gpuai.Token, limit int) []gpuai.Lease {
 	panic(notYet)
 }
-func (m *Machine) Jobs(after gpuai.JobID, limit int, status *gpuai.JobStatus) (page []gpuai.Job, scanned int) {
+func (m *Machine) Jobs(after gpuai.JobID, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last gpuai.JobID) {
 	panic(notYet)
 }
 func (m *Machine) NodeLive(n gpuai.NodeID) (inc gpuai.Incarnation, state gpuai.NodeState, ok bool) {
