@@ -1,0 +1,275 @@
+package scheduler
+
+import (
+	"cmp"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"github.com/gpuai/gpuai"
+)
+
+// Check says whether the index equals what the nodes, pools and shapes imply,
+// and what differs first. It looks at everything.
+func (s *State) Check() error {
+	for _, check := range []func() error{s.checkNodes, s.checkPools, s.checkFilters, s.checkShapes, s.checkTrees} {
+		if err := check(); err != nil {
+			return fmt.Errorf("capacity index: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *State) checkNodes() error {
+	var nodes, units, rows uint32
+	for slot := range s.nodes.Len() {
+		n := s.nodes.Get(slot)
+		if !n.known {
+			if *n != (nodeRec{}) {
+				return fmt.Errorf("node %d is not known but has a record", slot)
+			}
+			continue
+		}
+		nodes++
+		if n.freeCPU > n.capCPU || n.freeMem > n.capMem {
+			return fmt.Errorf("node %d has %d milli-CPU and %d bytes free of %d and %d", slot, n.freeCPU, n.freeMem, n.capCPU, n.capMem)
+		}
+		for r := n.rows; r != 0; r = s.rows.Get(r - 1).next {
+			rows++
+		}
+		var all uint64
+		for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
+			units++
+			x := s.units.Get(u - 1)
+			if x.node != slot || x.devs&all != 0 || x.usable&^x.devs != 0 || !s.pools.Get(uint32(x.pool)).used {
+				return fmt.Errorf("node %d: unit %d is not as it should be: %+v", slot, u-1, *x)
+			}
+			all |= x.devs
+			if err := s.checkDevices(slot, x); err != nil {
+				return err
+			}
+		}
+		if all != 1<<n.devices-1 {
+			return fmt.Errorf("node %d: the units have devices %x, the node has %d", slot, all, n.devices)
+		}
+	}
+	if got := s.sums.Get().nodes; got != nodes || s.unitSlots.Len() != units || s.rowSlots.Len() != rows {
+		return fmt.Errorf("%d nodes, %d units, %d rows, but %d, %d, %d are counted",
+			nodes, units, rows, got, s.unitSlots.Len(), s.rowSlots.Len())
+	}
+	return nil
+}
+
+func (s *State) checkDevices(slot uint32, u *unitRec) error {
+	for d := range uint8(gpuai.MaxGPUs) {
+		if u.devs>>d&1 == 0 {
+			continue
+		}
+		f := s.free(slot, d)
+		if f > int16(gpuai.WholeDevice) {
+			return fmt.Errorf("node %d: device %d has %d milli free", slot, d, f)
+		}
+		whole := f == int16(gpuai.WholeDevice) && u.usable>>d&1 != 0
+		if whole != (u.whole>>d&1 != 0) {
+			return fmt.Errorf("node %d: device %d with %d milli free is whole: %v", slot, d, f, !whole)
+		}
+	}
+	return nil
+}
+
+func (s *State) checkPools() error {
+	units := make([]uint32, s.pools.Len())
+	for u, ok := s.unitSlots.Next(0); ok; u, ok = s.unitSlots.Next(u + 1) {
+		units[s.units.Get(u).pool]++
+	}
+	var tiers uint64
+	for p := range s.pools.Len() {
+		r := s.pools.Get(p)
+		if r.used != s.poolSlots.Has(p) || r.units != units[p] || r.used != (r.units > 0) {
+			return fmt.Errorf("pool %d has %d units, counts %d, in use %v", p, units[p], r.units, r.used)
+		}
+		if !r.used {
+			continue
+		}
+		if got, ok := s.findPool(s.poolBytes.Append(nil, r.def)); !ok || got != p {
+			return fmt.Errorf("pool %d is found as %d, %v", p, got, ok)
+		}
+		if *s.tiers.Get(uint32(r.tier)*poolWords + p>>6)>>(p&63)&1 == 0 {
+			return fmt.Errorf("pool %d is not in its tier %d", p, r.tier)
+		}
+		tiers |= 1 << r.tier
+	}
+	var set uint32
+	for i := range s.tiers.Len() {
+		set += uint32(bits.OnesCount64(*s.tiers.Get(i)))
+	}
+	if sum := s.sums.Get(); set != s.poolSlots.Len() || sum.tiers != tiers || sum.words*64 < s.poolSlots.Len() {
+		return fmt.Errorf("%d pools in tiers %x, want %d in %x", set, sum.tiers, s.poolSlots.Len(), tiers)
+	}
+	return nil
+}
+
+func (s *State) checkFilters() error {
+	refs := make([]uint32, s.filters.Len())
+	for i, ok := s.shapeSlots.Next(0); ok; i, ok = s.shapeSlots.Next(i + 1) {
+		r := s.shapes.Get(i)
+		for a := range r.alts {
+			refs[r.filters[a]]++
+		}
+	}
+	for f := range s.filters.Len() {
+		r := s.filters.Get(f)
+		if r.refs != refs[f] || s.filterSlots.Has(f) != (refs[f] > 0) {
+			return fmt.Errorf("filter %d is used %d times, counts %d", f, refs[f], r.refs)
+		}
+		if r.refs == 0 {
+			continue
+		}
+		def := s.shapeBytes.Append(nil, r.def)
+		for p, ok := s.poolSlots.Next(0); ok; p, ok = s.poolSlots.Next(p + 1) {
+			v := viewPool(s.poolBytes.Append(nil, s.pools.Get(p).def))
+			got := *s.masks.Get(f*poolWords + p>>6)>>(p&63)&1 != 0
+			if want := passes(def, &v); got != want {
+				return fmt.Errorf("filter %d, pool %d: the mask says %v", f, p, got)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *State) checkShapes() error {
+	var idle uint32
+	for i, ok := s.shapeSlots.Next(0); ok; i, ok = s.shapeSlots.Next(i + 1) {
+		r := s.shapes.Get(i)
+		if got, ok := s.FindShape(s.shapeBytes.Append(nil, r.key)); !ok || uint32(got) != i {
+			return fmt.Errorf("shape %d is found as %d, %v", i, got, ok)
+		}
+		if r.refs == 0 {
+			idle++
+		}
+	}
+	var listed uint32
+	for i := s.sums.Get().first; i != 0 && listed <= idle; i = s.shapes.Get(i.id()).next {
+		listed++
+		if r := s.shapes.Get(i.id()); r.refs != 0 || !r.used {
+			return fmt.Errorf("shape %d is listed as idle, with %d users", i.id(), r.refs)
+		}
+	}
+	if sum := s.sums.Get(); listed != idle || sum.idle != idle || idle > MaxIdleShapes {
+		return fmt.Errorf("%d shapes are idle, %d listed, %d counted", idle, listed, sum.idle)
+	}
+	return nil
+}
+
+// A listed is a pair that a tree should have.
+type listed struct {
+	tree     uint32
+	key, mem uint64
+	weight   uint32
+}
+
+// implied returns what all trees should have, in order.
+func (s *State) implied() []listed {
+	var out []listed
+	for u, ok := s.unitSlots.Next(0); ok; u, ok = s.unitSlots.Next(u + 1) {
+		r := s.units.Get(u)
+		n := s.nodes.Get(r.node)
+		base := uint32(r.pool) * numTrees
+		count := uint64(bits.OnesCount64(r.devs))
+		out = append(out, listed{base + capacityTree, makeKey(count, n.capCPU, r.node), uint64(n.capMem), 1})
+		if !n.open || n.freeCPU < 0 || n.freeMem < 0 {
+			continue
+		}
+		var left [gpuai.WholeDevice + 1]uint32
+		for d := range uint8(gpuai.MaxGPUs) {
+			if r.usable>>d&1 != 0 {
+				left[max(s.free(r.node, d), 0)]++
+			}
+		}
+		whole := left[gpuai.WholeDevice]
+		out = append(out, listed{base + wholeClass + whole, makeKey(0, n.freeCPU, r.node), uint64(n.freeMem), 1})
+		for f := uint32(1); f < uint32(gpuai.WholeDevice); f++ {
+			if left[f] > 0 {
+				key := makeKey(uint64(f%levelStep), n.freeCPU, r.node)
+				out = append(out, listed{base + f/levelStep, key, uint64(n.freeMem), left[f]})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b listed) int {
+		return cmp.Or(cmp.Compare(a.tree, b.tree), cmp.Compare(a.key, b.key))
+	})
+	return out
+}
+
+func (s *State) checkTrees() error {
+	want := s.implied()
+	var blocks uint32
+	var classes [2]uint64
+	for i := range s.trees.Len() {
+		n := 0
+		for n < len(want) && want[n].tree == i {
+			n++
+		}
+		t := s.trees.Get(i)
+		pool, class := i/numTrees, i%numTrees
+		if filled := *s.filled.Get(pool>>6*numTrees + class)>>(pool&63)&1 != 0; filled != (n > 0) || t.empty() != (n == 0) {
+			return fmt.Errorf("pool %d, class %d has %d units, marked %v", pool, class, n, filled)
+		}
+		if n > 0 {
+			classes[class>>6] |= 1 << (class & 63)
+			if err := s.checkTree(t, want[:n], &blocks); err != nil {
+				return fmt.Errorf("pool %d, class %d: %w", pool, class, err)
+			}
+		} else if *t != (treeRec{}) {
+			return fmt.Errorf("pool %d, class %d is empty, but its tree is %+v", pool, class, *t)
+		}
+		want = want[n:]
+	}
+	if got := s.sums.Get().classes; got != classes || len(want) > 0 || blocks != s.forest.slots.Len() {
+		return fmt.Errorf("classes %x, want %x; %d blocks, %d are in use", got, classes, blocks, s.forest.slots.Len())
+	}
+	return nil
+}
+
+func (s *State) checkTree(t *treeRec, want []listed, blocks *uint32) error {
+	got, err := s.forest.entries(t.root-1, t.height, nil, blocks)
+	if err != nil {
+		return err
+	}
+	var weight uint32
+	var most uint64
+	for i := range want {
+		if i >= len(got) || got[i].key != want[i].key || got[i].mem != want[i].mem {
+			return fmt.Errorf("pair %d of %d is not %x, %d", i, len(got), want[i].key, want[i].mem)
+		}
+		weight += want[i].weight
+		most = max(most, want[i].mem)
+	}
+	if len(got) != len(want) || t.weight != weight || t.maxMem != most || t.maxKey != want[len(want)-1].key {
+		return fmt.Errorf("%d pairs, want %d; %+v", len(got), len(want), *t)
+	}
+	return nil
+}
+
+// entries appends the pairs below a block, and counts the blocks.
+func (f forest) entries(at uint32, height uint8, out []entry, blocks *uint32) ([]entry, error) {
+	b := f.blocks.Get(at)
+	*blocks++
+	if b.n == 0 || b.n > fan || !f.slots.Has(at) {
+		return out, fmt.Errorf("block %d has %d entries, in use %v", at, b.n, f.slots.Has(at))
+	}
+	var err error
+	for i := range b.n {
+		if height == 0 {
+			out = append(out, entry{key: b.keys[i], mem: b.mems[i]})
+			continue
+		}
+		if out, err = f.entries(b.kids[i], height-1, out, blocks); err != nil {
+			return out, err
+		}
+		if sum := f.entryOf(b.kids[i]); sum.key != b.keys[i] || sum.mem != b.mems[i] {
+			return out, fmt.Errorf("block %d: entry %d does not sum up its child", at, i)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,199 @@
+package scheduler
+
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai"
+)
+
+// firstClass returns the tightest class that can serve a shape.
+func (r *shapeRec) firstClass() uint32 {
+	if r.share != 0 {
+		return uint32(r.share) / levelStep
+	}
+	return wholeClass + uint32(r.count)
+}
+
+// prefix returns the least prefix of a key that can serve a shape in a class.
+func (r *shapeRec) prefix(class uint32) uint64 {
+	if r.share != 0 && class == uint32(r.share)/levelStep {
+		return uint64(r.share) % levelStep
+	}
+	return 0
+}
+
+// usesClass reports whether units of a class from firstClass on can serve a
+// shape: a share needs a device.
+func (r *shapeRec) usesClass(class uint32) bool { return class != wholeClass || r.share == 0 }
+
+// Find returns the best place for a task of a shape now: the first by the
+// order in DESIGN.md. It takes nothing.
+func (s *State) Find(id ShapeID) (Fit, bool) {
+	f, ok := s.find(s.shapes.Get(uint32(id)))
+	s.charge()
+	return f, ok
+}
+
+func (s *State) find(r *shapeRec) (Fit, bool) {
+	sum := s.sums.Get()
+	for alt := range r.alts {
+		for c := sum.nextClass(r.firstClass()); c < numClasses; c = sum.nextClass(c + 1) {
+			if !r.usesClass(c) {
+				continue
+			}
+			if key, pool, ok := s.findClass(r, alt, c); ok {
+				return s.fit(r, place{key, pool, c, alt}), true
+			}
+		}
+	}
+	return Fit{}, false
+}
+
+// findClass returns the best unit of a class.
+func (s *State) findClass(r *shapeRec, alt uint8, class uint32) (key uint64, pool uint32, ok bool) {
+	sum := s.sums.Get()
+	mask := r.filters[alt] * poolWords
+	for t := sum.tiers; t != 0; t &= t - 1 {
+		tier := uint32(bits.TrailingZeros64(t)) * poolWords
+		for w := range sum.words {
+			m := *s.filled.Get(w*numTrees + class) & *s.masks.Get(mask + w) & *s.tiers.Get(tier + w)
+			for ; m != 0; m &= m - 1 {
+				pool = w<<6 | uint32(bits.TrailingZeros64(m))
+				if key, ok = s.findTree(pool*numTrees+class, r.prefix(class), r); ok {
+					return key, pool, true
+				}
+			}
+		}
+	}
+	return 0, 0, false
+}
+
+// findTree returns the least key of a tree with at least this prefix, and the
+// shape's CPU and memory.
+func (s *State) findTree(i uint32, prefix uint64, r *shapeRec) (uint64, bool) {
+	t := s.trees.Get(i)
+	lo := makeKey(prefix, r.cpu, 0)
+	s.ticks += tickTree
+	if t.maxMem < r.mem || t.maxKey < lo {
+		return 0, false
+	}
+	for {
+		s.ticks += tickSeek
+		key, ok := s.forest.seek(&t.tree, lo, r.mem)
+		if !ok || keyCPU(key) >= uint64(r.cpu) {
+			return key, ok
+		}
+		// The next prefix; its units with too little CPU come first.
+		lo = makeKey(keyPrefix(key), r.cpu, 0)
+	}
+}
+
+// A place is a unit in its class.
+type place struct {
+	key   uint64
+	pool  uint32
+	class uint32
+	alt   uint8
+}
+
+// fit chooses the devices at a place.
+func (s *State) fit(r *shapeRec, p place) Fit {
+	f := Fit{Node: keyNode(p.key), Share: r.share, Alt: p.alt}
+	u := s.nodes.Get(f.Node).unit
+	for u != 0 && uint32(s.units.Get(u-1).pool) != p.pool {
+		u = s.units.Get(u - 1).next
+	}
+	if u == 0 {
+		return f
+	}
+	x := s.units.Get(u - 1)
+	if p.class >= wholeClass {
+		f.Devices = lowest(x.whole, r.count)
+		return f
+	}
+	left := int16(p.class*levelStep) + int16(keyPrefix(p.key))
+	for m := x.usable &^ x.whole; m != 0; m &= m - 1 {
+		if d := uint8(bits.TrailingZeros64(m)); s.free(f.Node, d) == left {
+			f.Devices = 1 << d
+			break
+		}
+	}
+	return f
+}
+
+// lowest returns the n lowest bits of m.
+func lowest(m uint64, n uint16) uint64 {
+	rest := m
+	for range n {
+		rest &= rest - 1
+	}
+	return m &^ rest
+}
+
+// FitsOn returns the best place for a task of a shape on one node: what Find
+// would return if there were no other.
+func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
+	if !s.Known(node) {
+		return Fit{}, false
+	}
+	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
+	if !n.indexed() || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem {
+		return Fit{}, false
+	}
+	for alt := range r.alts {
+		best, found := place{alt: alt}, false
+		for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
+			x := s.units.Get(u - 1)
+			if !s.passes(r, alt, uint32(x.pool)) {
+				continue
+			}
+			if p, ok := s.placeIn(r, x); ok && (!found || s.tighter(&p, &best)) {
+				p.alt = alt
+				best, found = p, true
+			}
+		}
+		if found {
+			return s.fit(r, best), true
+		}
+	}
+	return Fit{}, false
+}
+
+// passes reports whether a pool passes the filter of a shape's alternative.
+func (s *State) passes(r *shapeRec, alt uint8, pool uint32) bool {
+	return *s.masks.Get(r.filters[alt]*poolWords + pool>>6)>>(pool&63)&1 != 0
+}
+
+// tighter orders the units of one node.
+func (s *State) tighter(a, b *place) bool {
+	if a.class != b.class {
+		return a.class < b.class
+	}
+	if x, y := s.pools.Get(a.pool).tier, s.pools.Get(b.pool).tier; x != y {
+		return x < y
+	}
+	return a.pool < b.pool
+}
+
+// placeIn returns the tightest class in which a unit can serve a shape.
+func (s *State) placeIn(r *shapeRec, u *unitRec) (place, bool) {
+	p := place{pool: uint32(u.pool)}
+	g := uint32(bits.OnesCount64(u.whole))
+	p.class = wholeClass + g
+	p.key = makeKey(0, 0, u.node)
+	if r.share == 0 {
+		return p, g >= uint32(r.count)
+	}
+	best := int16(gpuai.WholeDevice)
+	for m := u.usable &^ u.whole; m != 0; m &= m - 1 {
+		if f := s.free(u.node, uint8(bits.TrailingZeros64(m))); f >= int16(r.share) && f < best {
+			best = f
+		}
+	}
+	if best < int16(gpuai.WholeDevice) {
+		p.class = uint32(best) / levelStep
+		p.key = makeKey(uint64(best)%levelStep, 0, u.node)
+		return p, true
+	}
+	return p, g > 0
+}

@@ -1,0 +1,109 @@
+package scheduler
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/gpuai/gpuai"
+)
+
+// What the index cannot learn from the nodes and leases again: the numbers of
+// pools and shapes, which are history and reach decisions.
+
+var le = binary.LittleEndian
+
+// errState is what RestoreState wraps.
+var errState = errors.New("the scheduler's part of the snapshot does not fit together")
+
+// AppendState appends the pools in the order of their numbers, and the shapes
+// with their needs and users: those in use by number, then the idle ones, the
+// longest idle first.
+func (s *State) AppendState(b []byte) []byte {
+	b = le.AppendUint32(b, s.poolSlots.Len())
+	var buf []byte
+	for p, ok := s.poolSlots.Next(0); ok; p, ok = s.poolSlots.Next(p + 1) {
+		buf = s.poolBytes.Append(buf[:0], s.pools.Get(p).def)
+		b = appendStr(le.AppendUint16(b, uint16(p)), buf)
+	}
+	b = le.AppendUint32(b, s.shapeSlots.Len())
+	for i, ok := s.shapeSlots.Next(0); ok; i, ok = s.shapeSlots.Next(i + 1) {
+		if s.shapes.Get(i).refs > 0 {
+			b = s.appendShape(b, i)
+		}
+	}
+	for i := s.sums.Get().first; i != 0; i = s.shapes.Get(i.id()).next {
+		b = s.appendShape(b, i.id())
+	}
+	return b
+}
+
+func (s *State) appendShape(b []byte, i uint32) []byte {
+	r := s.shapes.Get(i)
+	b = le.AppendUint32(b, i)
+	b = le.AppendUint32(b, r.refs)
+	b = le.AppendUint64(b, r.mem)
+	b = le.AppendUint64(b, uint64(r.cpu))
+	b = append(b, byte(r.count), r.alts)
+	b = le.AppendUint16(b, r.share)
+	b = appendStr(b, s.shapeBytes.Append(nil, r.key))
+	for a := range r.alts {
+		b = appendStr(b, s.shapeBytes.Append(nil, s.filters.Get(r.filters[a]).def))
+	}
+	return b
+}
+
+// RestoreState gives an empty index what AppendState wrote. SetNode for every
+// node, Hold for every live lease and SetOpen make the rest.
+func (s *State) RestoreState(b []byte) error {
+	c := cursor{b: b}
+	for n := c.u32(); n > 0; n-- {
+		number, def := c.u16(), c.str()
+		if c.short || number >= MaxPools || s.poolSlots.Has(uint32(number)) || len(def) == 0 || def[0] >= numTiers {
+			return fmt.Errorf("pool %d: %w", number, errState)
+		}
+		if code := s.makePool(uint32(number), def); code != gpuai.OK {
+			return fmt.Errorf("pool %d: %w: %v", number, errState, code)
+		}
+	}
+	for n := c.u32(); n > 0; n-- {
+		if err := s.restoreShape(&c); err != nil {
+			return err
+		}
+	}
+	if c.short || len(c.b) > 0 {
+		return fmt.Errorf("%d bytes are left: %w", len(c.b), errState)
+	}
+	return nil
+}
+
+func (s *State) restoreShape(c *cursor) error {
+	i, refs := c.u32(), c.u32()
+	rec := shapeRec{mem: c.u64(), cpu: int64(c.u64()), count: uint16(c.byte()), alts: c.byte(), share: c.u16()}
+	key := c.str()
+	_, known := s.FindShape(key)
+	ok := !c.short && !known && i < MaxShapes && !s.shapeSlots.Has(i) && rec.alts >= 1 &&
+		rec.alts <= gpuai.MaxAlternatives && rec.count <= gpuai.MaxGPUs && rec.share < uint16(gpuai.WholeDevice) &&
+		rec.cpu >= 0 && rec.cpu < int64(gpuai.MaxCPU) && rec.mem < uint64(gpuai.MaxMemory)
+	if !ok {
+		return fmt.Errorf("shape %d: %w", i, errState)
+	}
+	for a := range rec.alts {
+		f, code := s.joinFilter(c.str())
+		if code != gpuai.OK {
+			return fmt.Errorf("shape %d: %w: %v", i, errState, code)
+		}
+		rec.filters[a] = f
+	}
+	if code := s.storeShape(i, key, &rec); code != gpuai.OK || c.short {
+		return fmt.Errorf("shape %d: %w: %v", i, errState, code)
+	}
+	if refs > 0 {
+		s.unsetIdle(i)
+		s.shapes.Mut(i).refs = refs
+	}
+	return nil
+}
+
+// RestoreNode is SetNode for a node of a snapshot, whose pools are there.
+func (s *State) RestoreNode(slot uint32, n *NodeInfo) gpuai.Code { return s.SetNode(slot, n) }

@@ -1,0 +1,154 @@
+package scheduler
+
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// A State is the capacity index of one machine.
+type State struct {
+	space *mem.Space
+
+	nodes     *mem.Table[nodeRec]
+	units     *mem.Table[unitRec]
+	unitSlots *mem.Slots
+	rows      *mem.Table[rowRec]
+	rowSlots  *mem.Slots
+
+	pools     *mem.Table[poolRec]
+	poolSlots *mem.Slots
+	poolHash  *mem.Hash
+	poolBytes *mem.Blobs
+	tiers     *mem.Table[uint64] // pools of a price tier: tier·poolWords + word
+
+	forest forest
+	trees  *mem.Table[treeRec] // pool·numTrees + class
+	sizes  *mem.Table[uint32]  // units by their devices: pool·numSizes + devices
+	filled *mem.Table[uint64]  // pools whose tree is not empty: word·numTrees + class
+
+	filters     *mem.Table[filterRec]
+	filterSlots *mem.Slots
+	filterHash  *mem.Hash
+	masks       *mem.Table[uint64] // pools that pass: filter·poolWords + word
+
+	shapes     *mem.Table[shapeRec]
+	shapeSlots *mem.Slots
+	shapeHash  *mem.Hash
+	shapeBytes *mem.Blobs
+
+	sums mem.Var[sumRec]
+
+	work  uint64
+	ticks uint64 // of the search under way
+	// Scratch carries nothing from one call to the next.
+	poolBuf, filterBuf, keyBuf []byte
+}
+
+// A sumRec sums up the tables, so that a search knows where not to look.
+type sumRec struct {
+	classes [2]uint64 // that a pool has units in, numTrees bits
+	tiers   uint64    // that a pool is of
+	words   uint32    // of a bitmap of pools that are in use
+	nodes   uint32
+	idle    uint32   // shapes that no group uses
+	first   shapeRef // the longest idle shape
+	last    shapeRef
+}
+
+// nextClass returns the first class ≥ c that some pool has units in, or
+// numClasses.
+func (r *sumRec) nextClass(c uint32) uint32 {
+	for w := c >> 6; w < 2; w++ {
+		if m := r.classes[w] >> (c & 63) << (c & 63); m != 0 {
+			return min(w<<6|uint32(bits.TrailingZeros64(m)), numClasses)
+		}
+		c = 0
+	}
+	return numClasses
+}
+
+// New returns an empty index whose structures live in sp.
+func New(sp *mem.Space) *State {
+	return &State{
+		space:     sp,
+		nodes:     mem.NewTable[nodeRec](sp, 6),
+		units:     mem.NewTable[unitRec](sp, 6),
+		unitSlots: mem.NewSlots(sp),
+		rows:      mem.NewTable[rowRec](sp, 7),
+		rowSlots:  mem.NewSlots(sp),
+
+		pools:     mem.NewHashed(sp, 4, hashPool),
+		poolSlots: mem.NewSlots(sp),
+		poolHash:  mem.NewHash(sp),
+		poolBytes: mem.NewBlobs(sp),
+		tiers:     mem.NewTable[uint64](sp, 6),
+
+		forest: newForest(sp),
+		trees:  mem.NewTable[treeRec](sp, 7),
+		sizes:  mem.NewTable[uint32](sp, 8),
+		filled: mem.NewTable[uint64](sp, 7),
+
+		filters:     mem.NewTable[filterRec](sp, 6),
+		filterSlots: mem.NewSlots(sp),
+		filterHash:  mem.NewHash(sp),
+		masks:       mem.NewTable[uint64](sp, 8),
+
+		shapes:     mem.NewHashed(sp, 4, hashShape),
+		shapeSlots: mem.NewSlots(sp),
+		shapeHash:  mem.NewHash(sp),
+		shapeBytes: mem.NewBlobs(sp),
+
+		sums: mem.NewVar(sp, sumRec{}),
+	}
+}
+
+// Fork returns the index's copy in ns, a fork of its space. Work starts at 0.
+func (s *State) Fork(ns *mem.Space) *State {
+	return &State{
+		space:     ns,
+		nodes:     s.nodes.Fork(ns),
+		units:     s.units.Fork(ns),
+		unitSlots: s.unitSlots.Fork(ns),
+		rows:      s.rows.Fork(ns),
+		rowSlots:  s.rowSlots.Fork(ns),
+
+		pools:     s.pools.Fork(ns),
+		poolSlots: s.poolSlots.Fork(ns),
+		poolHash:  s.poolHash.Fork(ns),
+		poolBytes: s.poolBytes.Fork(ns),
+		tiers:     s.tiers.Fork(ns),
+
+		forest: s.forest.fork(ns),
+		trees:  s.trees.Fork(ns),
+		sizes:  s.sizes.Fork(ns),
+		filled: s.filled.Fork(ns),
+
+		filters:     s.filters.Fork(ns),
+		filterSlots: s.filterSlots.Fork(ns),
+		filterHash:  s.filterHash.Fork(ns),
+		masks:       s.masks.Fork(ns),
+
+		shapes:     s.shapes.Fork(ns),
+		shapeSlots: s.shapeSlots.Fork(ns),
+		shapeHash:  s.shapeHash.Fork(ns),
+		shapeBytes: s.shapeBytes.Fork(ns),
+
+		sums: s.sums.Fork(ns),
+	}
+}
+
+// Work returns how much work searches have done, in units of about 50 ns. Take
+// the difference of two calls: what it starts at means nothing. The difference
+// is a function of the state and of the calls between, equal on all replicas,
+// whatever the history of their trees.
+func (s *State) Work() uint64 { return s.work }
+
+// charge ends a search.
+func (s *State) charge() {
+	s.work += workSearch + s.ticks/ticksPerUnit
+	s.ticks = 0
+}
+
+// HasNodes reports whether any node is registered.
+func (s *State) HasNodes() bool { return s.sums.Get().nodes > 0 }
