@@ -92,14 +92,14 @@ type Lease struct {
 
 // An Assignment is a lease with all that an agent needs to run its task.
 type Assignment struct {
-	Lease   Lease     `json:"lease"`
-	JobName string    `json:"job_name"`
+	Lease   Lease  `json:"lease"`
+	JobName string `json:"job_name"`
 	// GroupName is the name of the task's group.
-	GroupName string `json:"group_name"`
-	Task    TaskSpec  `json:"task"`
-	Attempt uint32    `json:"attempt,omitzero"`
-	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
-	Gang    *GangInfo `json:"gang,omitzero"`
+	GroupName string    `json:"group_name"`
+	Task      TaskSpec  `json:"task"`
+	Attempt   uint32    `json:"attempt,omitzero"`
+	Array     uint32    `json:"array_size,omitzero"` // 0: not an array
+	Gang      *GangInfo `json:"gang,omitzero"`
 }
 
 // A GangInfo tells a gang's member of the others.

@@ -202,7 +202,7 @@ func BenchmarkMutCommit(b *testing.B) {
 	s.Commit()
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		t.Mut(uint32(i) % 100_000).a++
+		t.Mut(uint32(i)%100_000).a++
 		s.Commit()
 	}
 }

@@ -206,3 +206,6 @@ func (v Var[T]) Get() *T { return v.t.Get(0) }
 
 // Mut returns the value for writing.
 func (v Var[T]) Mut() *T { return v.t.Mut(0) }
+
+// Sum returns the value's hash, computed anew.
+func (v Var[T]) Sum() uint64 { return v.t.Sum() }

@@ -1,0 +1,248 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// Types of commands in the log. A number is never given to another command.
+const (
+	typeRegisterNode uint8 = iota + 1
+	typeUpdateDevices
+	typeSetNodeEligibility
+	typeExpireLeases
+	typeSubmitJob
+	typeStopJob
+	typeReportLease
+	typeConfirmBeats
+	typeTick
+	typeSetPolicy
+	typeSetFeatureLevel
+	typeCheckpoint
+	typeRetireJobs
+	numTypes
+)
+
+var commandNames = [numTypes]string{
+	"", "register_node", "update_devices", "set_node_eligibility", "expire_leases", "submit_job",
+	"stop_job", "report_lease", "confirm_beats", "tick", "set_policy", "set_feature_level",
+	"checkpoint", "retire_jobs",
+}
+
+// CommandName returns the name of a command type, for metrics.
+func CommandName(t uint8) string {
+	if t < numTypes {
+		return commandNames[t]
+	}
+	return ""
+}
+
+// Apply applies one committed entry. Data is read during the call only. The
+// slices of out are reused when they have room; what they hold is not kept.
+//
+// It never panics. It returns ErrDamaged or ErrUnknownCommand, wrapped, without
+// having applied anything: the server must stop. An index that was applied
+// before is passed over.
+func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
+	*out = Output{Index: index, Results: out.Results[:0], Events: out.Events[:0]}
+	e, err := wire.OpenEntry(data)
+	if err != nil {
+		return fmt.Errorf("log entry %d: %w (%w)", index, ErrDamaged, err)
+	}
+	if err := known(e); err != nil {
+		return fmt.Errorf("log entry %d: %w", index, err)
+	}
+	meta := m.meta.Get()
+	if index <= meta.index {
+		out.Time = meta.time
+		return nil
+	}
+	m.now = entryState{
+		index: index, term: term, work: WorkPerEntry,
+		time: max(meta.time, gpuai.Instant(e.Header.Time)), wall: gpuai.WallTime(e.Header.Wall),
+	}
+	m.out, out.Time = out, m.now.time
+	m.begin()
+	m.guard((*Machine).fireTimers)
+	for c, ok := e.Next(); ok; c, ok = e.Next() {
+		m.command(&c)
+	}
+	m.guard((*Machine).refill)
+	m.guard((*Machine).forgetResults)
+	m.finish()
+	return nil
+}
+
+// known reports whether this build knows every command of an entry.
+func known(e wire.Entry) error {
+	for c, ok := e.Next(); ok; c, ok = e.Next() {
+		if c.Type == 0 || c.Type >= numTypes || c.Version != 1 {
+			return fmt.Errorf("%w (type %d, version %d)", ErrUnknownCommand, c.Type, c.Version)
+		}
+	}
+	return nil
+}
+
+// begin moves the machine's clock and index to the entry's.
+func (m *Machine) begin() {
+	r := m.meta.Mut()
+	r.index, r.term, r.time, r.wall = m.now.index, m.now.term, m.now.time, m.now.wall
+	m.sp.Commit()
+}
+
+// finish writes the digest of the entry.
+func (m *Machine) finish() {
+	m.sp.Commit()
+	if m.digests != nil {
+		m.digests[m.now.index%DigestsKept] = m.Digest()
+	}
+	m.out = nil
+}
+
+// command applies one command and appends its result.
+func (m *Machine) command(c *wire.Command) {
+	from := len(m.out.Events)
+	m.now.work -= workCommand
+	var key [16]byte
+	var res Result
+	if len(c.Key) > 0 {
+		key = resultKey(c)
+	}
+	if !m.repeated(c, &key, &res) {
+		res = Result{Index: m.now.index}
+		if !m.guard(func(m *Machine) { res = m.dispatch(c); res.Index = m.now.index }) {
+			res = Result{Index: m.now.index, Code: gpuai.Internal, Detail: "the command failed inside the machine and was taken back; report this bug"}
+		}
+		m.guard((*Machine).refill)
+		if c.Type == typeSubmitJob && res.Code == gpuai.OK {
+			m.countLeased(&res)
+		}
+		if len(c.Key) > 0 && res.Code != gpuai.RateLimited && res.Code != gpuai.Internal {
+			m.remember(&key, bodyHash(c), &res)
+		}
+	}
+	res.EventsFrom, res.EventsTo = uint32(from), uint32(len(m.out.Events))
+	m.out.Results = append(m.out.Results, res)
+	m.chain(c, &res)
+	m.sp.Commit()
+}
+
+// countLeased fills in how many tasks of a new job have their lease.
+func (m *Machine) countLeased(res *Result) {
+	if slot, ok := m.jobSlot(res.Job); ok {
+		res.Leased = m.jobs.Get(slot).live
+	}
+}
+
+// repeated answers a command whose key was answered before.
+func (m *Machine) repeated(c *wire.Command, key *[16]byte, res *Result) bool {
+	if len(c.Key) == 0 {
+		return false
+	}
+	old, ok := m.remembered(key)
+	switch {
+	case !ok && m.resultSlots.Len() >= MaxResults:
+		*res = Result{Index: m.now.index, Code: gpuai.RateLimited, Detail: "too many idempotency keys are remembered: retry later"}
+	case !ok:
+		return false
+	case old.body != bodyHash(c):
+		*res = Result{Index: m.now.index, Code: gpuai.IdempotencyMismatch, Detail: "this idempotency key was used with another body: use a new key"}
+	default:
+		*res = Result{
+			Index: old.index, Code: old.code, Repeated: true, Job: old.job,
+			Incarnation: old.inc, Tasks: old.tasks, Leased: old.leased,
+		}
+	}
+	return true
+}
+
+// bodyHash is the hash of what a command asks, without what a server minted.
+func bodyHash(c *wire.Command) uint64 {
+	if c.Type == typeSubmitJob && len(c.Body) >= len(gpuai.JobID{}) {
+		return hashOf(c.Body[len(gpuai.JobID{}):])
+	}
+	return hashOf(c.Body)
+}
+
+// chain takes a command and its result into the digest: codes and IDs only.
+func (m *Machine) chain(c *wire.Command, res *Result) {
+	h := mem.HashBytes(seedChain<<8|uint64(c.Type), c.Body)
+	h = mem.Mix(h, mem.HashBytes(uint64(res.Code), res.Job[:]))
+	h = mem.Mix(h, uint64(res.Incarnation)<<32^uint64(res.Leased)<<8^uint64(res.Tasks))
+	r := m.meta.Mut()
+	r.chain = mem.Mix(r.chain, h)
+}
+
+// guard runs a step and commits it. A step that panics is taken back whole, on
+// every replica alike: the last defence, for a bug of ours.
+func (m *Machine) guard(step func(*Machine)) (ok bool) {
+	now, events := m.now, len(m.out.Events)
+	defer func() {
+		if r := recover(); r != nil {
+			m.sp.Rollback()
+			m.now = now
+			m.out.Events = m.out.Events[:events]
+			m.panicked(r)
+			ok = false
+		}
+	}()
+	step(m)
+	m.sp.Commit()
+	return true
+}
+
+// panicked notes a panic, and gives up the backlog that may have led to it so
+// that the next entry does not meet it again.
+func (m *Machine) panicked(r any) {
+	if m.out.Panics++; m.out.Panic == "" {
+		m.out.Panic = fmt.Sprint(r)
+	}
+	if slot, ok := m.dirty.Next(0); ok {
+		m.dirty.Clear(slot)
+	}
+	if slot, ok := m.unseen.Next(0); ok {
+		m.seen(slot)
+	}
+	m.sp.Commit()
+}
+
+// dispatch applies a command of a known type.
+func (m *Machine) dispatch(c *wire.Command) Result {
+	r := wire.NewReader(c.Body)
+	switch c.Type {
+	case typeRegisterNode:
+		return m.applyRegisterNode(r)
+	case typeUpdateDevices:
+		return m.applyUpdateDevices(r)
+	case typeSetNodeEligibility:
+		return m.applySetNodeEligibility(r)
+	case typeExpireLeases:
+		return m.applyExpireLeases(r)
+	case typeSubmitJob:
+		return m.applySubmitJob(c)
+	case typeStopJob:
+		return m.applyStopJob(r)
+	case typeReportLease:
+		return m.applyReportLease(r)
+	case typeConfirmBeats:
+		return m.applyConfirmBeats(r)
+	case typeTick:
+		return applyTick(r)
+	case typeSetPolicy:
+		return m.applySetPolicy(r)
+	case typeSetFeatureLevel:
+		return m.applySetFeatureLevel(r)
+	case typeCheckpoint:
+		return m.applyCheckpoint(r)
+	default:
+		return m.applyRetireJobs(r)
+	}
+}
+
+// rejected is the result of a command that changed nothing.
+func rejected(code gpuai.Code, detail string) Result { return Result{Code: code, Detail: detail} }
+
+var malformed = rejected(gpuai.InvalidSpec, "the command is malformed")

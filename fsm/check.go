@@ -1,0 +1,217 @@
+package fsm
+
+import (
+	"fmt"
+	"math/bits"
+
+	"github.com/gpuai/gpuai"
+)
+
+// Check verifies the invariants of the state and says which one does not hold:
+// no device in two live exclusive leases, sums within capacity, counts equal to
+// what they count, indexes equal to tables, the hash equal to the records. It
+// looks at everything: for tests, restores and samples.
+func (m *Machine) Check() error {
+	for _, f := range []func() error{
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkHash, m.sched.Check,
+	} {
+		if err := f(); err != nil {
+			return fmt.Errorf("invariant: %w", err)
+		}
+	}
+	return nil
+}
+
+func (m *Machine) checkNodes() error {
+	live := uint32(0)
+	for s := range m.nodes.Len() {
+		n, body := m.nodes.Get(s), m.nodeBody(s)
+		if *m.nodeOf.Get(n.name) != refTo(s) {
+			return fmt.Errorf("node %d is not found by its name", s)
+		}
+		var milli [gpuai.MaxGPUs]uint32
+		var cpu, mem int64
+		count := uint32(0)
+		for l := n.first; l != 0; l = m.leases.Get(l.slot()).next {
+			x := m.leases.Get(l.slot())
+			if x.node != s || !x.live() {
+				return fmt.Errorf("node %s lists lease %d, which is not its", body.spec.ID, x.token)
+			}
+			if count++; count > n.live {
+				return fmt.Errorf("node %s lists more leases than its %d", body.spec.ID, n.live)
+			}
+			cpu += int64(x.cpu)
+			mem += x.memory
+			for d := x.devices; d != 0; d &= d - 1 {
+				milli[bits.TrailingZeros64(d)] += uint32(x.milli())
+			}
+		}
+		for i, u := range milli {
+			if u > uint32(gpuai.WholeDevice) {
+				return fmt.Errorf("device %d of node %s is leased %d milli", i, body.spec.ID, u)
+			}
+		}
+		if cpu != n.cpuUsed || mem != n.memUsed || count != n.live {
+			return fmt.Errorf("node %s: used %d/%d in %d leases, recorded %d/%d in %d", body.spec.ID, cpu, mem, count, n.cpuUsed, n.memUsed, n.live)
+		}
+		live += count
+	}
+	if live != m.meta.Get().liveLeases {
+		return fmt.Errorf("%d leases on nodes, %d recorded", live, m.meta.Get().liveLeases)
+	}
+	return nil
+}
+
+func (m *Machine) checkJobs() error {
+	var states [5]uint32
+	var pending uint64
+	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
+		j := m.jobs.Get(s)
+		states[j.status]++
+		if at, ok := m.jobSlot(j.id); !ok || at != s {
+			return fmt.Errorf("job %s is not found by its ID", j.id)
+		}
+		var live, open uint32
+		for g := j.group; g != 0; g = m.groups.Get(g.slot()).next {
+			r := m.groups.Get(g.slot())
+			if err := m.checkGroup(g.slot()); err != nil {
+				return fmt.Errorf("job %s: %w", j.id, err)
+			}
+			live += r.live()
+			if !r.ended {
+				open++
+			}
+			pending += uint64(r.pending())
+		}
+		if live != j.live || open != uint32(j.openGroups) || (open == 0) != j.status.Final() {
+			return fmt.Errorf("job %s is %s with %d leases of %d and %d open groups of %d", j.id, j.status, live, j.live, open, j.openGroups)
+		}
+		if !j.status.Final() && (j.status == gpuai.JobRunning) != (live > 0) {
+			return fmt.Errorf("job %s is %s with %d leases", j.id, j.status, live)
+		}
+	}
+	if meta := m.meta.Get(); states != meta.jobStates || pending != meta.pending {
+		return fmt.Errorf("jobs by state %v and %d pending tasks, recorded %v and %d", states, pending, meta.jobStates, meta.pending)
+	}
+	return nil
+}
+
+func (m *Machine) checkGroup(group uint32) error {
+	g := m.groups.Get(group)
+	var n [gpuai.NumTaskStatus]uint32
+	var waiting, idx uint32
+	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
+		x := m.tasks.Get(t.slot())
+		if x.group != refTo(group) || x.idx != idx {
+			return fmt.Errorf("group %d: task %d is out of place", g.idx, x.idx)
+		}
+		idx++
+		if x.status != gpuai.TaskPending {
+			n[x.status]++
+		} else if x.retryAt != 0 {
+			waiting++
+		}
+		holds := x.status == gpuai.TaskLeased || x.status == gpuai.TaskRunning
+		if x.lease != 0 && m.leases.Get(x.lease.slot()).live() != holds || x.lease == 0 && holds {
+			return fmt.Errorf("group %d: task %d is %s, its lease is not", g.idx, x.idx, x.status)
+		}
+	}
+	if fresh := g.count - g.made; g.ended && fresh > 0 {
+		n[gpuai.TaskStopped] += fresh
+	}
+	if n != g.n || idx != g.made || !g.gang && waiting != g.waiting {
+		return fmt.Errorf("group %d: tasks by state %v with %d waiting, recorded %v with %d", g.idx, n, waiting, g.n, g.waiting)
+	}
+	if (g.bucket != 0) != (g.ready() > 0 && !g.ended) {
+		return fmt.Errorf("group %d: %d tasks ready, queued %v", g.idx, g.ready(), g.bucket != 0)
+	}
+	if g.gang && g.live() > 0 && g.ready() > 0 {
+		return fmt.Errorf("group %d: a gang with %d leases has %d tasks ready", g.idx, g.live(), g.ready())
+	}
+	return nil
+}
+
+func (m *Machine) checkLeases() error {
+	n, revoking, milli := uint32(0), uint32(0), uint64(0)
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		l := m.leases.Get(s)
+		if at, ok := m.leaseSlot(l.token); !ok || at != s {
+			return fmt.Errorf("lease %d is not found by its token", l.token)
+		}
+		if m.tasks.Get(l.task.slot()).lease != refTo(s) {
+			return fmt.Errorf("lease %d is not its task's latest", l.token)
+		}
+		if l.live() {
+			n++
+			milli += l.held()
+		}
+		if l.state == gpuai.LeaseRevoking {
+			revoking++
+		}
+	}
+	if meta := m.meta.Get(); n != meta.liveLeases || revoking != meta.revoking || milli != meta.milliUsed {
+		return fmt.Errorf("%d leases, %d revoking, %d milli; recorded %d, %d, %d", n, revoking, milli, meta.liveLeases, meta.revoking, meta.milliUsed)
+	}
+	return nil
+}
+
+func (m *Machine) checkBuckets() error {
+	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
+		b := m.buckets.Get(s)
+		if at, ok := m.findBucket(b.priority, b.shape, b.gang); !ok || at != s || m.unseen.Has(s) != b.unseen {
+			return fmt.Errorf("bucket %d is not found, or not marked as it says", s)
+		}
+		groups, tasks, prev := uint32(0), uint64(0), ref(0)
+		for at := b.first; at != 0; at = m.groups.Get(at.slot()).qnext {
+			g := m.groups.Get(at.slot())
+			if g.qprev != prev || g.bucket != refTo(s) || prev != 0 && !m.groupBefore(prev.slot(), at.slot()) {
+				return fmt.Errorf("bucket %d is out of order", s)
+			}
+			groups++
+			tasks += uint64(g.ready())
+			prev = at
+		}
+		if groups != b.groups || tasks != b.tasks || b.last != prev || groups == 0 {
+			return fmt.Errorf("bucket %d: %d groups and %d tasks, recorded %d and %d", s, groups, tasks, b.groups, b.tasks)
+		}
+	}
+	return nil
+}
+
+func (m *Machine) checkTimers() error {
+	for i := range *m.timers.n.Get() {
+		e := m.timers.heap.Get(i)
+		if p := m.timerAt(e.kind, e.slot); p != i+1 {
+			return fmt.Errorf("timer %d of kind %d thinks it is at %d, it is at %d", e.slot, e.kind, p, i+1)
+		}
+		if i > 0 && e.before(m.timers.heap.Get((i-1)/2)) {
+			return fmt.Errorf("timer %d of kind %d is out of order", e.slot, e.kind)
+		}
+	}
+	return nil
+}
+
+// timerAt is timerPlace for reading.
+func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
+	switch kind {
+	case timerTask:
+		return m.tasks.Get(slot).timer
+	case timerGroup:
+		return m.groups.Get(slot).timer
+	case timerJob:
+		return m.jobs.Get(slot).timer
+	case timerLease:
+		return m.leases.Get(slot).timer
+	default:
+		return m.nodes.Get(slot).timer
+	}
+}
+
+func (m *Machine) checkHash() error {
+	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
+		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.sched.Sum()
+	if sum != m.sp.Hash() {
+		return fmt.Errorf("the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
+	}
+	return nil
+}

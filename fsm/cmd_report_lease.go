@@ -1,0 +1,124 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// ReportLease tells what became of a lease's task. It is idempotent by (lease,
+// Seq) and counts only from the incarnation that the lease belongs to.
+//
+// Rejected: NotFound for a token that is not kept, Conflict for one that has
+// ended, belongs to another incarnation or another node. Neither changes
+// anything: a stale runner's report has no effect.
+type ReportLease struct {
+	Node   gpuai.NodeID
+	Report gpuai.Report
+}
+
+// Append appends the encoded command to dst.
+func (c *ReportLease) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeReportLease, env, func(b []byte) []byte {
+		return wire.AppendReport(wire.AppendStr(b, string(c.Node)), &c.Report)
+	})
+}
+
+func (m *Machine) applyReportLease(r *wire.Reader) Result {
+	id := gpuai.NodeID(r.Str())
+	rep, err := wire.ReadReportFrom(r)
+	if err != nil || r.Done() != nil {
+		return malformed
+	}
+	node, ok := m.nodeSlot(id)
+	if !ok {
+		return rejected(gpuai.NotFound, "no such node")
+	}
+	slot, ok := m.leaseSlot(rep.Lease)
+	if !ok {
+		return rejected(gpuai.NotFound, "no such lease")
+	}
+	l := m.leases.Get(slot)
+	switch {
+	case l.node != node || l.incarnation != rep.Incarnation:
+		return rejected(gpuai.Conflict, "the lease belongs to another incarnation or node")
+	case rep.Seq <= l.seq:
+		return Result{} // a repeated report, answered again
+	case !l.live():
+		return rejected(gpuai.Conflict, "the lease has ended")
+	}
+	m.leases.Mut(slot).seq = rep.Seq
+	if rep.State == gpuai.ReportRunning {
+		m.started(slot)
+		return Result{}
+	}
+	m.quarantineDevices(slot, &rep)
+	m.endLease(slot, endCause(m.leases.Get(slot), rep.State), rep.ExitCode)
+	return Result{}
+}
+
+// started notes that a lease's task runs.
+func (m *Machine) started(slot uint32) {
+	l := m.leases.Mut(slot)
+	if l.state != gpuai.LeaseGranted {
+		return
+	}
+	l.state, l.started, l.modified = gpuai.LeaseRunning, m.now.time, m.now.index
+	task := l.task.slot()
+	m.setTask(task, gpuai.TaskRunning)
+	j := m.jobs.Get(m.groups.Get(m.tasks.Get(task).group.slot()).job.slot())
+	if j.runTime > 0 {
+		m.timers.set(m.now.time.Add(j.runTime), timerLease, slot)
+	}
+	m.emit(m.leaseEvent(gpuai.LeaseStarted, slot))
+}
+
+// endCause is why a lease ends by a report. A task that was being stopped ends
+// by the reason of the stop, unless it finished by itself.
+func endCause(l *leaseRec, s gpuai.ReportState) gpuai.LeaseCause {
+	if s == gpuai.ReportDone {
+		return gpuai.CauseDone
+	}
+	if l.state == gpuai.LeaseRevoking {
+		return l.cause
+	}
+	switch s {
+	case gpuai.ReportFailed:
+		return gpuai.CauseFailed
+	case gpuai.ReportLost:
+		return gpuai.CauseNodeRestarted
+	case gpuai.ReportGPUError:
+		return gpuai.CauseGPU
+	default: // fenced, unkillable, stopped without an order
+		return gpuai.CauseFenced
+	}
+}
+
+// quarantineDevices takes devices out of use that a report says are not clean:
+// all of the lease's when its task could not be killed.
+func (m *Machine) quarantineDevices(slot uint32, rep *gpuai.Report) {
+	l := m.leases.Get(slot)
+	bad := uint64(0)
+	if rep.State == gpuai.ReportUnkillable {
+		bad = l.devices
+	}
+	if len(rep.Unclean) > 0 {
+		devices := m.nodeBody(l.node).spec.Devices
+		for _, id := range rep.Unclean {
+			if i := deviceIndex(devices, id); i >= 0 {
+				bad |= l.devices & (1 << i)
+			}
+		}
+	}
+	if bad == 0 {
+		return
+	}
+	n := m.nodes.Mut(l.node)
+	for i := range n.devices {
+		if bad>>i&1 != 0 && n.broken>>i&1 == 0 {
+			n.broken |= 1 << i
+			m.sched.SetDevice(l.node, i, false)
+		}
+	}
+	n.modified = m.now.index
+	m.emit(gpuai.Event{Kind: gpuai.NodeChanged, Node: m.nodeName(l.node), Incarnation: n.incarnation, NodeState: n.state, Drained: n.drained})
+}

@@ -1,0 +1,64 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// RetireJobs takes ended jobs out of the machine, with their tasks and leases.
+// Jobs that are unknown or have not ended are passed over. Nothing proposes it
+// before there is an archive that has them.
+type RetireJobs struct{ Jobs []gpuai.JobID }
+
+// Append appends the encoded command to dst.
+func (c *RetireJobs) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeRetireJobs, env, func(b []byte) []byte {
+		b = le.AppendUint16(b, uint16(len(c.Jobs)))
+		for i := range c.Jobs {
+			b = append(b, c.Jobs[i][:]...)
+		}
+		return b
+	})
+}
+
+func (m *Machine) applyRetireJobs(r *wire.Reader) Result {
+	n := int(r.U16())
+	if n > MaxRetire {
+		return malformed
+	}
+	ids := r.Bytes(16 * n)
+	if r.Done() != nil {
+		return malformed
+	}
+	for i := range n {
+		slot, ok := m.jobSlot(gpuai.JobID(ids[16*i : 16*i+16]))
+		if ok && m.jobs.Get(slot).status.Final() && m.jobs.Get(slot).live == 0 {
+			m.retireJob(slot)
+		}
+	}
+	return Result{}
+}
+
+func (m *Machine) retireJob(slot uint32) {
+	j := *m.jobs.Get(slot)
+	for g := j.group; g != 0; {
+		next := m.groups.Get(g.slot()).next
+		for t := m.groups.Get(g.slot()).first; t != 0; {
+			x := *m.tasks.Get(t.slot())
+			m.dropLease(x.lease)
+			*m.tasks.Mut(t.slot()) = taskRec{}
+			m.taskSlots.Free(t.slot())
+			m.now.work -= workLook
+			t = x.next
+		}
+		*m.groups.Mut(g.slot()) = groupRec{}
+		m.groupSlots.Free(g.slot())
+		g = next
+	}
+	m.unlinkJob(slot)
+	m.blobs.Free(uint32(j.spec))
+	m.meta.Mut().jobStates[j.status]--
+	*m.jobs.Mut(slot) = jobRec{}
+	m.jobSlots.Free(slot)
+	m.now.work -= workEnd
+}

@@ -1,0 +1,33 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// SetFeatureLevel raises the level that the machine behaves by. The leader
+// proposes it once every voter has said that it knows the level.
+//
+// Rejected: Conflict for a level that is not above the present one, InvalidSpec
+// for one that this build does not know: its servers must be upgraded first.
+type SetFeatureLevel struct{ Level uint32 }
+
+// Append appends the encoded command to dst.
+func (c *SetFeatureLevel) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeSetFeatureLevel, env, func(b []byte) []byte { return le.AppendUint32(b, c.Level) })
+}
+
+func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
+	level := r.U32()
+	switch {
+	case r.Done() != nil:
+		return malformed
+	case level <= m.Level():
+		return rejected(gpuai.Conflict, "the feature level only grows")
+	case level > MaxLevel:
+		return rejected(gpuai.InvalidSpec, "this version does not know the feature level")
+	}
+	m.meta.Mut().level = level
+	m.emit(gpuai.Event{Kind: gpuai.LevelSet})
+	return Result{}
+}

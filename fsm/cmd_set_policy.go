@@ -1,0 +1,32 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// SetPolicy replaces the region's policy whole. Leases that were granted keep
+// the terms they were granted with.
+//
+// Rejected: InvalidSpec (see gpuai.Policy.Validate).
+type SetPolicy struct{ Policy gpuai.Policy }
+
+// Append appends the encoded command to dst.
+func (c *SetPolicy) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeSetPolicy, env, func(b []byte) []byte { return wire.AppendPolicy(b, &c.Policy) })
+}
+
+func (m *Machine) applySetPolicy(r *wire.Reader) Result {
+	p, err := wire.ReadPolicyFrom(r)
+	if err != nil || r.Done() != nil {
+		return malformed
+	}
+	if len(p.Validate()) > 0 {
+		return rejected(gpuai.InvalidSpec, "the policy has settings out of range")
+	}
+	m.policy.Mut().Policy = p
+	m.emit(gpuai.Event{Kind: gpuai.PolicySet})
+	return Result{}
+}
+
+func (p *policyRec) put(b []byte) []byte { return wire.AppendPolicy(b, &p.Policy) }

@@ -1,0 +1,35 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// StopJob ends a job: tasks without a lease at once, the others when their
+// agents report the end, or their nodes fall silent.
+//
+// Rejected: NotFound. Stopping a job that has ended, or is being stopped, is OK
+// and changes nothing.
+type StopJob struct{ Job gpuai.JobID }
+
+// Append appends the encoded command to dst.
+func (c *StopJob) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeStopJob, env, func(b []byte) []byte { return append(b, c.Job[:]...) })
+}
+
+func (m *Machine) applyStopJob(r *wire.Reader) Result {
+	b := r.Bytes(16)
+	if r.Done() != nil {
+		return malformed
+	}
+	id := gpuai.JobID(b)
+	slot, ok := m.jobSlot(id)
+	if !ok {
+		return rejected(gpuai.NotFound, "no such job")
+	}
+	if j := m.jobs.Get(slot); !j.status.Final() && !j.stopping {
+		m.jobs.Mut(slot).reason = endStopped
+		m.stopJob(slot)
+	}
+	return Result{Job: id}
+}

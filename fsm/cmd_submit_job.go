@@ -1,0 +1,170 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// SubmitJob stores a job and places as many of its tasks as fit, in one step.
+//
+// Result: OK with Job, Tasks and Leased.
+//
+// Rejected, and nothing is stored: InvalidSpec; Unschedulable when no
+// registered node could ever run a task of it, unless HoldAnyway; Conflict when
+// the ID is taken; RateLimited or TooLarge at a limit of the machine.
+type SubmitJob struct {
+	ID         gpuai.JobID
+	Spec       *gpuai.JobSpec // after Defaults and Validate
+	HoldAnyway bool
+}
+
+// Append appends the encoded command to dst.
+func (c *SubmitJob) Append(dst []byte, env Envelope) []byte {
+	dst, at := wire.BeginCommand(dst, typeSubmitJob, 1, string(env.Tenant), env.Actor, env.Key)
+	dst = append(dst, c.ID[:]...)
+	dst = append(dst, bool8(c.HoldAnyway))
+	dst = wire.AppendJobSpec(dst, c.Spec)
+	return wire.EndCommand(dst, at)
+}
+
+const submitHeader = len(gpuai.JobID{}) + 1
+
+func (m *Machine) applySubmitJob(c *wire.Command) Result {
+	if len(c.Body) < submitHeader || c.Body[submitHeader-1] > 1 {
+		return malformed
+	}
+	id, hold, spec := gpuai.JobID(c.Body[:16]), c.Body[16] == 1, c.Body[submitHeader:]
+	v := &m.view
+	if err := wire.ReadJobView(spec, v); err != nil || id.IsZero() {
+		return rejected(gpuai.InvalidSpec, "the job is invalid")
+	}
+	if _, taken := m.jobSlot(id); taken {
+		return rejected(gpuai.Conflict, "this job ID is taken")
+	}
+	if res := m.room(v, len(spec)); res.Code != gpuai.OK {
+		return res
+	}
+	slot := m.storeJob(id, v, spec)
+	if res := m.storeGroups(slot, v, hold); res.Code != gpuai.OK {
+		m.sp.Rollback()
+		return res
+	}
+	m.linkJob(slot)
+	m.emit(gpuai.Event{Kind: gpuai.JobSubmitted, Job: id})
+	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
+		m.enqueue(g.slot(), 0)
+	}
+	return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
+}
+
+// room reports whether the machine has room for a job.
+func (m *Machine) room(v *wire.JobView, spec int) Result {
+	groups := uint32(v.NumGroups)
+	var tasks uint64
+	for i := range v.Groups[:v.NumGroups] {
+		tasks += uint64(v.Groups[i].Count)
+	}
+	switch {
+	case tasks > gpuai.MaxTasks:
+		return rejected(gpuai.InvalidSpec, "the job has too many tasks")
+	case m.jobSlots.Len() >= MaxJobs || m.groupSlots.Len()+groups > MaxGroupRecs:
+		return rejected(gpuai.RateLimited, "the region keeps its maximum of jobs: retry later")
+	case m.bucketSlots.Len()+groups > MaxBuckets:
+		return rejected(gpuai.RateLimited, "too many different requests wait: retry later")
+	case !m.blobs.Room(spec, MaxBlocks):
+		return rejected(gpuai.RateLimited, "the region's memory for job specs is full: retry later")
+	case m.strs.Len() >= MaxStrings:
+		return rejected(gpuai.TooLarge, "the region knows too many names")
+	}
+	return Result{}
+}
+
+// storeJob writes the job's own record.
+func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 {
+	slot, _ := m.jobSlots.Alloc()
+	m.jobs.Grow(slot + 1)
+	meta := m.meta.Mut()
+	meta.seq++
+	meta.jobStates[gpuai.JobPending]++
+	p := m.policy.Get()
+	r := m.jobs.Mut(slot)
+	*r = jobRec{
+		id: id, seq: meta.seq, spec: ref(m.blobs.Put(spec)), specHash: hashOf(spec),
+		nameHash: mem.HashBytes(3, v.Name), submitIndex: m.now.index, modified: m.now.index,
+		submittedAt: m.now.time, submitTime: m.now.wall, runTime: gpuai.Duration(v.RunTime),
+		ttl: uint32(v.LeaseTTL), array: v.ArraySize, tenant: m.strs.InternBytes(v.Tenant),
+		class: gpuai.Class(v.Class), priority: gpuai.Priority(v.Priority), kind: gpuai.JobType(v.Type),
+		openGroups: v.NumGroups,
+	}
+	if r.priority == 0 {
+		r.priority = p.PriorityOf(r.class)
+	}
+	if v.QueueTime > 0 {
+		r.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
+		m.timers.set(r.queueUntil, timerJob, slot)
+	}
+	return slot
+}
+
+// storeGroups writes the records of the job's groups.
+func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
+	j := m.jobs.Mut(job)
+	last := &j.group
+	for i := range v.Groups[:v.NumGroups] {
+		g := &v.Groups[i]
+		shape, res := m.shapeOf(g)
+		if res.Code != gpuai.OK {
+			return res
+		}
+		if !hold && m.nodes.Len() > 0 && !m.canEver(shape, g) {
+			return rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")
+		}
+		m.sched.RetainShape(shape)
+		slot, _ := m.groupSlots.Alloc()
+		m.groups.Grow(slot + 1)
+		w := m.groups.Mut(slot)
+		*w = groupRec{
+			job: refTo(job), shape: shape, count: g.Count, gpus: m.gpusOf(shape),
+			backoff: uint32(g.Backoff), tries: uint16(g.Attempts), on: gpuai.RestartOn(g.On),
+			idx: uint8(i), gang: g.Gang,
+		}
+		*last = refTo(slot)
+		last = &w.next
+		j.tasks += g.Count
+		m.meta.Mut().pending += uint64(g.Count)
+	}
+	return Result{}
+}
+
+// shapeOf returns the number of a group's needs.
+func (m *Machine) shapeOf(g *wire.GroupView) (scheduler.ShapeID, Result) {
+	if id, ok := m.sched.FindShape(g.Shape); ok {
+		return id, Result{}
+	}
+	needs, constraints, err := wire.ReadShape(g.Shape)
+	if err != nil {
+		return 0, rejected(gpuai.InvalidSpec, "the job's needs are invalid")
+	}
+	id, code := m.sched.AddShape(g.Shape, needs, constraints)
+	if code != gpuai.OK {
+		return 0, rejected(code, "too many different requests are known: retry later")
+	}
+	return id, Result{}
+}
+
+// canEver reports whether the registered nodes, empty and healthy, could run a
+// group: one task, or all of a gang.
+func (m *Machine) canEver(shape scheduler.ShapeID, g *wire.GroupView) bool {
+	if !g.Gang {
+		return m.sched.CanEver(shape)
+	}
+	return m.sched.EverCapacity(shape, g.Count) >= g.Count
+}
+
+// gpusOf returns how many devices a task of a shape asks for.
+func (m *Machine) gpusOf(shape scheduler.ShapeID) uint32 {
+	_, _, n := m.sched.Demand(shape)
+	return n
+}

@@ -1,0 +1,161 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// explainTasks is how many tasks an explanation lists.
+const explainTasks = 100
+
+// Explain says why a job's tasks wait, or where they run. It looks at every
+// node: call it on a fork.
+func (m *Machine) Explain(id gpuai.JobID) (gpuai.Explanation, bool) {
+	slot, ok := m.jobSlot(id)
+	if !ok {
+		return gpuai.Explanation{}, false
+	}
+	j := m.job(slot, true)
+	x := gpuai.Explanation{
+		Job: id, Name: j.Name, Status: j.Status, Index: m.Index(),
+		Tasks: m.Tasks(id, 0, explainTasks),
+	}
+	if j.Counts.Pending > 0 && !j.Status.Final() {
+		x.PendingFor = gpuai.Duration(m.Time() - j.SubmittedAt)
+	}
+	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
+		m.explainGroup(&x, g.slot(), &j)
+	}
+	return x, true
+}
+
+// explainGroup adds what there is to say of one group that waits.
+func (m *Machine) explainGroup(x *gpuai.Explanation, group uint32, j *gpuai.Job) {
+	g := m.groups.Get(group)
+	if g.ended || g.pending() == 0 {
+		return
+	}
+	why := m.sched.Explain(g.shape)
+	why.Pending = g.pending()
+	if j.Spec != nil && int(g.idx) < len(j.Spec.Groups) {
+		why.Group = j.Spec.Groups[g.idx].Name
+	}
+	x.Groups = append(x.Groups, why)
+	if g.bucket != 0 {
+		jobs, gpus, length := m.ahead(group)
+		if x.Position == 0 || jobs+1 < x.Position {
+			x.Position, x.AheadJobs, x.AheadGPUs = jobs+1, jobs, gpus
+		}
+		x.QueueLen = length
+	}
+	x.Reasons = append(x.Reasons, m.reasonsOf(group, &why)...)
+	x.Helps = append(x.Helps, helpsOf(&why)...)
+}
+
+// reasonsOf sums up why a group waits, the weightiest first.
+func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
+	g := m.groups.Get(group)
+	var out []gpuai.Reason
+	switch {
+	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
+		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})
+	case g.ready() == 0:
+		out = append(out, gpuai.Reason{Code: gpuai.BackOff, Message: fmt.Sprintf("%d tasks wait for the end of their back-off", g.pending())})
+	case why.Nodes == 0:
+		out = append(out, gpuai.Reason{Code: gpuai.NoNodes, Message: "no node is registered", Fix: "start an agent"})
+	case why.Feasible > 0 && g.gang:
+		out = append(out, gpuai.Reason{
+			Code: gpuai.GangIncomplete, Nodes: why.Feasible, GPUs: why.FreeGPUs,
+			Message: fmt.Sprintf("all %d tasks must start together; %d nodes would take some of them now", g.count, why.Feasible),
+		})
+	case why.Feasible > 0:
+		out = append(out, gpuai.Reason{Code: gpuai.QueueOrder, Nodes: why.Feasible, Message: "there is room; the queue has not come to it yet"})
+	}
+	for i := range why.Rules {
+		r := &why.Rules[i]
+		out = append(out, gpuai.Reason{Code: r.Code, Nodes: r.Nodes, GPUs: why.FreeGPUs, Message: ruleMessage(r, why)})
+	}
+	return out
+}
+
+func ruleMessage(r *gpuai.Rule, why *gpuai.GroupWhy) string {
+	s := fmt.Sprintf("%d of %d nodes fail %s, %d of them nothing else", r.Nodes, why.Nodes, r.Name, r.Alone)
+	if r.Code == gpuai.Fragmented {
+		s += fmt.Sprintf(": %d free GPUs, largest block on a node is %d", why.FreeGPUs, why.LargestOn)
+	}
+	return s
+}
+
+// helpsOf names what would let the group start: rules that alone hold nodes
+// back.
+func helpsOf(why *gpuai.GroupWhy) []gpuai.Helpful {
+	var out []gpuai.Helpful
+	for i := range why.Rules {
+		if r := &why.Rules[i]; r.Alone > 0 {
+			out = append(out, gpuai.Helpful{
+				Change: "without the rule " + r.Name,
+				Effect: fmt.Sprintf("%d more nodes would take a task now", r.Alone),
+			})
+		}
+	}
+	return out
+}
+
+// whyBucket names the one reason why the first group of a bucket waits, cheaply.
+func (m *Machine) whyBucket(b *bucketRec) gpuai.ReasonCode {
+	switch {
+	case m.nodes.Len() == 0:
+		return gpuai.NoNodes
+	case b.unseen:
+		return gpuai.QueueOrder
+	case b.gang > 0 && m.sched.Capacity(b.shape, 1) > 0:
+		return gpuai.GangIncomplete
+	case !m.sched.CanEver(b.shape):
+		return gpuai.NoSuchDevice
+	default:
+		return gpuai.InsufficientGPUs
+	}
+}
+
+// ExplainSpec says why a job that was refused as unschedulable can never fit.
+// It looks at every node: call it on a fork, whose shapes it may add to.
+func (m *Machine) ExplainSpec(spec *gpuai.JobSpec) []gpuai.Reason {
+	var v wire.JobView
+	if wire.ReadJobView(wire.AppendJobSpec(nil, spec), &v) != nil {
+		return nil
+	}
+	var out []gpuai.Reason
+	for i := range v.Groups[:v.NumGroups] {
+		g := &v.Groups[i]
+		shape, res := m.shapeOf(g)
+		if res.Code != gpuai.OK || m.canEver(shape, g) {
+			continue
+		}
+		why := m.sched.Explain(shape)
+		for k := range why.Rules {
+			r := &why.Rules[k]
+			if code := everReason(r.Code); code != gpuai.ReasonNone {
+				out = append(out, gpuai.Reason{Code: code, Nodes: r.Nodes, Message: ruleMessage(r, &why)})
+			}
+		}
+		if len(out) == 0 {
+			out = append(out, gpuai.Reason{Code: gpuai.NoSuchDevice, Nodes: why.Nodes, Message: "all registered nodes together are too small for group " + string(g.Name)})
+		}
+	}
+	m.sp.Commit()
+	return out
+}
+
+// everReason maps a rule's reason to one that can hold for ever.
+func everReason(c gpuai.ReasonCode) gpuai.ReasonCode {
+	switch c {
+	case gpuai.ConstraintFiltered, gpuai.NoSuchDevice:
+		return gpuai.NoSuchDevice
+	case gpuai.InsufficientCPU, gpuai.InsufficientMemory:
+		return gpuai.NoSuchDevice
+	default:
+		return gpuai.ReasonNone
+	}
+}

@@ -1,0 +1,222 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// A groupRec is a group of equal tasks. Tasks that have never had a lease have
+// no record: they are the indexes from made on, and are taken in order.
+type groupRec struct {
+	job     ref
+	next    ref // group of the job
+	shape   scheduler.ShapeID
+	count   uint32
+	made    uint32 // tasks that have a record
+	first   ref    // task, by index
+	last    ref
+	again   ref // first task that is to be placed again; FIFO
+	againTo ref
+	bucket  ref // that it waits in
+	qprev   ref
+	qnext   ref
+	n       [gpuai.NumTaskStatus]uint32 // tasks by state; pending ones are not counted
+	waiting uint32                      // tasks in their back-off
+	gpus    uint32                      // whole devices a task asks for, for display
+	backoff uint32                      // ms
+	retryAt gpuai.Instant               // gang: end of its back-off
+	timer   uint32                      // gang; derived
+	tries   uint16                      // attempts allowed
+	used    uint16                      // gang: attempts used
+	on      gpuai.RestartOn
+	idx     uint8
+	gang    bool
+	broken  gpuai.LeaseCause // gang: why it is being stopped
+	ended   bool
+}
+
+func (r *groupRec) put(b []byte) []byte {
+	b = r.job.put(b)
+	b = r.next.put(b)
+	b = le.AppendUint32(b, uint32(r.shape))
+	b = le.AppendUint32(b, r.count)
+	b = le.AppendUint32(b, r.made)
+	for _, x := range [...]ref{r.first, r.last, r.again, r.againTo, r.bucket, r.qprev, r.qnext} {
+		b = x.put(b)
+	}
+	for _, x := range r.n {
+		b = le.AppendUint32(b, x)
+	}
+	b = le.AppendUint32(b, r.waiting)
+	b = le.AppendUint32(b, r.gpus)
+	b = le.AppendUint32(b, r.backoff)
+	b = put64(b, int64(r.retryAt))
+	b = le.AppendUint16(b, r.tries)
+	b = le.AppendUint16(b, r.used)
+	return append(b, uint8(r.on), r.idx, bool8(r.gang), uint8(r.broken), bool8(r.ended))
+}
+
+func (r *groupRec) get(rd *wire.Reader) {
+	r.job = ref(rd.U32())
+	r.next = ref(rd.U32())
+	r.shape = scheduler.ShapeID(rd.U32())
+	r.count = rd.U32()
+	r.made = rd.U32()
+	for _, x := range [...]*ref{&r.first, &r.last, &r.again, &r.againTo, &r.bucket, &r.qprev, &r.qnext} {
+		*x = ref(rd.U32())
+	}
+	for i := range r.n {
+		r.n[i] = rd.U32()
+	}
+	r.waiting = rd.U32()
+	r.gpus = rd.U32()
+	r.backoff = rd.U32()
+	r.retryAt = gpuai.Instant(rd.I64())
+	r.tries = rd.U16()
+	r.used = rd.U16()
+	r.on = gpuai.RestartOn(rd.U8())
+	r.idx = rd.U8()
+	r.gang = rd.U8() != 0
+	r.broken = gpuai.LeaseCause(rd.U8())
+	r.ended = rd.U8() != 0
+}
+
+// pending is how many tasks wait for a lease or sit in a back-off.
+func (r *groupRec) pending() uint32 {
+	p := r.count
+	for _, n := range r.n {
+		p -= n
+	}
+	return p
+}
+
+// ready is how many tasks could take a lease at once.
+func (r *groupRec) ready() uint32 { return r.pending() - r.waiting }
+
+// live is how many tasks hold a lease.
+func (r *groupRec) live() uint32 { return r.n[gpuai.TaskLeased] + r.n[gpuai.TaskRunning] }
+
+// A taskRec is a task that has had a lease.
+type taskRec struct {
+	group   ref
+	idx     uint32
+	next    ref // task of the group, by index
+	qnext   ref // task that is to be placed again
+	lease   ref // latest
+	retryAt gpuai.Instant
+	timer   uint32 // derived
+	exit    int32
+	used    uint16 // attempts
+	status  gpuai.TaskStatus
+}
+
+func (r *taskRec) put(b []byte) []byte {
+	b = r.group.put(b)
+	b = le.AppendUint32(b, r.idx)
+	b = r.next.put(b)
+	b = r.qnext.put(b)
+	b = r.lease.put(b)
+	b = put64(b, int64(r.retryAt))
+	b = le.AppendUint32(b, uint32(r.exit))
+	b = le.AppendUint16(b, r.used)
+	return append(b, uint8(r.status))
+}
+
+func (r *taskRec) get(rd *wire.Reader) {
+	r.group = ref(rd.U32())
+	r.idx = rd.U32()
+	r.next = ref(rd.U32())
+	r.qnext = ref(rd.U32())
+	r.lease = ref(rd.U32())
+	r.retryAt = gpuai.Instant(rd.I64())
+	r.exit = int32(rd.U32())
+	r.used = rd.U16()
+	r.status = gpuai.TaskStatus(rd.U8())
+}
+
+// setTask moves a task to another state and keeps the counts.
+func (m *Machine) setTask(slot uint32, s gpuai.TaskStatus) {
+	t := m.tasks.Mut(slot)
+	g := m.groups.Mut(t.group.slot())
+	meta := m.meta.Mut()
+	if t.status != gpuai.TaskPending {
+		g.n[t.status]--
+	} else {
+		meta.pending--
+	}
+	if t.status = s; s != gpuai.TaskPending {
+		g.n[s]++
+	} else {
+		meta.pending++
+	}
+}
+
+// makeTask gives the group's next task a record.
+func (m *Machine) makeTask(group uint32) (uint32, bool) {
+	slot, ok := m.taskSlots.Alloc()
+	if !ok {
+		return 0, false
+	}
+	m.tasks.Grow(slot + 1)
+	g := m.groups.Mut(group)
+	*m.tasks.Mut(slot) = taskRec{group: refTo(group), idx: g.made}
+	if g.last != 0 {
+		m.tasks.Mut(g.last.slot()).next = refTo(slot)
+	} else {
+		g.first = refTo(slot)
+	}
+	g.last = refTo(slot)
+	g.made++
+	return slot, true
+}
+
+// nextTask returns the task of a group that is to take the next lease: one
+// that is placed again before one that never ran.
+func (m *Machine) nextTask(group uint32) (uint32, bool) {
+	g := m.groups.Get(group)
+	if g.again == 0 {
+		if g.made >= g.count {
+			return 0, false
+		}
+		return m.makeTask(group)
+	}
+	slot := g.again.slot()
+	t := m.tasks.Mut(slot)
+	w := m.groups.Mut(group)
+	if w.again = t.qnext; w.again == 0 {
+		w.againTo = 0
+	}
+	t.qnext = 0
+	return slot, true
+}
+
+// putAgain queues a pending task of a group behind those to be placed again.
+func (m *Machine) putAgain(slot uint32) {
+	t := m.tasks.Get(slot)
+	g := m.groups.Mut(t.group.slot())
+	if g.againTo != 0 {
+		m.tasks.Mut(g.againTo.slot()).qnext = refTo(slot)
+	} else {
+		g.again = refTo(slot)
+	}
+	g.againTo = refTo(slot)
+}
+
+// task converts a record to its edge type.
+func (m *Machine) task(slot uint32) gpuai.Task {
+	t := m.tasks.Get(slot)
+	g := m.groups.Get(t.group.slot())
+	x := gpuai.Task{
+		TaskRef: gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx},
+		Status:  t.status, Attempts: uint32(t.used), ExitCode: t.exit, RetryAt: t.retryAt,
+	}
+	if g.gang {
+		x.Attempts, x.RetryAt = uint32(g.used), g.retryAt
+	}
+	if t.lease != 0 {
+		l := m.leases.Get(t.lease.slot())
+		x.Lease, x.Node = l.token, m.nodeName(l.node)
+	}
+	return x
+}

@@ -1,0 +1,200 @@
+package fsm
+
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// A leaseRec is a lease: a live one, or the latest of its task.
+type leaseRec struct {
+	token       gpuai.Token
+	task        ref
+	node        uint32
+	incarnation gpuai.Incarnation
+	devices     uint64
+	memory      int64
+	price       gpuai.Micros
+	granted     gpuai.Instant
+	started     gpuai.Instant
+	ended       gpuai.Instant
+	modified    uint64
+	cpu         uint32
+	ttl         uint32 // ms
+	grace       uint32 // ms
+	seq         uint32 // of the latest report
+	exit        int32
+	next        ref // live lease of the node
+	prev        ref
+	timer       uint32 // run-time limit; derived
+	share       uint16 // milli; 0: whole devices
+	port        uint16
+	state       gpuai.LeaseState
+	cause       gpuai.LeaseCause
+}
+
+func (r *leaseRec) put(b []byte) []byte {
+	b = le.AppendUint64(b, uint64(r.token))
+	b = r.task.put(b)
+	b = le.AppendUint32(b, r.node)
+	b = le.AppendUint64(b, uint64(r.incarnation))
+	b = le.AppendUint64(b, r.devices)
+	b = put64(b, r.memory)
+	b = put64(b, int64(r.price))
+	b = put64(b, int64(r.granted))
+	b = put64(b, int64(r.started))
+	b = put64(b, int64(r.ended))
+	b = le.AppendUint64(b, r.modified)
+	b = le.AppendUint32(b, r.cpu)
+	b = le.AppendUint32(b, r.ttl)
+	b = le.AppendUint32(b, r.grace)
+	b = le.AppendUint32(b, r.seq)
+	b = le.AppendUint32(b, uint32(r.exit))
+	b = r.next.put(b)
+	b = r.prev.put(b)
+	b = le.AppendUint16(b, r.share)
+	b = le.AppendUint16(b, r.port)
+	return append(b, uint8(r.state), uint8(r.cause))
+}
+
+func (r *leaseRec) get(rd *wire.Reader) {
+	r.token = gpuai.Token(rd.U64())
+	r.task = ref(rd.U32())
+	r.node = rd.U32()
+	r.incarnation = gpuai.Incarnation(rd.U64())
+	r.devices = rd.U64()
+	r.memory = rd.I64()
+	r.price = gpuai.Micros(rd.I64())
+	r.granted = gpuai.Instant(rd.I64())
+	r.started = gpuai.Instant(rd.I64())
+	r.ended = gpuai.Instant(rd.I64())
+	r.modified = rd.U64()
+	r.cpu = rd.U32()
+	r.ttl = rd.U32()
+	r.grace = rd.U32()
+	r.seq = rd.U32()
+	r.exit = int32(rd.U32())
+	r.next = ref(rd.U32())
+	r.prev = ref(rd.U32())
+	r.share = rd.U16()
+	r.port = rd.U16()
+	r.state = gpuai.LeaseState(rd.U8())
+	r.cause = gpuai.LeaseCause(rd.U8())
+}
+
+func hashToken(t gpuai.Token) uint64 { return mem.Mix(uint64(t), 3) }
+
+// milli is what the lease holds of each of its devices.
+func (r *leaseRec) milli() gpuai.Milli {
+	if r.share != 0 {
+		return gpuai.Milli(r.share)
+	}
+	return gpuai.WholeDevice
+}
+
+// held is what the lease holds of all its devices.
+func (r *leaseRec) held() uint64 {
+	return uint64(bits.OnesCount64(r.devices)) * uint64(r.milli())
+}
+
+func (r *leaseRec) live() bool { return r.state != gpuai.LeaseEnded }
+
+// leaseSlot returns the slot of a kept lease.
+func (m *Machine) leaseSlot(t gpuai.Token) (uint32, bool) {
+	return m.leaseByToken.Find(hashToken(t), func(s uint32) bool { return m.leases.Get(s).token == t })
+}
+
+// linkLease adds a live lease to its node.
+func (m *Machine) linkLease(slot uint32) {
+	l := m.leases.Mut(slot)
+	n := m.nodes.Mut(l.node)
+	if l.next = n.first; l.next != 0 {
+		m.leases.Mut(l.next.slot()).prev = refTo(slot)
+	}
+	n.first = refTo(slot)
+	n.cpuUsed += int64(l.cpu)
+	n.memUsed += l.memory
+	if n.live++; n.live == MaxNodeLeases {
+		m.sched.SetOpen(l.node, false)
+	}
+	meta := m.meta.Mut()
+	meta.liveLeases++
+	meta.milliUsed += l.held()
+}
+
+// unlinkLease takes an ended lease off its node.
+func (m *Machine) unlinkLease(slot uint32) {
+	l := m.leases.Mut(slot)
+	n := m.nodes.Mut(l.node)
+	if l.prev != 0 {
+		m.leases.Mut(l.prev.slot()).next = l.next
+	} else {
+		n.first = l.next
+	}
+	if l.next != 0 {
+		m.leases.Mut(l.next.slot()).prev = l.prev
+	}
+	l.next, l.prev = 0, 0
+	n.cpuUsed -= int64(l.cpu)
+	n.memUsed -= l.memory
+	if l.port != 0 {
+		n.returnPort(l.port)
+	}
+	if n.live--; n.live == MaxNodeLeases-1 {
+		m.sched.SetOpen(l.node, n.open())
+	}
+	meta := m.meta.Mut()
+	meta.liveLeases--
+	meta.milliUsed -= l.held()
+}
+
+// dropLease forgets an ended lease.
+func (m *Machine) dropLease(r ref) {
+	if r == 0 {
+		return
+	}
+	l := m.leases.Get(r.slot())
+	m.leaseByToken.Delete(hashToken(l.token), r.slot())
+	*m.leases.Mut(r.slot()) = leaseRec{}
+	m.leaseSlots.Free(r.slot())
+}
+
+// event returns an event that tells of a lease.
+func (m *Machine) leaseEvent(kind gpuai.EventKind, slot uint32) gpuai.Event {
+	l := m.leases.Get(slot)
+	t := m.tasks.Get(l.task.slot())
+	g := m.groups.Get(t.group.slot())
+	return gpuai.Event{
+		Kind: kind, Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx,
+		Lease: l.token, Node: m.nodeName(l.node), Incarnation: l.incarnation,
+		Cause: l.cause, ExitCode: l.exit,
+	}
+}
+
+// lease converts a record to its edge type.
+func (m *Machine) lease(slot uint32) gpuai.Lease {
+	l := m.leases.Get(slot)
+	t := m.tasks.Get(l.task.slot())
+	g := m.groups.Get(t.group.slot())
+	j := m.jobs.Get(g.job.slot())
+	x := gpuai.Lease{
+		ID: l.token, TaskRef: gpuai.TaskRef{Job: j.id, Group: uint16(g.idx), Task: t.idx},
+		Tenant: gpuai.TenantID(m.strs.Get(j.tenant)), Node: m.nodeName(l.node), Incarnation: l.incarnation,
+		State: l.state, Cause: l.cause, Share: gpuai.Milli(l.share), CPU: gpuai.MilliCPU(l.cpu),
+		Memory: gpuai.Bytes(l.memory), TTL: gpuai.Duration(l.ttl), Grace: gpuai.Duration(l.grace),
+		Price: l.price, GrantedAt: l.granted, StartedAt: l.started, EndedAt: l.ended,
+		ExitCode: l.exit, ModifyIndex: l.modified,
+	}
+	if l.devices == 0 {
+		return x
+	}
+	devices := m.nodeBody(l.node).spec.Devices
+	for d := l.devices; d != 0; d &= d - 1 {
+		if i := bits.TrailingZeros64(d); i < len(devices) {
+			x.Devices = append(x.Devices, devices[i].ID)
+		}
+	}
+	return x
+}

@@ -1,0 +1,45 @@
+package fsm
+
+import "github.com/gpuai/gpuai"
+
+// Limits of the machine. A command that would exceed one is rejected with
+// RateLimited or TooLarge and changes nothing.
+const (
+	MaxNodes      = 1 << 18 // registered nodes
+	MaxJobs       = 1 << 22 // jobs kept, ended ones too
+	MaxGroupRecs  = 1 << 23 // groups of all jobs
+	MaxTaskRecs   = 1 << 23 // tasks that have had a lease
+	MaxLeaseRecs  = 1 << 23 // leases kept: the latest of each task
+	MaxResults    = 1 << 21 // remembered answers to idempotency keys
+	MaxStrings    = 1 << 20 // distinct names of nodes, zones, labels, models
+	MaxBuckets    = 1 << 15 // distinct (priority, shape, gang size) that wait
+	MaxBlocks     = 1 << 24 // blocks of 120 bytes for specs
+	MaxNodeLeases = 1_024   // live leases of one node
+	MaxActorLen   = 128     // bytes of Envelope.Actor
+	MaxRetire     = 1_000   // jobs of one RetireJobs
+
+	// MaxLeasesPerEntry is how many tokens one index has.
+	MaxLeasesPerEntry = gpuai.MaxTokenOrdinal
+	// DigestsKept is how many indexes back DigestAt answers.
+	DigestsKept = 8_192
+	// WorkPerEntry is the budget of one entry, in units of roughly 50 ns: what
+	// is left when it is spent stays as backlog, and NextDeadline is now.
+	WorkPerEntry = 200_000
+	// expiriesPerEntry bounds how many remembered answers one entry drops.
+	expiriesPerEntry = 2_048
+)
+
+// Units of work that are charged for what is not counted block by block.
+const (
+	workCommand = 20
+	workPlace   = 20
+	workEnd     = 20
+	workLook    = 1
+)
+
+// MaxLevel is the newest feature level that this build can run, MinLevel the
+// oldest that it still can.
+const (
+	MinLevel uint32 = 1
+	MaxLevel uint32 = 1
+)

@@ -1,0 +1,189 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// A Machine is the state of a region. See the package comment for who may call
+// what when.
+type Machine struct {
+	opts Options
+	sp   *mem.Space
+
+	meta   mem.Var[metaRec]
+	policy mem.Var[policyRec]
+	strs   *mem.Strings
+	blobs  *mem.Blobs
+
+	nodes  *mem.Table[nodeRec] // by the order of registration: nodes never leave
+	nodeOf *mem.Table[ref]     // by string number
+
+	jobs      *mem.Table[jobRec]
+	jobSlots  *mem.Slots
+	jobByID   *mem.Hash
+	jobByName *mem.Hash // the newest of each name hash
+
+	groups     *mem.Table[groupRec]
+	groupSlots *mem.Slots
+	tasks      *mem.Table[taskRec]
+	taskSlots  *mem.Slots
+
+	leases       *mem.Table[leaseRec]
+	leaseSlots   *mem.Slots
+	leaseByToken *mem.Hash
+
+	results     *mem.Table[resultRec]
+	resultSlots *mem.Slots
+	resultByKey *mem.Hash
+
+	buckets     *mem.Table[bucketRec]
+	bucketSlots *mem.Slots
+	bucketByKey *mem.Hash
+
+	dirty  *mem.Bitmap // nodes that gained room
+	unseen *mem.Bitmap // buckets that nobody has tried
+	timers *timers
+	sched  *scheduler.State
+
+	// What follows is no state: it lives for one entry, or is derived.
+	now     entryState
+	out     *Output
+	cands   []candidate
+	view    wire.JobView
+	digests []Digest // ring by index; nil in a fork
+}
+
+// entryState is what holds for the entry being applied.
+type entryState struct {
+	index, term uint64
+	time        gpuai.Instant
+	wall        gpuai.WallTime
+	ordinal     uint32 // of the next lease
+	work        int64  // left of the budget
+}
+
+// A policyRec is the region's policy.
+type policyRec struct{ gpuai.Policy }
+
+// New returns the machine of a new region.
+func New(o Options) *Machine {
+	s := mem.NewSpace()
+	m := &Machine{
+		opts: o, sp: s,
+		meta:   mem.NewHashedVar(s, metaRec{level: MinLevel}, hasher[metaRec](seedMeta)),
+		policy: mem.NewHashedVar(s, policyRec{gpuai.DefaultPolicy()}, hasher[policyRec](seedPolicy)),
+		strs:   mem.NewStrings(s), blobs: mem.NewBlobs(s),
+		nodes: mem.NewHashed(s, 5, hasher[nodeRec](seedNode)), nodeOf: mem.NewTable[ref](s, 10),
+		jobs: mem.NewHashed(s, 5, hasher[jobRec](seedJob)), jobSlots: mem.NewSlots(s),
+		jobByID: mem.NewHash(s), jobByName: mem.NewHash(s),
+		groups: mem.NewHashed(s, 6, hasher[groupRec](seedGroup)), groupSlots: mem.NewSlots(s),
+		tasks: mem.NewHashed(s, 7, hasher[taskRec](seedTask)), taskSlots: mem.NewSlots(s),
+		leases: mem.NewHashed(s, 6, hasher[leaseRec](seedLease)), leaseSlots: mem.NewSlots(s),
+		leaseByToken: mem.NewHash(s),
+		results:      mem.NewHashed(s, 6, hasher[resultRec](seedResult)), resultSlots: mem.NewSlots(s),
+		resultByKey: mem.NewHash(s),
+		buckets:     mem.NewHashed(s, 6, hasher[bucketRec](seedBucket)), bucketSlots: mem.NewSlots(s),
+		bucketByKey: mem.NewHash(s),
+		dirty:       mem.NewBitmap(s), unseen: mem.NewBitmap(s),
+		timers: newTimers(s), sched: scheduler.New(s),
+		digests: make([]Digest, DigestsKept),
+	}
+	m.timers.place = m.timerPlace
+	s.Commit()
+	return m
+}
+
+// Fork returns a machine that is equal to m and independent of it from now on.
+// It costs a copy of the page tables; pages are copied when either side first
+// writes to them. A fork remembers no digests but its own. Call it where m may
+// be written to: it must not run beside Apply or a read.
+func (m *Machine) Fork() *Machine {
+	s := m.sp.Fork()
+	f := &Machine{
+		opts: m.opts, sp: s, meta: m.meta.Fork(s), policy: m.policy.Fork(s),
+		strs: m.strs.Fork(s), blobs: m.blobs.Fork(s),
+		nodes: m.nodes.Fork(s), nodeOf: m.nodeOf.Fork(s),
+		jobs: m.jobs.Fork(s), jobSlots: m.jobSlots.Fork(s),
+		jobByID: m.jobByID.Fork(s), jobByName: m.jobByName.Fork(s),
+		groups: m.groups.Fork(s), groupSlots: m.groupSlots.Fork(s),
+		tasks: m.tasks.Fork(s), taskSlots: m.taskSlots.Fork(s),
+		leases: m.leases.Fork(s), leaseSlots: m.leaseSlots.Fork(s),
+		leaseByToken: m.leaseByToken.Fork(s),
+		results:      m.results.Fork(s), resultSlots: m.resultSlots.Fork(s),
+		resultByKey: m.resultByKey.Fork(s),
+		buckets:     m.buckets.Fork(s), bucketSlots: m.bucketSlots.Fork(s),
+		bucketByKey: m.bucketByKey.Fork(s),
+		dirty:       m.dirty.Fork(s), unseen: m.unseen.Fork(s),
+		timers: m.timers.fork(s), sched: m.sched.Fork(s),
+	}
+	f.timers.place = f.timerPlace
+	return f
+}
+
+// Index returns the index of the newest entry applied; 0 before the first.
+func (m *Machine) Index() uint64 { return m.meta.Get().index }
+
+// Term returns the Raft term of the newest entry applied.
+func (m *Machine) Term() uint64 { return m.meta.Get().term }
+
+// Time returns region time.
+func (m *Machine) Time() gpuai.Instant { return m.meta.Get().time }
+
+// Epoch returns how many restores from a backup the region has lived through.
+func (m *Machine) Epoch() uint8 { return m.meta.Get().epoch }
+
+// RestoreID names the restore that began the epoch; "" when there was none.
+func (m *Machine) RestoreID() string {
+	if r := m.meta.Get().restore; r != [16]byte{} {
+		return Digest(r).String()
+	}
+	return ""
+}
+
+// Level returns the feature level of the state.
+func (m *Machine) Level() uint32 { return m.meta.Get().level }
+
+// Policy returns the region's policy.
+func (m *Machine) Policy() gpuai.Policy { return m.policy.Get().Policy }
+
+// NextDeadline returns when the machine wants a Tick: at or before Time when
+// there is a backlog, MaxInstant when nothing is due. Remembered answers are
+// dropped in passing and want none.
+func (m *Machine) NextDeadline() gpuai.Instant {
+	if m.backlog() {
+		return m.Time()
+	}
+	if e, ok := m.timers.next(); ok {
+		return e.at
+	}
+	return gpuai.MaxInstant
+}
+
+// Digest returns the digest of the state.
+func (m *Machine) Digest() Digest {
+	var d Digest
+	le.PutUint64(d[:8], m.meta.Get().chain)
+	le.PutUint64(d[8:], m.sp.Hash())
+	return d
+}
+
+// DigestAt returns the digest after an index, when it was applied here and is
+// among the newest DigestsKept.
+func (m *Machine) DigestAt(index uint64) (Digest, bool) {
+	last := m.Index()
+	if index == 0 || index > last || index+DigestsKept <= last || m.digests == nil {
+		return Digest{}, false
+	}
+	d := m.digests[index%DigestsKept]
+	return d, d != Digest{}
+}
+
+// emit adds an event to the entry's output.
+func (m *Machine) emit(e gpuai.Event) {
+	e.Index, e.At = m.now.index, m.now.time
+	e.Ordinal = uint32(len(m.out.Events))
+	m.out.Events = append(m.out.Events, e)
+}

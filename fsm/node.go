@@ -1,0 +1,269 @@
+package fsm
+
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// A nodeRec is a registered node. What its agent said of it is in the spec
+// blob; capacity in use is the scheduler's.
+type nodeRec struct {
+	name        uint32 // string number; never 0
+	spec        ref    // blob, local: the encoded NodeSpec, boot ID and nonce
+	specHash    uint64
+	incarnation gpuai.Incarnation
+	cpuUsed     int64
+	memUsed     int64
+	broken      uint64 // devices that the machine quarantined
+	ports       uint64 // lent to gangs
+	portMin     uint16
+	portCount   uint8
+	state       gpuai.NodeState
+	drained     bool
+	devices     uint8
+	price       gpuai.Micros
+	first       ref // live leases
+	live        uint32
+	flaps       uint32
+	flapSince   gpuai.Instant
+	quarantines uint32
+	until       gpuai.Instant // end of the quarantine
+	timer       uint32        // place in the heap + 1; derived
+	registered  uint64
+	modified    uint64
+}
+
+func (r *nodeRec) put(b []byte) []byte {
+	b = le.AppendUint32(b, r.name)
+	b = le.AppendUint64(b, r.specHash)
+	b = le.AppendUint64(b, uint64(r.incarnation))
+	b = put64(b, r.cpuUsed)
+	b = put64(b, r.memUsed)
+	b = le.AppendUint64(b, r.broken)
+	b = le.AppendUint64(b, r.ports)
+	b = le.AppendUint16(b, r.portMin)
+	b = append(b, r.portCount, uint8(r.state), bool8(r.drained), r.devices)
+	b = put64(b, int64(r.price))
+	b = r.first.put(b)
+	b = le.AppendUint32(b, r.live)
+	b = le.AppendUint32(b, r.flaps)
+	b = put64(b, int64(r.flapSince))
+	b = le.AppendUint32(b, r.quarantines)
+	b = put64(b, int64(r.until))
+	b = le.AppendUint64(b, r.registered)
+	return le.AppendUint64(b, r.modified)
+}
+
+func (r *nodeRec) get(rd *wire.Reader) {
+	r.name = rd.U32()
+	r.specHash = rd.U64()
+	r.incarnation = gpuai.Incarnation(rd.U64())
+	r.cpuUsed = rd.I64()
+	r.memUsed = rd.I64()
+	r.broken = rd.U64()
+	r.ports = rd.U64()
+	r.portMin = rd.U16()
+	r.portCount = rd.U8()
+	r.state = gpuai.NodeState(rd.U8())
+	r.drained = rd.U8() != 0
+	r.devices = rd.U8()
+	r.price = gpuai.Micros(rd.I64())
+	r.first = ref(rd.U32())
+	r.live = rd.U32()
+	r.flaps = rd.U32()
+	r.flapSince = gpuai.Instant(rd.I64())
+	r.quarantines = rd.U32()
+	r.until = gpuai.Instant(rd.I64())
+	r.registered = rd.U64()
+	r.modified = rd.U64()
+}
+
+func bool8(v bool) uint8 {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+// open reports whether the node takes new leases.
+func (r *nodeRec) open() bool {
+	return r.state == gpuai.NodeReady && !r.drained && r.live < MaxNodeLeases
+}
+
+// nodeBody is the content of a node's spec blob.
+type nodeBody struct {
+	spec        gpuai.NodeSpec
+	boot, nonce string
+}
+
+func (n *nodeBody) put(b []byte) []byte {
+	b = wire.AppendNodeSpec(b, &n.spec)
+	b = wire.AppendStr(b, n.boot)
+	return wire.AppendStr(b, n.nonce)
+}
+
+func readNodeBody(b []byte) (n nodeBody, err error) {
+	r := wire.NewReader(b)
+	n.spec, err = wire.ReadNodeSpecFrom(r)
+	n.boot, n.nonce = r.Str(), r.Str()
+	if err == nil {
+		err = r.Err()
+	}
+	return n, err
+}
+
+// nodeSlot returns the slot of a registered node.
+func (m *Machine) nodeSlot(id gpuai.NodeID) (uint32, bool) {
+	n, ok := m.strs.Find(string(id))
+	if !ok || n == 0 || n >= m.nodeOf.Len() || *m.nodeOf.Get(n) == 0 {
+		return 0, false
+	}
+	return m.nodeOf.Get(n).slot(), true
+}
+
+func (m *Machine) nodeName(slot uint32) gpuai.NodeID {
+	return gpuai.NodeID(m.strs.Get(m.nodes.Get(slot).name))
+}
+
+// nodeBody returns what the agent said of a node.
+func (m *Machine) nodeBody(slot uint32) nodeBody {
+	n, err := readNodeBody(m.blobs.Append(nil, uint32(m.nodes.Get(slot).spec)))
+	if err != nil {
+		return nodeBody{} // written by us: cannot be
+	}
+	return n
+}
+
+// setNodeBody stores what the agent said of a node.
+func (m *Machine) setNodeBody(slot uint32, n *nodeBody) {
+	b := n.put(nil)
+	r := m.nodes.Mut(slot)
+	m.blobs.Free(uint32(r.spec))
+	r.spec = ref(m.blobs.Put(b))
+	r.specHash = hashOf(b)
+}
+
+// capacityOf returns what the scheduler is told of a node.
+func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
+	r := m.nodes.Get(slot)
+	info := &scheduler.NodeInfo{
+		Zone: n.spec.Zone, Labels: n.spec.Labels, Price: n.spec.Price,
+		CPU: int64(n.spec.CPU), Memory: int64(n.spec.Memory),
+	}
+	for i := range n.spec.Devices {
+		d := &n.spec.Devices[i]
+		info.Devices = append(info.Devices, scheduler.DeviceInfo{
+			Vendor: d.Vendor, Model: d.Model, Memory: int64(d.Memory),
+			Usable: d.Health == gpuai.DeviceHealthy && r.broken>>i&1 == 0,
+		})
+	}
+	return info
+}
+
+// setOpen tells the scheduler whether the node takes new leases, and has the
+// queue look at a node that opened.
+func (m *Machine) setOpen(slot uint32) {
+	open := m.nodes.Get(slot).open()
+	m.sched.SetOpen(slot, open)
+	if open {
+		m.dirty.Set(slot)
+	}
+}
+
+// setNodeState moves a node to another state.
+func (m *Machine) setNodeState(slot uint32, s gpuai.NodeState) {
+	r := m.nodes.Mut(slot)
+	r.state, r.modified = s, m.now.index
+	m.setOpen(slot)
+	m.emit(gpuai.Event{
+		Kind: gpuai.NodeChanged, Node: m.nodeName(slot), Incarnation: r.incarnation,
+		NodeState: s, Drained: r.drained,
+	})
+}
+
+// revive brings a silent or suspect node back, or quarantines it when it has
+// come back from silence too often.
+func (m *Machine) revive(slot uint32) {
+	r := m.nodes.Mut(slot)
+	if r.state == gpuai.NodeSilent && m.flapped(r) {
+		p := m.policy.Get()
+		back := p.FlapBackoff << min(r.quarantines, 10)
+		r.quarantines++
+		r.until = m.now.time.Add(min(back, gpuai.Day))
+		m.timers.set(r.until, timerNode, slot)
+		m.setNodeState(slot, gpuai.NodeQuarantined)
+		return
+	}
+	m.setNodeState(slot, gpuai.NodeReady)
+}
+
+// flapped counts a return from silence and reports whether it was one too many.
+func (m *Machine) flapped(r *nodeRec) bool {
+	p := m.policy.Get()
+	if m.now.time > r.flapSince.Add(p.FlapWindow) {
+		r.flaps, r.flapSince = 0, m.now.time
+		if m.now.time > r.until.Add(10*p.FlapWindow) {
+			r.quarantines = 0
+		}
+	}
+	r.flaps++
+	return r.flaps > p.FlapLimit
+}
+
+// quarantineOver ends a node's quarantine.
+func (m *Machine) quarantineOver(slot uint32) {
+	if r := m.nodes.Mut(slot); r.state == gpuai.NodeQuarantined {
+		r.flaps, r.until = 0, 0
+		m.setNodeState(slot, gpuai.NodeReady)
+	}
+}
+
+// lendPort takes the lowest free port of a node; 0 when it has none left.
+func (r *nodeRec) lendPort() uint16 {
+	i := bits.TrailingZeros64(^r.ports)
+	if i >= int(r.portCount) {
+		return 0
+	}
+	r.ports |= 1 << i
+	return r.portMin + uint16(i)
+}
+
+// returnPort gives a lent port back. A port of an older range is no more there.
+func (r *nodeRec) returnPort(p uint16) {
+	if p >= r.portMin && p < r.portMin+uint16(r.portCount) {
+		r.ports &^= 1 << (p - r.portMin)
+	}
+}
+
+// node converts a record to its edge type.
+func (m *Machine) node(slot uint32) gpuai.Node {
+	r, body := m.nodes.Get(slot), m.nodeBody(slot)
+	n := gpuai.Node{
+		NodeSpec: body.spec, Region: m.opts.Region, State: r.state, Drained: r.drained,
+		Incarnation: r.incarnation, BootID: body.boot, Leases: r.live,
+		FreeCPU:         body.spec.CPU - gpuai.MilliCPU(r.cpuUsed),
+		FreeMemory:      body.spec.Memory - gpuai.Bytes(r.memUsed),
+		QuarantineUntil: r.until, RegisterIndex: r.registered, ModifyIndex: r.modified,
+	}
+	var used [gpuai.MaxGPUs]gpuai.Milli
+	for l := r.first; l != 0; l = m.leases.Get(l.slot()).next {
+		x := m.leases.Get(l.slot())
+		for d := x.devices; d != 0; d &= d - 1 {
+			used[bits.TrailingZeros64(d)] += x.milli()
+		}
+	}
+	for i := range n.Devices {
+		d := &n.Devices[i]
+		if d.Health == gpuai.DeviceHealthy && r.broken>>i&1 != 0 {
+			d.Health = gpuai.DeviceQuarantined
+		}
+		d.Free = gpuai.WholeDevice - min(used[i], gpuai.WholeDevice)
+		if d.Health == gpuai.DeviceHealthy && d.Free == gpuai.WholeDevice {
+			n.FreeGPUs++
+		}
+	}
+	return n
+}

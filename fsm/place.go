@@ -1,0 +1,277 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// A candidate is a bucket that may have something to place, by the key of its
+// first group.
+type candidate struct {
+	seq      uint64
+	bucket   uint32
+	group    uint32
+	idx      uint8
+	priority gpuai.Priority
+}
+
+// before is the order of the queue: higher priority, then the older job, then
+// the group's place in it, then the bucket.
+func (a *candidate) before(b *candidate) bool {
+	if a.priority != b.priority {
+		return a.priority > b.priority
+	}
+	if a.seq != b.seq {
+		return a.seq < b.seq
+	}
+	if a.idx != b.idx {
+		return a.idx < b.idx
+	}
+	return a.bucket < b.bucket
+}
+
+// backlog reports whether the queue must be looked at again.
+func (m *Machine) backlog() bool {
+	if _, ok := m.unseen.Next(0); ok {
+		return true
+	}
+	_, ok := m.dirty.Next(0)
+	return ok
+}
+
+// refill places what waits on what has become free, in queue order, within the
+// entry's budget. What the budget leaves over stays marked.
+func (m *Machine) refill() {
+	for m.now.work > 0 {
+		node, gained := m.dirty.Next(0)
+		if _, ok := m.unseen.Next(0); !ok && !gained {
+			return
+		}
+		if gained && !m.nodes.Get(node).open() {
+			m.dirty.Clear(node)
+			continue
+		}
+		m.collect(node, gained)
+		if !m.drain() {
+			return
+		}
+		if gained {
+			m.dirty.Clear(node)
+		}
+	}
+}
+
+// collect fills the heap of candidates: buckets that nobody has looked at, and
+// those of which a task fits on the node that gained room.
+func (m *Machine) collect(node uint32, gained bool) {
+	m.cands = m.cands[:0]
+	if !gained {
+		for b, ok := m.unseen.Next(0); ok; b, ok = m.unseen.Next(b + 1) {
+			m.offer(b)
+		}
+		return
+	}
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		m.now.work -= workLook
+		r := m.buckets.Get(b)
+		if _, fits := m.sched.FitsOn(r.shape, node); fits || r.unseen {
+			m.offer(b)
+		}
+	}
+}
+
+// offer adds a bucket to the heap of candidates.
+func (m *Machine) offer(bucket uint32) {
+	group := m.buckets.Get(bucket).first.slot()
+	g := m.groups.Get(group)
+	j := m.jobs.Get(g.job.slot())
+	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority})
+	for i := len(m.cands) - 1; i > 0; {
+		p := (i - 1) / 2
+		if !m.cands[i].before(&m.cands[p]) {
+			return
+		}
+		m.cands[i], m.cands[p] = m.cands[p], m.cands[i]
+		i = p
+	}
+}
+
+// take removes the best candidate from the heap.
+func (m *Machine) take() candidate {
+	c := m.cands
+	best := c[0]
+	n := len(c) - 1
+	c[0] = c[n]
+	m.cands = c[:n]
+	for i := 0; ; {
+		k := 2*i + 1
+		if k >= n {
+			return best
+		}
+		if k+1 < n && c[k+1].before(&c[k]) {
+			k++
+		}
+		if !c[k].before(&c[i]) {
+			return best
+		}
+		c[i], c[k] = c[k], c[i]
+		i = k
+	}
+}
+
+// drain places the candidates in order until none fits; false when the budget
+// ended first.
+func (m *Machine) drain() bool {
+	for len(m.cands) > 0 {
+		if m.now.work <= 0 || m.now.ordinal >= MaxLeasesPerEntry {
+			m.now.work = min(m.now.work, 0)
+			return false
+		}
+		c := m.take()
+		placed, final := m.placeGroup(c.group)
+		if !final {
+			m.look(c.bucket) // cut short: it must be tried everywhere
+			m.now.work = min(m.now.work, 0)
+			return false
+		}
+		if !m.buckets.Get(c.bucket).used {
+			continue // its last group has gone
+		}
+		if placed {
+			m.offer(c.bucket)
+		} else {
+			m.seen(c.bucket)
+		}
+	}
+	return true
+}
+
+// placeGroup gives leases to as many ready tasks of a group as fit: to all or
+// none of a gang. placed says whether the whole group was placed, final whether
+// the answer is: false when the entry's tokens or budget ended.
+func (m *Machine) placeGroup(group uint32) (placed, final bool) {
+	g := m.groups.Get(group)
+	if g.gang {
+		return m.placeGang(group)
+	}
+	for n := g.ready(); n > 0; n-- {
+		if m.now.ordinal >= MaxLeasesPerEntry || m.now.work <= 0 {
+			return false, false
+		}
+		fit, ok := m.find(g.shape)
+		if !ok {
+			return false, true
+		}
+		if !m.grant(group, fit) {
+			return false, true
+		}
+		m.dequeue(group, 1)
+	}
+	return true, true
+}
+
+func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
+	before := m.sched.Work()
+	fit, ok := m.sched.Find(sh)
+	m.now.work -= int64(m.sched.Work()-before) + workLook
+	return fit, ok
+}
+
+// placeGang gives leases to all tasks of a gang or to none.
+func (m *Machine) placeGang(group uint32) (placed, final bool) {
+	g := *m.groups.Get(group)
+	if m.now.ordinal+g.count > MaxLeasesPerEntry {
+		return false, m.now.ordinal == 0 // the next entry has tokens for it
+	}
+	before := m.sched.Work()
+	room := m.sched.Capacity(g.shape, g.count)
+	m.now.work -= int64(m.sched.Work()-before) + workLook
+	if room < g.count {
+		return false, true
+	}
+	mark, now := m.sp.Mark(), m.now
+	events := len(m.out.Events)
+	for range g.count {
+		fit, ok := m.find(g.shape)
+		if ok {
+			ok = m.grant(group, fit)
+		}
+		if !ok {
+			m.sp.RollbackTo(mark)
+			now.work = m.now.work // spent all the same
+			m.now = now
+			m.out.Events = m.out.Events[:events]
+			return false, true
+		}
+	}
+	if !m.openRendezvous(group) {
+		m.sp.RollbackTo(mark)
+		now.work = m.now.work
+		m.now = now
+		m.out.Events = m.out.Events[:events]
+		return false, true
+	}
+	m.dequeue(group, g.count)
+	return true, true
+}
+
+// openRendezvous lends the gang a port on the node of its rank 0.
+func (m *Machine) openRendezvous(group uint32) bool {
+	l := m.leases.Mut(m.tasks.Get(m.groups.Get(group).first.slot()).lease.slot())
+	n := m.nodes.Mut(l.node)
+	if n.portCount == 0 {
+		return true // the node lends none: its gangs find each other by themselves
+	}
+	l.port = n.lendPort()
+	return l.port != 0
+}
+
+// grant gives the next task of a group its lease; false when the machine is
+// full.
+func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
+	slot, ok := m.leaseSlots.Alloc()
+	if !ok {
+		return false
+	}
+	task, ok := m.nextTask(group)
+	if !ok {
+		m.leaseSlots.Free(slot)
+		return false
+	}
+	g := m.groups.Get(group)
+	jslot := g.job.slot()
+	t := m.tasks.Mut(task)
+	m.dropLease(t.lease)
+	t.lease, t.retryAt, t.exit = refTo(slot), 0, 0
+	m.sched.Take(fit, g.shape)
+	m.leases.Grow(slot + 1)
+	meta := m.meta.Get()
+	l := m.leases.Mut(slot)
+	*l = m.newLease(jslot, task, &fit, gpuai.MakeToken(meta.epoch, m.now.index, uint16(m.now.ordinal)))
+	cpu, memory, _ := m.sched.Demand(g.shape)
+	l.cpu, l.memory = uint32(cpu), memory
+	m.now.ordinal++
+	m.now.work -= workPlace
+	m.linkLease(slot)
+	m.leaseByToken.Insert(hashToken(m.leases.Get(slot).token), slot)
+	m.setTask(task, gpuai.TaskLeased)
+	m.jobs.Mut(jslot).live++
+	if m.jobs.Get(jslot).status == gpuai.JobPending {
+		m.setJobStatus(jslot, gpuai.JobRunning)
+	}
+	m.emit(m.leaseEvent(gpuai.LeaseGrantedEvent, slot))
+	return true
+}
+
+// newLease returns the record of a lease whose TTL and grace are fixed now.
+func (m *Machine) newLease(job, task uint32, fit *scheduler.Fit, token gpuai.Token) leaseRec {
+	j, p := m.jobs.Get(job), m.policy.Get()
+	n := m.nodes.Get(fit.Node)
+	ttl := max(p.TTL(j.class), gpuai.Duration(j.ttl), p.MinTTL())
+	return leaseRec{
+		token: token, task: refTo(task), node: fit.Node, incarnation: n.incarnation,
+		devices: fit.Devices, share: fit.Share,
+		price: n.price, granted: m.now.time, modified: m.now.index,
+		ttl: uint32(ttl), grace: uint32(p.GraceFor(ttl)), state: gpuai.LeaseGranted,
+	}
+}

@@ -1,0 +1,184 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// A bucketRec is the waiting groups of one priority, shape and gang size, in
+// the order of their jobs. Whether the first of them fits answers for all.
+type bucketRec struct {
+	shape    scheduler.ShapeID
+	gang     uint32 // tasks of each gang; 0: not gangs
+	first    ref    // group
+	last     ref
+	groups   uint32
+	tasks    uint64 // ready ones
+	priority gpuai.Priority
+	used     bool
+	// unseen: groups joined while there was a backlog, so that nobody has
+	// looked yet whether they fit.
+	unseen bool
+}
+
+func (r *bucketRec) put(b []byte) []byte {
+	b = le.AppendUint32(b, uint32(r.shape))
+	b = le.AppendUint32(b, r.gang)
+	b = r.first.put(b)
+	b = r.last.put(b)
+	b = le.AppendUint32(b, r.groups)
+	b = le.AppendUint64(b, r.tasks)
+	return append(b, uint8(r.priority), bool8(r.used), bool8(r.unseen))
+}
+
+func (r *bucketRec) get(rd *wire.Reader) {
+	r.shape = scheduler.ShapeID(rd.U32())
+	r.gang = rd.U32()
+	r.first = ref(rd.U32())
+	r.last = ref(rd.U32())
+	r.groups = rd.U32()
+	r.tasks = rd.U64()
+	r.priority = gpuai.Priority(rd.U8())
+	r.used = rd.U8() != 0
+	r.unseen = rd.U8() != 0
+}
+
+func hashBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint64 {
+	return mem.Mix(uint64(p)<<32|uint64(sh), uint64(gang)+7)
+}
+
+// gangOf returns what a group adds to its bucket's key.
+func (g *groupRec) gangOf() uint32 {
+	if g.gang {
+		return g.count
+	}
+	return 0
+}
+
+func (m *Machine) findBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) (uint32, bool) {
+	return m.bucketByKey.Find(hashBucket(p, sh, gang), func(s uint32) bool {
+		b := m.buckets.Get(s)
+		return b.priority == p && b.shape == sh && b.gang == gang
+	})
+}
+
+// enqueue puts a group that has ready tasks into its bucket, or counts tasks
+// that became ready of a group that is there. n is how many became ready.
+func (m *Machine) enqueue(group, n uint32) {
+	g := m.groups.Get(group)
+	if g.bucket != 0 {
+		m.buckets.Mut(g.bucket.slot()).tasks += uint64(n)
+		return
+	}
+	j := m.jobs.Get(g.job.slot())
+	slot, ok := m.findBucket(j.priority, g.shape, g.gangOf())
+	if !ok {
+		slot = m.newBucket(j.priority, g.shape, g.gangOf())
+		m.look(slot) // beside others that wait, it would wait too
+	}
+	m.insertGroup(slot, group)
+	b := m.buckets.Mut(slot)
+	b.groups++
+	b.tasks += uint64(m.groups.Get(group).ready())
+}
+
+// newBucket makes a bucket. There is one for every group at most, and submits
+// are refused before the buckets run out.
+func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint32 {
+	slot, _ := m.bucketSlots.Alloc()
+	m.buckets.Grow(slot + 1)
+	*m.buckets.Mut(slot) = bucketRec{shape: sh, gang: gang, priority: p, used: true}
+	m.bucketByKey.Insert(hashBucket(p, sh, gang), slot)
+	return slot
+}
+
+// look notes that a bucket's first group must be tried everywhere, not only on
+// nodes that gained room.
+func (m *Machine) look(bucket uint32) {
+	if b := m.buckets.Get(bucket); !b.unseen {
+		m.buckets.Mut(bucket).unseen = true
+		m.unseen.Set(bucket)
+	}
+}
+
+// seen ends what look began.
+func (m *Machine) seen(bucket uint32) {
+	if b := m.buckets.Get(bucket); b.unseen {
+		m.buckets.Mut(bucket).unseen = false
+		m.unseen.Clear(bucket)
+	}
+}
+
+// groupBefore is the order of a bucket: by job, then by group.
+func (m *Machine) groupBefore(a, b uint32) bool {
+	x, y := m.groups.Get(a), m.groups.Get(b)
+	if x.job != y.job {
+		return m.jobs.Get(x.job.slot()).seq < m.jobs.Get(y.job.slot()).seq
+	}
+	return x.idx < y.idx
+}
+
+// insertGroup links a group into a bucket in order. A new job goes last; one
+// that is placed again is older than those that wait and goes near the front.
+func (m *Machine) insertGroup(bucket, group uint32) {
+	b := m.buckets.Mut(bucket)
+	g := m.groups.Mut(group)
+	g.bucket = refTo(bucket)
+	if b.last == 0 || m.groupBefore(b.last.slot(), group) {
+		if g.qprev = b.last; b.last != 0 {
+			m.groups.Mut(b.last.slot()).qnext = refTo(group)
+		} else {
+			b.first = refTo(group)
+		}
+		b.last = refTo(group)
+		return
+	}
+	at := b.first // the first group after ours: there is one
+	for m.groupBefore(at.slot(), group) {
+		m.now.work -= workLook
+		at = m.groups.Get(at.slot()).qnext
+	}
+	next := m.groups.Mut(at.slot())
+	g.qprev, g.qnext = next.qprev, at
+	if next.qprev != 0 {
+		m.groups.Mut(next.qprev.slot()).qnext = refTo(group)
+	} else {
+		b.first = refTo(group)
+	}
+	next.qprev = refTo(group)
+}
+
+// dequeue takes n ready tasks of a group out of its bucket's count, and the
+// group itself when none is left.
+func (m *Machine) dequeue(group, n uint32) {
+	g := m.groups.Mut(group)
+	if g.bucket == 0 {
+		return
+	}
+	slot := g.bucket.slot()
+	b := m.buckets.Mut(slot)
+	b.tasks -= uint64(n)
+	if g.ready() > 0 && !g.ended && m.jobs.Get(g.job.slot()).status < gpuai.JobSucceeded {
+		return
+	}
+	b.tasks -= uint64(g.ready())
+	if g.qprev != 0 {
+		m.groups.Mut(g.qprev.slot()).qnext = g.qnext
+	} else {
+		b.first = g.qnext
+	}
+	if g.qnext != 0 {
+		m.groups.Mut(g.qnext.slot()).qprev = g.qprev
+	} else {
+		b.last = g.qprev
+	}
+	g.bucket, g.qprev, g.qnext = 0, 0, 0
+	if b.groups--; b.groups == 0 {
+		m.seen(slot)
+		m.bucketByKey.Delete(hashBucket(b.priority, b.shape, b.gang), slot)
+		*m.buckets.Mut(slot) = bucketRec{}
+		m.bucketSlots.Free(slot)
+	}
+}

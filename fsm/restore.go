@@ -1,0 +1,291 @@
+package fsm
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// ErrSnapshot is returned, wrapped with what is wrong, for a snapshot that
+// cannot be restored. Nothing of it was taken over.
+var ErrSnapshot = errors.New("the snapshot cannot be restored")
+
+func errSnapshot(what string) error { return fmt.Errorf("%w: %s", ErrSnapshot, what) }
+
+// A frameReader reads the frames of a snapshot.
+type frameReader struct {
+	r    io.Reader
+	read uint64
+	buf  []byte
+	// count is the number of records in the frame that next returned.
+	count uint32
+}
+
+func (f *frameReader) header(info *SnapshotInfo) error {
+	var head [16]byte
+	if _, err := io.ReadFull(f.r, head[:]); err != nil || string(head[:8]) != snapshotMagic {
+		return errSnapshot("it is no snapshot of a region")
+	}
+	f.read += uint64(len(head))
+	info.Format, info.Level = le.Uint32(head[8:]), le.Uint32(head[12:])
+	if info.Format != snapshotFormat {
+		return errSnapshot(fmt.Sprintf("it has format %d, this version reads %d", info.Format, snapshotFormat))
+	}
+	if info.Level < MinLevel || info.Level > MaxLevel {
+		return errSnapshot(fmt.Sprintf("it has feature level %d, this version knows %d to %d", info.Level, MinLevel, MaxLevel))
+	}
+	return nil
+}
+
+// next returns the next frame's body, which is valid until the call after it.
+func (f *frameReader) next() (section uint8, body []byte, err error) {
+	var head [frameHeader]byte
+	if _, err := io.ReadFull(f.r, head[:]); err != nil {
+		return 0, nil, errSnapshot("it is cut off")
+	}
+	size := le.Uint32(head[5:])
+	if size > maxFrame {
+		return 0, nil, errSnapshot("a frame is too large")
+	}
+	if uint32(cap(f.buf)) < size {
+		f.buf = make([]byte, size)
+	}
+	body = f.buf[:size]
+	if _, err := io.ReadFull(f.r, body); err != nil {
+		return 0, nil, errSnapshot("it is cut off")
+	}
+	if crc32.Update(crc32.Checksum(head[:9], castagnoli), castagnoli, body) != le.Uint32(head[9:]) {
+		return 0, nil, errSnapshot(fmt.Sprintf("a frame at byte %d fails its checksum", f.read))
+	}
+	f.read += uint64(frameHeader) + uint64(size)
+	f.count = le.Uint32(head[1:])
+	return head[0], body, nil
+}
+
+// Restore builds a machine from a snapshot and verifies it: checksums, counts,
+// the digest, and the invariants of Check. The error wraps ErrSnapshot.
+func Restore(r io.Reader, o Options) (m *Machine, err error) {
+	defer func() {
+		if p := recover(); p != nil { // numbers in it that point nowhere
+			m, err = nil, errSnapshot(fmt.Sprint("its records contradict each other: ", p))
+		}
+	}()
+	fr := &frameReader{r: r}
+	if err := fr.header(&SnapshotInfo{}); err != nil {
+		return nil, err
+	}
+	m = New(o)
+	var s snapshotMeta
+	for {
+		section, body, err := fr.next()
+		if err != nil {
+			return nil, err
+		}
+		if section == secEnd {
+			return m, m.restored(&s, body)
+		}
+		rd := wire.NewReader(body)
+		if err := m.restoreFrame(section, fr.count, rd, &s); err != nil {
+			return nil, err
+		}
+		m.sp.Commit()
+	}
+}
+
+func (m *Machine) restoreFrame(section uint8, count uint32, rd *wire.Reader, s *snapshotMeta) error {
+	switch section {
+	case secMeta:
+		return m.restoreMeta(rd, s)
+	case secStrings:
+		for range count {
+			m.strs.Intern(rd.Str())
+		}
+	case secScheduler:
+		if err := m.sched.RestoreState(rd.Rest()); err != nil {
+			return errSnapshot(err.Error())
+		}
+	case secNodes:
+		for range count {
+			m.restoreNode(rd)
+		}
+	case secJobs:
+		for range count {
+			m.restoreJob(rd)
+		}
+	case secGroups:
+		readTable(rd, count, m.groups, m.groupSlots)
+	case secTasks:
+		readTable(rd, count, m.tasks, m.taskSlots)
+	case secLeases:
+		readTable(rd, count, m.leases, m.leaseSlots)
+	case secResults:
+		readTable(rd, count, m.results, m.resultSlots)
+	case secBuckets:
+		readTable(rd, count, m.buckets, m.bucketSlots)
+	case secDirty:
+		for range count {
+			m.dirty.Set(rd.U32() & (mem.MaxSlots - 1))
+		}
+	default:
+		return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
+	}
+	if rd.Done() != nil {
+		return errSnapshot(fmt.Sprintf("section %d is malformed", section))
+	}
+	return nil
+}
+
+func (m *Machine) restoreMeta(rd *wire.Reader, s *snapshotMeta) error {
+	if err := s.read(rd.Rest()); err != nil {
+		return err
+	}
+	if m.opts.Region == "" {
+		m.opts.Region = s.region
+	}
+	if s.region != m.opts.Region {
+		return errSnapshot(fmt.Sprintf("it is of region %q, this server belongs to %q", s.region, m.opts.Region))
+	}
+	*m.meta.Mut() = s.meta
+	m.policy.Mut().Policy = s.policy
+	return nil
+}
+
+// reader is the other half of putter.
+type reader[T any] interface {
+	*T
+	get(*wire.Reader)
+}
+
+func readTable[T any, P reader[T]](rd *wire.Reader, count uint32, t *mem.Table[T], slots *mem.Slots) {
+	for range count {
+		slot := rd.U32()
+		var r T
+		P(&r).get(rd)
+		if rd.Err() != nil || slot >= mem.MaxSlots || slots.Has(slot) {
+			rd.Fail("a slot is out of range or given twice")
+			return
+		}
+		slots.Take(slot)
+		t.Grow(slot + 1)
+		*t.Mut(slot) = r
+	}
+}
+
+func (m *Machine) restoreNode(rd *wire.Reader) {
+	var r nodeRec
+	r.get(rd)
+	body := rd.Bytes(int(rd.U32()))
+	if rd.Err() != nil {
+		return
+	}
+	r.spec = ref(m.blobs.Put(body))
+	slot := m.nodes.Append(r)
+	m.nodeOf.Grow(r.name + 1)
+	*m.nodeOf.Mut(r.name) = refTo(slot)
+}
+
+func (m *Machine) restoreJob(rd *wire.Reader) {
+	slot := rd.U32()
+	var r jobRec
+	r.get(rd)
+	body := rd.Bytes(int(rd.U32()))
+	if rd.Err() != nil || slot >= mem.MaxSlots || m.jobSlots.Has(slot) {
+		rd.Fail("a slot is out of range or given twice")
+		return
+	}
+	r.spec = ref(m.blobs.Put(body))
+	m.jobSlots.Take(slot)
+	m.jobs.Grow(slot + 1)
+	*m.jobs.Mut(slot) = r
+	m.jobByID.Insert(hashJobID(r.id), slot)
+	if r.sameNewer == 0 {
+		m.jobByName.Insert(r.nameHash, slot)
+	}
+}
+
+// restored rebuilds what is derived and verifies the whole.
+func (m *Machine) restored(s *snapshotMeta, end []byte) error {
+	m.rebuild()
+	m.sp.Commit()
+	if m.nodes.Len() != s.nodes || m.jobSlots.Len() != s.jobs || m.leaseSlots.Len() != s.leases {
+		return errSnapshot("it does not hold what its first section counts")
+	}
+	if len(end) != len(Digest{}) || Digest(end) != m.Digest() {
+		return errSnapshot("its records do not have the digest it names")
+	}
+	if err := m.Check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrSnapshot, err)
+	}
+	m.digests[m.Index()%DigestsKept] = m.Digest()
+	return nil
+}
+
+// rebuild makes the indexes, the timers and the scheduler's view anew.
+func (m *Machine) rebuild() {
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		l := m.leases.Get(s)
+		m.leaseByToken.Insert(hashToken(l.token), s)
+		j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
+		if l.state == gpuai.LeaseRunning && j.runTime > 0 {
+			m.timers.set(l.started.Add(j.runTime), timerLease, s)
+		}
+	}
+	for s, ok := m.resultSlots.Next(0); ok; s, ok = m.resultSlots.Next(s + 1) {
+		m.restoreResult(s)
+	}
+	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
+		b := m.buckets.Get(s)
+		m.bucketByKey.Insert(hashBucket(b.priority, b.shape, b.gang), s)
+		if b.unseen {
+			m.unseen.Set(s)
+		}
+	}
+	m.rebuildTimers()
+	for s := range m.nodes.Len() {
+		body := m.nodeBody(s)
+		m.sched.SetNode(s, m.capacityOf(s, &body))
+		m.retake(s)
+		m.sched.SetOpen(s, m.nodes.Get(s).open())
+	}
+}
+
+// restoreResult indexes a remembered answer, unless a newer one has its key.
+func (m *Machine) restoreResult(s uint32) {
+	r := m.results.Get(s)
+	h := hashResult(&r.key)
+	if old, ok := m.resultByKey.Find(h, func(o uint32) bool { return m.results.Get(o).key == r.key }); ok {
+		if m.results.Get(old).index > r.index {
+			return
+		}
+		m.resultByKey.Delete(h, old)
+	}
+	m.resultByKey.Insert(h, s)
+}
+
+func (m *Machine) rebuildTimers() {
+	for s, ok := m.taskSlots.Next(0); ok; s, ok = m.taskSlots.Next(s + 1) {
+		if t := m.tasks.Get(s); t.status == gpuai.TaskPending && t.retryAt != 0 {
+			m.timers.set(t.retryAt, timerTask, s)
+		}
+	}
+	for s, ok := m.groupSlots.Next(0); ok; s, ok = m.groupSlots.Next(s + 1) {
+		if g := m.groups.Get(s); g.retryAt != 0 && !g.ended {
+			m.timers.set(g.retryAt, timerGroup, s)
+		}
+	}
+	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
+		if j := m.jobs.Get(s); j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
+			m.timers.set(j.queueUntil, timerJob, s)
+		}
+	}
+	for s := range m.nodes.Len() {
+		if n := m.nodes.Get(s); n.state == gpuai.NodeQuarantined {
+			m.timers.set(n.until, timerNode, s)
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// A timerKind says whose timer it is and what it does.
+type timerKind uint8
+
+const (
+	timerTask  timerKind = iota + 1 // a task's back-off ends
+	timerGroup                      // a gang's back-off ends
+	timerJob                        // a job's queue-time limit
+	timerLease                      // a task's run-time limit
+	timerNode                       // a node's quarantine ends
+)
+
+type timerEnt struct {
+	at   gpuai.Instant
+	slot uint32
+	kind timerKind
+}
+
+func (a *timerEnt) before(b *timerEnt) bool {
+	if a.at != b.at {
+		return a.at < b.at
+	}
+	if a.kind != b.kind {
+		return a.kind < b.kind
+	}
+	return a.slot < b.slot
+}
+
+// timers is a binary heap of (instant, kind, slot). Each record keeps its place
+// in the heap, so that a timer which is no longer wanted leaves at once. The
+// heap is derived: a snapshot does not hold it.
+type timers struct {
+	heap  *mem.Table[timerEnt]
+	n     mem.Var[uint32]
+	place func(kind timerKind, slot uint32) *uint32 // the record's own place, for writing
+}
+
+func newTimers(s *mem.Space) *timers {
+	return &timers{heap: mem.NewTable[timerEnt](s, 8), n: mem.NewVar[uint32](s, 0)}
+}
+
+func (t *timers) fork(ns *mem.Space) *timers {
+	return &timers{heap: t.heap.Fork(ns), n: t.n.Fork(ns)}
+}
+
+// next returns the earliest timer.
+func (t *timers) next() (timerEnt, bool) {
+	if *t.n.Get() == 0 {
+		return timerEnt{}, false
+	}
+	return *t.heap.Get(0), true
+}
+
+// set starts a record's timer, or moves it.
+func (t *timers) set(at gpuai.Instant, kind timerKind, slot uint32) {
+	p := t.place(kind, slot)
+	i := *p - 1
+	if *p == 0 {
+		n := t.n.Mut()
+		i = *n
+		*n++
+		t.heap.Grow(*n)
+	}
+	t.put(i, timerEnt{at, slot, kind})
+	t.down(t.up(i))
+}
+
+// clear stops the timer whose place is p, if it runs.
+func (t *timers) clear(p *uint32) {
+	if *p == 0 {
+		return
+	}
+	i := *p - 1
+	*p = 0
+	n := t.n.Mut()
+	*n--
+	last := *t.heap.Get(*n)
+	*t.heap.Mut(*n) = timerEnt{}
+	if i == *n {
+		return
+	}
+	t.put(i, last)
+	t.down(t.up(i))
+}
+
+func (t *timers) put(i uint32, e timerEnt) {
+	*t.heap.Mut(i) = e
+	*t.place(e.kind, e.slot) = i + 1
+}
+
+func (t *timers) swap(i, j uint32) {
+	a, b := *t.heap.Get(i), *t.heap.Get(j)
+	t.put(i, b)
+	t.put(j, a)
+}
+
+func (t *timers) up(i uint32) uint32 {
+	for i > 0 {
+		parent := (i - 1) / 2
+		if !t.heap.Get(i).before(t.heap.Get(parent)) {
+			break
+		}
+		t.swap(i, parent)
+		i = parent
+	}
+	return i
+}
+
+func (t *timers) down(i uint32) {
+	n := *t.n.Get()
+	for {
+		c := 2*i + 1
+		if c >= n {
+			return
+		}
+		if c+1 < n && t.heap.Get(c+1).before(t.heap.Get(c)) {
+			c++
+		}
+		if !t.heap.Get(c).before(t.heap.Get(i)) {
+			return
+		}
+		t.swap(i, c)
+		i = c
+	}
+}
+
+// timerPlace returns where a record keeps its place in the heap.
+func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
+	switch kind {
+	case timerTask:
+		return &m.tasks.Mut(slot).timer
+	case timerGroup:
+		return &m.groups.Mut(slot).timer
+	case timerJob:
+		return &m.jobs.Mut(slot).timer
+	case timerLease:
+		return &m.leases.Mut(slot).timer
+	default:
+		return &m.nodes.Mut(slot).timer
+	}
+}
+
+// fireTimers runs every timer that is due, within the entry's budget.
+func (m *Machine) fireTimers() {
+	for m.now.work > 0 {
+		e, ok := m.timers.next()
+		if !ok || e.at > m.now.time {
+			return
+		}
+		m.now.work -= workEnd
+		m.timers.clear(m.timers.place(e.kind, e.slot))
+		switch e.kind {
+		case timerTask:
+			m.backOffOver(e.slot)
+		case timerGroup:
+			m.gangBackOffOver(e.slot)
+		case timerJob:
+			m.queueTimeOver(e.slot)
+		case timerLease:
+			m.revoke(e.slot, gpuai.CauseRunTime)
+		case timerNode:
+			m.quarantineOver(e.slot)
+		}
+	}
+}
