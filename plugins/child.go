@@ -190,7 +190,8 @@ func (c *child) expectEnd() {
 }
 
 // end tells how the process ended; died is false while it runs or when it was
-// we who ended it.
+// we who ended it. go-plugin kills what has failed already, so that a kill which
+// was asked for is not by itself the cause.
 func (c *child) end() (state string, died bool) {
 	select {
 	case <-c.gone:
@@ -199,7 +200,8 @@ func (c *child) end() (state string, died bool) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state, !c.asked
+	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return c.state, !c.asked || !ok || status.Signal() != syscall.SIGKILL
 }
 
 func (c *child) firstLine() string {

@@ -32,6 +32,7 @@ type lines struct {
 
 	mu      sync.Mutex // guards below
 	last    []string
+	panic   string // the line that began a crash of Go's runtime
 	dropped int
 }
 
@@ -76,6 +77,9 @@ func (l *lines) remember(text string) bool {
 	if l.last = append(l.last, text[:min(len(text), 300)]); len(l.last) > lastWords {
 		l.last = l.last[1:]
 	}
+	if plainLevel(text) == slog.LevelError {
+		l.panic = l.last[len(l.last)-1]
+	}
 	if !l.limit.Allow() {
 		l.dropped++
 		return false
@@ -91,6 +95,9 @@ func (l *lines) remember(text string) bool {
 func (l *lines) words() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.panic != "" {
+		return "; its last words: " + clip(l.panic)
+	}
 	if len(l.last) == 0 {
 		return ""
 	}

@@ -1,0 +1,39 @@
+package plugins
+
+import (
+	"context"
+	"time"
+)
+
+// StartQuick is Start with times short enough for a test, and a breaker that
+// closes again within it.
+func StartQuick(ctx context.Context, cfg HostConfig) (*Host, error) {
+	return start(ctx, cfg, quickTiming())
+}
+
+// LaunchQuick is Launch with the times of StartQuick.
+func LaunchQuick(ctx context.Context, cfg HostConfig) (*Process, error) {
+	dir, err := openRunDir(cfg.SocketDir, cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := launch(ctx, cfg, dir, quickTiming())
+	if err != nil {
+		dir.close()
+		return nil, err
+	}
+	p.dir = dir
+	return p, nil
+}
+
+func quickTiming() timing {
+	t := defaultTiming()
+	t.start = 3 * time.Second
+	t.call = 1500 * time.Millisecond
+	t.beat, t.silence = 100*time.Millisecond, 1500*time.Millisecond
+	t.stop = 500 * time.Millisecond
+	t.backoffMin, t.backoffMax = 5*time.Millisecond, 20*time.Millisecond
+	t.window = 8 * time.Second
+	t.strikes = 2
+	return t
+}
