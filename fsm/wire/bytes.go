@@ -3,6 +3,8 @@ package wire
 import (
 	"encoding/binary"
 	"errors"
+
+	"github.com/gpuai/gpuai"
 )
 
 var le = binary.LittleEndian
@@ -11,7 +13,7 @@ var le = binary.LittleEndian
 // kind that was asked for.
 var ErrMalformed = errors.New("malformed bytes")
 
-// maxStr bounds a string's length: 24 bits of it are used.
+// maxStr bounds the length of a string or blob.
 const maxStr = 1<<24 - 1
 
 // A Reader reads values one behind the other. After the first value that is not
@@ -51,13 +53,11 @@ func (r *Reader) Rest() []byte {
 }
 
 // Bytes returns a view of the next n bytes. When they are not there it returns
-// n zero bytes for n up to 64, else none.
+// n zero bytes for n up to 64, so that a fixed-size array can be made of them,
+// else none.
 func (r *Reader) Bytes(n int) []byte {
 	if n < 0 || n > len(r.b) {
-		if r.err == nil {
-			r.err = ErrMalformed
-		}
-		r.b = nil
+		r.short()
 		if n >= 0 && n <= 64 {
 			return make([]byte, n)
 		}
@@ -122,7 +122,8 @@ func (r *Reader) short() {
 	r.b = nil
 }
 
-// Blob returns a view of the next length-prefixed bytes.
+// Blob returns a view of the next length-prefixed bytes. A length below 255 is
+// one byte; a longer one is 255 and four bytes.
 func (r *Reader) Blob() []byte {
 	n := uint32(r.U8())
 	if n == 255 {
@@ -143,10 +144,10 @@ func (r *Reader) Blob() []byte {
 // Str reads the next length-prefixed string.
 func (r *Reader) Str() string { return string(r.Blob()) }
 
-// AppendBytes appends v with its length in front.
+// AppendBytes appends v with its length in front. It must be below 16 MiB.
 func AppendBytes(b, v []byte) []byte { return append(appendLen(b, len(v)), v...) }
 
-// AppendStr appends v with its length in front.
+// AppendStr appends v with its length in front. It must be below 16 MiB.
 func AppendStr(b []byte, v string) []byte { return append(appendLen(b, len(v)), v...) }
 
 func appendLen(b []byte, n int) []byte {
@@ -173,10 +174,38 @@ func (r *Reader) bool() bool {
 	return v == 1
 }
 
-// within reads a number that must lie in [lo, hi].
+// within passes v on when it lies in [lo, hi], and fails the reader otherwise:
+// what it returns is in range whatever was read.
 func (r *Reader) within(v, lo, hi int64) int64 {
-	if r.err == nil && (v < lo || v > hi) {
-		r.Fail("a number is out of range")
+	if v >= lo && v <= hi {
+		return v
 	}
-	return v
+	r.Fail("a number is out of range")
+	return lo
 }
+
+// count8 reads how many of something follow, at most limit.
+func (r *Reader) count8(limit int) int { return int(r.within(int64(r.U8()), 0, int64(limit))) }
+
+// count16 is count8 for what may be more than 255.
+func (r *Reader) count16(limit int) int { return int(r.within(int64(r.U16()), 0, int64(limit))) }
+
+// text reads a view of a text that users may give.
+func (r *Reader) text() []byte { return r.limited(gpuai.MaxTextLen) }
+
+// limited reads a view of a text of at most limit bytes.
+func (r *Reader) limited(limit int) []byte {
+	b := r.Blob()
+	if len(b) > limit {
+		r.Fail("a text is too long")
+		return nil
+	}
+	return b
+}
+
+// appendCount8 writes a count whose limit is below 255. More is written as 255,
+// so that the reader refuses it instead of reading another number.
+func appendCount8(b []byte, n int) []byte { return append(b, uint8(min(n, 255))) }
+
+// appendCount16 is appendCount8 for limits below 65535.
+func appendCount16(b []byte, n int) []byte { return le.AppendUint16(b, uint16(min(n, 65_535))) }

@@ -5,11 +5,12 @@ import (
 	"hash/crc32"
 )
 
-// Limits of an entry.
+// Limits of an entry. A command within its limit always fits an entry of its
+// own.
 const (
 	MaxCommands     = 1_000
-	MaxEntryBytes   = 256 << 10 // of a batch; a single command may be larger
-	MaxCommandBytes = 160 << 10 // of an encoded command
+	MaxEntryBytes   = 256 << 10 // of an entry with its header
+	MaxCommandBytes = 160 << 10 // of an encoded command, its length field included
 )
 
 // Format is the version of the entry's frame.
@@ -34,15 +35,18 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var (
 	errFrame    = errors.New("the frame of the entry is malformed")
+	errSize     = errors.New("the entry is larger than an entry may be")
 	errFormat   = errors.New("the entry has a format that this version does not know")
 	errChecksum = errors.New("the entry fails its checksum")
 )
 
-// AppendEntry appends an entry that holds the encoded commands.
+// AppendEntry appends an entry that holds the encoded commands. The caller keeps
+// MaxCommands, MaxEntryBytes and a time that is not negative: an entry beyond
+// them is one that OpenEntry refuses.
 func AppendEntry(dst []byte, h Header, cmds ...[]byte) []byte {
 	at := len(dst)
 	dst = append(dst, Format, 0)
-	dst = le.AppendUint16(dst, uint16(len(cmds)))
+	dst = appendCount16(dst, len(cmds))
 	dst = le.AppendUint32(dst, 0)
 	dst = appendI64(dst, h.Time)
 	dst = appendI64(dst, h.Wall)
@@ -75,6 +79,8 @@ func OpenEntry(data []byte) (Entry, error) {
 	switch {
 	case len(data) < headerSize:
 		return Entry{}, errFrame
+	case len(data) > MaxEntryBytes:
+		return Entry{}, errSize
 	case data[0] != Format || data[1] != 0:
 		return Entry{}, errFormat
 	case checksum(data) != le.Uint32(data[crcAt:]):
@@ -105,7 +111,8 @@ func CheckEntry(data []byte) error {
 	return err
 }
 
-// A Command is one command of an entry: views of its bytes.
+// A Command is one command of an entry: views of its bytes. Nothing is known of
+// the texts but that they are there.
 type Command struct {
 	Type, Version      uint8
 	Tenant, Actor, Key []byte
@@ -118,7 +125,7 @@ func (e *Entry) Next() (Command, bool) {
 		return Command{}, false
 	}
 	n := le.Uint32(e.rest)
-	if uint64(n) > uint64(len(e.rest)-4) || n > MaxCommandBytes {
+	if n > MaxCommandBytes-4 || uint64(n) > uint64(len(e.rest)-4) {
 		return Command{}, false
 	}
 	r := Reader{b: e.rest[4 : 4+n]}

@@ -3,10 +3,13 @@ package wire
 import "github.com/gpuai/gpuai"
 
 // AppendNodeSpec appends what an agent says of its host.
+//
+//	id zone labels:u8, each: key value; address cpu memory:i64 port_min
+//	port_count:u16 price:i64 devices simulated:u8 version
 func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 	b = AppendStr(b, string(s.ID))
 	b = AppendStr(b, s.Zone)
-	b = append(b, uint8(len(s.Labels)))
+	b = appendCount8(b, len(s.Labels))
 	for _, k := range gpuai.EnvNames(s.Labels) {
 		b = AppendStr(AppendStr(b, k), s.Labels[k])
 	}
@@ -19,36 +22,45 @@ func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 	return AppendStr(b, s.Version)
 }
 
-// ReadNodeSpecFrom reads what an agent says of its host. What gpuai.NodeSpec's
-// Validate says is not checked.
+// ReadNodeSpecFrom reads what an agent says of its host. Counts and texts are
+// within their limits; what else gpuai.NodeSpec's Validate says is not checked.
 func ReadNodeSpecFrom(r *Reader) (gpuai.NodeSpec, error) {
-	s := gpuai.NodeSpec{ID: gpuai.NodeID(r.Str()), Zone: r.Str()}
-	if n := r.within(int64(r.U8()), 0, gpuai.MaxLabels); n > 0 && r.err == nil {
-		s.Labels = make(map[string]string, n)
-		last := ""
-		for i := range n {
-			k := r.Str()
-			if i > 0 && k <= last {
-				r.Fail("the labels are out of order")
-			}
-			s.Labels[k], last = r.Str(), k
-		}
-	}
-	s.Address = r.Str()
+	s := gpuai.NodeSpec{ID: gpuai.NodeID(r.text()), Zone: string(r.text())}
+	s.Labels = r.labels()
+	s.Address = string(r.text())
 	s.CPU, s.Memory = gpuai.MilliCPU(r.I64()), gpuai.Bytes(r.I64())
 	s.PortMin, s.PortCount = r.U16(), r.U16()
 	s.Price = gpuai.Micros(r.I64())
-	var err error
-	if s.Devices, err = ReadDevicesFrom(r); err != nil {
-		return s, err
-	}
-	s.Simulated, s.Version = r.bool(), r.Str()
+	s.Devices, _ = ReadDevicesFrom(r)
+	s.Simulated, s.Version = r.bool(), string(r.text())
 	return s, r.err
 }
 
-// AppendDevices appends a list of devices.
+// labels reads a node's labels, which are in order of their keys.
+func (r *Reader) labels() map[string]string {
+	n := r.count8(gpuai.MaxLabels)
+	if n == 0 {
+		return nil
+	}
+	m := make(map[string]string, n)
+	last := ""
+	for i := range n {
+		k := string(r.text())
+		if i > 0 && k <= last {
+			r.Fail("labels are out of order")
+			return nil
+		}
+		m[k], last = string(r.text()), k
+	}
+	return m
+}
+
+// AppendDevices appends a list of devices. What the region fills in is left
+// out.
+//
+//	count:u8, each: id vendor model memory:i64 health:u8 health_code
 func AppendDevices(b []byte, ds []gpuai.Device) []byte {
-	b = append(b, uint8(len(ds)))
+	b = appendCount8(b, len(ds))
 	for i := range ds {
 		d := &ds[i]
 		b = AppendStr(AppendStr(AppendStr(b, string(d.ID)), d.Vendor), d.Model)
@@ -58,21 +70,24 @@ func AppendDevices(b []byte, ds []gpuai.Device) []byte {
 	return b
 }
 
-// ReadDevicesFrom reads a list of devices.
+// ReadDevicesFrom reads a list of devices. What else gpuai.ValidateDevices says
+// is not checked.
 func ReadDevicesFrom(r *Reader) ([]gpuai.Device, error) {
-	n := r.within(int64(r.U8()), 0, gpuai.MaxGPUs)
-	if r.err != nil || n == 0 {
+	n := r.count8(gpuai.MaxGPUs)
+	if n == 0 {
 		return nil, r.err
 	}
 	ds := make([]gpuai.Device, 0, n)
 	for range n {
-		d := gpuai.Device{ID: gpuai.DeviceID(r.Str()), Vendor: r.Str(), Model: r.Str(), Memory: gpuai.Bytes(r.I64())}
-		d.Health = gpuai.DeviceHealth(r.within(int64(r.U8()), 0, int64(gpuai.DeviceQuarantined)))
-		d.HealthCode = r.Str()
-		if r.err != nil {
-			return nil, r.err
+		d := gpuai.Device{
+			ID: gpuai.DeviceID(r.text()), Vendor: string(r.text()), Model: string(r.text()), Memory: gpuai.Bytes(r.I64()),
 		}
+		d.Health = gpuai.DeviceHealth(r.within(int64(r.U8()), 0, int64(gpuai.DeviceQuarantined)))
+		d.HealthCode = string(r.text())
 		ds = append(ds, d)
+	}
+	if r.err != nil {
+		return nil, r.err
 	}
 	return ds, nil
 }
@@ -81,8 +96,10 @@ func ReadDevicesFrom(r *Reader) ([]gpuai.Device, error) {
 const maxHeld = 4_096
 
 // AppendHeld appends the leases that an agent still runs.
+//
+//	count:u16, each: lease:u64 boot_id
 func AppendHeld(b []byte, hs []gpuai.HeldLease) []byte {
-	b = le.AppendUint16(b, uint16(len(hs)))
+	b = appendCount16(b, len(hs))
 	for i := range hs {
 		b = AppendStr(le.AppendUint64(b, uint64(hs[i].Lease)), hs[i].BootID)
 	}
@@ -92,8 +109,8 @@ func AppendHeld(b []byte, hs []gpuai.HeldLease) []byte {
 // ReadHeldFrom reads the leases that an agent still runs.
 func ReadHeldFrom(r *Reader) ([]gpuai.HeldLease, error) {
 	var hs []gpuai.HeldLease
-	for range r.within(int64(r.U16()), 0, maxHeld) {
-		hs = append(hs, gpuai.HeldLease{Lease: gpuai.Token(r.U64()), BootID: r.Str()})
+	for range r.count16(maxHeld) {
+		hs = append(hs, gpuai.HeldLease{Lease: gpuai.Token(r.U64()), BootID: string(r.text())})
 		if r.err != nil {
 			return nil, r.err
 		}
@@ -102,6 +119,9 @@ func ReadHeldFrom(r *Reader) ([]gpuai.HeldLease, error) {
 }
 
 // AppendReport appends a report.
+//
+//	lease:u64 seq:u32 incarnation:u64 state:u8 exit_code:i32 reason
+//	unclean:u8, each: id
 func AppendReport(b []byte, p *gpuai.Report) []byte {
 	b = le.AppendUint64(b, uint64(p.Lease))
 	b = le.AppendUint32(b, p.Seq)
@@ -109,7 +129,7 @@ func AppendReport(b []byte, p *gpuai.Report) []byte {
 	b = append(b, uint8(p.State))
 	b = le.AppendUint32(b, uint32(p.ExitCode))
 	b = AppendStr(b, p.Reason)
-	b = append(b, uint8(len(p.Unclean)))
+	b = appendCount8(b, len(p.Unclean))
 	for _, d := range p.Unclean {
 		b = AppendStr(b, string(d))
 	}
@@ -121,57 +141,9 @@ func ReadReportFrom(r *Reader) (gpuai.Report, error) {
 	p := gpuai.Report{Lease: gpuai.Token(r.U64()), Seq: r.U32(), Incarnation: gpuai.Incarnation(r.U64())}
 	p.State = gpuai.ReportState(r.within(int64(r.U8()), 1, int64(gpuai.NumReportStates)-1))
 	p.ExitCode = int32(r.U32())
-	p.Reason = r.Str()
-	if len(p.Reason) > gpuai.MaxReasonLen {
-		r.Fail("the reason is too long")
-	}
-	for range r.within(int64(r.U8()), 0, gpuai.MaxGPUs) {
-		p.Unclean = append(p.Unclean, gpuai.DeviceID(r.Str()))
+	p.Reason = string(r.limited(gpuai.MaxReasonLen))
+	for range r.count8(gpuai.MaxGPUs) {
+		p.Unclean = append(p.Unclean, gpuai.DeviceID(r.text()))
 	}
 	return p, r.err
-}
-
-// AppendPolicy appends a policy.
-func AppendPolicy(b []byte, p *gpuai.Policy) []byte {
-	for _, d := range durationsOf(p) {
-		b = appendI64(b, int64(*d))
-	}
-	for _, n := range numbersOf(p) {
-		b = le.AppendUint32(b, *n)
-	}
-	for _, q := range prioritiesOf(p) {
-		b = append(b, uint8(*q))
-	}
-	return b
-}
-
-// ReadPolicyFrom reads a policy. What its Validate says is not checked.
-func ReadPolicyFrom(r *Reader) (gpuai.Policy, error) {
-	var p gpuai.Policy
-	for _, d := range durationsOf(&p) {
-		*d = gpuai.Duration(r.I64())
-	}
-	for _, n := range numbersOf(&p) {
-		*n = r.U32()
-	}
-	for _, q := range prioritiesOf(&p) {
-		*q = gpuai.Priority(r.U8())
-	}
-	return p, r.err
-}
-
-func durationsOf(p *gpuai.Policy) [14]*gpuai.Duration {
-	return [...]*gpuai.Duration{
-		&p.TTLInference, &p.TTLTraining, &p.TTLFinetune, &p.TTLBatch, &p.Heartbeat, &p.Grace,
-		&p.BeatEvery, &p.SuspectAfter, &p.KillBudget, &p.Slack, &p.ResultTTL, &p.BreakerWindow,
-		&p.FlapWindow, &p.FlapBackoff,
-	}
-}
-
-func numbersOf(p *gpuai.Policy) [5]*uint32 {
-	return [...]*uint32{&p.RateBoundPPM, &p.BreakerMin, &p.BreakerPPM, &p.BreakerRatePPM, &p.FlapLimit}
-}
-
-func prioritiesOf(p *gpuai.Policy) [4]*gpuai.Priority {
-	return [...]*gpuai.Priority{&p.PriorityInference, &p.PriorityTraining, &p.PriorityFinetune, &p.PriorityBatch}
 }
