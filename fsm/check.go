@@ -116,7 +116,7 @@ func (m *Machine) checkGroup(group uint32) error {
 			return fmt.Errorf("group %d: task %d is %s, its lease is not", g.idx, x.idx, x.status)
 		}
 	}
-	if fresh := g.count - g.made; g.ended && fresh > 0 {
+	if fresh := g.count - g.made; m.jobs.Get(g.job.slot()).stopping {
 		n[gpuai.TaskStopped] += fresh
 	}
 	if n != g.n || idx != g.made || !g.gang && waiting != g.waiting {

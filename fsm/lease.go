@@ -140,6 +140,9 @@ func (m *Machine) unlinkLease(slot uint32) {
 	n.cpuUsed -= int64(l.cpu)
 	n.memUsed -= l.memory
 	if l.port != 0 {
+		if n.portsOut() {
+			m.lookAtGangs() // one may have waited for nothing else
+		}
 		n.returnPort(l.port)
 	}
 	if n.live--; n.live == MaxNodeLeases-1 {

@@ -223,12 +223,17 @@ func (m *Machine) quarantineOver(slot uint32) {
 
 // lendPort takes the lowest free port of a node; 0 when it has none left.
 func (r *nodeRec) lendPort() uint16 {
-	i := bits.TrailingZeros64(^r.ports)
-	if i >= int(r.portCount) {
+	if r.portsOut() {
 		return 0
 	}
+	i := bits.TrailingZeros64(^r.ports)
 	r.ports |= 1 << i
 	return r.portMin + uint16(i)
+}
+
+// portsOut reports whether every port is lent.
+func (r *nodeRec) portsOut() bool {
+	return bits.TrailingZeros64(^r.ports) >= int(r.portCount)
 }
 
 // returnPort gives a lent port back. A port of an older range is no more there.

@@ -205,7 +205,7 @@ func TestTimeLimits(t *testing.T) {
 
 func TestUnschedulable(t *testing.T) {
 	r := newRegion(t)
-	r.submit(jobSpec("before any node", 1, 9)) // nothing to judge by
+	r.submit(jobSpec("early", 1, 9)) // nothing to judge by
 	r.node("a", 8)
 	r.refuse(&SubmitJob{ID: r.newID(), Spec: jobSpec("j", 1, 9)}, gpuai.Unschedulable)
 	gang := jobSpec("g", 3, 4)
@@ -215,4 +215,24 @@ func TestUnschedulable(t *testing.T) {
 	if w := r.m.ExplainSpec(jobSpec("j", 1, 9)); len(w) == 0 || w[0].Code != gpuai.NoSuchDevice {
 		t.Fatalf("%+v", w)
 	}
+}
+
+// A gang that lacks only a rendezvous port starts when one comes back.
+func TestGangWaitsForPort(t *testing.T) {
+	r := newRegion(t)
+	n := nodeSpec("a", 8, "H100")
+	n.PortCount = 1
+	r.register(n)
+	gang := func(name string) gpuai.JobID {
+		s := jobSpec(name, 2, 1)
+		s.Groups[0].Gang = true
+		return r.submit(s)
+	}
+	first, second := gang("first"), gang("second")
+	r.status(first, gpuai.JobRunning)
+	r.status(second, gpuai.JobPending)
+	for _, l := range r.leases(first) {
+		r.report(l, gpuai.ReportDone, 0)
+	}
+	r.status(second, gpuai.JobRunning)
 }

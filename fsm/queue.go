@@ -103,6 +103,15 @@ func (m *Machine) look(bucket uint32) {
 	}
 }
 
+// lookAtGangs has every gang tried again.
+func (m *Machine) lookAtGangs() {
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		if m.now.work -= workLook; m.buckets.Get(b).gang > 0 {
+			m.look(b)
+		}
+	}
+}
+
 // seen ends what look began.
 func (m *Machine) seen(bucket uint32) {
 	if b := m.buckets.Get(bucket); b.unseen {

@@ -121,7 +121,7 @@ func (m *Machine) tasksOf(out []gpuai.Task, group, from uint32, limit int) []gpu
 	}
 	j := m.jobs.Get(g.job.slot())
 	fresh := gpuai.TaskPending
-	if g.ended {
+	if j.stopping {
 		fresh = gpuai.TaskStopped
 	}
 	for i := max(g.made, from); i < g.count && len(out) < limit; i++ {

@@ -1,0 +1,220 @@
+package fsm
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+)
+
+// walk makes random legal and illegal commands against a region.
+type walk struct {
+	*region
+	r    *rand.Rand
+	ids  []gpuai.JobID
+	incs map[string]gpuai.Incarnation
+	// ports is what each node lends: when they run out a gang waits that has
+	// its devices.
+	ports uint16
+}
+
+var walkNodes = []string{"a", "b", "c", "d", "e"}
+
+func newWalk(t testing.TB, seed uint64) *walk {
+	return &walk{region: newRegion(t), r: rand.New(rand.NewPCG(seed, 5)), incs: map[string]gpuai.Incarnation{}, ports: 64}
+}
+
+func (w *walk) spec() *gpuai.JobSpec {
+	s := jobSpec([]string{"x", "y", "z"}[w.r.IntN(3)], 1+w.r.Uint32N(5), w.r.Uint32N(4))
+	g := &s.Groups[0]
+	s.Priority = gpuai.Priority(w.r.IntN(3) * 20)
+	g.Gang = w.r.IntN(3) == 0
+	g.Resources.CPU = gpuai.MilliCPU(1 + w.r.IntN(20_000))
+	if g.Resources.GPU.Count == 1 && w.r.IntN(2) == 0 {
+		g.Resources.GPU.Share.Milli = gpuai.Milli(1 + w.r.IntN(999))
+	}
+	if g.Resources.GPU.Count > 0 && w.r.IntN(3) == 0 {
+		g.Resources.GPU.Any = []gpuai.GPUAlternative{{Model: "MI300X"}, {Vendor: "nvidia", MemoryMin: 1 << 30}}
+	}
+	if w.r.IntN(4) == 0 {
+		g.Constraints = []gpuai.Constraint{{Attribute: "zone", Op: gpuai.In, Values: []string{"z1", "z2"}}}
+	}
+	if w.r.IntN(4) == 0 {
+		s.Limits = gpuai.Limits{QueueTime: gpuai.Duration(w.r.IntN(60_000)), RunTime: gpuai.Duration(w.r.IntN(60_000))}
+	}
+	if w.r.IntN(4) == 0 {
+		g.Restart.On = append(g.Restart.On, gpuai.CauseFailure)
+	}
+	if w.r.IntN(5) == 0 {
+		second := *g
+		second.Name, second.Count = "second", 2
+		s.Groups = append(s.Groups, second)
+	}
+	return s
+}
+
+func (w *walk) registerCommand() *RegisterNode {
+	name := walkNodes[w.r.IntN(len(walkNodes))]
+	s := nodeSpec(name, w.r.IntN(6), []string{"H100", "MI300X"}[w.r.IntN(2)])
+	s.Zone = []string{"z1", "z2", ""}[w.r.IntN(3)]
+	s.PortCount = w.ports
+	c := &RegisterNode{Spec: s, BootID: []string{"b1", "b2"}[w.r.IntN(2)], Nonce: []string{"n1", "n2", "n3"}[w.r.IntN(3)], Replaces: w.incs[name]}
+	for _, l := range w.m.LeasesOfNode(gpuai.NodeID(name), 100) {
+		if w.r.IntN(2) == 0 {
+			c.Held = append(c.Held, gpuai.HeldLease{Lease: l.ID, BootID: c.BootID})
+		}
+	}
+	return c
+}
+
+// command returns the next random command.
+func (w *walk) command() Command {
+	name := walkNodes[w.r.IntN(len(walkNodes))]
+	inc, _, _ := w.m.NodeLive(gpuai.NodeID(name))
+	switch w.r.IntN(20) {
+	case 0, 1:
+		return w.registerCommand()
+	case 2, 3, 4, 5:
+		id := w.newID()
+		w.ids = append(w.ids, id)
+		return &SubmitJob{ID: id, Spec: w.spec(), HoldAnyway: w.r.IntN(2) == 0}
+	case 6:
+		if len(w.ids) > 0 {
+			return &StopJob{Job: w.ids[w.r.IntN(len(w.ids))]}
+		}
+	case 7:
+		return &SetNodeEligibility{Node: gpuai.NodeID(name), Drained: w.r.IntN(3) == 0}
+	case 8:
+		return &ExpireLeases{Node: gpuai.NodeID(name), Incarnation: inc, SilentFor: gpuai.Duration(w.r.IntN(60_000)), Term: w.term - w.r.Uint64N(2)}
+	case 9:
+		return &ConfirmBeats{Term: w.term, Suspect: []NodeRef{{gpuai.NodeID(name), inc}}}
+	case 10:
+		return &ConfirmBeats{Term: w.term, Ready: []NodeRef{{gpuai.NodeID(name), inc}}}
+	case 11:
+		n, _ := w.m.Node(gpuai.NodeID(name))
+		devices := slices.Clone(n.Devices)
+		for i := range devices {
+			devices[i].Health = gpuai.DeviceHealth(w.r.IntN(3))
+		}
+		slices.SortFunc(devices, func(a, b gpuai.Device) int { return slices.Compare([]byte(a.ID), []byte(b.ID)) })
+		return &UpdateDevices{Node: n.ID, Incarnation: inc, Devices: devices}
+	case 12:
+		var retire []gpuai.JobID
+		for _, id := range w.ids {
+			if w.r.IntN(4) == 0 {
+				retire = append(retire, id)
+			}
+		}
+		return &RetireJobs{Jobs: retire}
+	case 13:
+		p := gpuai.DefaultPolicy()
+		p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
+		return &SetPolicy{Policy: p}
+	case 14:
+		return &Checkpoint{Index: w.index, Digest: w.m.Digest()}
+	default:
+		if ls, _ := w.m.Leases(w.r.Uint32N(20), 20, true); len(ls) > 0 {
+			return w.reportCommand(ls[w.r.IntN(len(ls))])
+		}
+	}
+	return &Tick{}
+}
+
+func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
+	slot, _ := w.m.leaseSlot(l.ID)
+	rep := gpuai.Report{
+		Lease: l.ID, Seq: w.m.leases.Get(slot).seq + w.r.Uint32N(3), Incarnation: l.Incarnation,
+		State: gpuai.ReportState(1 + w.r.IntN(gpuai.NumReportStates-1)), ExitCode: int32(w.r.IntN(3)),
+	}
+	if w.r.IntN(8) == 0 {
+		rep.Unclean = l.Devices
+	}
+	return &ReportLease{Node: l.Node, Report: rep}
+}
+
+// step applies one entry of random commands at a later region time.
+func (w *walk) step() {
+	w.t.Helper()
+	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
+	if w.r.IntN(30) == 0 {
+		w.term++
+	}
+	var cmds []Command
+	for range 1 + w.r.IntN(4) {
+		cmds = append(cmds, w.command())
+	}
+	env := Envelope{Tenant: "default"}
+	if w.r.IntN(5) == 0 {
+		env.Key = []string{"k1", "k2", "k3"}[w.r.IntN(3)]
+	}
+	w.applyAs(env, cmds...)
+	for _, n := range walkNodes {
+		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
+	}
+}
+
+// Two machines that apply one log, one of them snapshotted and restored at
+// random points, are equal in digest, and so is a fork that goes on alone.
+func TestRandomLogs(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 10
+	}
+	for seed := range seeds {
+		w := newWalk(t, seed)
+		w.ports = uint16(seed % 4)
+		other := New(w.m.opts)
+		for range 150 {
+			w.step()
+			entry := w.log[len(w.log)-1]
+			out := &Output{}
+			if w.r.IntN(20) == 0 {
+				other = restored(t, other)
+			}
+			if w.r.IntN(20) == 0 {
+				fork := other.Fork()
+				if err := other.Apply(w.index, w.term, entry, out); err != nil {
+					t.Fatal(err)
+				}
+				other = fork
+			}
+			if err := other.Apply(w.index, w.term, entry, out); err != nil {
+				t.Fatal(err)
+			}
+			if other.Digest() != w.m.Digest() {
+				t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
+			}
+			if out.Diverged {
+				t.Fatalf("seed %d, entry %d: a checkpoint tells a divergence", seed, w.index)
+			}
+		}
+		if err := other.Check(); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+// Whenever there is no backlog, nothing that could start waits.
+func TestWorkConservation(t *testing.T) {
+	for seed := range uint64(40) {
+		w := newWalk(t, 1000+seed)
+		for range 120 {
+			w.step()
+			if w.m.backlog() {
+				t.Fatalf("seed %d, entry %d: a backlog within the budget", seed, w.index)
+			}
+			for b, ok := w.m.bucketSlots.Next(0); ok; b, ok = w.m.bucketSlots.Next(b + 1) {
+				r := w.m.buckets.Get(b)
+				if fork := w.m.Fork(); r.gang > 0 {
+					fork.now, fork.out = entryState{index: w.index + 1, work: WorkPerEntry}, &Output{}
+					if placed, _ := fork.placeGang(r.first.slot()); placed {
+						t.Fatalf("seed %d, entry %d: a gang of %d waits that could start", seed, w.index, r.gang)
+					}
+				} else if _, fits := w.m.sched.Find(r.shape); fits {
+					t.Fatalf("seed %d, entry %d: a task waits that could start", seed, w.index)
+				}
+			}
+		}
+	}
+}
