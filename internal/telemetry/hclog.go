@@ -24,6 +24,12 @@ func HCLog(l *slog.Logger) hclog.Logger {
 	return &shim{log: l, base: l, level: new(atomic.Int32)}
 }
 
+// LineWriter returns a writer for libraries that only write lines: each write
+// is one record, at the level that the line itself names, as in "[WARN]".
+func LineWriter(l *slog.Logger) io.Writer {
+	return HCLog(l).StandardWriter(&hclog.StandardLoggerOptions{InferLevels: true})
+}
+
 var _ hclog.Logger = (*shim)(nil)
 
 // shim is an hclog.Logger over a slog.Logger.

@@ -1,0 +1,155 @@
+package raft
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	hraft "github.com/hashicorp/raft"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/store"
+)
+
+// membership is which cluster this server belongs to, and what the others say.
+type membership struct {
+	mu      sync.Mutex // guards below and the identity's cluster
+	foreign map[gpuai.ServerID]gpuai.ClusterID
+}
+
+// identify writes or checks the directory's identity.
+func (c *Config) identify() error {
+	id, ok := c.Dir.Identity()
+	if !ok {
+		id = store.Identity{Server: c.ID, Region: c.Region}
+	}
+	id.Server, id.Region = c.ID, c.Region // SetIdentity refuses a change
+	if id.Cluster == "" && c.Bootstrap && !id.Formed && c.mints() {
+		var b [16]byte
+		rand.Read(b[:]) // never fails
+		id.Cluster = gpuai.ClusterID(hex.EncodeToString(b[:]))
+	}
+	return c.Dir.SetIdentity(id)
+}
+
+// mints reports whether this server names a new cluster.
+func (c *Config) mints() bool {
+	return !slices.ContainsFunc(c.Peers, func(p Peer) bool { return p.ID < c.ID })
+}
+
+// bootstrap writes the first configuration into an empty log.
+func (c *Config) bootstrap(lib *hraft.Config, log *guard, snaps hraft.SnapshotStore, trans hraft.Transport) error {
+	id, _ := c.Dir.Identity()
+	if id.Formed || !c.Bootstrap {
+		return nil
+	}
+	if err := forgetHalfBootstrap(log); err != nil {
+		return err
+	}
+	var conf hraft.Configuration
+	for _, p := range c.Peers {
+		conf.Servers = append(conf.Servers, hraft.Server{
+			Suffrage: hraft.Voter,
+			ID:       hraft.ServerID(p.ID),
+			Address:  hraft.ServerAddress(p.Addr),
+		})
+	}
+	err := hraft.BootstrapCluster(lib, log, log, snaps, trans, conf)
+	if err != nil && !errors.Is(err, hraft.ErrCantBootstrap) {
+		return fmt.Errorf("form the cluster: %w", err)
+	}
+	id.Formed = true
+	return c.Dir.SetIdentity(id)
+}
+
+// forgetHalfBootstrap undoes a bootstrap that stopped between its two writes:
+// term 1 and no entry. A server that voted has a higher term.
+func forgetHalfBootstrap(log *guard) error {
+	last, err := log.LastIndex()
+	if err != nil || last != 0 {
+		return err
+	}
+	key := []byte("CurrentTerm")
+	if term, err := log.GetUint64(key); err != nil || term != 1 {
+		return nil // not found: nothing was written
+	}
+	return log.SetUint64(key, 0)
+}
+
+func (n *Node) cluster() gpuai.ClusterID {
+	id, _ := n.cfg.Dir.Identity()
+	return id.Cluster
+}
+
+var _ gatekeeper = (*Node)(nil)
+
+// admit judges a handshake from another server.
+func (n *Node) admit(h hello) (gpuai.ClusterID, error) {
+	if h.to != "" && h.to != n.cfg.ID {
+		return n.cluster(), fmt.Errorf("this is server %s, not %s: correct the peers' addresses", n.cfg.ID, h.to)
+	}
+	return n.agree(h.from, h.cluster)
+}
+
+// greet judges the answer to a handshake of ours. Who refuses us may still
+// have told us the cluster.
+func (n *Node) greet(peer gpuai.ServerID, cluster gpuai.ClusterID, refused string) error {
+	_, err := n.agree(peer, cluster)
+	if err == nil && refused != "" {
+		err = errors.New(refused)
+	}
+	return err
+}
+
+// agree compares another server's cluster with ours, and takes it over while
+// this server has none.
+func (n *Node) agree(peer gpuai.ServerID, theirs gpuai.ClusterID) (ours gpuai.ClusterID, err error) {
+	n.members.mu.Lock()
+	defer n.members.mu.Unlock()
+	ours = n.cluster()
+	switch {
+	case theirs == "" && ours == "":
+		return "", errors.New("the cluster is not formed yet: start the server with the lowest ID")
+	case theirs == "" || theirs == ours:
+		delete(n.members.foreign, peer)
+		return ours, nil
+	case ours == "":
+		return n.adopt(peer, theirs)
+	}
+	n.members.foreign[peer] = theirs
+	n.countForeign(ours, theirs)
+	return ours, fmt.Errorf("this server belongs to cluster %s, not to %s", ours, theirs)
+}
+
+func (n *Node) adopt(peer gpuai.ServerID, theirs gpuai.ClusterID) (gpuai.ClusterID, error) {
+	if _, ok := n.cfg.addr(peer); !ok {
+		return "", fmt.Errorf("server %s is not among the peers of %s", peer, n.cfg.ID)
+	}
+	id, _ := n.cfg.Dir.Identity()
+	id.Cluster = theirs
+	if err := n.cfg.Dir.SetIdentity(id); err != nil {
+		return "", err
+	}
+	n.cfg.Logger.Info("joined cluster", "cluster", theirs, "told_by", peer)
+	return theirs, nil
+}
+
+// countForeign gives up when a majority of the members belong to one other
+// cluster: then it is this server that is in the wrong place.
+func (n *Node) countForeign(ours, theirs gpuai.ClusterID) {
+	var who []string
+	for _, p := range n.cfg.Peers {
+		if n.members.foreign[p.ID] == theirs {
+			who = append(who, string(p.ID))
+		}
+	}
+	if 2*len(who) > len(n.cfg.Peers) {
+		n.damaged(fmt.Errorf("data directory %s belongs to cluster %s, but servers %s belong to cluster %s: "+
+			"use this server's own directory, or rebuild it with 'gpuai server rejoin --wipe'",
+			n.cfg.Dir.Path(), ours, strings.Join(who, ", "), theirs))
+	}
+}
