@@ -33,6 +33,9 @@ func (p *Process) explain(cfg HostConfig, err error) error {
 	if p.child.firstLine() == "" {
 		return fmt.Errorf("%w: %s did not serve within %s and was killed%s", ErrTimeout, who, p.timing.start, words)
 	}
+	if errors.Is(err, ErrTimeout) {
+		return fmt.Errorf("%s hung at its start and was killed: %w%s", who, err, words)
+	}
 	return fmt.Errorf("starting %s: %w%s", who, err, words)
 }
 

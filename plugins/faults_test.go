@@ -78,7 +78,7 @@ func TestCase29BadStart(t *testing.T) {
 		{"crash-at-start", plugins.ErrDown, `ended at its start with exit status 7; its last words: "cannot open /dev/nvidiactl: no such device"`},
 		{"panics-in-configure", plugins.ErrDown, "libvendor.so: symbol not found"},
 		{"silent", plugins.ErrTimeout, "did not serve within 3s and was killed"},
-		{"stops-in-info", plugins.ErrTimeout, "asking who it is"},
+		{"stops-in-info", plugins.ErrTimeout, "hung at its start and was killed"},
 		{"garbage", plugins.ErrProtocol, `printed "Welcome to the vendor's tool, version 5!" instead of the plugin handshake`},
 		{"long-garbage", plugins.ErrProtocol, "instead of the plugin handshake"},
 		{"other-version", plugins.ErrProtocol, `speaks version "99" of the contract, this agent speaks 1`},
