@@ -147,7 +147,7 @@ func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
 			if !s.passes(r, alt, uint32(x.pool)) {
 				continue
 			}
-			if p, ok := s.placeIn(r, x); ok && (!found || s.tighter(&p, &best)) {
+			if p, ok := s.placeIn(r, x); ok && (!found || p.tighter(&best)) {
 				p.alt = alt
 				best, found = p, true
 			}
@@ -164,15 +164,9 @@ func (s *State) passes(r *shapeRec, alt uint8, pool uint32) bool {
 	return *s.masks.Get(r.filters[alt]*poolWords + pool>>6)>>(pool&63)&1 != 0
 }
 
-// tighter orders the units of one node.
-func (s *State) tighter(a, b *place) bool {
-	if a.class != b.class {
-		return a.class < b.class
-	}
-	if x, y := s.pools.Get(a.pool).tier, s.pools.Get(b.pool).tier; x != y {
-		return x < y
-	}
-	return a.pool < b.pool
+// tighter orders the units of one node, which have one price.
+func (a *place) tighter(b *place) bool {
+	return a.class < b.class || a.class == b.class && a.pool < b.pool
 }
 
 // placeIn returns the tightest class in which a unit can serve a shape.

@@ -144,6 +144,9 @@ func (s *State) Fork(ns *mem.Space) *State {
 // whatever the history of their trees.
 func (s *State) Work() uint64 { return s.work }
 
+// Sum returns what the index contributes to its space's hash, computed anew.
+func (s *State) Sum() uint64 { return s.pools.Sum() + s.shapes.Sum() }
+
 // charge ends a search.
 func (s *State) charge() {
 	s.work += workSearch + s.ticks/ticksPerUnit

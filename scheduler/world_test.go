@@ -19,6 +19,7 @@ import (
 type world struct {
 	t      *testing.T
 	r      *rand.Rand
+	plain  bool // few pools, many nodes in each
 	sp     *mem.Space
 	s      *State
 	nodes  map[uint32]*modelNode
@@ -48,7 +49,7 @@ type modelLease struct {
 
 func newWorld(t *testing.T, seed uint64) *world {
 	sp := mem.NewSpace()
-	w := &world{t: t, r: rand.New(rand.NewPCG(seed, 9)), sp: sp, s: New(sp), nodes: map[uint32]*modelNode{}}
+	w := &world{t: t, r: rand.New(rand.NewPCG(seed, 9)), plain: seed%2 == 1, sp: sp, s: New(sp), nodes: map[uint32]*modelNode{}}
 	sp.Commit()
 	return w
 }
@@ -69,8 +70,11 @@ func (w *world) randomInfo() NodeInfo {
 		}
 	}
 	model := randomModel(r)
+	if w.plain {
+		n.Zone, n.Price, n.Labels, model = "", 0, nil, DeviceInfo{Vendor: "nvidia", Model: "H100", Memory: 80}
+	}
 	for range pick(r, 0, 1, 2, 4, 8, 8, 8, 11) {
-		if r.IntN(12) == 0 {
+		if r.IntN(12) == 0 && !w.plain {
 			model = randomModel(r) // a node of several kinds
 		}
 		d := model
