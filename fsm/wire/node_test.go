@@ -1,0 +1,214 @@
+package wire_test
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+func sampleNode() *gpuai.NodeSpec {
+	return &gpuai.NodeSpec{
+		ID: "node-1", Zone: "z1", Labels: map[string]string{"rack": "r1", "gen": "4", "a.b/c": ""}, Address: "10.0.0.1",
+		CPU: 64_000, Memory: 512 << 30, PortMin: 29_500, PortCount: 16, Price: 2_500_000, Simulated: true, Version: "0.1.0",
+		Devices: []gpuai.Device{
+			{ID: "GPU-0", Vendor: "nvidia", Model: "H100", Memory: 80 << 30},
+			{ID: "GPU-1", Vendor: "nvidia", Model: "H100", Memory: 80 << 30, Health: gpuai.DeviceUnhealthy, HealthCode: "xid:79"},
+		},
+	}
+}
+
+func sampleReport() *gpuai.Report {
+	return &gpuai.Report{
+		Lease: gpuai.MakeToken(1, 99, 3), Seq: 2, Incarnation: 5, State: gpuai.ReportUnkillable, ExitCode: -9,
+		Reason: "the task outlived its kill", Unclean: []gpuai.DeviceID{"GPU-0", "GPU-1"},
+	}
+}
+
+func sampleHeld() []gpuai.HeldLease {
+	return []gpuai.HeldLease{{Lease: 1, BootID: "b1"}, {Lease: 1<<64 - 1, BootID: ""}}
+}
+
+// A kind is one kind of value: how it is read and written again.
+type kind struct {
+	name    string
+	samples [][]byte
+	rewrite func(r *wire.Reader) ([]byte, error)
+}
+
+func kinds() []kind {
+	policy, empty := gpuai.DefaultPolicy(), gpuai.Policy{}
+	return []kind{
+		{"node", [][]byte{wire.AppendNodeSpec(nil, sampleNode()), wire.AppendNodeSpec(nil, &gpuai.NodeSpec{})},
+			func(r *wire.Reader) ([]byte, error) {
+				v, err := wire.ReadNodeSpecFrom(r)
+				return wire.AppendNodeSpec(nil, &v), err
+			}},
+		{"devices", [][]byte{wire.AppendDevices(nil, sampleNode().Devices), wire.AppendDevices(nil, nil)},
+			func(r *wire.Reader) ([]byte, error) {
+				v, err := wire.ReadDevicesFrom(r)
+				return wire.AppendDevices(nil, v), err
+			}},
+		{"held", [][]byte{wire.AppendHeld(nil, sampleHeld()), wire.AppendHeld(nil, nil)},
+			func(r *wire.Reader) ([]byte, error) {
+				v, err := wire.ReadHeldFrom(r)
+				return wire.AppendHeld(nil, v), err
+			}},
+		{"report", [][]byte{wire.AppendReport(nil, sampleReport()), wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportDone})},
+			func(r *wire.Reader) ([]byte, error) {
+				v, err := wire.ReadReportFrom(r)
+				return wire.AppendReport(nil, &v), err
+			}},
+		{"policy", [][]byte{wire.AppendPolicy(nil, &policy), wire.AppendPolicy(nil, &empty)},
+			func(r *wire.Reader) ([]byte, error) {
+				v, err := wire.ReadPolicyFrom(r)
+				return wire.AppendPolicy(nil, &v), err
+			}},
+	}
+}
+
+// check asserts what holds of any bytes: they are refused, or what was read is
+// written again as it was.
+func (k *kind) check(t *testing.T, b []byte) {
+	t.Helper()
+	r := wire.NewReader(b)
+	again, err := k.rewrite(r)
+	if err != r.Err() {
+		t.Fatalf("%s: %x: error %v, the reader's %v", k.name, b, err, r.Err())
+	}
+	if read := b[:len(b)-len(r.Rest())]; err == nil && !bytes.Equal(read, again) {
+		t.Fatalf("%s: %x was written again as %x", k.name, read, again)
+	}
+}
+
+func TestEdgeRoundTrips(t *testing.T) {
+	for _, k := range kinds() {
+		for _, b := range k.samples {
+			r := wire.NewReader(append(slices.Clone(b), "rest"...))
+			again, err := k.rewrite(r)
+			if err != nil || !bytes.Equal(again, b) || string(r.Rest()) != "rest" {
+				t.Errorf("%s: %x read and written: %x, %v", k.name, b, again, err)
+			}
+			for n := range b {
+				if _, err := k.rewrite(wire.NewReader(b[:n])); err == nil {
+					t.Errorf("%s: %d of %d bytes were taken", k.name, n, len(b))
+				}
+			}
+			for i := range b {
+				for _, x := range []byte{0, 1, 0x7f, 0x80, 0xff} {
+					bad := slices.Clone(b)
+					bad[i] = x
+					k.check(t, bad)
+				}
+			}
+		}
+	}
+}
+
+func TestEdgeValuesSurvive(t *testing.T) {
+	r := wire.NewReader(wire.AppendNodeSpec(nil, sampleNode()))
+	if got, err := wire.ReadNodeSpecFrom(r); err != nil || !reflect.DeepEqual(&got, sampleNode()) {
+		t.Errorf("node: %+v, %v", got, err)
+	}
+	r = wire.NewReader(wire.AppendReport(nil, sampleReport()))
+	if got, err := wire.ReadReportFrom(r); err != nil || !reflect.DeepEqual(&got, sampleReport()) {
+		t.Errorf("report: %+v, %v", got, err)
+	}
+	r = wire.NewReader(wire.AppendHeld(nil, sampleHeld()))
+	if got, err := wire.ReadHeldFrom(r); err != nil || !reflect.DeepEqual(got, sampleHeld()) {
+		t.Errorf("held: %+v, %v", got, err)
+	}
+	policy := distinct(t)
+	r = wire.NewReader(wire.AppendPolicy(nil, &policy))
+	if got, err := wire.ReadPolicyFrom(r); err != nil || got != policy || r.Done() != nil {
+		t.Errorf("policy: %+v, %v", got, err)
+	}
+}
+
+// distinct returns a policy each of whose fields has a value of its own, so that
+// a field that the codec forgot or confused shows.
+func distinct(t *testing.T) gpuai.Policy {
+	t.Helper()
+	var p gpuai.Policy
+	v := reflect.ValueOf(&p).Elem()
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.Int64:
+			f.SetInt(int64(i) + 1)
+		case reflect.Uint8, reflect.Uint32:
+			f.SetUint(uint64(i) + 1)
+		default:
+			t.Fatalf("a policy has a field of kind %s: teach the codec and this test", f.Kind())
+		}
+	}
+	return p
+}
+
+func TestEdgeLimits(t *testing.T) {
+	long := strings.Repeat("x", gpuai.MaxTextLen+1)
+	labels := map[string]string{}
+	for i := range 300 {
+		labels[fmt.Sprintf("l%03d", i)] = ""
+	}
+	node := func(change func(*gpuai.NodeSpec)) []byte {
+		s := sampleNode()
+		change(s)
+		return wire.AppendNodeSpec(nil, s)
+	}
+	report := func(change func(*gpuai.Report)) []byte {
+		p := sampleReport()
+		change(p)
+		return wire.AppendReport(nil, p)
+	}
+	by := map[string]kind{}
+	for _, k := range kinds() {
+		by[k.name] = k
+	}
+	for _, c := range []struct {
+		kind, what string
+		data       []byte
+	}{
+		{"node", "labels", node(func(s *gpuai.NodeSpec) { s.Labels = labels })},
+		{"node", "long id", node(func(s *gpuai.NodeSpec) { s.ID = gpuai.NodeID(long) })},
+		{"node", "long label", node(func(s *gpuai.NodeSpec) { s.Labels = map[string]string{"a": long} })},
+		{"node", "long address", node(func(s *gpuai.NodeSpec) { s.Address = long })},
+		{"node", "long version", node(func(s *gpuai.NodeSpec) { s.Version = long })},
+		{"node", "65 devices", node(func(s *gpuai.NodeSpec) { s.Devices = make([]gpuai.Device, 65) })},
+		{"devices", "256 devices", wire.AppendDevices(nil, make([]gpuai.Device, 256))},
+		{"devices", "long id", wire.AppendDevices(nil, []gpuai.Device{{ID: gpuai.DeviceID(long)}})},
+		{"devices", "health", wire.AppendDevices(nil, []gpuai.Device{{Health: gpuai.DeviceQuarantined + 1}})},
+		{"held", "leases", wire.AppendHeld(nil, make([]gpuai.HeldLease, 4_097))},
+		{"held", "leases beyond u16", wire.AppendHeld(nil, make([]gpuai.HeldLease, 1<<16))},
+		{"held", "long boot id", wire.AppendHeld(nil, []gpuai.HeldLease{{BootID: long}})},
+		{"report", "no state", report(func(p *gpuai.Report) { p.State = 0 })},
+		{"report", "state", report(func(p *gpuai.Report) { p.State = gpuai.ReportState(gpuai.NumReportStates) })},
+		{"report", "long reason", report(func(p *gpuai.Report) { p.Reason = strings.Repeat("r", gpuai.MaxReasonLen+1) })},
+		{"report", "unclean devices", report(func(p *gpuai.Report) { p.Unclean = make([]gpuai.DeviceID, 256) })},
+	} {
+		if _, err := by[c.kind].rewrite(wire.NewReader(c.data)); err == nil {
+			t.Errorf("%s: %s: taken", c.kind, c.what)
+		}
+	}
+}
+
+func fuzzKind(f *testing.F, name string) {
+	for _, k := range kinds() {
+		if k.name == name {
+			for _, b := range k.samples {
+				f.Add(b)
+			}
+			f.Fuzz(k.check)
+		}
+	}
+}
+
+func FuzzNodeSpec(f *testing.F) { fuzzKind(f, "node") }
+func FuzzDevices(f *testing.F)  { fuzzKind(f, "devices") }
+func FuzzHeld(f *testing.F)     { fuzzKind(f, "held") }
+func FuzzReport(f *testing.F)   { fuzzKind(f, "report") }
+func FuzzPolicy(f *testing.F)   { fuzzKind(f, "policy") }
