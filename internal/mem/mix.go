@@ -35,7 +35,7 @@ func HashBytes(seed uint64, b []byte) uint64 {
 	for i, c := range b {
 		y |= uint64(c) << (8 * i)
 	}
-	return Mix(Mix(x^h, y^mixB), n^mixC)
+	return Mix(Mix(x^h, y^mixC), n^mixC) // not mixB: Mix would cancel it, and a product with 0 forgets all
 }
 
 // HashString hashes s as HashBytes does its bytes.
