@@ -57,7 +57,7 @@ var passedEnv = [...]string{
 }
 
 func newChild(path string, d *runDir, out *lines) *child {
-	c := &child{path: path, mark: d.marker(), lines: out, gone: make(chan struct{})}
+	c := &child{path: path, mark: d.marker, lines: out, gone: make(chan struct{})}
 	c.handshakeIn, c.handshakeOut = io.Pipe()
 	return c
 }

@@ -26,6 +26,9 @@ func LaunchQuick(ctx context.Context, cfg HostConfig) (*Process, error) {
 	return p, nil
 }
 
+// Marker is the variable that marks the processes of a driver's directory.
+func Marker(path string) (string, error) { return marker(path) }
+
 func quickTiming() timing {
 	t := defaultTiming()
 	t.start = 3 * time.Second

@@ -119,6 +119,7 @@ func TestCase29BadConfiguration(t *testing.T) {
 }
 
 func TestCase29Crash(t *testing.T) {
+	t.Parallel()
 	h := begin(t, config(t, "crashes-in-reserve"))
 	before := h.Inventory()
 	// The call survives the crash under it: the same request goes to the next
@@ -169,6 +170,7 @@ func killAndAwait(t *testing.T, h *plugins.Host) plugins.Snapshot {
 }
 
 func TestCase29FiveCrashesMakeDevicesUnhealthy(t *testing.T) {
+	t.Parallel()
 	h := begin(t, config(t, "sim"))
 	s := h.Inventory()
 	if _, err := h.Reserve(t.Context(), reservation(s, "running", 0)); err != nil {
@@ -198,6 +200,7 @@ func TestCase29FiveCrashesMakeDevicesUnhealthy(t *testing.T) {
 }
 
 func TestCase29Hang(t *testing.T) {
+	t.Parallel()
 	h := begin(t, config(t, "sim"))
 	before := h.Inventory()
 	if err := syscall.Kill(before.PID, syscall.SIGSTOP); err != nil {
@@ -219,6 +222,7 @@ func TestCase29Hang(t *testing.T) {
 }
 
 func TestCase29HangDuringCall(t *testing.T) {
+	t.Parallel()
 	h := begin(t, config(t, "stops-in-reserve"))
 	s := h.Inventory()
 	began := time.Now()
@@ -237,6 +241,7 @@ func TestCase29HangDuringCall(t *testing.T) {
 
 // A driver can hang with one call while its inventory still comes.
 func TestCase29UnansweredCalls(t *testing.T) {
+	t.Parallel()
 	h := begin(t, config(t, "deaf"))
 	s := h.Inventory()
 	for range 2 {
@@ -248,6 +253,7 @@ func TestCase29UnansweredCalls(t *testing.T) {
 }
 
 func TestCase29CloseOfStoppedDriver(t *testing.T) {
+	t.Parallel()
 	h, err := plugins.StartQuick(t.Context(), config(t, "sim"))
 	if err != nil {
 		t.Fatal(err)
@@ -269,6 +275,7 @@ func TestCase29CloseOfStoppedDriver(t *testing.T) {
 }
 
 func TestCase29GarbageLater(t *testing.T) {
+	t.Parallel()
 	cfg := config(t, "twins-later")
 	h := begin(t, cfg)
 	if err := os.WriteFile(filepath.Join(cfg.SocketDir, "sim", "state", "go"), nil, 0o600); err != nil {
@@ -301,6 +308,7 @@ func TestCase29Babble(t *testing.T) {
 }
 
 func TestCase29ForksChildren(t *testing.T) {
+	t.Parallel()
 	cfg := config(t, "forks")
 	h, err := plugins.StartQuick(t.Context(), cfg)
 	if err != nil {
@@ -362,7 +370,7 @@ func alive(pid int) bool {
 // expectNobody fails when a process of the driver's directory is left.
 func expectNobody(t *testing.T, cfg plugins.HostConfig) {
 	t.Helper()
-	marker := "GPUAI_DRIVER_DIR=" + filepath.Join(cfg.SocketDir, cfg.Name)
+	marker := "GPUAI_DRIVER_DIR=" + filepath.Join(cfg.SocketDir, cfg.Name) + "@"
 	envs, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
 		t.Fatal(err)
@@ -424,10 +432,18 @@ func TestHostKilled(t *testing.T) {
 // A host that was killed may have left processes that no Pdeathsig reaches.
 func TestHostKillsStraysOfTheLastOne(t *testing.T) {
 	cfg := config(t, "sim")
+	dir := filepath.Join(cfg.SocketDir, "sim")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mark, err := plugins.Marker(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	stray := exec.Command("sleep", "600")
-	stray.Env = []string{"GPUAI_DRIVER_DIR=" + filepath.Join(cfg.SocketDir, "sim")}
-	other := exec.Command("sleep", "600")
-	other.Env = []string{"GPUAI_DRIVER_DIR=" + filepath.Join(cfg.SocketDir, "sim-2")}
+	stray.Env = []string{mark}
+	other := exec.Command("sleep", "600") // of a directory of the same name elsewhere
+	other.Env = []string{mark + "0"}
 	for _, c := range []*exec.Cmd{stray, other} {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
@@ -437,7 +453,7 @@ func TestHostKillsStraysOfTheLastOne(t *testing.T) {
 	}
 	until(t, "the strays to run", func() bool {
 		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", other.Process.Pid))
-		return strings.Contains(string(env), "sim-2")
+		return strings.Contains(string(env), mark+"0")
 	})
 	begin(t, cfg)
 	if alive(stray.Process.Pid) || !alive(other.Process.Pid) {

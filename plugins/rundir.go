@@ -17,8 +17,9 @@ import (
 //	run     sockets; emptied when the directory is opened and closed
 //	state   the driver's own; never touched
 type runDir struct {
-	path string
-	lock *os.File
+	path   string
+	marker string
+	lock   *os.File
 }
 
 // openRunDir locks the directory, kills what an earlier host left running in
@@ -33,11 +34,15 @@ func openRunDir(socketDir, name string) (*runDir, error) {
 			return nil, fmt.Errorf("driver %s: creating its directory: %w", name, err)
 		}
 	}
+	mark, err := marker(path)
+	if err != nil {
+		return nil, fmt.Errorf("driver %s: %w", name, err)
+	}
 	lock, err := lockFile(filepath.Join(path, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("driver %s: %w", name, err)
 	}
-	d := &runDir{path: path, lock: lock}
+	d := &runDir{path: path, marker: mark, lock: lock}
 	if err := d.reset(); err != nil {
 		return nil, errors.Join(fmt.Errorf("driver %s: %w", name, err), lock.Close())
 	}
@@ -65,15 +70,22 @@ func lockFile(path string) (*os.File, error) {
 }
 
 // marker is in the environment of the driver and of all it starts. It finds
-// those that left the driver's process group.
-func (d *runDir) marker() string { return "GPUAI_DRIVER_DIR=" + d.path }
+// those that left the driver's process group. The inode is part of it: agents in
+// containers may see one another's processes, and have directories of one name.
+func marker(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("looking at %s: %w", path, err)
+	}
+	return fmt.Sprintf("GPUAI_DRIVER_DIR=%s@%x:%d", path, st.Dev, st.Ino), nil
+}
 
 func (d *runDir) run() string   { return filepath.Join(d.path, "run") }
 func (d *runDir) state() string { return filepath.Join(d.path, "state") }
 
 // reset kills strays and empties the run directory.
 func (d *runDir) reset() error {
-	if err := killMarked(d.marker()); err != nil {
+	if err := killMarked(d.marker); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(d.run()); err != nil {

@@ -97,7 +97,7 @@ type bench struct {
 	process *plugins.Process
 	remote  *plugins.Remote
 	ctx     context.Context
-	wait    time.Duration // Subject.patience
+	wait    time.Duration    // Subject.patience
 	devices []plugins.Device // those that a check may reserve
 }
 
