@@ -140,96 +140,110 @@ func TestJobViewAgreesWithSpec(t *testing.T) {
 	}
 }
 
-// TestJobViewRefusesEveryLimit takes specs that no Validate saw.
-func TestJobViewRefusesEveryLimit(t *testing.T) {
-	long := strings.Repeat("a", 70_000)
-	texts := func(n int) []string { return slices.Repeat([]string{"v"}, n) }
+// long is longer than every text may be.
+var long = strings.Repeat("a", 70_000)
+
+// hostile are changes that make a valid spec one that no Validate passes.
+var hostile = map[string]func(s *gpuai.JobSpec, g *gpuai.Group){
+	"no name":             func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = "" },
+	"long name":           func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = long[:64] },
+	"malformed name":      func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = "A" },
+	"malformed tenant":    func(s *gpuai.JobSpec, g *gpuai.Group) { s.Tenant = "-a" },
+	"malformed group":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Name = "a-" },
+	"type":                func(s *gpuai.JobSpec, g *gpuai.Group) { s.Type = gpuai.Train + 1 },
+	"class unset":         func(s *gpuai.JobSpec, g *gpuai.Group) { s.Class = gpuai.ClassUnset },
+	"class":               func(s *gpuai.JobSpec, g *gpuai.Group) { s.Class = gpuai.ClassBatch + 1 },
+	"priority":            func(s *gpuai.JobSpec, g *gpuai.Group) { s.Priority = gpuai.MaxPriority + 1 },
+	"negative queue time": func(s *gpuai.JobSpec, g *gpuai.Group) { s.Limits.QueueTime = -1 },
+	"queue time":          func(s *gpuai.JobSpec, g *gpuai.Group) { s.Limits.QueueTime = gpuai.MaxDuration + 1 },
+	"run time":            func(s *gpuai.JobSpec, g *gpuai.Group) { s.Limits.RunTime = 1 << 62 },
+	"negative lease ttl":  func(s *gpuai.JobSpec, g *gpuai.Group) { s.LeaseTTL = -1 },
+	"lease ttl":           func(s *gpuai.JobSpec, g *gpuai.Group) { s.LeaseTTL = gpuai.MaxLeaseTTL + 1 },
+	"array":               func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size = gpuai.MaxTasks + 1 },
+	"array and count":     func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, g.Count = 3, 2 },
+	"array of a gang":     func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, g.Count, g.Gang = 2, 2, true },
+	"array of two groups": func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, s.Groups = 1, append(s.Groups, s.Groups...) },
+	"no group":            func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = nil },
+	"groups":              func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = slices.Repeat(s.Groups, 17) },
+	"256 groups":          func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = slices.Repeat(s.Groups, 256) },
+	"no task":             func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count = 0 },
+	"tasks":               func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count = gpuai.MaxTasks + 1 },
+	"gang":                func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count, g.Gang = gpuai.MaxGangTasks+1, true },
+	"attempts":            func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.Attempts = gpuai.MaxAttempts + 1 },
+	"negative back-off":   func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.Backoff = -1 },
+	"back-off":            func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.Backoff = gpuai.MaxBackoff + 1 },
+	"restart cause":       func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.On = []gpuai.RestartCause{3} },
+	"negative stop grace": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = -1 },
+	"stop grace":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = gpuai.Hour + 1 },
+	"negative cpu":        func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = -1 },
+	"cpu":                 func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = gpuai.MaxCPU },
+	"negative memory":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = -1 },
+	"memory":              func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = gpuai.MaxMemory },
+	"gpus":                func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = gpuai.MaxGPUs + 1 },
+	"gpus beyond a byte":  func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = 1 << 31 },
+	"share":               func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Share.Milli = 1_000 },
+	"share of none": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Resources.GPU = gpuai.GPURequest{Share: gpuai.Share{Milli: 1}}
+	},
+	"share of two": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Resources.GPU = gpuai.GPURequest{Count: 2, Share: gpuai.Share{Milli: 1}}
+	},
+	"kind of no gpu": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU = gpuai.GPURequest{Any: alternatives(1)} },
+	"kinds":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Any = alternatives(9) },
+	"long vendor": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Resources.GPU.Any = []gpuai.GPUAlternative{{Vendor: long[:257]}}
+	},
+	"long model":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Any = []gpuai.GPUAlternative{{Model: long}} },
+	"negative gpu memory": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMin: -1}} },
+	"gpu memory": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMax: 1 << 60}}
+	},
+	"empty memory range": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMin: 2, MemoryMax: 1}}
+	},
+	"constraints": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = zones(gpuai.MaxConstraints + 1) },
+	"operator":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: 8, Values: texts(1)}} },
+	"no value":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: gpuai.In}} },
+	"two values": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Constraints = []gpuai.Constraint{{Values: []string{"a", "b"}}}
+	},
+	"long value": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Values: []string{long}}} },
+	"long attribute": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Constraints = []gpuai.Constraint{{Attribute: long, Values: texts(1)}}
+	},
+	"values": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Constraints = []gpuai.Constraint{{Op: gpuai.In, Values: numbers(33)}}
+	},
+	"arguments":            func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = texts(gpuai.MaxCommand + 1) },
+	"arguments beyond u16": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = texts(1<<16 + 1) },
+	"environment":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Env = environment(gpuai.MaxEnv + 1) },
+	"long variable":        func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Env = map[string]string{long: ""} },
+	"long runtime":         func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime = long },
+	"long cwd":             func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Cwd = long[:4_097] },
+}
+
+func texts(n int) []string { return slices.Repeat([]string{"v"}, n) }
+
+func alternatives(n int) []gpuai.GPUAlternative { return make([]gpuai.GPUAlternative, n) }
+
+func environment(n int) map[string]string {
 	env := map[string]string{}
-	for i := range gpuai.MaxEnv + 1 {
+	for i := range n {
 		env[fmt.Sprint("E", i)] = ""
 	}
-	kinds := func(n int) []gpuai.GPUAlternative { return make([]gpuai.GPUAlternative, n) }
-	var constraints []gpuai.Constraint
-	for i := range gpuai.MaxConstraints + 1 {
-		constraints = append(constraints, gpuai.Constraint{Attribute: "zone", Values: []string{fmt.Sprint(i)}})
+	return env
+}
+
+func zones(n int) (cs []gpuai.Constraint) {
+	for _, v := range numbers(n) {
+		cs = append(cs, gpuai.Constraint{Attribute: "zone", Values: []string{v}})
 	}
-	for name, change := range map[string]func(s *gpuai.JobSpec, g *gpuai.Group){
-		"no name":             func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = "" },
-		"long name":           func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = long[:64] },
-		"malformed name":      func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = "A" },
-		"malformed tenant":    func(s *gpuai.JobSpec, g *gpuai.Group) { s.Tenant = "-a" },
-		"malformed group":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Name = "a-" },
-		"type":                func(s *gpuai.JobSpec, g *gpuai.Group) { s.Type = gpuai.Train + 1 },
-		"class unset":         func(s *gpuai.JobSpec, g *gpuai.Group) { s.Class = gpuai.ClassUnset },
-		"class":               func(s *gpuai.JobSpec, g *gpuai.Group) { s.Class = gpuai.ClassBatch + 1 },
-		"priority":            func(s *gpuai.JobSpec, g *gpuai.Group) { s.Priority = gpuai.MaxPriority + 1 },
-		"negative queue time": func(s *gpuai.JobSpec, g *gpuai.Group) { s.Limits.QueueTime = -1 },
-		"queue time":          func(s *gpuai.JobSpec, g *gpuai.Group) { s.Limits.QueueTime = gpuai.MaxDuration + 1 },
-		"run time":            func(s *gpuai.JobSpec, g *gpuai.Group) { s.Limits.RunTime = 1 << 62 },
-		"negative lease ttl":  func(s *gpuai.JobSpec, g *gpuai.Group) { s.LeaseTTL = -1 },
-		"lease ttl":           func(s *gpuai.JobSpec, g *gpuai.Group) { s.LeaseTTL = gpuai.MaxLeaseTTL + 1 },
-		"array":               func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size = gpuai.MaxTasks + 1 },
-		"array and count":     func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, g.Count = 3, 2 },
-		"array of a gang":     func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, g.Count, g.Gang = 2, 2, true },
-		"array of two groups": func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, s.Groups = 1, append(s.Groups, s.Groups...) },
-		"no group":            func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = nil },
-		"groups":              func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = slices.Repeat(s.Groups, 17) },
-		"256 groups":          func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = slices.Repeat(s.Groups, 256) },
-		"no task":             func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count = 0 },
-		"tasks":               func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count = gpuai.MaxTasks + 1 },
-		"gang":                func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count, g.Gang = gpuai.MaxGangTasks+1, true },
-		"attempts":            func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.Attempts = gpuai.MaxAttempts + 1 },
-		"negative back-off":   func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.Backoff = -1 },
-		"back-off":            func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.Backoff = gpuai.MaxBackoff + 1 },
-		"restart cause":       func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.On = []gpuai.RestartCause{3} },
-		"negative stop grace": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = -1 },
-		"stop grace":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = gpuai.Hour + 1 },
-		"negative cpu":        func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = -1 },
-		"cpu":                 func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = gpuai.MaxCPU },
-		"negative memory":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = -1 },
-		"memory":              func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = gpuai.MaxMemory },
-		"gpus":                func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = gpuai.MaxGPUs + 1 },
-		"gpus beyond a byte":  func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = 1 << 31 },
-		"share":               func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Share.Milli = 1_000 },
-		"share of none": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Resources.GPU = gpuai.GPURequest{Share: gpuai.Share{Milli: 1}}
-		},
-		"share of two": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Resources.GPU = gpuai.GPURequest{Count: 2, Share: gpuai.Share{Milli: 1}}
-		},
-		"kind of no gpu": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU = gpuai.GPURequest{Any: kinds(1)} },
-		"kinds":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Any = kinds(9) },
-		"long vendor": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Resources.GPU.Any = []gpuai.GPUAlternative{{Vendor: long[:257]}}
-		},
-		"long model":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Any = []gpuai.GPUAlternative{{Model: long}} },
-		"negative gpu memory": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMin: -1}} },
-		"gpu memory": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMax: 1 << 60}}
-		},
-		"empty memory range": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMin: 2, MemoryMax: 1}}
-		},
-		"constraints": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = constraints },
-		"operator":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: 8, Values: texts(1)}} },
-		"no value":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: gpuai.In}} },
-		"two values": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Constraints = []gpuai.Constraint{{Values: []string{"a", "b"}}}
-		},
-		"long value": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Values: []string{long}}} },
-		"long attribute": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Constraints = []gpuai.Constraint{{Attribute: long, Values: texts(1)}}
-		},
-		"values": func(s *gpuai.JobSpec, g *gpuai.Group) {
-			g.Constraints = []gpuai.Constraint{{Op: gpuai.In, Values: numbers(33)}}
-		},
-		"arguments":            func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = texts(gpuai.MaxCommand + 1) },
-		"arguments beyond u16": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = texts(1<<16 + 1) },
-		"environment":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Env = env },
-		"long variable":        func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Env = map[string]string{long: ""} },
-		"long runtime":         func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime = long },
-		"long cwd":             func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Cwd = long[:4_097] },
-	} {
+	return cs
+}
+
+// TestJobViewRefusesEveryLimit takes specs that no Validate saw.
+func TestJobViewRefusesEveryLimit(t *testing.T) {
+	for name, change := range hostile {
 		t.Run(name, func(t *testing.T) {
 			s := &gpuai.JobSpec{Name: "j", Groups: []gpuai.Group{{Task: gpuai.TaskSpec{Command: []string{"true"}}}}}
 			s.Defaults()
@@ -238,6 +252,9 @@ func TestJobViewRefusesEveryLimit(t *testing.T) {
 				t.Fatalf("before the change: %v", err)
 			}
 			change(s, &s.Groups[0])
+			if s.Validate() == nil {
+				t.Error("Validate passes it: the codec is the stricter")
+			}
 			b := wire.AppendJobSpec(nil, s)
 			if err := wire.ReadJobView(b, &v); err == nil {
 				t.Error("the view was taken")

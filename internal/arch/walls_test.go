@@ -1,0 +1,188 @@
+package arch
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// source is every Go file of the module, whatever its build tags.
+func source(t *testing.T, visit func(fset *token.FileSet, f *ast.File)) {
+	t.Helper()
+	root := goList[struct{ Dir string }](t, "-m", "-json=Dir", module)[0].Dir
+	fset := token.NewFileSet()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		name := d.Name()
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != root && (name == "testdata" || name == "vendor" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_")):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(name, ".go"):
+			return nil
+		}
+		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		visit(fset, f)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWalls(t *testing.T) {
+	var found []string
+	source(t, func(fset *token.FileSet, f *ast.File) { found = append(found, walls(fset, f)...) })
+	report(t, found)
+}
+
+// walls says where a file exceeds a wall of style, lacks a comment that it
+// needs, or sleeps in a test.
+func walls(fset *token.FileSet, f *ast.File) (found []string) {
+	if ast.IsGenerated(f) {
+		return nil
+	}
+	at := func(n ast.Node) string {
+		p := fset.Position(n.Pos())
+		return fmt.Sprintf("%s:%d", p.Filename, p.Line)
+	}
+	if n := fset.File(f.Pos()).LineCount(); n > maxFileLines {
+		found = append(found, fmt.Sprintf("%s has %d lines, more than %d", fset.Position(f.Pos()).Filename, n, maxFileLines))
+	}
+	test := strings.HasSuffix(fset.Position(f.Pos()).Filename, "_test.go")
+	for _, d := range f.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok {
+			if n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1; n > maxFuncLines {
+				found = append(found, fmt.Sprintf("%s: %s has %d lines, more than %d", at(fn), fn.Name.Name, n, maxFuncLines))
+			}
+		}
+		if name := undocumented(d); name != "" && !test {
+			found = append(found, fmt.Sprintf("%s: %s is exported and has no comment", at(d), name))
+		}
+	}
+	if test {
+		for _, n := range sleeps(f) {
+			found = append(found, at(n)+": a test sleeps: poll a condition with a deadline, or use testing/synctest")
+		}
+	}
+	return found
+}
+
+// undocumented returns the first exported name that d declares without a
+// comment, or "". In a group, the group's comment or the line's will do; a
+// method counts when its type is exported.
+func undocumented(d ast.Decl) string {
+	switch d := d.(type) {
+	case *ast.FuncDecl:
+		if d.Name.IsExported() && d.Doc == nil && (d.Recv == nil || ast.IsExported(receiver(d))) {
+			return d.Name.Name
+		}
+	case *ast.GenDecl:
+		if d.Doc != nil {
+			return ""
+		}
+		for _, s := range d.Specs {
+			switch s := s.(type) {
+			case *ast.TypeSpec:
+				if s.Name.IsExported() && s.Doc == nil {
+					return s.Name.Name
+				}
+			case *ast.ValueSpec:
+				for _, n := range s.Names {
+					if n.IsExported() && s.Doc == nil && s.Comment == nil {
+						return n.Name
+					}
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// receiver returns the name of a method's type.
+func receiver(d *ast.FuncDecl) (name string) {
+	ast.Inspect(d.Recv.List[0].Type, func(n ast.Node) bool {
+		if id, ok := n.(*ast.Ident); ok && name == "" {
+			name = id.Name
+		}
+		return name == ""
+	})
+	return name
+}
+
+// sleeps returns the calls of time.Sleep outside of a synctest bubble, where
+// time is virtual.
+func sleeps(f *ast.File) (found []ast.Node) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		if isCall(call, "synctest") {
+			return false
+		}
+		if s, ok := call.Fun.(*ast.SelectorExpr); ok && isCall(call, "time") && s.Sel.Name == "Sleep" {
+			found = append(found, n)
+		}
+		return true
+	})
+	return found
+}
+
+// isCall reports whether call is of a function of the package named so.
+func isCall(call *ast.CallExpr, pkg string) bool {
+	s, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	id, ok := s.X.(*ast.Ident)
+	return ok && id.Name == pkg
+}
+
+func TestDocs(t *testing.T) {
+	for _, p := range list(t) {
+		if len(p.GoFiles) > 0 && p.Doc == "" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}
+
+func TestWallsFindsSeededViolations(t *testing.T) {
+	lines := func(n int) string { return strings.Repeat("\n", n) }
+	for _, c := range []struct{ name, file, src, want string }{
+		{"clean", "a.go", "package p\n// F is.\nfunc F() {" + lines(69) + "}", ""},
+		{"long function", "a.go", "package p\nfunc f() {" + lines(70) + "}", "more than 70"},
+		{"long method", "a_test.go", "package p\ntype t int\nfunc (t) f() {" + lines(70) + "}", "more than 70"},
+		{"long file", "a.go", "package p" + lines(1_001), "more than 1000"},
+		{"longest file", "a.go", "package p" + lines(1_000), ""},
+		{"generated", "a.go", "// Code generated by x. DO NOT EDIT.\npackage p" + lines(2_000), ""},
+		{"function", "a.go", "package p\nfunc F() {}", "F is exported"},
+		{"method", "a.go", "package p\ntype t int\n// T is.\ntype T[X any] struct{}\nfunc (t) F() {}\nfunc (*T[X]) M() {}", "M is exported"},
+		{"type", "a.go", "package p\ntype (\n// A is.\nA int\nB int\n)", "B is exported"},
+		{"constant", "a.go", "package p\nconst (\nA = 1 // A is\nB = 2\n)", "B is exported"},
+		{"group", "a.go", "package p\n// The letters.\nconst (\nA = 1\nB = 2\n)", ""},
+		{"exported in a test", "a_test.go", "package p\nfunc TestF() {}", ""},
+		{"sleep", "a_test.go", "package p\nimport \"time\"\nfunc f() { go func() { time.Sleep(1) }() }", "a test sleeps"},
+		{"sleep outside of tests", "a.go", "package p\nimport \"time\"\nfunc f() { time.Sleep(1) }", ""},
+		{"sleep in a bubble", "a_test.go", "package p\nfunc f() { synctest.Test(t, func() { time.Sleep(1) }) }", ""},
+		{"sleep beside a bubble", "a_test.go", "package p\nfunc f() { synctest.Wait(); time.Sleep(1) }", "a test sleeps"},
+	} {
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, c.file, c.src, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		found := walls(fset, f)
+		if c.want == "" && found != nil || c.want != "" && (len(found) != 1 || !strings.Contains(found[0], c.want)) {
+			t.Errorf("%s: %v, want %q", c.name, found, c.want)
+		}
+	}
+}
