@@ -1,0 +1,111 @@
+package jobfile
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// laterFields are fields of the design that this build does not have, by their
+// name. They are refused like any unknown field, in words that say so.
+var laterFields = map[string]string{
+	"after": "jobs that wait for other jobs", "begin": "a time to begin",
+	"placement": "placement preferences", "regions": "a choice of regions",
+	"max_price_per_gpu_hour": "a price limit", "max_cost": "a cost limit",
+	"max_parallel": "a limit of parallel array elements", "matrix": "array matrices",
+	"image": "container images", "args": "arguments beside the command",
+	"mounts": "mounts", "checkpoint": "checkpoints", "launcher": "launchers",
+	"service": "services", "update": "rolling updates", "call": "functions",
+	"shm": "a size of /dev/shm", "scratch": "scratch disks", "network": "network classes",
+	"profile": "partition profiles", "secrets": "secrets", "user": "users of tasks",
+	"mode": "sharing modes", "scale": "autoscaling", "capability": "GPU capabilities",
+	"disk": "scratch disks", "preemptible": "preemption", "queue": "named queues",
+	"min_gpu_utilization": "a floor of GPU use", "success_codes": "success codes",
+}
+
+// instead names what to use in place of a later field, where there is something.
+var instead = map[string]string{
+	"image":    `; a task runs as a plain process: use command or script`,
+	"args":     `; put the arguments into command`,
+	"launcher": `; a gang's task finds MASTER_ADDR, MASTER_PORT and GPUAI_NODE_RANK in its environment`,
+	"profile":  `; use share: {milli: 1…999}`,
+	"scratch":  `; GPUAI_TASK_DIR names the task's own directory`,
+	"disk":     `; GPUAI_TASK_DIR names the task's own directory`,
+	"mounts":   `; a plain process sees its node's files`,
+}
+
+// unknown says that a field is not known, and what may have been meant.
+func unknown(pointer, name string, known []string) string {
+	if what, ok := laterFields[name]; ok && !strings.Contains(pointer, "/env/") {
+		return "is not built yet (" + what + ")" + instead[name]
+	}
+	if plain := fileName(name); plain != name && slices.Contains(known, plain) {
+		return "is a field of the wire form; a file says " + plain + fileExample[plain]
+	}
+	if near := nearest(name, known); near != "" {
+		return "is not a known field; did you mean " + near + "?"
+	}
+	return "is not a known field; known here: " + strings.Join(known, ", ")
+}
+
+// fileExample shows how a file writes what the wire names with a unit.
+var fileExample = map[string]string{
+	"cpu": ": 0.5", "memory": ": 24GiB", "run_time": ": 2h", "queue_time": ": 12h",
+	"lease_ttl": ": 1m", "backoff": ": 15s", "stop_grace": ": 5s",
+}
+
+var countPointer = regexp.MustCompile(`^/groups/[0-9]+/count$`)
+
+// laterValue says that a value of a known field belongs to a later capability;
+// "" when it does not.
+func laterValue(pointer string, n *node) string {
+	switch {
+	case n == nil:
+	case pointer == "/type" && (n.text == "service" || n.text == "function"):
+		return "the type " + n.text + " is not built yet; use batch or train"
+	case pointer == "/tenant" && n.kind == text:
+		return `tenants are not built yet: the only one is "default"; leave it out`
+	case countPointer.MatchString(pointer) && n.kind == object:
+		return "elastic groups {min, max} are not built yet; give one number"
+	case strings.Contains(pointer, "/restart/on/") && n.text == "preempted":
+		return "preemption is not built yet; leave it out"
+	case strings.HasSuffix(pointer, "/task/runtime") && n.kind == text:
+		return `the only runtime built is "process"; leave it out`
+	}
+	return ""
+}
+
+// nearest returns the name that differs from s by at most two edits, the
+// nearest and then the first; "" when none does.
+func nearest(s string, names []string) string {
+	best, out := 3, ""
+	for _, n := range names {
+		if d := distance(s, n); d < best && d < len(n) {
+			best, out = d, n
+		}
+	}
+	return out
+}
+
+// distance is the number of single-byte edits between two short names.
+func distance(a, b string) int {
+	if len(a) > 64 {
+		return 64
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,100 @@
+package jobfile
+
+import (
+	"strconv"
+	"strings"
+)
+
+// A spot is where a pointer leads: the node, or, when there is none, the
+// nearest thing that contains it.
+type spot struct {
+	node      *node // nil when the pointer names something that is not there
+	pointer   string
+	line, col int32
+}
+
+// find follows an RFC 6901 pointer as far as it goes.
+func (n *node) find(pointer string) spot {
+	at := spot{node: n, line: n.line, col: n.col}
+	if pointer == "" {
+		return at
+	}
+	for part := range strings.SplitSeq(pointer[1:], "/") {
+		name := strings.ReplaceAll(strings.ReplaceAll(part, "~1", "/"), "~0", "~")
+		next := at.node.child(name)
+		if next == nil {
+			return spot{pointer: at.pointer, line: at.line, col: at.col}
+		}
+		at = spot{node: next, pointer: at.pointer + "/" + part, line: next.line, col: next.col}
+		if next.kind == null { // an empty value has no place of its own
+			at.line, at.col = n.find(at.pointer[:len(at.pointer)-len(part)-1]).node.keyPlace(name)
+		}
+	}
+	return at
+}
+
+func (n *node) child(name string) *node {
+	if n == nil || n.kind != list {
+		return n.get(name)
+	}
+	i, err := strconv.Atoi(name)
+	if err != nil || i < 0 || i >= len(n.items) {
+		return nil
+	}
+	return n.items[i]
+}
+
+// keyPlace returns where the field called name starts, or the object.
+func (n *node) keyPlace(name string) (line, col int32) {
+	if n == nil {
+		return 1, 1
+	}
+	for _, m := range n.members {
+		if m.name == name {
+			return m.line, m.col
+		}
+	}
+	return n.line, n.col
+}
+
+// filePointer turns a pointer into the wire form into one into the file.
+func (n *node) filePointer(wire string) string {
+	out := ""
+	parts := strings.Split(strings.TrimPrefix(wire, "/"), "/")
+	for i := 0; i < len(parts); i++ {
+		part := parts[i]
+		env := strings.HasSuffix(out, "/env")
+		gpu := strings.HasSuffix(out, "/gpu") && part == "any" && n.find(out+"/any").node == nil
+		switch {
+		case wire == "":
+			return ""
+		case env: // a variable's name, whatever it holds
+			return out + "/" + escape(strings.Join(parts[i:], "/"))
+		case gpu && i+1 < len(parts): // vendor, model and memory beside count are one alternative
+			i++
+			continue
+		case part == "values":
+			part = "value"
+			if v := n.find(out + "/value"); v.node != nil && v.node.kind != list {
+				return out + "/value"
+			}
+		default:
+			part = fileName(part)
+		}
+		out += "/" + part
+	}
+	return out
+}
+
+// fileName returns the file's name of a field that the wire names with a unit.
+func fileName(wire string) string {
+	for _, unit := range [...]string{"_min_bytes", "_max_bytes", "_bytes", "_ms"} {
+		if name, ok := strings.CutSuffix(wire, unit); ok {
+			return name
+		}
+	}
+	if wire == "cpu_milli" {
+		return "cpu"
+	}
+	return wire
+}
