@@ -17,23 +17,20 @@ import (
 
 // membership is which cluster this server belongs to, and what the others say.
 type membership struct {
-	mu      sync.Mutex // guards below and the identity's cluster
+	mu      sync.Mutex // guards below, and the cluster's adoption
 	foreign map[gpuai.ServerID]gpuai.ClusterID
 }
 
 // identify writes or checks the directory's identity.
 func (c *Config) identify() error {
-	id, ok := c.Dir.Identity()
-	if !ok {
-		id = store.Identity{Server: c.ID, Region: c.Region}
-	}
-	id.Server, id.Region = c.ID, c.Region // SetIdentity refuses a change
-	if id.Cluster == "" && c.Bootstrap && !id.Formed && c.mints() {
-		var b [16]byte
-		rand.Read(b[:]) // never fails
-		id.Cluster = gpuai.ClusterID(hex.EncodeToString(b[:]))
-	}
-	return c.Dir.SetIdentity(id)
+	return c.Dir.Update(func(id *store.Identity) {
+		id.Server, id.Region = c.ID, c.Region // refused where it is a change
+		if id.Cluster == "" && c.Bootstrap && !id.Formed && c.mints() {
+			var b [16]byte
+			rand.Read(b[:]) // never fails
+			id.Cluster = gpuai.ClusterID(hex.EncodeToString(b[:]))
+		}
+	})
 }
 
 // mints reports whether this server names a new cluster.
@@ -62,8 +59,7 @@ func (c *Config) bootstrap(lib *hraft.Config, log *guard, snaps hraft.SnapshotSt
 	if err != nil && !errors.Is(err, hraft.ErrCantBootstrap) {
 		return fmt.Errorf("form the cluster: %w", err)
 	}
-	id.Formed = true
-	return c.Dir.SetIdentity(id)
+	return c.Dir.Update(func(id *store.Identity) { id.Formed = true })
 }
 
 // forgetHalfBootstrap undoes a bootstrap that stopped between its two writes:
@@ -129,9 +125,7 @@ func (n *Node) adopt(peer gpuai.ServerID, theirs gpuai.ClusterID) (gpuai.Cluster
 	if _, ok := n.cfg.addr(peer); !ok {
 		return "", fmt.Errorf("server %s is not among the peers of %s", peer, n.cfg.ID)
 	}
-	id, _ := n.cfg.Dir.Identity()
-	id.Cluster = theirs
-	if err := n.cfg.Dir.SetIdentity(id); err != nil {
+	if err := n.cfg.Dir.Update(func(id *store.Identity) { id.Cluster = theirs }); err != nil {
 		return "", err
 	}
 	n.cfg.Logger.Info("joined cluster", "cluster", theirs, "told_by", peer)

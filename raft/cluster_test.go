@@ -83,7 +83,7 @@ func TestKilledLeaderLosesNothing(t *testing.T) {
 	for _, n := range c.nodes {
 		all = append(all, n)
 	}
-	s := submitUntilStopped(8, func() []*Node { return all })
+	s := submitUntilStopped(8, time.Millisecond, func() []*Node { return all })
 	until(t, "some jobs are in", func() bool { return s.count() > 200 })
 	before := first.RegionTime()
 	c.kill(first.cfg.ID)
@@ -252,7 +252,8 @@ func TestLeadershipDeliversEachTerm(t *testing.T) {
 		t.Fatal("the term goes on without a majority")
 	}
 	until(t, "it stops taking commands", func() bool { return !leader.IsLeader() })
-	if _, err := leader.Propose(t.Context(), []byte("x")); code(err) != gpuai.NoLeader {
+	_, cmd := job()
+	if _, err := leader.Propose(t.Context(), cmd); code(err) != gpuai.NoLeader {
 		t.Errorf("propose: %v", err)
 	}
 	if _, err := leader.Barrier(t.Context()); code(err) != gpuai.NoLeader {

@@ -34,6 +34,12 @@ func notAppended(err error) bool {
 		errors.Is(err, hraft.ErrEnqueueTimeout)
 }
 
+// errOverdue is the error of an entry whose future did not answer in time.
+var errOverdue = errors.New("the entry is overdue")
+
+// errMalformed is the error of an entry that the machine could not read.
+var errMalformed = errors.New("the entry is malformed")
+
 // proposalError translates the error of a proposed entry's future.
 func proposalError(err error) error {
 	switch {
@@ -43,6 +49,10 @@ func proposalError(err error) error {
 		return noLeader("this server stopped leading before it took the command; retry")
 	case errors.Is(err, hraft.ErrLeadershipLost):
 		return outcomeUnknown("this server lost its leadership")
+	case errors.Is(err, errMalformed):
+		return gpuai.NewError(gpuai.Internal, "a command proposed beside this one is malformed; nothing was appended")
+	case errors.Is(err, errOverdue):
+		return outcomeUnknown("no majority confirmed the entry, or this server did not apply it, in time")
 	case errors.Is(err, hraft.ErrRaftShutdown):
 		return outcomeUnknown("this server is stopping")
 	default:

@@ -28,8 +28,13 @@ func (g *guard) GetLog(index uint64, e *hraft.Log) error {
 	if err == nil || !g.running.Load() || !errors.Is(err, store.ErrDamaged) {
 		return err
 	}
+	g.fail(err)
+	return err
+}
+
+// fail reports err, waits for the Node to close and ends the goroutine.
+func (g *guard) fail(err error) {
 	g.damage(err)
 	<-g.closing
 	runtime.Goexit()
-	return err
 }

@@ -286,8 +286,9 @@ func code(err error) gpuai.Code {
 // submitter submits jobs one after another to whoever leads, from several
 // goroutines, and remembers which were acknowledged.
 type submitter struct {
-	stop chan struct{}
-	wg   sync.WaitGroup
+	stop  chan struct{}
+	pause time.Duration // between rounds over the members
+	wg    sync.WaitGroup
 
 	mu    sync.Mutex // guards below
 	acked []gpuai.JobID
@@ -295,8 +296,8 @@ type submitter struct {
 }
 
 // submitUntilStopped starts workers. nodes gives the members to try.
-func submitUntilStopped(workers int, nodes func() []*Node) *submitter {
-	s := &submitter{stop: make(chan struct{}), codes: make(map[gpuai.Code]int)}
+func submitUntilStopped(workers int, pause time.Duration, nodes func() []*Node) *submitter {
+	s := &submitter{stop: make(chan struct{}), pause: pause, codes: make(map[gpuai.Code]int)}
 	for range workers {
 		s.wg.Go(func() { s.run(nodes) })
 	}
@@ -323,7 +324,7 @@ func (s *submitter) run(nodes func() []*Node) {
 			}
 			s.mu.Unlock()
 		}
-		<-time.After(time.Millisecond) // between rounds over the members
+		<-time.After(s.pause)
 	}
 }
 

@@ -215,15 +215,7 @@ func (n *Node) persistApplied() error {
 	if index == 0 {
 		return nil
 	}
-	n.members.mu.Lock() // the identity's cluster may be adopted meanwhile
-	defer n.members.mu.Unlock()
-	id, _ := n.cfg.Dir.Identity()
-	if id.Formed && id.Applied >= index {
-		return nil
-	}
-	id.Formed = true
-	id.Applied, id.AppliedTerm = max(id.Applied, index), term
-	return n.cfg.Dir.SetIdentity(id)
+	return n.cfg.Dir.Advance(index, term)
 }
 
 // Snapshot writes the machine to disk and lets go of the log before it, but

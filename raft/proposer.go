@@ -286,6 +286,11 @@ func (p *proposer) packOne() bool {
 		<-p.slots
 		return false
 	}
+	if err := fsm.CheckEntry(data); err != nil { // in the log it would stop every server
+		p.forget(e)
+		p.resolve(e, nil, errMalformed)
+		return true
+	}
 	e.future = p.raft.ApplyLog(hraft.Log{Data: data}, p.tune.enqueueTimeout)
 	p.inflight <- e // has room: it is as long as there are slots
 	return true
@@ -351,17 +356,22 @@ func (p *proposer) complete() {
 		if err == nil {
 			out, _ = e.future.Response().(*fsm.Output)
 		}
-		p.mu.Lock()
-		for i := range p.pending {
-			if p.pending[i] == e {
-				p.pending = append(p.pending[:i], p.pending[i+1:]...)
-				break
-			}
-		}
-		p.mu.Unlock()
-		<-p.slots
+		p.forget(e)
 		p.resolve(e, out, err)
 	}
+}
+
+// forget takes e off the entries in flight and frees its slot.
+func (p *proposer) forget(e *entry) {
+	p.mu.Lock()
+	for i := range p.pending {
+		if p.pending[i] == e {
+			p.pending = append(p.pending[:i], p.pending[i+1:]...)
+			break
+		}
+	}
+	p.mu.Unlock()
+	<-p.slots
 }
 
 // resolve gives every command of e its outcome, once.
@@ -452,6 +462,3 @@ func (p *proposer) expire(limit time.Time) {
 		s.call.settle(s.to-s.from, rateLimited("the leader did not come to the command in time; retry later"))
 	}
 }
-
-// errOverdue is the error of an entry whose future did not answer in time.
-var errOverdue = errors.New("no majority confirmed the entry in time")

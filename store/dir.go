@@ -158,29 +158,37 @@ func (d *Dir) Identity() (id Identity, ok bool) {
 // ErrIdentity, to give the directory to another cluster, server or region, or
 // to take Applied back.
 func (d *Dir) SetIdentity(id Identity) error {
+	return d.Update(func(i *Identity) { *i = id })
+}
+
+// Update changes the identity by f, which must not call d, under the rules of
+// SetIdentity. It writes nothing when f changes nothing.
+func (d *Dir) Update(f func(*Identity)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	id := d.identity
+	f(&id)
+	id.FormatVersion = FormatVersion
+	if d.known && id == d.identity {
+		return nil
+	}
 	return d.set(id)
 }
 
 // Advance records that entries up to (applied, term) were applied. It is a
 // no-op when the identity already says so.
 func (d *Dir) Advance(applied, term uint64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.known || applied <= d.identity.Applied {
-		return nil
-	}
-	id := d.identity
-	id.Applied, id.AppliedTerm = applied, term
-	return d.set(id)
+	return d.Update(func(id *Identity) {
+		if applied > id.Applied {
+			id.Formed, id.Applied, id.AppliedTerm = true, applied, term
+		}
+	})
 }
 
 func (d *Dir) set(id Identity) error {
 	if d.closed {
 		return fmt.Errorf("write identity: %w", fs.ErrClosed)
 	}
-	id.FormatVersion = FormatVersion
 	if d.known {
 		if err := d.identity.allows(id); err != nil {
 			return fmt.Errorf("data directory %s: %w", d.path, err)

@@ -1,0 +1,234 @@
+package raft
+
+import (
+	"context"
+	"encoding/binary"
+	"flag"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/store"
+)
+
+var benchCallers = flag.Int("callers", 1024, "concurrent Propose calls of BenchmarkCommit3")
+
+// BenchmarkCommit3 commits commands through the proposer on three members in
+// this process, over TCP on loopback, with bolt files and fsync. Ticks leave
+// the machine nearly nothing to do, so what is measured is the way to it;
+// submits also queue a job each on every replica.
+//
+//	go test ./raft -run '^$' -bench Commit3 -benchtime 300000x
+func BenchmarkCommit3(b *testing.B) {
+	tick := func() []byte { return (&fsm.Tick{}).Append(nil, fsm.Envelope{}) }
+	submit := func() []byte { _, cmd := job(); return cmd }
+	b.Run("ticks", func(b *testing.B) { benchPropose(b, tick) })
+	b.Run("submits", func(b *testing.B) { benchPropose(b, submit) })
+	b.Run("ticks-in-batches", func(b *testing.B) { benchProposeAll(b, tick) })
+	b.Run("submits-in-batches", func(b *testing.B) { benchProposeAll(b, submit) })
+	b.Run("bare-library", benchBare)
+	b.Run("lone", func(b *testing.B) { benchLone(b, tick) })
+}
+
+// samples collects latencies and reports them with the rate.
+type samples struct {
+	mu  sync.Mutex
+	all []time.Duration
+}
+
+func (s *samples) add(some []time.Duration) {
+	s.mu.Lock()
+	s.all = append(s.all, some...)
+	s.mu.Unlock()
+}
+
+func (s *samples) report(b *testing.B, commands int) {
+	b.ReportMetric(float64(commands)/b.Elapsed().Seconds(), "commands/s")
+	if slices.Sort(s.all); len(s.all) > 0 {
+		at := func(q float64) float64 {
+			return float64(s.all[int(q*float64(len(s.all)-1))]) / float64(time.Millisecond)
+		}
+		b.ReportMetric(at(0.50), "p50-ms")
+		b.ReportMetric(at(0.99), "p99-ms")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+func benchCluster(b *testing.B) *Node {
+	c := newCluster(b, 3)
+	c.tweak = func(cfg *Config) { cfg.OnApply = nil }
+	c.start(c.ids...)
+	return c.leader()
+}
+
+// prepared makes the commands beforehand: encoding is not measured.
+func prepared(b *testing.B, command func() []byte) [][]byte {
+	cmds := make([][]byte, b.N)
+	for i := range cmds {
+		cmds[i] = command()
+	}
+	return cmds
+}
+
+func benchPropose(b *testing.B, command func() []byte) {
+	n, cmds := benchCluster(b), prepared(b, command)
+	var s samples
+	var next atomic.Int64
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for range min(*benchCallers, b.N) {
+		wg.Go(func() {
+			var own []time.Duration
+			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
+				began := time.Now()
+				if _, err := n.Propose(context.Background(), cmds[i]); err != nil {
+					b.Error(err)
+					return
+				}
+				own = append(own, time.Since(began))
+			}
+			s.add(own)
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	s.report(b, b.N)
+}
+
+func benchProposeAll(b *testing.B, command func() []byte) {
+	const batch, callers = 500, 8
+	n, cmds := benchCluster(b), prepared(b, command)
+	work := make(chan [][]byte, b.N/batch+1)
+	for c := range slices.Chunk(cmds, batch) {
+		work <- c
+	}
+	close(work)
+	var s samples
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			var own []time.Duration
+			for c := range work {
+				began := time.Now()
+				if _, err := n.ProposeAll(context.Background(), c); err != nil {
+					b.Error(err)
+					return
+				}
+				own = append(own, time.Since(began))
+			}
+			s.add(own)
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	s.report(b, b.N)
+}
+
+// benchLone commits one command at a time.
+func benchLone(b *testing.B, command func() []byte) {
+	n, cmds := benchCluster(b), prepared(b, command)
+	var s samples
+	b.ResetTimer()
+	for _, cmd := range cmds[:min(b.N, 2000)] {
+		began := time.Now()
+		if _, err := n.Propose(context.Background(), cmd); err != nil {
+			b.Fatal(err)
+		}
+		s.all = append(s.all, time.Since(began))
+	}
+	b.StopTimer()
+	s.report(b, min(b.N, 2000))
+}
+
+// nothing is a state machine that only answers.
+type nothing struct{ hraft.FSM }
+
+func (nothing) Apply(*hraft.Log) any { return true }
+
+func (nothing) ApplyBatch(logs []*hraft.Log) []any { return make([]any, len(logs)) }
+
+// benchBare commits entries of the same size and number in flight through
+// hashicorp/raft, its bolt store and its TCP transport alone, in 1,000
+// commands each.
+func benchBare(b *testing.B) {
+	lib, entry := bareLeader(b), make([]byte, 0, 32<<10)
+	for len(entry) < 28_000 { // of 1,000 ticks
+		entry = binary.BigEndian.AppendUint64(entry, uint64(len(entry)))
+	}
+	var s samples
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	var left atomic.Int64
+	left.Store(int64((b.N + fsm.MaxCommands - 1) / fsm.MaxCommands))
+	for range maxInFlight {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				began := time.Now()
+				if err := lib.Apply(entry, 0).Error(); err != nil {
+					b.Error(err)
+					return
+				}
+				s.add([]time.Duration{time.Since(began)})
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	s.report(b, b.N)
+}
+
+// bareLeader starts three members of the library with our settings and store.
+func bareLeader(b *testing.B) *hraft.Raft {
+	cfg := Config{Multiplier: 1, Logger: testLogger("bare")}
+	var conf hraft.Configuration
+	var transports []*hraft.NetworkTransport
+	for i := range 3 {
+		t, err := hraft.NewTCPTransport("127.0.0.1:0", nil, maxPool, 5*time.Second, io.Discard)
+		if err != nil {
+			b.Fatal(err)
+		}
+		transports = append(transports, t)
+		conf.Servers = append(conf.Servers, hraft.Server{ID: hraft.ServerID(rune('a' + i)), Address: t.LocalAddr()})
+	}
+	var members []*hraft.Raft
+	for i, t := range transports {
+		cfg.ID = gpuai.ServerID(conf.Servers[i].ID)
+		lib := cfg.library(defaultTuning(1), nil)
+		dir, err := store.OpenDir(b.TempDir())
+		if err != nil {
+			b.Fatal(err)
+		}
+		log, err := store.OpenLog(dir)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := hraft.BootstrapCluster(lib, log, log, hraft.NewInmemSnapshotStore(), t, conf); err != nil {
+			b.Fatal(err)
+		}
+		m, err := hraft.NewRaft(lib, nothing{}, log, log, hraft.NewInmemSnapshotStore(), t)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { m.Shutdown().Error(); log.Close(); dir.Close() })
+		members = append(members, m)
+	}
+	var leader *hraft.Raft
+	until(b, "the bare library has a leader", func() bool {
+		for _, m := range members {
+			if m.State() == hraft.Leader {
+				leader = m
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
