@@ -84,13 +84,12 @@ type putter[T any] interface {
 }
 
 // hasher returns the record hash of a table: 0 for the zero record.
-func hasher[T comparable, P putter[T]](seed uint64) func(uint32, *T) uint64 {
+func hasher[T comparable, P putter[T]](seed uint64) func([]byte, uint32, *T) uint64 {
 	var zero T
-	return func(i uint32, r *T) uint64 {
+	return func(buf []byte, i uint32, r *T) uint64 {
 		if *r == zero {
 			return 0
 		}
-		var buf [256]byte
-		return mem.HashBytes(seed<<32|uint64(i), P(r).put(buf[:0]))
+		return mem.HashBytes(seed<<32|uint64(i), P(r).put(buf))
 	}
 }

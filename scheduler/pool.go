@@ -24,7 +24,7 @@ type poolRec struct {
 	mem uint64 // MiB, each node's rounded up
 }
 
-func hashPool(i uint32, r *poolRec) uint64 {
+func hashPool(_ []byte, i uint32, r *poolRec) uint64 {
 	if !r.used {
 		return 0
 	}

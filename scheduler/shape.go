@@ -32,7 +32,7 @@ type shapeRec struct {
 	used    bool
 }
 
-func hashShape(i uint32, r *shapeRec) uint64 {
+func hashShape(_ []byte, i uint32, r *shapeRec) uint64 {
 	if !r.used {
 		return 0
 	}

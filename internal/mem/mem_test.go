@@ -9,7 +9,7 @@ import (
 
 type rec struct{ a, b uint64 }
 
-func hashRec(i uint32, r *rec) uint64 {
+func hashRec(_ []byte, i uint32, r *rec) uint64 {
 	if *r == (rec{}) {
 		return 0
 	}

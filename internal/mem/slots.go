@@ -120,42 +120,59 @@ func nextBit(t *Table[uint64], from uint32) (uint32, bool) {
 }
 
 // A Bitmap is a growing set of small numbers.
-type Bitmap struct{ t *Table[uint64] }
-
-// NewBitmap returns an empty set.
-func NewBitmap(s *Space) *Bitmap { return &Bitmap{NewTable[uint64](s, 6)} }
-
-// Fork returns the copy of b in ns.
-func (b *Bitmap) Fork(ns *Space) *Bitmap { return &Bitmap{b.t.Fork(ns)} }
-
-// Words returns how many 64-bit words the set has.
-func (b *Bitmap) Words() uint32 { return b.t.Len() }
-
-// Word returns the i-th word; 0 beyond the last.
-func (b *Bitmap) Word(i uint32) uint64 {
-	if i >= b.t.Len() {
-		return 0
-	}
-	return *b.t.Get(i)
+type Bitmap struct {
+	t   *Table[uint64]
+	top *Table[uint64] // which words of t are not 0
 }
 
+// NewBitmap returns an empty set.
+func NewBitmap(s *Space) *Bitmap {
+	return &Bitmap{NewTable[uint64](s, 6), NewTable[uint64](s, 4)}
+}
+
+// Fork returns the copy of b in ns.
+func (b *Bitmap) Fork(ns *Space) *Bitmap { return &Bitmap{b.t.Fork(ns), b.top.Fork(ns)} }
+
 // Has reports whether i is in the set.
-func (b *Bitmap) Has(i uint32) bool { return b.Word(i>>6)>>(i&63)&1 != 0 }
+func (b *Bitmap) Has(i uint32) bool {
+	return i>>6 < b.t.Len() && *b.t.Get(i >> 6)>>(i&63)&1 != 0
+}
 
 // Set adds i.
 func (b *Bitmap) Set(i uint32) {
-	if !b.Has(i) {
-		b.t.Grow(i>>6 + 1)
-		*b.t.Mut(i >> 6) |= 1 << (i & 63)
+	if b.Has(i) {
+		return
 	}
+	b.t.Grow(i>>6 + 1)
+	b.top.Grow(i>>12 + 1)
+	w := b.t.Mut(i >> 6)
+	if *w == 0 {
+		*b.top.Mut(i >> 12) |= 1 << (i >> 6 & 63)
+	}
+	*w |= 1 << (i & 63)
 }
 
 // Clear removes i.
 func (b *Bitmap) Clear(i uint32) {
-	if b.Has(i) {
-		*b.t.Mut(i >> 6) &^= 1 << (i & 63)
+	if !b.Has(i) {
+		return
+	}
+	w := b.t.Mut(i >> 6)
+	if *w &^= 1 << (i & 63); *w == 0 {
+		*b.top.Mut(i >> 12) &^= 1 << (i >> 6 & 63)
 	}
 }
 
 // Next returns the lowest member that is at least from.
-func (b *Bitmap) Next(from uint32) (uint32, bool) { return nextBit(b.t, from) }
+func (b *Bitmap) Next(from uint32) (uint32, bool) {
+	if i := from >> 6; i < b.t.Len() {
+		if w := *b.t.Get(i) >> (from & 63) << (from & 63); w != 0 {
+			return i<<6 | uint32(bits.TrailingZeros64(w)), true
+		}
+	}
+	i, ok := nextBit(b.top, from>>6+1)
+	if !ok {
+		return 0, false
+	}
+	return i<<6 | uint32(bits.TrailingZeros64(*b.t.Get(i))), true
+}

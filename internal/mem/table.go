@@ -10,8 +10,9 @@ type Table[T any] struct {
 	n     uint32
 	pages []page[T]
 	undo  []undoRec[T]
-	hash  func(i uint32, r *T) uint64 // nil: not hashed
-	seen  []uint64                    // scratch of commit, all zero between calls
+	hash  func(buf []byte, i uint32, r *T) uint64 // nil: not hashed
+	seen  []uint64                                // scratch of commit, all zero between calls
+	buf   [256]byte
 }
 
 type page[T any] struct {
@@ -34,8 +35,8 @@ func NewTable[T any](s *Space, pageBits uint8) *Table[T] {
 
 // NewHashed is NewTable for records that count in the space's hash. The hash
 // of a zero record must be 0; that of any other must depend on i and on every
-// field that replicas must agree on.
-func NewHashed[T any](s *Space, pageBits uint8, hash func(i uint32, r *T) uint64) *Table[T] {
+// field that replicas must agree on. It is handed a buffer to append to.
+func NewHashed[T any](s *Space, pageBits uint8, hash func(buf []byte, i uint32, r *T) uint64) *Table[T] {
 	t := NewTable[T](s, pageBits)
 	t.hash = hash
 	return t
@@ -136,7 +137,7 @@ func (t *Table[T]) hashChange() uint64 {
 	if len(t.undo) <= 8 {
 		for k := range t.undo {
 			if u := &t.undo[k]; !t.writtenBefore(k) {
-				sum += t.hash(u.i, t.Get(u.i)) - t.hash(u.i, &u.old)
+				sum += t.hash(t.buf[:0], u.i, t.Get(u.i)) - t.hash(t.buf[:0], u.i, &u.old)
 			}
 		}
 		return sum
@@ -148,7 +149,7 @@ func (t *Table[T]) hashChange() uint64 {
 		u := &t.undo[k]
 		if w := &t.seen[u.i>>6]; *w&(1<<(u.i&63)) == 0 {
 			*w |= 1 << (u.i & 63)
-			sum += t.hash(u.i, t.Get(u.i)) - t.hash(u.i, &u.old)
+			sum += t.hash(t.buf[:0], u.i, t.Get(u.i)) - t.hash(t.buf[:0], u.i, &u.old)
 		}
 	}
 	for k := range t.undo {
@@ -171,7 +172,7 @@ func (t *Table[T]) writtenBefore(k int) bool {
 func (t *Table[T]) Sum() uint64 {
 	var sum uint64
 	for i := range t.n {
-		sum += t.hash(i, t.Get(i))
+		sum += t.hash(t.buf[:0], i, t.Get(i))
 	}
 	return sum
 }
@@ -192,7 +193,7 @@ func NewVar[T any](s *Space, v T) Var[T] {
 }
 
 // NewHashedVar is NewVar for a value that counts in the space's hash.
-func NewHashedVar[T any](s *Space, v T, hash func(i uint32, r *T) uint64) Var[T] {
+func NewHashedVar[T any](s *Space, v T, hash func(buf []byte, i uint32, r *T) uint64) Var[T] {
 	x := Var[T]{NewHashed(s, 0, hash)}
 	x.t.Append(v)
 	return x

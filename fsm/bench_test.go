@@ -1,0 +1,136 @@
+package fsm
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+)
+
+// filled returns a region of n nodes with 8 devices each, in pools of four
+// zones, without checks.
+func filled(b testing.TB, n int) *region {
+	r := newRegion(b)
+	r.check = false
+	for i := 0; i < n; i += 500 {
+		var cmds []Command
+		for k := i; k < min(n, i+500); k++ {
+			s := nodeSpec(fmt.Sprintf("node-%06d", k), 8, "H100")
+			s.Zone = fmt.Sprintf("z%d", k%4)
+			cmds = append(cmds, &RegisterNode{Spec: s, BootID: "b", Nonce: "n"})
+		}
+		r.apply(cmds...)
+		r.log = r.log[:0]
+	}
+	return r
+}
+
+// heap returns the live bytes of the heap.
+func heap() uint64 {
+	runtime.GC()
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s)
+	return s.HeapAlloc
+}
+
+// BenchmarkSubmitAndPlace measures one submit with its placement inside the
+// machine, 100 commands an entry, and then its report and the refill.
+func BenchmarkSubmitAndPlace(b *testing.B) {
+	for _, nodes := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprint("nodes=", nodes), func(b *testing.B) {
+			r := filled(b, nodes)
+			const batch = 100
+			full := nodes * 8 * 9 / 10
+			entries := make([][]byte, full/batch)
+			spec := jobSpec("bench", 1, 1)
+			for i := range entries {
+				var cmds [][]byte
+				for range batch {
+					cmds = append(cmds, (&SubmitJob{ID: r.newID(), Spec: spec}).Append(nil, Envelope{Tenant: "default"}))
+				}
+				entries[i] = AppendEntry(nil, Header{Term: 1}, cmds...)
+			}
+			out := &Output{}
+			m, index, k := r.m.Fork(), r.index, 0
+			b.ReportAllocs()
+			b.ResetTimer()
+			for done := 0; done < b.N; done += batch {
+				if k == len(entries) {
+					b.StopTimer()
+					m, index, k = r.m.Fork(), r.index, 0
+					b.StartTimer()
+				}
+				index++
+				if err := m.Apply(index, 1, entries[k], out); err != nil || out.Results[0].Leased != 1 {
+					b.Fatal(err, out.Results[0])
+				}
+				k++
+			}
+		})
+	}
+}
+
+// BenchmarkMemory reports the memory of a node, and of a job with its lease.
+func BenchmarkMemory(b *testing.B) {
+	const nodes = 100_000
+	for b.Loop() {
+		before := heap()
+		r := filled(b, nodes)
+		atNodes := heap()
+		spec := jobSpec("bench", 1, 1)
+		const jobs = nodes * 4
+		for range jobs / 500 {
+			var cmds []Command
+			for range 500 {
+				cmds = append(cmds, &SubmitJob{ID: r.newID(), Spec: spec})
+			}
+			r.apply(cmds...)
+			r.log = r.log[:0]
+		}
+		atJobs := heap()
+		b.ReportMetric(float64(atNodes-before)/nodes, "B/node")
+		b.ReportMetric(float64(atJobs-atNodes)/jobs, "B/job+lease")
+		b.ReportMetric(float64(r.m.blobs.Len())*128/float64(nodes+jobs), "B/spec")
+		runtime.KeepAlive(r)
+	}
+}
+
+// BenchmarkFork measures what a fork holds Apply up for.
+func BenchmarkFork(b *testing.B) {
+	r := filled(b, 100_000)
+	b.ResetTimer()
+	for b.Loop() {
+		r.m.Fork()
+	}
+}
+
+// BenchmarkReleaseAndRefill measures the end of a task and the start of the
+// next, with a million pending ones of a few shapes.
+func BenchmarkReleaseAndRefill(b *testing.B) {
+	for _, shapes := range []int{1, 60, 900} {
+		b.Run(fmt.Sprint("shapes=", shapes), func(b *testing.B) {
+			r := filled(b, 1_000)
+			for i := range 1_000_000 / 500 {
+				s := jobSpec("wait", 500, 1)
+				s.Groups[0].Resources.CPU = gpuai.MilliCPU(1000 + i%shapes)
+				r.apply(&SubmitJob{ID: r.newID(), Spec: s})
+				r.log = r.log[:0]
+			}
+			live, _ := r.m.Leases(0, 1000, true)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := 0; i < b.N; i++ {
+				if len(live) == 0 {
+					b.StopTimer()
+					live, _ = r.m.Leases(0, 1000, true)
+					b.StartTimer()
+				}
+				l := live[len(live)-1]
+				live = live[:len(live)-1]
+				r.apply(&ReportLease{Node: l.Node, Report: gpuai.Report{Lease: l.ID, Seq: 9, Incarnation: l.Incarnation, State: gpuai.ReportDone}})
+				r.log = r.log[:0]
+			}
+		})
+	}
+}
