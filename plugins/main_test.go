@@ -134,9 +134,16 @@ func (d *twisted) Info() plugins.Info {
 	case d.mode == "nameless" && os.Getenv("GPUAI_DRIVER_PLUGIN") != "":
 		i.Name = ""
 	case d.mode == "stops-in-info":
-		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		stop()
 	}
 	return i
+}
+
+// stop stops the process. The signal may take effect a little later than the
+// call returns; the caller must not answer meanwhile.
+func stop() {
+	syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	select {}
 }
 
 func (d *twisted) Configure(ctx context.Context, c plugins.Config) error {
@@ -220,7 +227,7 @@ func (d *twisted) Reserve(ctx context.Context, r plugins.Reservation) (plugins.G
 	case d.mode == "deaf":
 		<-make(chan struct{})
 	case d.mode == "stops-in-reserve" && d.once():
-		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		stop()
 	}
 	return d.Driver.Reserve(ctx, r)
 }
