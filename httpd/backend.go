@@ -1,0 +1,160 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+
+	"github.com/gpuai/gpuai"
+)
+
+// ErrCompacted is returned by Streams.Events when events after the index asked
+// for are gone, or when the reader fell so far behind that they went.
+var ErrCompacted = errors.New("events behind this index are no longer kept: read the state again and watch from its index")
+
+// A Backend is the region as this package sees it: one server of it. All
+// methods may be called concurrently. An error that is a *gpuai.Error is
+// answered with its code; any other is answered as internal and logged, except
+// the end of the request's own context.
+type Backend interface {
+	Reader
+	Writer
+	Streams
+	Operator
+}
+
+// Status is what this server knows of itself and its region right now.
+type Status struct {
+	Server gpuai.ServerID
+	// Index is the last applied entry's.
+	Index uint64
+	// LastContact is how long ago the leader was heard; 0 on the leader.
+	LastContact gpuai.Duration
+	Leader      gpuai.ServerID // "" = not known
+	IsLeader    bool
+	Ready       bool
+	NotReady    string // why not, one sentence; "" when Ready
+}
+
+// A Page asks for one page of a list.
+type Page struct {
+	Limit  int    // 1 … 1,000
+	Cursor string // "" = from the start; else as a page before returned it
+}
+
+// A JobQuery asks for jobs, newest first.
+type JobQuery struct {
+	Page
+	Status *gpuai.JobStatus // nil = any
+}
+
+// A LeaseQuery asks for leases.
+type LeaseQuery struct {
+	Page
+	Job  string       // ID, unique prefix or name; "" = any
+	Node gpuai.NodeID // "" = any; live leases only
+	Live bool         // no ended ones
+}
+
+// A SubmitRequest is one job to submit. Spec has passed Defaults and Validate;
+// the backend may keep it.
+type SubmitRequest struct {
+	Spec       *gpuai.JobSpec
+	Key        string // idempotency key, "" = none
+	HoldAnyway bool   // store what can never fit as pending
+}
+
+// An EventQuery asks for events after index From.
+type EventQuery struct {
+	From uint64
+	Job  string       // ID, unique prefix or name; "" = any
+	Node gpuai.NodeID // "" = any
+}
+
+// A LogQuery asks for output of one task. Lease wins over Group and Task; 0
+// means the task's latest lease.
+type LogQuery struct {
+	Job    string // ID, unique prefix or name
+	Group  uint16
+	Task   uint32
+	Lease  gpuai.Token
+	Stream string // "stdout" or "stderr"
+	Offset int64  // bytes from the start; negative: from the end
+	Limit  int64  // bytes at most
+	// Wait lets the answer be held until there is something new.
+	Wait gpuai.Duration
+}
+
+// A Reader reads the state of this server. Only ReadIndex blocks.
+type Reader interface {
+	Status() Status
+	// Changed returns a channel that is closed once the applied index is above
+	// what Status returned before the call. Take the channel first, then look
+	// at Status, then wait.
+	Changed() <-chan struct{}
+	// ReadIndex returns once reads on this server, which must lead, see every
+	// write that was acknowledged before the call.
+	ReadIndex(ctx context.Context) error
+	// Job takes an ID, a unique prefix of one, or a name.
+	Job(ref string, withSpec bool) (gpuai.Job, error)
+	// Jobs and the other lists return a page and the cursor of the next, ""
+	// at the end. A page may be short, even empty, with more to come.
+	Jobs(q JobQuery) ([]gpuai.Job, string, error)
+	Tasks(ref string, p Page) ([]gpuai.Task, string, error)
+	Leases(q LeaseQuery) ([]gpuai.Lease, string, error)
+	Lease(t gpuai.Token) (gpuai.Lease, error)
+	Nodes(p Page) ([]gpuai.Node, string, error)
+	Node(id gpuai.NodeID) (gpuai.Node, error)
+	Explain(ref string) (gpuai.Explanation, error)
+	Queue() gpuai.QueueStatus
+	QueueEntries(p Page) ([]gpuai.QueueEntry, string, error)
+	Policy() gpuai.Policy
+}
+
+// A Writer changes the state. It is called on the leader only; it may lose that
+// meanwhile and answers NoLeader or OutcomeUnknown then.
+type Writer interface {
+	Submit(ctx context.Context, r SubmitRequest) (gpuai.Submitted, error)
+	// SubmitBatch submits specs, the i-th under the key (key, i), and returns
+	// one result each. The backend may keep the specs, not the slice.
+	SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key string) ([]gpuai.BatchResult, error)
+	// Plan says what Submit would answer now. Nothing is stored. It is called
+	// on followers too, for a stale plan.
+	Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted, error)
+	StopJob(ctx context.Context, ref, key string) (gpuai.Job, error)
+	SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error)
+	// SetPolicy takes a policy that has passed Validate.
+	SetPolicy(ctx context.Context, p gpuai.Policy) error
+}
+
+// Streams are the requests that last. They are served by every server.
+type Streams interface {
+	// Events calls f for each batch of events after q.From, in order, with the
+	// index up to which the stream is complete, until f or ctx ends it. It
+	// returns ErrCompacted when events are missing. The slice is not kept.
+	Events(ctx context.Context, q EventQuery, f func([]gpuai.Event, uint64) error) error
+	Logs(ctx context.Context, q LogQuery) (gpuai.LogChunk, error)
+	// Agent runs one agent's session until it ends. c is closed afterwards.
+	Agent(ctx context.Context, c AgentConn) error
+}
+
+// An AgentConn is one agent's connection. Send and Recv may run beside each
+// other, each from one goroutine at a time. A cancelled ctx ends the connection.
+type AgentConn interface {
+	Recv(ctx context.Context) (gpuai.Frame, error)
+	Send(ctx context.Context, f gpuai.Frame) error
+	RemoteAddr() string
+}
+
+// An Operator looks at this server itself.
+type Operator interface {
+	Raft(ctx context.Context) gpuai.RaftStatus
+	DigestAt(index uint64) (gpuai.DigestAt, error)
+	// Snapshot writes a snapshot of the state to w.
+	Snapshot(ctx context.Context, w io.Writer) error
+	// Forward returns a transport to the leader; nil, nil when this server
+	// leads; a *gpuai.Error NoLeader when nobody is known to. The transport
+	// ignores the URL's host.
+	Forward(ctx context.Context) (http.RoundTripper, error)
+}
