@@ -38,14 +38,14 @@ func (s *State) checkNodes() error {
 			rows++
 		}
 		var all uint64
-		for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
+		units--
+		for u := &n.unit; u != nil; u = s.next(u) {
 			units++
-			x := s.units.Get(u - 1)
-			if x.node != slot || x.devs&all != 0 || x.usable&^x.devs != 0 || !s.pools.Get(uint32(x.pool)).used {
-				return fmt.Errorf("node %d: unit %d is not as it should be: %+v", slot, u-1, *x)
+			if u.devs&all != 0 || u.usable&^u.devs != 0 || !s.pools.Get(uint32(u.pool)).used {
+				return fmt.Errorf("node %d: a unit is not as it should be: %+v", slot, *u)
 			}
-			all |= x.devs
-			if err := s.checkDevices(slot, x); err != nil {
+			all |= u.devs
+			if err := s.checkDevices(slot, u); err != nil {
 				return err
 			}
 		}
@@ -54,7 +54,7 @@ func (s *State) checkNodes() error {
 		}
 	}
 	if got := s.sums.Get().nodes; got != nodes || s.unitSlots.Len() != units || s.rowSlots.Len() != rows {
-		return fmt.Errorf("%d nodes, %d units, %d rows, but %d, %d, %d are counted",
+		return fmt.Errorf("%d nodes, %d further units, %d rows, but %d, %d, %d are counted",
 			nodes, units, rows, got, s.unitSlots.Len(), s.rowSlots.Len())
 	}
 	return nil
@@ -65,7 +65,7 @@ func (s *State) checkDevices(slot uint32, u *unitRec) error {
 		if u.devs>>d&1 == 0 {
 			continue
 		}
-		f := s.free(slot, d)
+		f := s.free(s.nodes.Get(slot), d)
 		if f > int16(gpuai.WholeDevice) {
 			return fmt.Errorf("node %d: device %d has %d milli free", slot, d, f)
 		}
@@ -79,8 +79,11 @@ func (s *State) checkDevices(slot uint32, u *unitRec) error {
 
 func (s *State) checkPools() error {
 	units := make([]uint32, s.pools.Len())
-	for u, ok := s.unitSlots.Next(0); ok; u, ok = s.unitSlots.Next(u + 1) {
-		units[s.units.Get(u).pool]++
+	for slot := range s.nodes.Len() {
+		n := s.nodes.Get(slot)
+		for u := &n.unit; n.known && u != nil; u = s.next(u) {
+			units[u.pool]++
+		}
 	}
 	var tiers uint64
 	for p := range s.pools.Len() {
@@ -171,33 +174,41 @@ type listed struct {
 // implied returns what all trees should have, in order.
 func (s *State) implied() []listed {
 	var out []listed
-	for u, ok := s.unitSlots.Next(0); ok; u, ok = s.unitSlots.Next(u + 1) {
-		r := s.units.Get(u)
-		n := s.nodes.Get(r.node)
-		base := uint32(r.pool) * numTrees
-		count := uint64(bits.OnesCount64(r.devs))
-		out = append(out, listed{base + capacityTree, makeKey(count, n.capCPU, r.node), uint64(n.capMem), 1})
-		if !n.open || n.freeCPU < 0 || n.freeMem < 0 {
-			continue
-		}
-		var left [gpuai.WholeDevice + 1]uint32
-		for d := range uint8(gpuai.MaxGPUs) {
-			if r.usable>>d&1 != 0 {
-				left[max(s.free(r.node, d), 0)]++
-			}
-		}
-		whole := left[gpuai.WholeDevice]
-		out = append(out, listed{base + wholeClass + whole, makeKey(0, n.freeCPU, r.node), uint64(n.freeMem), 1})
-		for f := uint32(1); f < uint32(gpuai.WholeDevice); f++ {
-			if left[f] > 0 {
-				key := makeKey(uint64(f%levelStep), n.freeCPU, r.node)
-				out = append(out, listed{base + f/levelStep, key, uint64(n.freeMem), left[f]})
-			}
+	for slot := range s.nodes.Len() {
+		n := s.nodes.Get(slot)
+		for u := &n.unit; n.known && u != nil; u = s.next(u) {
+			out = s.impliedBy(out, slot, u)
 		}
 	}
 	slices.SortFunc(out, func(a, b listed) int {
 		return cmp.Or(cmp.Compare(a.tree, b.tree), cmp.Compare(a.key, b.key))
 	})
+	return out
+}
+
+// impliedBy appends what the trees should have of a unit.
+func (s *State) impliedBy(out []listed, slot uint32, u *unitRec) []listed {
+	n := s.nodes.Get(slot)
+	base := uint32(u.pool) * numTrees
+	count := uint64(bits.OnesCount64(u.devs))
+	out = append(out, listed{base + capacityTree, makeKey(count, n.capCPU, slot), uint64(n.capMem), 1})
+	if !n.open || n.freeCPU < 0 || n.freeMem < 0 {
+		return out
+	}
+	var left [gpuai.WholeDevice + 1]uint32
+	for d := range uint8(gpuai.MaxGPUs) {
+		if u.usable>>d&1 != 0 {
+			left[max(s.free(n, d), 0)]++
+		}
+	}
+	whole := left[gpuai.WholeDevice]
+	out = append(out, listed{base + wholeClass + whole, makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
+	for f := uint32(1); f < uint32(gpuai.WholeDevice); f++ {
+		if left[f] > 0 {
+			key := makeKey(uint64(f%levelStep), n.freeCPU, slot)
+			out = append(out, listed{base + f/levelStep, key, uint64(n.freeMem), left[f]})
+		}
+	}
 	return out
 }
 

@@ -104,9 +104,8 @@ func (e *explainer) judge(slot uint32) {
 	of := when(!n.open, ruleState) | when(n.freeCPU < e.r.cpu, ruleCPU) | when(n.freeMem < int64(e.r.mem), ruleRAM)
 	least := ^uint32(0)
 	for alt := range e.r.alts {
-		for u := n.unit; u != 0; u = e.s.units.Get(u - 1).next {
-			x := e.s.units.Get(u - 1)
-			m := of | e.unitFails(x) | e.fails[uint32(x.pool)*gpuai.MaxAlternatives+uint32(alt)]
+		for x := &n.unit; x != nil; x = e.s.next(x) {
+			m := of | e.unitFails(n, x) | e.fails[uint32(x.pool)*gpuai.MaxAlternatives+uint32(alt)]
 			if bits.OnesCount32(m) < bits.OnesCount32(least) {
 				least = m
 			}
@@ -127,7 +126,7 @@ func (e *explainer) judge(slot uint32) {
 
 // unitFails returns the first rule of devices that a unit fails, if any: what
 // comes later follows from it.
-func (e *explainer) unitFails(u *unitRec) uint32 {
+func (e *explainer) unitFails(n *nodeRec, u *unitRec) uint32 {
 	k := int(e.r.count)
 	if bits.OnesCount64(u.devs) < k {
 		return 1 << ruleCount
@@ -135,7 +134,7 @@ func (e *explainer) unitFails(u *unitRec) uint32 {
 	if bits.OnesCount64(u.usable) < k {
 		return 1 << ruleHealth
 	}
-	_, ok := e.s.placeIn(e.r, u)
+	_, ok := e.s.placeIn(e.r, n, u)
 	return when(!ok, ruleFree)
 }
 
@@ -144,8 +143,7 @@ func (e *explainer) countFree(n *nodeRec) {
 	if !n.open {
 		return
 	}
-	for u := n.unit; u != 0; u = e.s.units.Get(u - 1).next {
-		x := e.s.units.Get(u - 1)
+	for x := &n.unit; x != nil; x = e.s.next(x) {
 		for alt := range e.r.alts {
 			if e.fails[uint32(x.pool)*gpuai.MaxAlternatives+uint32(alt)] == 0 {
 				g := uint32(bits.OnesCount64(x.whole))

@@ -99,21 +99,18 @@ type place struct {
 // fit chooses the devices at a place.
 func (s *State) fit(r *shapeRec, p place) Fit {
 	f := Fit{Node: keyNode(p.key), Share: r.share, Alt: p.alt}
-	u := s.nodes.Get(f.Node).unit
-	for u != 0 && uint32(s.units.Get(u-1).pool) != p.pool {
-		u = s.units.Get(u - 1).next
+	n := s.nodes.Get(f.Node)
+	x := &n.unit
+	for x.next != 0 && uint32(x.pool) != p.pool {
+		x = s.next(x)
 	}
-	if u == 0 {
-		return f
-	}
-	x := s.units.Get(u - 1)
 	if p.class >= wholeClass {
 		f.Devices = lowest(x.whole, r.count)
 		return f
 	}
 	left := int16(p.class*levelStep) + int16(keyPrefix(p.key))
 	for m := x.usable &^ x.whole; m != 0; m &= m - 1 {
-		if d := uint8(bits.TrailingZeros64(m)); s.free(f.Node, d) == left {
+		if d := uint8(bits.TrailingZeros64(m)); s.free(n, d) == left {
 			f.Devices = 1 << d
 			break
 		}
@@ -142,13 +139,12 @@ func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
 	}
 	for alt := range r.alts {
 		best, found := place{alt: alt}, false
-		for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
-			x := s.units.Get(u - 1)
-			if !s.passes(r, alt, uint32(x.pool)) {
+		for u := &n.unit; u != nil; u = s.next(u) {
+			if !s.passes(r, alt, uint32(u.pool)) {
 				continue
 			}
-			if p, ok := s.placeIn(r, x); ok && (!found || p.tighter(&best)) {
-				p.alt = alt
+			if p, ok := s.placeIn(r, n, u); ok && (!found || p.tighter(&best)) {
+				p.alt, p.key = alt, p.key|uint64(node)
 				best, found = p, true
 			}
 		}
@@ -169,24 +165,24 @@ func (a *place) tighter(b *place) bool {
 	return a.class < b.class || a.class == b.class && a.pool < b.pool
 }
 
-// placeIn returns the tightest class in which a unit can serve a shape.
-func (s *State) placeIn(r *shapeRec, u *unitRec) (place, bool) {
+// placeIn returns the tightest class in which a unit can serve a shape; the
+// key has only its prefix.
+func (s *State) placeIn(r *shapeRec, n *nodeRec, u *unitRec) (place, bool) {
 	p := place{pool: uint32(u.pool)}
 	g := uint32(bits.OnesCount64(u.whole))
 	p.class = wholeClass + g
-	p.key = makeKey(0, 0, u.node)
 	if r.share == 0 {
 		return p, g >= uint32(r.count)
 	}
 	best := int16(gpuai.WholeDevice)
 	for m := u.usable &^ u.whole; m != 0; m &= m - 1 {
-		if f := s.free(u.node, uint8(bits.TrailingZeros64(m))); f >= int16(r.share) && f < best {
+		if f := s.free(n, uint8(bits.TrailingZeros64(m))); f >= int16(r.share) && f < best {
 			best = f
 		}
 	}
 	if best < int16(gpuai.WholeDevice) {
 		p.class = uint32(best) / levelStep
-		p.key = makeKey(uint64(best)%levelStep, 0, u.node)
+		p.key = makeKey(uint64(best)%levelStep, 0, 0)
 		return p, true
 	}
 	return p, g > 0

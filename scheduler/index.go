@@ -24,13 +24,16 @@ func (s *State) index(slot uint32) {
 	if !n.indexed() {
 		return
 	}
-	for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
-		r := *s.units.Get(u - 1)
-		g := uint32(bits.OnesCount64(r.whole))
-		s.add(r.pool, wholeClass+g, makeKey(0, n.freeCPU, slot), pair{uint64(n.freeMem), 1})
+	for u := &n.unit; u != nil; u = s.next(u) {
+		r := *u
+		p := pair{uint64(n.freeMem), 1}
+		s.add(r.pool, wholeClass+uint32(bits.OnesCount64(r.whole)), makeKey(0, n.freeCPU, slot), p)
 		parts := r.usable &^ r.whole
-		for left, count := s.least(slot, &parts); count > 0; left, count = s.least(slot, &parts) {
-			s.add(r.pool, left/levelStep, makeKey(uint64(left%levelStep), n.freeCPU, slot), pair{uint64(n.freeMem), count})
+		for parts != 0 {
+			var left uint32
+			if left, p.weight = s.least(&n, &parts); p.weight > 0 {
+				s.add(r.pool, left/levelStep, makeKey(uint64(left%levelStep), n.freeCPU, slot), p)
+			}
 		}
 	}
 }
@@ -41,26 +44,27 @@ func (s *State) unindex(slot uint32) {
 	if !n.indexed() {
 		return
 	}
-	for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
-		r := *s.units.Get(u - 1)
-		g := uint32(bits.OnesCount64(r.whole))
-		s.drop(r.pool, wholeClass+g, makeKey(0, n.freeCPU, slot), 1)
+	for u := &n.unit; u != nil; u = s.next(u) {
+		r := *u
+		s.drop(r.pool, wholeClass+uint32(bits.OnesCount64(r.whole)), makeKey(0, n.freeCPU, slot), 1)
 		parts := r.usable &^ r.whole
-		for left, count := s.least(slot, &parts); count > 0; left, count = s.least(slot, &parts) {
-			s.drop(r.pool, left/levelStep, makeKey(uint64(left%levelStep), n.freeCPU, slot), count)
+		for parts != 0 {
+			if left, weight := s.least(&n, &parts); weight > 0 {
+				s.drop(r.pool, left/levelStep, makeKey(uint64(left%levelStep), n.freeCPU, slot), weight)
+			}
 		}
 	}
 }
 
 // least takes the devices with the least remainder out of parts, and returns
-// that remainder and how many have it; a count of 0 ends. Devices that are
-// used up have none.
-func (s *State) least(slot uint32, parts *uint64) (left, count uint32) {
+// that remainder and how many have it. Devices that are used up have none:
+// they are taken out too, and the count may be 0.
+func (s *State) least(n *nodeRec, parts *uint64) (left, count uint32) {
 	left = uint32(gpuai.WholeDevice)
 	var which uint64
 	for m := *parts; m != 0; m &= m - 1 {
 		d := uint8(bits.TrailingZeros64(m))
-		f := s.free(slot, d)
+		f := s.free(n, d)
 		switch {
 		case f <= 0 || f >= int16(gpuai.WholeDevice):
 			*parts &^= 1 << d
@@ -78,30 +82,25 @@ func (s *State) least(slot uint32, parts *uint64) (left, count uint32) {
 // list puts the units of a node in the capacity trees of their pools.
 func (s *State) list(slot uint32) {
 	n := *s.nodes.Get(slot)
-	for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
-		r := s.units.Get(u - 1)
-		k := uint64(bits.OnesCount64(r.devs))
-		s.add(r.pool, capacityTree, makeKey(k, n.capCPU, slot), pair{uint64(n.capMem), 1})
-		*s.sizes.Mut(uint32(r.pool)*numSizes + uint32(k)) += 1
-		p := s.pools.Mut(uint32(r.pool))
+	for u := &n.unit; u != nil; u = s.next(u) {
+		pool, k := u.pool, uint32(bits.OnesCount64(u.devs))
+		s.add(pool, capacityTree, makeKey(uint64(k), n.capCPU, slot), pair{uint64(n.capMem), 1})
+		*s.sizes.Mut(uint32(pool)*numSizes + k) += 1
+		p := s.pools.Mut(uint32(pool))
 		p.cpu += uint64(n.capCPU)
 		p.mem += mebibytes(n.capMem)
 	}
 }
 
-// mebibytes returns b in MiB, rounded up.
-func mebibytes(b int64) uint64 { return (uint64(b) + 1<<20 - 1) >> 20 }
-
 // unlist takes a node out of all trees.
 func (s *State) unlist(slot uint32) {
 	s.unindex(slot)
 	n := *s.nodes.Get(slot)
-	for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
-		r := s.units.Get(u - 1)
-		k := uint64(bits.OnesCount64(r.devs))
-		s.drop(r.pool, capacityTree, makeKey(k, n.capCPU, slot), 1)
-		*s.sizes.Mut(uint32(r.pool)*numSizes + uint32(k)) -= 1
-		p := s.pools.Mut(uint32(r.pool))
+	for u := &n.unit; u != nil; u = s.next(u) {
+		pool, k := u.pool, uint32(bits.OnesCount64(u.devs))
+		s.drop(pool, capacityTree, makeKey(uint64(k), n.capCPU, slot), 1)
+		*s.sizes.Mut(uint32(pool)*numSizes + k) -= 1
+		p := s.pools.Mut(uint32(pool))
 		p.cpu -= uint64(n.capCPU)
 		p.mem -= mebibytes(n.capMem)
 	}
@@ -149,3 +148,6 @@ func (s *State) drop(pool uint16, class uint32, key uint64, weight uint32) {
 	}
 	s.sums.Mut().classes[class>>6] &^= 1 << (class & 63)
 }
+
+// mebibytes returns b in MiB, rounded up.
+func mebibytes(b int64) uint64 { return (uint64(b) + 1<<20 - 1) >> 20 }

@@ -23,12 +23,14 @@ type DeviceInfo struct {
 	Usable        bool // takes new leases
 }
 
-// A nodeRec is a node by its slot.
+// A nodeRec is a node by its slot. What is needed of nearly all nodes is here:
+// one kind of devices, and eight of them.
 type nodeRec struct {
 	capCPU, capMem   int64
-	freeCPU, freeMem int64  // below 0 when a node came back smaller than what runs on it
-	rows             uint32 // first row of devices + 1
-	unit             uint32 // first unit + 1
+	freeCPU, freeMem int64 // below 0 when a node came back smaller than what runs on it
+	unit             unitRec
+	left             devRow // free of the first devices
+	rows             uint32 // row of the further ones + 1
 	devices          uint8
 	known            bool
 	open             bool
@@ -39,17 +41,44 @@ type unitRec struct {
 	devs   uint64
 	usable uint64
 	whole  uint64 // usable and free as a whole
-	node   uint32
-	next   uint32 // unit of the node + 1, by first device
+	next   uint32 // further unit of the node + 1, by first device
 	pool   uint16
 }
 
 const rowLen = 8
 
-// A rowRec is what is free of eight devices, in milli.
+// A devRow is what is free of eight devices, in milli.
+type devRow [rowLen]int16
+
+// A rowRec is a row of devices beyond the first.
 type rowRec struct {
-	free [rowLen]int16
+	left devRow
 	next uint32 // row of the node + 1
+}
+
+// next returns the unit of a node that follows u, or nil.
+func (s *State) next(u *unitRec) *unitRec {
+	if u.next == 0 {
+		return nil
+	}
+	return s.units.Get(u.next - 1)
+}
+
+// free returns what is free of a node's device, in milli.
+func (s *State) free(n *nodeRec, dev uint8) int16 {
+	if dev < rowLen {
+		return n.left[dev]
+	}
+	return s.rows.Get(s.row(n, dev)).left[dev%rowLen]
+}
+
+// row returns the row of a device beyond the first row.
+func (s *State) row(n *nodeRec, dev uint8) uint32 {
+	r := n.rows
+	for ; dev >= 2*rowLen; dev -= rowLen {
+		r = s.rows.Get(r - 1).next
+	}
+	return r - 1
 }
 
 // SetNode registers a node, or defines it anew: everything of it is free, and
@@ -65,18 +94,17 @@ func (s *State) SetNode(slot uint32, n *NodeInfo) gpuai.Code {
 	if old.known {
 		s.unlist(slot)
 	}
-	var rec nodeRec
-	rec.capCPU, rec.capMem, rec.freeCPU, rec.freeMem = n.CPU, n.Memory, n.CPU, n.Memory
-	rec.known, rec.devices = true, uint8(len(n.Devices))
-	rec.rows = s.makeRows(len(n.Devices))
-	first, code := s.makeUnits(slot, n)
-	if code != gpuai.OK {
+	rec := nodeRec{
+		capCPU: n.CPU, capMem: n.Memory, freeCPU: n.CPU, freeMem: n.Memory,
+		devices: uint8(len(n.Devices)), known: true,
+	}
+	s.freeAll(&rec)
+	if code := s.makeUnits(&rec.unit, n); code != gpuai.OK {
 		s.space.RollbackTo(mark)
 		return code
 	}
-	rec.unit = first
 	// The old units go last, so that a pool that stays keeps its number.
-	s.dropUnits(old.unit)
+	s.dropUnits(&old)
 	s.dropRows(old.rows)
 	*s.nodes.Mut(slot) = rec
 	s.list(slot)
@@ -102,7 +130,7 @@ func (s *State) RemoveNode(slot uint32) {
 	}
 	s.unlist(slot)
 	old := *s.nodes.Get(slot)
-	s.dropUnits(old.unit)
+	s.dropUnits(&old)
 	s.dropRows(old.rows)
 	*s.nodes.Mut(slot) = nodeRec{}
 	s.sums.Mut().nodes--
@@ -133,65 +161,71 @@ func (s *State) SetDevice(slot uint32, dev uint8, usable bool) {
 	if !s.Known(slot) || dev >= s.nodes.Get(slot).devices {
 		return
 	}
-	u, bit := s.unitWith(slot, dev), uint64(1)<<dev
-	if s.units.Get(u).usable&bit != 0 == usable {
+	bit := uint64(1) << dev
+	if s.unitWith(slot, bit).usable&bit != 0 == usable {
 		return
 	}
 	s.unindex(slot)
-	r := s.units.Mut(u)
-	r.usable ^= bit
-	s.wholeAgain(slot, r, bit)
+	n := s.nodes.Mut(slot)
+	u := &n.unit
+	if at := n.unitAt(s, bit); at != 0 {
+		u = s.units.Mut(at - 1)
+	}
+	u.usable ^= bit
+	s.wholeAgain(n, u, bit)
 	s.index(slot)
 }
 
-// unitWith returns the unit that a device of a node belongs to.
-func (s *State) unitWith(slot uint32, dev uint8) uint32 {
-	u := s.nodes.Get(slot).unit
-	for u != 0 && s.units.Get(u-1).devs>>dev&1 == 0 {
-		u = s.units.Get(u - 1).next
+// unitWith returns the unit that a device of a node belongs to, for reading.
+func (s *State) unitWith(slot uint32, bit uint64) *unitRec {
+	n := s.nodes.Get(slot)
+	if at := n.unitAt(s, bit); at != 0 {
+		return s.units.Get(at - 1)
 	}
-	return u - 1
+	return &n.unit
+}
+
+// unitAt returns the further unit + 1 that a device belongs to; 0 is the first.
+func (n *nodeRec) unitAt(s *State, bit uint64) uint32 {
+	if n.unit.devs&bit != 0 {
+		return 0
+	}
+	at := n.unit.next
+	for at != 0 && s.units.Get(at-1).devs&bit == 0 {
+		at = s.units.Get(at - 1).next
+	}
+	return at
 }
 
 // wholeAgain sets the bits of a unit's wholly free devices among devs anew.
-func (s *State) wholeAgain(slot uint32, u *unitRec, devs uint64) {
+func (s *State) wholeAgain(n *nodeRec, u *unitRec, devs uint64) {
 	u.whole &^= devs
 	for m := devs & u.usable; m != 0; m &= m - 1 {
-		if d := uint8(bits.TrailingZeros64(m)); s.free(slot, d) == int16(gpuai.WholeDevice) {
+		if d := uint8(bits.TrailingZeros64(m)); s.free(n, d) == int16(gpuai.WholeDevice) {
 			u.whole |= 1 << d
 		}
 	}
 }
 
-// row returns the row of a node's device.
-func (s *State) row(slot uint32, dev uint8) uint32 {
-	r := s.nodes.Get(slot).rows
-	for ; dev >= rowLen; dev -= rowLen {
-		r = s.rows.Get(r - 1).next
-	}
-	return r - 1
-}
-
-// free returns what is free of a device, in milli.
-func (s *State) free(slot uint32, dev uint8) int16 {
-	return s.rows.Get(s.row(slot, dev)).free[dev%rowLen]
-}
-
-// makeRows returns rows for n devices that are free.
-func (s *State) makeRows(n int) (first uint32) {
-	for at := (n + rowLen - 1) / rowLen * rowLen; at > 0; at -= rowLen {
+// freeAll makes all devices of a new node free.
+func (s *State) freeAll(n *nodeRec) {
+	count := int(n.devices)
+	for at := (count - 1) / rowLen * rowLen; at > 0; at -= rowLen {
 		i, _ := s.rowSlots.Alloc()
 		s.rows.Grow(i + 1)
 		r := s.rows.Mut(i)
-		*r = rowRec{next: first}
-		for d := range r.free {
-			if at-rowLen+d < n {
-				r.free[d] = int16(gpuai.WholeDevice)
-			}
-		}
-		first = i + 1
+		*r = rowRec{left: freeRow(count - at), next: n.rows}
+		n.rows = i + 1
 	}
-	return first
+	n.left = freeRow(count)
+}
+
+// freeRow returns a row whose first n devices are free, and has no others.
+func freeRow(n int) (r devRow) {
+	for d := range min(n, rowLen) {
+		r[d] = int16(gpuai.WholeDevice)
+	}
+	return r
 }
 
 func (s *State) dropRows(first uint32) {
@@ -203,35 +237,41 @@ func (s *State) dropRows(first uint32) {
 	}
 }
 
-// makeUnits makes the units of a node and joins their pools. After an error
-// the caller rolls back.
-func (s *State) makeUnits(slot uint32, n *NodeInfo) (first uint32, code gpuai.Code) {
+// makeUnits makes the units of a node, of which the first is stored in first,
+// and joins their pools. After an error the caller rolls back.
+func (s *State) makeUnits(first *unitRec, n *NodeInfo) gpuai.Code {
 	keys := gpuai.EnvNames(n.Labels)
-	last := uint32(0)
 	var buf []byte
-	for d := 0; d < max(len(n.Devices), 1); d++ {
-		k, rec := kind{none: true}, unitRec{node: slot}
-		if len(n.Devices) > 0 {
-			if k, rec = unitOf(n, d); rec.devs == 0 {
-				continue // of a unit that is there
-			}
-			rec.node = slot
+	var code gpuai.Code
+	if len(n.Devices) == 0 {
+		first.pool, code = s.joinPool(appendPool(nil, n, keys, kind{none: true}))
+		return code
+	}
+	last := uint32(0) // further unit + 1
+	for d := range n.Devices {
+		k, rec := unitOf(n, d)
+		if rec.devs == 0 {
+			continue // of a unit that is there
 		}
 		buf = appendPool(buf[:0], n, keys, k)
 		if rec.pool, code = s.joinPool(buf); code != gpuai.OK {
-			return 0, code
+			return code
+		}
+		if d == 0 {
+			*first = rec
+			continue
 		}
 		i, _ := s.unitSlots.Alloc()
 		s.units.Grow(i + 1)
 		*s.units.Mut(i) = rec
 		if last == 0 {
-			first = i + 1
+			first.next = i + 1
 		} else {
 			s.units.Mut(last - 1).next = i + 1
 		}
 		last = i + 1
 	}
-	return first, gpuai.OK
+	return gpuai.OK
 }
 
 // unitOf returns the unit that begins with device d: all devices of its kind.
@@ -256,12 +296,16 @@ func unitOf(n *NodeInfo, d int) (kind, unitRec) {
 	return k, r
 }
 
-func (s *State) dropUnits(first uint32) {
-	for first != 0 {
-		u := *s.units.Get(first - 1)
+func (s *State) dropUnits(n *nodeRec) {
+	if !n.known {
+		return
+	}
+	s.leavePool(uint32(n.unit.pool))
+	for at := n.unit.next; at != 0; {
+		u := *s.units.Get(at - 1)
 		s.leavePool(uint32(u.pool))
-		*s.units.Mut(first - 1) = unitRec{}
-		s.unitSlots.Free(first - 1)
-		first = u.next
+		*s.units.Mut(at - 1) = unitRec{}
+		s.unitSlots.Free(at - 1)
+		at = u.next
 	}
 }

@@ -53,13 +53,16 @@ func (s *State) move(slot uint32, devices uint64, by int16, cpu, mem int64) {
 	n.freeMem += mem
 	devices &= 1<<n.devices - 1
 	for m := devices; m != 0; m &= m - 1 {
-		d := uint8(bits.TrailingZeros64(m))
-		s.rows.Mut(s.row(slot, d)).free[d%rowLen] += by
+		if d := uint8(bits.TrailingZeros64(m)); d < rowLen {
+			n.left[d] += by
+		} else {
+			s.rows.Mut(s.row(n, d)).left[d%rowLen] += by
+		}
 	}
-	for u := s.nodes.Get(slot).unit; u != 0 && devices != 0; u = s.units.Get(u - 1).next {
-		if mine := devices & s.units.Get(u-1).devs; mine != 0 {
-			s.wholeAgain(slot, s.units.Mut(u-1), mine)
-			devices &^= mine
+	s.wholeAgain(n, &n.unit, devices&n.unit.devs)
+	for at := n.unit.next; at != 0; at = s.units.Get(at - 1).next {
+		if mine := devices & s.units.Get(at-1).devs; mine != 0 {
+			s.wholeAgain(n, s.units.Mut(at-1), mine)
 		}
 	}
 	s.index(slot)

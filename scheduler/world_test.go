@@ -349,11 +349,10 @@ func dump(s *State) string {
 			continue
 		}
 		b = fmt.Append(b, "\n", slot, n.capCPU, n.capMem, n.freeCPU, n.freeMem, n.open)
-		for u := n.unit; u != 0; u = s.units.Get(u - 1).next {
-			x := s.units.Get(u - 1)
+		for x := &n.unit; x != nil; x = s.next(x) {
 			b = fmt.Append(b, " ", x.devs, x.usable, x.whole, x.pool)
 			for m := x.devs; m != 0; m &= m - 1 {
-				b = fmt.Append(b, " ", s.free(slot, uint8(bits.TrailingZeros64(m))))
+				b = fmt.Append(b, " ", s.free(n, uint8(bits.TrailingZeros64(m))))
 			}
 		}
 	}
