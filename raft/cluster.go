@@ -110,7 +110,13 @@ func (n *Node) agree(peer gpuai.ServerID, theirs gpuai.ClusterID) (ours gpuai.Cl
 	switch {
 	case theirs == "" && ours == "":
 		return "", errors.New("the cluster is not formed yet: start the server with the lowest ID")
-	case theirs == "" || theirs == ours:
+	case theirs == "":
+		// It takes over ours from the answer, if it is one of us.
+		if _, ok := n.cfg.addr(peer); !ok {
+			return ours, fmt.Errorf("server %s is not among the peers of %s", peer, n.cfg.ID)
+		}
+		return ours, nil
+	case theirs == ours:
 		delete(n.members.foreign, peer)
 		return ours, nil
 	case ours == "":

@@ -54,8 +54,8 @@ type Config struct {
 	Multiplier int
 
 	// OnApply is called on every replica after each applied entry, in order,
-	// outside the lock. It must not block. The output is not reused; it must
-	// not be changed.
+	// outside the lock; the first calls may come before Open returns. It must
+	// not block. The output is not reused; it must not be changed.
 	OnApply func(*fsm.Output)
 	// OnRestore is called after a snapshot replaced the machine: whatever was
 	// derived from outputs starts over.

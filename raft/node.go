@@ -153,12 +153,17 @@ func (n *Node) startLibrary(trans *hraft.NetworkTransport) (err error) {
 		}
 	}()
 	n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, n.snaps, trans)
+	if err != nil && err.Error() == "failed to load any existing snapshots" {
+		return fmt.Errorf("%w: none of the snapshots in %s can be read; rebuild this server with 'gpuai server rejoin --wipe'",
+			store.ErrLost, n.cfg.Dir.Path("snapshots"))
+	}
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	return nil
 }
 
+// startPanic is the error of a panic of NewRaft, or panics on.
 func startPanic(p any) error {
 	err, ok := p.(error)
 	switch {
