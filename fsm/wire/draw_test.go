@@ -57,7 +57,7 @@ func drawGroup(t *rapid.T) gpuai.Group {
 		causes := []gpuai.RestartCause{gpuai.CauseFailure, gpuai.CauseNodeLost, gpuai.CauseGPUError}
 		g.Restart.On = rapid.Permutation(causes).Draw(t, "on")[:rapid.IntRange(0, 3).Draw(t, "n")]
 	}
-	for range rapid.IntRange(0, gpuai.MaxConstraints).Draw(t, "constraints") {
+	for range rapid.IntRange(0, gpuai.MaxConstraints/2).Draw(t, "constraints") {
 		g.Constraints = append(g.Constraints, drawConstraint(t))
 	}
 	return g

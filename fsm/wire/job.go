@@ -76,7 +76,7 @@ func appendGroup(b []byte, g *gpuai.Group) []byte {
 // groups' shapes and tasks. It allocates nothing but an error.
 func ReadJobView(b []byte, v *JobView) error {
 	r := Reader{b: b}
-	if r.U8() != specVersion {
+	if len(b) > gpuai.MaxSpecBytes || r.U8() != specVersion {
 		return ErrMalformed
 	}
 	v.Type = uint8(r.within(int64(r.U8()), 0, int64(gpuai.Train)))
@@ -88,8 +88,13 @@ func ReadJobView(b []byte, v *JobView) error {
 	v.LeaseTTL = r.within(r.I64(), 0, int64(gpuai.MaxLeaseTTL))
 	v.ArraySize = uint32(r.within(int64(r.U32()), 0, gpuai.MaxTasks))
 	v.Name, v.Tenant = r.name(), r.name()
+	var tasks uint64
 	for i := range v.Groups[:v.NumGroups] {
 		r.group(&v.Groups[i])
+		tasks += uint64(v.Groups[i].Count)
+	}
+	if tasks > gpuai.MaxTasks {
+		r.Fail("the job has too many tasks")
 	}
 	if g := &v.Groups[0]; v.ArraySize > 0 && (v.NumGroups > 1 || g.Gang || g.Count != v.ArraySize) {
 		r.Fail("an array has one group, of its size, that is no gang")

@@ -96,6 +96,9 @@ func TestJobSpecRoundTripProperty(t *testing.T) {
 			t.Fatalf("the generator made an invalid spec: %v", errs)
 		}
 		b := wire.AppendJobSpec(nil, &s)
+		if len(b) > gpuai.MaxSpecBytes {
+			t.Fatalf("a valid spec has %d bytes", len(b))
+		}
 		got, err := wire.ReadJobSpec(b)
 		if err != nil {
 			t.Fatalf("a valid spec was refused: %v", err)
@@ -219,7 +222,15 @@ var hostile = map[string]func(s *gpuai.JobSpec, g *gpuai.Group){
 	"environment":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Env = environment(gpuai.MaxEnv + 1) },
 	"long variable":        func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Env = map[string]string{long: ""} },
 	"long runtime":         func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime = long },
-	"long cwd":             func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Cwd = long[:4_097] },
+	"two groups of too many tasks": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Count, g.Name = gpuai.MaxTasks, "a"
+		s.Groups = append(s.Groups, *g)
+		s.Groups[1].Name, s.Groups[1].Count = "b", 1
+	},
+	"long script": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Command, g.Task.Script = nil, strings.Repeat("x", gpuai.MaxSpecBytes)
+	},
+	"long cwd": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Cwd = long[:4_097] },
 }
 
 func texts(n int) []string { return slices.Repeat([]string{"v"}, n) }
