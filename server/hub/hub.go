@@ -110,7 +110,8 @@ func (h *Hub) add(e *gpuai.Event) {
 func (h *Hub) Reset(index uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.tail, h.floor, h.index = h.head, index, index
+	h.index = max(h.index, index)
+	h.tail, h.floor = h.head, h.index
 	for s := range h.all {
 		s.cut()
 	}

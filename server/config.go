@@ -1,0 +1,133 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/telemetry"
+	"github.com/gpuai/gpuai/raft"
+)
+
+// A Config says which member of which region to run. ID, DataDir and a way to
+// listen on both ports are required.
+type Config struct {
+	ID     gpuai.ServerID
+	Region gpuai.RegionID // "" is gpuai.DefaultRegion
+	// DataDir is created where it is missing and locked while the server runs.
+	DataDir string
+	// HTTPAddr and RaftAddr are listened on; HTTP and Raft are listeners that
+	// are open already and win over them. The server closes either.
+	HTTPAddr, RaftAddr string
+	HTTP, Raft         net.Listener
+	// Advertise is the Raft port as others reach it; "" is the listener's.
+	Advertise string
+	// Peers are the members with their current addresses. Empty means this
+	// server alone.
+	Peers []raft.Peer
+	// Bootstrap forms a new cluster of Peers when DataDir is empty.
+	Bootstrap bool
+	// Multiplier 1 … 10 scales Raft's timeouts; 0 is 1.
+	Multiplier int
+	// InsecurePlaintext allows listening on other addresses than loopback:
+	// nothing on the wire is encrypted or authenticated yet.
+	InsecurePlaintext bool
+	// JobSchema is served at /v1/schema/job.json.
+	JobSchema []byte
+	// Metrics takes the server's metrics and is served at /metrics; nil makes
+	// a registry of its own.
+	Metrics *prometheus.Registry
+	Logger  *slog.Logger // nil discards
+}
+
+// validate fills the defaults in and reports what is wrong, listeners aside.
+func (c *Config) validate() error {
+	if c.Region == "" {
+		c.Region = gpuai.DefaultRegion
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Metrics == nil {
+		c.Metrics = telemetry.NewRegistry()
+	}
+	switch {
+	case !gpuai.ValidName(string(c.ID)):
+		return fmt.Errorf("server ID %q is not a name: use 1 to 63 of a-z, 0-9 and '-'", c.ID)
+	case !gpuai.ValidName(string(c.Region)):
+		return fmt.Errorf("region %q is not a name: use 1 to 63 of a-z, 0-9 and '-'", c.Region)
+	case c.DataDir == "":
+		return errors.New("a server needs a data directory: set one with --data")
+	}
+	return nil
+}
+
+// listen opens the two ports.
+func (c *Config) listen() (err error) {
+	if c.HTTP == nil {
+		if c.HTTP, err = listenOn("HTTP", c.HTTPAddr); err != nil {
+			return err
+		}
+	}
+	if c.Raft == nil {
+		if c.Raft, err = listenOn("Raft", c.RaftAddr); err != nil {
+			return err
+		}
+	}
+	for _, l := range []net.Listener{c.HTTP, c.Raft} {
+		if !c.InsecurePlaintext && !isLoopback(l.Addr()) {
+			return fmt.Errorf("refusing to listen on %s: nothing is encrypted or authenticated yet, so only loopback is safe; on a test network pass --insecure-plaintext", l.Addr())
+		}
+	}
+	return nil
+}
+
+func listenOn(what, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("the %s port %s is in use by another process: stop it, or choose another port", what, addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen for %s: %w", what, err)
+	}
+	return l, nil
+}
+
+// isLoopback reports whether only this host can reach an address. Listeners
+// that are not of the network, such as pipes, are this process's own.
+func isLoopback(a net.Addr) bool {
+	switch a.Network() {
+	case "tcp", "tcp4", "tcp6":
+	default:
+		return true
+	}
+	p, err := netip.ParseAddrPort(a.String())
+	return err == nil && p.Addr().IsLoopback()
+}
+
+// close closes the listeners that are open.
+func (c *Config) close() {
+	for _, l := range []net.Listener{c.HTTP, c.Raft} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// peers returns the members; a server without peers is its own only one.
+func (c *Config) peers() []raft.Peer {
+	if len(c.Peers) > 0 {
+		return c.Peers
+	}
+	addr := c.Advertise
+	if addr == "" {
+		addr = c.Raft.Addr().String()
+	}
+	return []raft.Peer{{ID: c.ID, Addr: addr}}
+}

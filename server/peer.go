@@ -1,0 +1,145 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gpuai/gpuai"
+)
+
+// Paths between servers, on the HTTP side of the Raft port. Everything else
+// that comes there is a request that another server forwarded.
+const (
+	pathBeats   = "/peer/v1/beats"
+	pathPropose = "/peer/v1/propose"
+	pathLogs    = "/peer/v1/logs"
+
+	// maxPeerBody bounds a body in either direction.
+	maxPeerBody = 16 << 20
+	// codeHeader carries the code of an answer that is an error.
+	codeHeader = "X-GPUAI-Code"
+	// peerDomain ends the host of a URL that names a server by its ID.
+	peerDomain = ".peer.invalid"
+)
+
+// newPeerTransport returns a transport that finds servers by their ID.
+func (s *Server) newPeerTransport() *http.Transport {
+	return &http.Transport{
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			host, _, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			return s.node.DialPeer(ctx, gpuai.ServerID(strings.TrimSuffix(host, peerDomain)))
+		},
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     time.Minute,
+		DisableCompression:  true,
+	}
+}
+
+// peerHandler serves the other servers.
+func (s *Server) peerHandler(api http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	for path, serve := range map[string]func(context.Context, []byte) ([]byte, error){
+		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer,
+	} {
+		mux.Handle("POST "+path, answerPeer(serve))
+	}
+	mux.Handle("/", api)
+	return mux
+}
+
+// answerPeer adapts a function from body to body.
+func answerPeer(serve func(context.Context, []byte) ([]byte, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPeerBody))
+		if err == nil {
+			body, err = serve(r.Context(), body)
+		}
+		if err != nil {
+			e := gpuai.NewError(gpuai.Internal, err.Error())
+			errors.As(err, &e)
+			w.Header().Set(codeHeader, strconv.Itoa(int(e.Code)))
+			http.Error(w, e.Detail, http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write(body) // the other side notices a cut itself
+	})
+}
+
+// askLeader posts a body to the leader, which must be another server. Its
+// errors are *gpuai.Error.
+func (s *Server) askLeader(ctx context.Context, path string, body []byte) ([]byte, error) {
+	id, ok := s.node.Leader()
+	if !ok || id == s.cfg.ID {
+		return nil, gpuai.NewError(gpuai.NoLeader, "no leader is known; retry")
+	}
+	return s.askPeer(ctx, id, path, body)
+}
+
+// askPeer posts a body to another server.
+func (s *Server) askPeer(ctx context.Context, id gpuai.ServerID, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(id)+peerDomain+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.peerHTTP.RoundTrip(req)
+	if err != nil {
+		return nil, gpuai.NewError(gpuai.OutcomeUnknown, fmt.Sprintf("server %s did not answer (%v); retry", id, err))
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxPeerBody))
+	if err != nil {
+		return nil, gpuai.NewError(gpuai.OutcomeUnknown, fmt.Sprintf("server %s's answer was cut short (%v); retry", id, err))
+	}
+	if resp.StatusCode != http.StatusOK {
+		code, err := strconv.Atoi(resp.Header.Get(codeHeader))
+		if err != nil || code <= 0 || code > 255 {
+			code = int(gpuai.Internal)
+		}
+		return nil, gpuai.NewError(gpuai.Code(code), strings.TrimSpace(string(answer)))
+	}
+	return answer, nil
+}
+
+// beatsPeer serves another server's collector.
+func (s *Server) beatsPeer(ctx context.Context, body []byte) ([]byte, error) {
+	beats, err := readBeats(body)
+	if err != nil {
+		return nil, err
+	}
+	r := s.reign.Load()
+	if r == nil {
+		return nil, errNotLeading
+	}
+	c, err := r.confirm(ctx, beats)
+	if err != nil {
+		return nil, err
+	}
+	return c.append(nil), nil
+}
+
+// leaderTransport sends whole requests to one server.
+type leaderTransport struct {
+	s  *Server
+	id gpuai.ServerID
+}
+
+var _ http.RoundTripper = (*leaderTransport)(nil)
+
+// RoundTrip sends a copy of the request to the leader.
+func (t *leaderTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	out := r.Clone(r.Context())
+	out.URL.Scheme, out.URL.Host = "http", string(t.id)+peerDomain
+	out.RequestURI = ""
+	return t.s.peerHTTP.RoundTrip(out)
+}

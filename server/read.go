@@ -1,0 +1,274 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+)
+
+const (
+	// maxPage bounds a page, and with it the rows of one hold of the lock.
+	maxPage     = fsm.MaxScan
+	defaultPage = 100
+	// maxHolds is how often a list with a filter looks at MaxScan rows before
+	// it returns what it has, with a cursor.
+	maxHolds = 16
+)
+
+func notFound(detail string) error { return gpuai.NewError(gpuai.NotFound, detail) }
+
+// pageSize returns how many rows a page has.
+func pageSize(p httpd.Page) int {
+	if p.Limit <= 0 {
+		return defaultPage
+	}
+	return min(p.Limit, maxPage)
+}
+
+// Cursors are opaque to clients: the kind of list and a place in it.
+func makeCursor(kind, at string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(kind + ":" + at))
+}
+
+// readCursor returns the place in a cursor; "" for none.
+func readCursor(kind, cursor string) (string, error) {
+	if cursor == "" {
+		return "", nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(cursor)
+	at, ok := strings.CutPrefix(string(b), kind+":")
+	if err != nil || !ok || at == "" {
+		return "", badCursor()
+	}
+	return at, nil
+}
+
+func badCursor() error {
+	return gpuai.NewError(gpuai.InvalidSpec, "the cursor is not one of this list; leave it out to begin anew")
+}
+
+// readOffset returns the number in a cursor; 0 for none.
+func readOffset(kind, cursor string) (uint64, error) {
+	at, err := readCursor(kind, cursor)
+	if err != nil || at == "" {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(at, 10, 64)
+	if err != nil {
+		return 0, badCursor()
+	}
+	return n, nil
+}
+
+// ReadIndex implements httpd.Reader.
+func (s *Server) ReadIndex(ctx context.Context) error {
+	_, err := s.node.Barrier(ctx)
+	return err
+}
+
+func (s *Server) findJob(ref string) (id gpuai.JobID, err error) {
+	s.node.View(func(m *fsm.Machine) { id, err = m.FindJob(ref) })
+	return id, err
+}
+
+// Job implements httpd.Reader.
+func (s *Server) Job(ref string, withSpec bool) (job gpuai.Job, err error) {
+	s.node.View(func(m *fsm.Machine) {
+		var id gpuai.JobID
+		if id, err = m.FindJob(ref); err == nil {
+			job, _ = m.Job(id, withSpec)
+		}
+	})
+	return job, err
+}
+
+// Jobs implements httpd.Reader.
+func (s *Server) Jobs(q httpd.JobQuery) (jobs []gpuai.Job, next string, err error) {
+	at, err := readCursor("jobs", q.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	var after gpuai.JobID
+	if at != "" {
+		if after, err = gpuai.ParseJobID(at); err != nil {
+			return nil, "", badCursor()
+		}
+	}
+	limit := pageSize(q.Page)
+	for hold := 0; hold < maxHolds; hold++ {
+		var page []gpuai.Job
+		s.node.View(func(m *fsm.Machine) { page, after = m.Jobs(after, limit-len(jobs), q.Status) })
+		jobs = append(jobs, page...)
+		if after.IsZero() {
+			return jobs, "", nil
+		}
+		if len(jobs) == limit {
+			break
+		}
+	}
+	return jobs, makeCursor("jobs", after.String()), nil
+}
+
+// Tasks implements httpd.Reader.
+func (s *Server) Tasks(ref string, p httpd.Page) (tasks []gpuai.Task, next string, err error) {
+	from, err := readOffset("tasks", p.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	limit := pageSize(p)
+	s.node.View(func(m *fsm.Machine) {
+		var id gpuai.JobID
+		if id, err = m.FindJob(ref); err == nil {
+			tasks = m.Tasks(id, uint32(min(from, gpuai.MaxTasks*gpuai.MaxGroups)), limit)
+		}
+	})
+	if len(tasks) == limit {
+		next = makeCursor("tasks", strconv.FormatUint(from+uint64(limit), 10))
+	}
+	return tasks, next, err
+}
+
+// Leases implements httpd.Reader.
+func (s *Server) Leases(q httpd.LeaseQuery) ([]gpuai.Lease, string, error) {
+	switch {
+	case q.Job != "":
+		return s.leasesOfJob(q)
+	case q.Node != "":
+		return s.leasesOfNode(q)
+	}
+	from, err := readOffset("leases", q.Cursor)
+	if err != nil || from > fsm.MaxLeaseRecs {
+		return nil, "", badCursor()
+	}
+	limit, at := pageSize(q.Page), uint32(from)
+	var leases []gpuai.Lease
+	for hold := 0; hold < maxHolds && len(leases) < limit; hold++ {
+		var page []gpuai.Lease
+		s.node.View(func(m *fsm.Machine) { page, at = m.Leases(at, limit-len(leases), q.Live) })
+		if leases = append(leases, page...); at == 0 {
+			return leases, "", nil
+		}
+	}
+	return leases, makeCursor("leases", strconv.FormatUint(uint64(at), 10)), nil
+}
+
+func (s *Server) leasesOfJob(q httpd.LeaseQuery) (leases []gpuai.Lease, next string, err error) {
+	after, err := readOffset("job-leases", q.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	limit := pageSize(q.Page)
+	s.node.View(func(m *fsm.Machine) {
+		var id gpuai.JobID
+		if id, err = m.FindJob(q.Job); err == nil {
+			leases = m.LeasesOfJob(id, gpuai.Token(after), limit)
+		}
+	})
+	if len(leases) == limit {
+		next = makeCursor("job-leases", leases[limit-1].ID.String())
+	}
+	leases = slices.DeleteFunc(leases, func(l gpuai.Lease) bool {
+		return q.Live && l.State == gpuai.LeaseEnded || q.Node != "" && l.Node != q.Node
+	})
+	return leases, next, err
+}
+
+// leasesOfNode returns live leases only: ended ones are found by their job.
+func (s *Server) leasesOfNode(q httpd.LeaseQuery) (leases []gpuai.Lease, next string, err error) {
+	from, err := readOffset("node-leases", q.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	known := false
+	s.node.View(func(m *fsm.Machine) {
+		if _, _, known = m.NodeLive(q.Node); known {
+			leases = m.LeasesOfNode(q.Node, fsm.MaxNodeLeases)
+		}
+	})
+	if !known {
+		return nil, "", notFound("no node is called " + string(q.Node))
+	}
+	slices.SortFunc(leases, func(a, b gpuai.Lease) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	i, _ := slices.BinarySearchFunc(leases, gpuai.Token(from), func(l gpuai.Lease, t gpuai.Token) int {
+		if l.ID <= t {
+			return -1
+		}
+		return 1
+	})
+	if leases = leases[i:]; len(leases) > pageSize(q.Page) {
+		leases = leases[:pageSize(q.Page)]
+		next = makeCursor("node-leases", leases[len(leases)-1].ID.String())
+	}
+	return leases, next, nil
+}
+
+// Lease implements httpd.Reader.
+func (s *Server) Lease(t gpuai.Token) (l gpuai.Lease, err error) {
+	ok := false
+	s.node.View(func(m *fsm.Machine) { l, ok = m.Lease(t) })
+	if !ok {
+		return l, notFound("no lease " + t.String() + " is kept: of each task only the latest is")
+	}
+	return l, nil
+}
+
+// Nodes implements httpd.Reader.
+func (s *Server) Nodes(p httpd.Page) (nodes []gpuai.Node, next string, err error) {
+	after, err := readCursor("nodes", p.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	limit := pageSize(p)
+	s.node.View(func(m *fsm.Machine) { nodes = m.Nodes(gpuai.NodeID(after), limit) })
+	if len(nodes) == limit {
+		next = makeCursor("nodes", string(nodes[limit-1].ID))
+	}
+	return nodes, next, nil
+}
+
+// Node implements httpd.Reader.
+func (s *Server) Node(id gpuai.NodeID) (n gpuai.Node, err error) {
+	ok := false
+	s.node.View(func(m *fsm.Machine) { n, ok = m.Node(id) })
+	if !ok {
+		return n, notFound("no node is called " + string(id))
+	}
+	return n, nil
+}
+
+// Queue implements httpd.Reader.
+func (s *Server) Queue() (q gpuai.QueueStatus) {
+	s.node.View(func(m *fsm.Machine) { q = m.Queue() })
+	return q
+}
+
+// QueueEntries implements httpd.Reader.
+func (s *Server) QueueEntries(p httpd.Page) (entries []gpuai.QueueEntry, next string, err error) {
+	from, err := readOffset("queue", p.Cursor)
+	if err != nil || from > fsm.MaxGroupRecs {
+		return nil, "", badCursor()
+	}
+	limit := pageSize(p)
+	s.node.View(func(m *fsm.Machine) { entries = m.QueueEntries(int(from), limit) })
+	if len(entries) == limit {
+		next = makeCursor("queue", strconv.FormatUint(from+uint64(limit), 10))
+	}
+	return entries, next, nil
+}
+
+// Policy implements httpd.Reader.
+func (s *Server) Policy() (p gpuai.Policy) {
+	s.node.View(func(m *fsm.Machine) { p = m.Policy() })
+	return p
+}

@@ -1,0 +1,143 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/httpd"
+)
+
+const (
+	pollUnready = 20 * time.Millisecond
+	pollReady   = 250 * time.Millisecond
+	// lostContact is the silence of the leader, × the multiplier, after which
+	// a follower says that it is not ready.
+	lostContact = 3 * gpuai.Second
+)
+
+// readiness is whether this server serves, and why not. A follower is ready
+// once it has applied what the leader had committed when it was heard of.
+type readiness struct {
+	mu       sync.Mutex // guards below
+	ready    bool
+	why      string
+	stopping bool
+	caughtUp bool
+	contact  gpuai.Duration // since the leader was heard, at polled
+	polled   time.Time
+}
+
+func (r *readiness) get() (ready bool, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ready && r.why == "" {
+		return false, "it is starting"
+	}
+	return r.ready, r.why
+}
+
+func (r *readiness) set(ready bool, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.stopping {
+		r.ready, r.why = ready, why
+	}
+}
+
+// stop makes the server unready for good.
+func (r *readiness) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ready, r.why, r.stopping = false, "it is stopping", true
+}
+
+// pollReadiness follows the node's state until ctx ends.
+func (s *Server) pollReadiness(ctx context.Context) {
+	for {
+		st := s.node.Status()
+		ready, why := s.judge(&st)
+		if was, _ := s.readiness.get(); was != ready {
+			s.log.Info("readiness changed", "ready", ready, "reason", why)
+		}
+		s.readiness.set(ready, why)
+		wait := pollReady
+		if !ready {
+			wait = pollUnready
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// judge says whether a server in this state may serve.
+func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
+	r := &s.readiness
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.contact, r.polled = st.LastContact, time.Now()
+	patience := lostContact * gpuai.Duration(max(s.cfg.Multiplier, 1))
+	switch {
+	case len(s.failed) > 0:
+		return false, r.why
+	case st.Leader == "":
+		return false, "no leader is known"
+	case st.Leader == s.cfg.ID && !s.node.IsLeader():
+		return false, "it is about to lead"
+	case st.Leader != s.cfg.ID && st.LastContact > patience:
+		return false, fmt.Sprintf("its leader was last heard %s ago", st.LastContact)
+	case st.CommitIndex == 0 || !r.caughtUp && st.AppliedIndex < st.CommitIndex:
+		return false, fmt.Sprintf("it has applied index %d of %d", st.AppliedIndex, st.CommitIndex)
+	}
+	r.caughtUp = true
+	return true, ""
+}
+
+// Status implements httpd.Reader.
+func (s *Server) Status() httpd.Status {
+	st := httpd.Status{Server: s.cfg.ID, Index: s.node.AppliedIndex(), IsLeader: s.node.IsLeader()}
+	st.Leader, _ = s.node.Leader()
+	st.Ready, st.NotReady = s.readiness.get()
+	if st.IsLeader {
+		st.Leader = s.cfg.ID
+		return st
+	}
+	s.readiness.mu.Lock()
+	defer s.readiness.mu.Unlock()
+	if !s.readiness.polled.IsZero() {
+		st.LastContact = s.readiness.contact
+	}
+	return st
+}
+
+// changes tells waiters that an entry was applied. Without waiters it costs a
+// lock.
+type changes struct {
+	mu   sync.Mutex // guards below
+	next chan struct{}
+}
+
+func (c *changes) happened() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next != nil {
+		close(c.next)
+		c.next = nil
+	}
+}
+
+// Changed implements httpd.Reader.
+func (s *Server) Changed() <-chan struct{} {
+	c := &s.changed
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next == nil {
+		c.next = make(chan struct{})
+	}
+	return c.next
+}

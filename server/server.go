@@ -1,0 +1,264 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/internal/telemetry"
+	"github.com/gpuai/gpuai/raft"
+	"github.com/gpuai/gpuai/server/hub"
+	"github.com/gpuai/gpuai/server/liveness"
+	"github.com/gpuai/gpuai/store"
+)
+
+const (
+	// keptEvents is how many events a watcher may fall behind.
+	keptEvents = 65_536
+	// stopTimeout bounds each step of a planned stop.
+	stopTimeout = 5 * time.Second
+	// headerTimeout bounds the header of a request, idleConnTimeout an open
+	// connection without one.
+	headerTimeout   = 5 * time.Second
+	idleConnTimeout = 2 * time.Minute
+	maxHeaderBytes  = 64 << 10
+)
+
+// A Server is one running member of a region. Its methods are safe for
+// concurrent use.
+type Server struct {
+	cfg   Config
+	log   *slog.Logger
+	start time.Time // origin of now
+
+	dir           *store.Dir
+	node          *raft.Node
+	opened        atomic.Pointer[raft.Node] // node, for its own callbacks
+	restoredEarly atomic.Bool
+	hub           *hub.Hub
+	sessions      *registry
+	collector     *collector
+	lane          *lane
+	explainer     *explainer
+	planning      chan struct{} // holds one: each plan takes a fork
+	readiness     readiness
+	metrics       *metrics
+	reign         atomic.Pointer[reign] // nil while another server leads
+	changed       changes
+
+	public   *http.Server
+	peers    *http.Server
+	peerHTTP *http.Transport
+
+	ctx       context.Context // ends with the server
+	cancel    context.CancelFunc
+	failed    chan error // the first reason why this server cannot go on
+	wg        sync.WaitGroup
+	running   atomic.Bool
+	closeOnce sync.Once
+	closeErr  error
+}
+
+var _ httpd.Backend = (*Server)(nil)
+
+// Open starts a member: its ports are open and its log is replayed when it
+// returns; Run serves. Its errors are sentences for the operator; after one
+// the configured listeners are closed.
+func Open(cfg Config) (*Server, error) {
+	if err := cfg.validate(); err != nil {
+		cfg.close()
+		return nil, err
+	}
+	if err := cfg.listen(); err != nil {
+		cfg.close()
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger.With("server", cfg.ID), start: time.Now(),
+		hub: hub.New(keptEvents), sessions: newRegistry(), failed: make(chan error, 1), planning: make(chan struct{}, 1),
+	}
+	if cfg.InsecurePlaintext {
+		s.log.Warn("INSECURE: --insecure-plaintext is on: nothing between servers, agents and clients is encrypted or authenticated; use it on test networks only")
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
+	s.peerHTTP = s.newPeerTransport()
+	s.metrics = newMetrics(s)
+	if err := s.openNode(); err != nil {
+		s.cancel()
+		cfg.close()
+		return nil, err
+	}
+	if err := s.metrics.register(cfg.Metrics, cfg.ID); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.serveHTTP()
+	return s, nil
+}
+
+func (s *Server) openNode() error {
+	dir, err := store.OpenDir(s.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	node, err := raft.Open(raft.Config{
+		ID: s.cfg.ID, Region: s.cfg.Region, Dir: dir,
+		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
+		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier,
+		OnApply: s.applied, OnRestore: s.restored, OnDamage: s.fail,
+		Logger: s.log, Metrics: s.cfg.Metrics,
+	})
+	if err != nil {
+		return errors.Join(err, dir.Close())
+	}
+	s.dir, s.node = dir, node
+	if s.opened.Store(node); s.restoredEarly.Load() {
+		s.restored()
+	}
+	return nil
+}
+
+// serveHTTP makes the two HTTP servers.
+func (s *Server) serveHTTP() {
+	api := httpd.New(httpd.Config{
+		Backend: s, Schema: s.cfg.JobSchema, Metrics: telemetry.Handler(s.cfg.Metrics), Logger: s.log,
+	})
+	logger := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
+	s.public = &http.Server{
+		Handler: api, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleConnTimeout,
+		MaxHeaderBytes: maxHeaderBytes, ErrorLog: logger,
+	}
+	s.peers = &http.Server{
+		Handler: s.peerHandler(api), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleConnTimeout,
+		MaxHeaderBytes: maxHeaderBytes, ErrorLog: logger,
+	}
+}
+
+// HTTPAddr returns the address of the API, with the port in use.
+func (s *Server) HTTPAddr() string { return s.cfg.HTTP.Addr().String() }
+
+// RaftAddr returns the address of the Raft port.
+func (s *Server) RaftAddr() string { return s.cfg.Raft.Addr().String() }
+
+// Run serves until ctx ends or this server can go on no longer, and closes it.
+// A planned stop returns Close's error. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	if s.running.Swap(true) {
+		return errors.New("server: Run was called twice")
+	}
+	for _, f := range []func(context.Context){
+		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run,
+	} {
+		s.wg.Go(func() { f(s.ctx) })
+	}
+	s.wg.Go(func() { s.serve("HTTP", func() error { return s.public.Serve(s.cfg.HTTP) }) })
+	s.wg.Go(func() { s.serve("other servers", func() error { return s.peers.Serve(s.node.PeerListener()) }) })
+	s.log.Info("serving", "http", s.HTTPAddr(), "raft", s.RaftAddr(), "region", s.cfg.Region)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-s.failed:
+	case <-s.ctx.Done():
+	}
+	return errors.Join(err, s.Close())
+}
+
+// serve runs one HTTP server; one that ends by itself ends the Server.
+func (s *Server) serve(what string, run func() error) {
+	if err := run(); err != nil && !errors.Is(err, http.ErrServerClosed) && s.ctx.Err() == nil {
+		s.fail(fmt.Errorf("serve %s: %w", what, err))
+	}
+}
+
+// fail ends Run: this server must not go on.
+func (s *Server) fail(err error) {
+	select {
+	case s.failed <- err:
+		s.readiness.set(false, "this server failed: "+err.Error())
+	default:
+	}
+}
+
+// Close is a planned stop: no more agents, leadership handed over, sessions
+// ended, requests under way finished, then the node. It is idempotent.
+func (s *Server) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.stop() })
+	return s.closeErr
+}
+
+func (s *Server) stop() error {
+	s.readiness.stop()
+	if s.node.IsLeader() && len(s.node.Peers()) > 1 {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		if err := s.node.TransferLeadership(ctx); err != nil {
+			s.log.Warn("stopping without a hand-over of leadership", "error", err)
+		}
+		cancel()
+	}
+	s.sessions.close()
+	s.shutdown(s.public)
+	s.cancel()
+	s.shutdown(s.peers)
+	s.lane.close()
+	s.wg.Wait()
+	s.peerHTTP.CloseIdleConnections()
+	err := s.node.Close()
+	s.metrics.close()
+	s.cfg.close()
+	return errors.Join(err, s.dir.Close())
+}
+
+// shutdown lets requests under way finish, for a while.
+func (s *Server) shutdown(h *http.Server) {
+	if h == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout/5)
+	defer cancel()
+	if h.Shutdown(ctx) != nil {
+		_ = h.Close() // what is left are streams
+	}
+}
+
+// now is the leader's clock for silences.
+func (s *Server) now() liveness.Time { return liveness.Time(time.Since(s.start)) }
+
+func (s *Server) cluster() gpuai.ClusterID {
+	id, _ := s.dir.Identity()
+	return id.Cluster
+}
+
+// applied is raft's OnApply: it hands the entry's effects on and never waits.
+func (s *Server) applied(out *fsm.Output) {
+	s.hub.Publish(out.Index, out.Events)
+	s.changed.happened()
+	if out.Panics > 0 {
+		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
+	}
+	if out.Diverged {
+		s.fail(fmt.Errorf("the state of this server differs from its leader's (found at index %d): one of the two is damaged; compare 'gpuai operator raft' and rebuild the one that is alone with 'gpuai server rejoin --wipe'", out.Index))
+	}
+	if r := s.reign.Load(); r != nil {
+		r.observe(out)
+		s.metrics.observe(out)
+	}
+}
+
+// restored is raft's OnRestore: whoever watches starts over.
+func (s *Server) restored() {
+	s.changed.happened()
+	node := s.opened.Load()
+	if node == nil { // the node is still being opened
+		s.restoredEarly.Store(true)
+		return
+	}
+	s.hub.Reset(node.AppliedIndex())
+}

@@ -1,0 +1,303 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+)
+
+const (
+	helloTimeout = 10 * time.Second // until an agent says who it is
+	idleTimeout  = time.Minute      // without a frame, many beats long
+	sendTimeout  = 5 * time.Second  // for one frame; a slower agent is cut
+	// maxDirty is how many changed leases are remembered one by one; with
+	// more, the whole set is sent again.
+	maxDirty = 4_096
+	// maxAcks bounds the confirmed beats of a session that wait to be sent.
+	maxAcks = 16
+	// maxWork bounds the reports of a session that wait for the leader, and
+	// its answers that wait to be sent. An agent that goes beyond is cut.
+	maxWork = 4_096
+)
+
+// errReplaced ends a session whose agent has begun another.
+var errReplaced = errors.New("the agent began another session")
+
+// agentConn is what a session needs of a connection; httpd.AgentConn is one.
+type agentConn interface {
+	Recv(ctx context.Context) (gpuai.Frame, error)
+	Send(ctx context.Context, f gpuai.Frame) error
+	RemoteAddr() string
+}
+
+// A session is one agent's connection. Three goroutines serve it: one receives,
+// one sends, one carries commands. Everything that is sent is built by the
+// sender, from the machine and under its lock, so indexes never go back.
+type session struct {
+	s    *Server
+	conn agentConn
+	name string
+	ref  fsm.NodeRef
+	// registered is the index of the registration: a later one of the same
+	// node is another session's.
+	registered uint64
+	wake       chan struct{} // the sender has something to do
+	work       chan struct{} // the carrier has
+
+	mu       sync.Mutex // guards below
+	full     bool       // the whole set is due
+	dirty    []gpuai.Token
+	acks     []ackDue
+	answers  []gpuai.Reported
+	requests []gpuai.LogRequest
+	jobs     []agentCommand
+	logs     logWaiters
+	end      error // why the session is over
+	refusal  *gpuai.SessionError
+
+	// Of the sender only.
+	known  map[gpuai.Token]struct{} // leases that the agent was told of
+	held   map[gpuai.Token]struct{} // leases that it told of
+	policy gpuai.Policy             // that it was told
+}
+
+// ackDue is a confirmed beat that is not answered yet.
+type ackDue struct {
+	seq  uint64
+	sent int64
+}
+
+// Offer implements hub.Sink.
+func (se *session) Offer(e *gpuai.Event) {
+	switch e.Kind {
+	case gpuai.LeaseGrantedEvent, gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.LeaseAdopted:
+		se.mark(e.Lease)
+	case gpuai.NodeRegistered:
+		if e.Index > se.registered {
+			se.replaced(e.Incarnation)
+		}
+	default:
+	}
+}
+
+// Reset implements hub.Sink.
+func (se *session) Reset() {
+	se.mu.Lock()
+	se.full, se.dirty = true, nil
+	se.mu.Unlock()
+	nudge(se.wake)
+}
+
+func (se *session) mark(t gpuai.Token) {
+	se.mu.Lock()
+	if se.dirty = append(se.dirty, t); len(se.dirty) > maxDirty {
+		se.full, se.dirty = true, nil
+	}
+	se.mu.Unlock()
+	nudge(se.wake)
+}
+
+// replaced ends the session because the node registered again. An older
+// incarnation is told of the newer one: it must fence.
+func (se *session) replaced(by gpuai.Incarnation) {
+	var refusal *gpuai.SessionError
+	if by != se.ref.Incarnation {
+		refusal = &gpuai.SessionError{
+			Code: gpuai.Conflict, Incarnation: by,
+			Detail: "a newer agent holds this node's identity: fence, and give one of the two hosts another node name",
+		}
+	}
+	se.stop(errReplaced, refusal)
+}
+
+// stop ends the session, once; the sender sends the refusal first, if any.
+func (se *session) stop(why error, refusal *gpuai.SessionError) {
+	se.mu.Lock()
+	if se.end == nil {
+		se.end, se.refusal = why, refusal
+	}
+	se.mu.Unlock()
+	nudge(se.wake)
+}
+
+// ack has a confirmed beat answered.
+func (se *session) ack(seq uint64, sent int64) {
+	se.mu.Lock()
+	if len(se.acks) == maxAcks {
+		se.acks = se.acks[1:] // a newer one says more
+	}
+	se.acks = append(se.acks, ackDue{seq, sent})
+	se.mu.Unlock()
+	nudge(se.wake)
+}
+
+// receive handles the agent's frames until the session ends.
+func (se *session) receive(ctx context.Context) error {
+	var seq uint64
+	for {
+		f, err := recvWithin(ctx, se.conn, idleTimeout)
+		if err != nil {
+			return err
+		}
+		switch {
+		case f.Kind == gpuai.FrameBeat && f.Beat != nil && f.Beat.Seq > seq:
+			seq = f.Beat.Seq
+			se.beat(*f.Beat)
+		case f.Kind == gpuai.FrameReport && f.Report != nil:
+			err = se.report(*f.Report)
+		case f.Kind == gpuai.FrameDevices:
+			c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: f.Devices}
+			err = se.carry(agentCommand{cmd: c.Append(nil, se.envelope())})
+		case f.Kind == gpuai.FrameLog && f.Log != nil:
+			se.deliver(f.Log)
+		default:
+			err = gpuai.NewError(gpuai.InvalidSpec, "an agent sent a frame that does not fit the session: "+f.Kind.String())
+			se.stop(err, &gpuai.SessionError{Code: gpuai.InvalidSpec, Detail: err.Error()})
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func recvWithin(ctx context.Context, c agentConn, d time.Duration) (gpuai.Frame, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return c.Recv(ctx)
+}
+
+func (se *session) beat(b gpuai.Beat) {
+	se.s.collector.add(heldBeat{
+		beat:  beat{NodeRef: se.ref, Seq: b.Seq},
+		since: time.Now(),
+		done:  func(uint64) { se.ack(b.Seq, b.Sent) },
+	})
+}
+
+func (se *session) envelope() fsm.Envelope { return fsm.Envelope{Actor: agentActor(se.ref.Node)} }
+
+func agentActor(n gpuai.NodeID) string { return "node/" + string(n) }
+
+// report has the leader judge a report.
+func (se *session) report(r gpuai.Report) error {
+	if len(r.Reason) > gpuai.MaxReasonLen {
+		r.Reason = r.Reason[:gpuai.MaxReasonLen]
+	}
+	if r.State == 0 || int(r.State) >= gpuai.NumReportStates || len(r.Unclean) > gpuai.MaxGPUs {
+		return se.answer(gpuai.Reported{Lease: r.Lease, Seq: r.Seq, Code: gpuai.InvalidSpec})
+	}
+	c := fsm.ReportLease{Node: se.ref.Node, Report: r}
+	return se.carry(agentCommand{
+		cmd:    c.Append(nil, se.envelope()),
+		report: &gpuai.Reported{Lease: r.Lease, Seq: r.Seq},
+	})
+}
+
+// answer queues an answer to a report.
+func (se *session) answer(r gpuai.Reported) error {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if len(se.answers) >= maxWork {
+		return errors.New("the agent does not read the answers to its reports")
+	}
+	se.answers = append(se.answers, r)
+	nudge(se.wake)
+	return nil
+}
+
+// An agentCommand is a command on an agent's behalf. All of them are safe to
+// repeat: the machine knows a report by (lease, seq).
+type agentCommand struct {
+	cmd    []byte
+	report *gpuai.Reported // to be answered; nil: nobody waits
+}
+
+// carry queues a command.
+func (se *session) carry(c agentCommand) error {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if len(se.jobs) >= maxWork {
+		return errors.New("the agent sends more than the leader takes")
+	}
+	se.jobs = append(se.jobs, c)
+	nudge(se.work)
+	return nil
+}
+
+const (
+	carryBatch    = 256
+	carryRetryMin = 50 * time.Millisecond
+	carryRetryMax = time.Second
+)
+
+// carrier brings the session's commands to the leader in order, and those that
+// were not judged again, until ctx ends.
+func (se *session) carrier(ctx context.Context) error {
+	var batch []agentCommand
+	retry := carryRetryMin
+	for {
+		if batch = se.moreWork(batch); len(batch) == 0 {
+			select {
+			case <-se.work:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		left, err := se.carryOut(ctx, batch)
+		if err != nil {
+			return err
+		}
+		if batch = left; len(left) == 0 {
+			retry = carryRetryMin
+			continue
+		}
+		select {
+		case <-time.After(retry):
+			retry = min(2*retry, carryRetryMax)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// moreWork fills batch up from the queue.
+func (se *session) moreWork(batch []agentCommand) []agentCommand {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	n := min(len(se.jobs), carryBatch-len(batch))
+	batch = append(batch, se.jobs[:n]...)
+	se.jobs = se.jobs[n:]
+	return batch
+}
+
+// carryOut proposes a batch, answers what was judged, and returns the rest.
+func (se *session) carryOut(ctx context.Context, batch []agentCommand) (left []agentCommand, err error) {
+	cmds := make([][]byte, len(batch))
+	for i := range batch {
+		cmds[i] = batch[i].cmd
+	}
+	out, err := se.s.propose(ctx, cmds...)
+	if err != nil {
+		return batch, ctx.Err()
+	}
+	for i, c := range batch {
+		switch {
+		case !out[i].settled():
+			left = append(left, c)
+		case c.report != nil:
+			r := *c.report
+			r.Code = out[i].Code
+			if err := se.answer(r); err != nil {
+				return nil, err
+			}
+		case out[i].Code != gpuai.OK:
+			se.s.log.Warn("an agent's devices were refused", "node", se.ref.Node, "code", out[i].Code, "detail", out[i].Detail)
+		}
+	}
+	return left, nil
+}

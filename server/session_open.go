@@ -1,0 +1,223 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+)
+
+// maxSessions bounds the agents of one server.
+const maxSessions = 1 << 17
+
+// admitting bounds how many agents may be registering at once: after a
+// failover they all come together.
+const admitting = 256
+
+// registry is the sessions of this server: one a node, the newest.
+type registry struct {
+	admit chan struct{}
+
+	mu     sync.Mutex // guards below
+	byNode map[gpuai.NodeID]*session
+	closed bool
+}
+
+func newRegistry() *registry {
+	return &registry{admit: make(chan struct{}, admitting), byNode: make(map[gpuai.NodeID]*session)}
+}
+
+// add makes se its node's session and ends the one before. It refuses when the
+// server is stopping or full.
+func (r *registry) add(se *session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || len(r.byNode) >= maxSessions {
+		return false
+	}
+	if old := r.byNode[se.ref.Node]; old != nil {
+		old.replaced(se.ref.Incarnation)
+	}
+	r.byNode[se.ref.Node] = se
+	return true
+}
+
+func (r *registry) remove(se *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byNode[se.ref.Node] == se {
+		delete(r.byNode, se.ref.Node)
+	}
+}
+
+func (r *registry) get(n gpuai.NodeID) *session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byNode[n]
+}
+
+func (r *registry) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.byNode)
+}
+
+// close ends all sessions and takes no more.
+func (r *registry) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for _, se := range r.byNode {
+		se.stop(errStopping, &gpuai.SessionError{Code: gpuai.NoLeader, Detail: errStopping.Error()})
+	}
+}
+
+var errStopping = errors.New("this server is stopping; go on at another")
+
+// refusal is the error of a session that was refused.
+type refusal struct{ gpuai.SessionError }
+
+func (r *refusal) Error() string { return "agent refused: " + r.Detail }
+
+func refuse(c gpuai.Code, detail string) *refusal {
+	r := &refusal{gpuai.SessionError{Code: c, Detail: detail}}
+	if c == gpuai.NoLeader || c == gpuai.RateLimited {
+		r.RetryAfter = 250 * gpuai.Millisecond
+	}
+	return r
+}
+
+// Agent runs one agent's session until it ends. A session that is refused is
+// told why; then the caller closes the connection.
+func (s *Server) Agent(ctx context.Context, c httpd.AgentConn) error {
+	err := s.agent(ctx, c)
+	var r *refusal
+	if errors.As(err, &r) {
+		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+		_ = c.Send(ctx, gpuai.Frame{Kind: gpuai.FrameRefused, Refused: &r.SessionError}) // it is over either way
+	}
+	return err
+}
+
+func (s *Server) agent(ctx context.Context, c agentConn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	f, err := recvWithin(ctx, c, helloTimeout)
+	if err != nil {
+		return fmt.Errorf("wait for an agent's hello: %w", err)
+	}
+	if f.Kind != gpuai.FrameHello || f.Hello == nil {
+		return refuse(gpuai.InvalidSpec, "a session begins with a hello")
+	}
+	se, err := s.welcome(ctx, c, f.Hello)
+	if err != nil {
+		return err
+	}
+	defer s.sessions.remove(se)
+	defer s.hub.Attach(se.ref.Node, se)()
+	// Attached first: what changes from here on is noticed, what changed
+	// before is in the full set.
+	nudge(se.wake)
+	return se.serve(ctx, cancel)
+}
+
+// welcome registers the node and has its hello confirmed as a beat. The
+// session that it returns has its first ack due.
+func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*session, error) {
+	select {
+	case s.sessions.admit <- struct{}{}:
+		defer func() { <-s.sessions.admit }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if err := s.checkHello(h); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	out, err := s.register(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	se := &session{
+		s: s, conn: c, name: strings.ToLower(rand.Text()[:12]),
+		ref:        fsm.NodeRef{Node: h.Node.ID, Incarnation: out.Incarnation},
+		registered: out.Index, full: true,
+		wake: make(chan struct{}, 1), work: make(chan struct{}, 1),
+		held: make(map[gpuai.Token]struct{}),
+	}
+	for _, l := range h.Held {
+		se.held[l.Lease] = struct{}{}
+	}
+	if err := se.firstBeat(ctx); err != nil {
+		return nil, err
+	}
+	se.acks = []ackDue{{0, h.Sent}}
+	if !s.sessions.add(se) {
+		return nil, refuse(gpuai.NoLeader, "this server takes no more agents; go on at another")
+	}
+	s.log.Info("agent connected", "node", h.Node.ID, "incarnation", out.Incarnation, "session", se.name, "from", c.RemoteAddr())
+	return se, nil
+}
+
+// checkHello judges what needs no command.
+func (s *Server) checkHello(h *gpuai.Hello) error {
+	if ready, why := s.readiness.get(); !ready {
+		return refuse(gpuai.NoLeader, "this server serves no agents now: "+why)
+	}
+	if bad := h.Node.Validate(); len(bad) > 0 {
+		return refuse(gpuai.InvalidSpec, "the node's description is wrong at "+bad[0].Pointer+": "+bad[0].Detail)
+	}
+	if h.BootID == "" || h.Nonce == "" || len(h.Held) > fsm.MaxNodeLeases {
+		return refuse(gpuai.InvalidSpec, "a hello needs a boot ID and a nonce, and at most as many leases as a node may hold")
+	}
+	var epoch uint8
+	var restored string
+	s.node.View(func(m *fsm.Machine) { epoch, restored = m.Epoch(), m.RestoreID() })
+	if h.Epoch > epoch || h.Epoch == epoch && h.RestoreID != "" && h.RestoreID != restored {
+		return refuse(gpuai.PreconditionFailed, "the agent knows another history of this region: this server was restored from a backup, or belongs to another region")
+	}
+	return nil
+}
+
+// register has the node registered. A leader may change meanwhile: the same
+// registration is answered again.
+func (s *Server) register(ctx context.Context, h *gpuai.Hello) (outcome, error) {
+	c := fsm.RegisterNode{Spec: h.Node, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
+	out, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: agentActor(h.Node.ID)}))
+	switch {
+	case err != nil:
+		return outcome{}, refuse(gpuai.NoLeader, "the leader could not be reached; retry")
+	case !out[0].settled():
+		return outcome{}, refuse(gpuai.NoLeader, out[0].Detail)
+	case out[0].Code != gpuai.OK:
+		r := refuse(out[0].Code, out[0].Detail)
+		r.Incarnation = out[0].Incarnation
+		return outcome{}, r
+	}
+	return out[0], nil
+}
+
+// firstBeat has the hello confirmed: a registration is a beat.
+func (se *session) firstBeat(ctx context.Context) error {
+	done := make(chan struct{})
+	se.s.collector.add(heldBeat{
+		beat: beat{NodeRef: se.ref}, since: time.Now(),
+		done: func(uint64) { close(done) },
+	})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return refuse(gpuai.NoLeader, "no leader confirmed the registration in time; retry")
+	}
+}

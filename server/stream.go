@@ -1,0 +1,140 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/server/hub"
+)
+
+// Events implements httpd.Streams.
+func (s *Server) Events(ctx context.Context, q httpd.EventQuery, f func([]gpuai.Event, uint64) error) error {
+	filter := hub.Filter{Node: q.Node}
+	if q.Job != "" {
+		id, err := s.findJob(q.Job)
+		if err != nil {
+			return err
+		}
+		filter.Job = id
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	sub, err := s.hub.Subscribe(filter, q.From)
+	if err != nil {
+		return compacted(err)
+	}
+	defer sub.Close()
+	for {
+		events, index, err := sub.Next(ctx)
+		if err != nil {
+			return compacted(err)
+		}
+		if err := f(events, index); err != nil {
+			return err
+		}
+	}
+}
+
+// compacted gives the hub's error its name at the API.
+func compacted(err error) error {
+	if errors.Is(err, hub.ErrCompacted) {
+		return fmt.Errorf("%w: %w", httpd.ErrCompacted, err)
+	}
+	return err
+}
+
+// Logs implements httpd.Streams: whichever server has the agent's session asks
+// it.
+func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, error) {
+	l, err := s.leaseOfQuery(&q)
+	if err != nil {
+		return gpuai.LogChunk{}, err
+	}
+	stream := q.Stream
+	if stream == "" {
+		stream = "stdout"
+	}
+	return s.readLogs(ctx, logQuestion{Node: l.Node, Request: gpuai.LogRequest{
+		Lease: l.ID, Stream: stream, Offset: q.Offset, Limit: q.Limit, Wait: q.Wait,
+	}})
+}
+
+// leaseOfQuery finds the lease whose output is asked for: the one that is
+// named, or the latest of the task.
+func (s *Server) leaseOfQuery(q *httpd.LogQuery) (gpuai.Lease, error) {
+	if q.Lease != 0 {
+		return s.Lease(q.Lease)
+	}
+	job, err := s.Job(q.Job, true)
+	if err != nil {
+		return gpuai.Lease{}, err
+	}
+	if job.Spec == nil || int(q.Group) >= len(job.Spec.Groups) || q.Task >= job.Spec.Groups[q.Group].Count {
+		return gpuai.Lease{}, notFound(fmt.Sprintf("job %s has no task %d in group %d", job.ID, q.Task, q.Group))
+	}
+	at := q.Task
+	for i := range job.Spec.Groups[:q.Group] {
+		at += job.Spec.Groups[i].Count
+	}
+	var tasks []gpuai.Task
+	s.node.View(func(m *fsm.Machine) { tasks = m.Tasks(job.ID, at, 1) })
+	if len(tasks) == 0 || tasks[0].Lease == 0 {
+		return gpuai.Lease{}, notFound(fmt.Sprintf("task %d of job %s has not started yet, so it has no logs", q.Task, job.ID))
+	}
+	return s.Lease(tasks[0].Lease)
+}
+
+// Raft implements httpd.Operator.
+func (s *Server) Raft(context.Context) gpuai.RaftStatus { return s.node.Status() }
+
+// DigestAt implements httpd.Operator; index 0 asks for the latest.
+func (s *Server) DigestAt(index uint64) (gpuai.DigestAt, error) {
+	var d fsm.Digest
+	ok := false
+	s.node.View(func(m *fsm.Machine) {
+		if index == 0 {
+			index = m.Index()
+		}
+		d, ok = m.DigestAt(index)
+	})
+	if !ok {
+		return gpuai.DigestAt{}, notFound(fmt.Sprintf("this server does not remember the digest at index %d: it keeps the last %d, of entries that hold commands", index, fsm.DigestsKept))
+	}
+	return gpuai.DigestAt{Index: index, Digest: d.String()}, nil
+}
+
+// Snapshot implements httpd.Operator. What is streamed lies on this server's
+// disk: a slow reader holds no fork.
+func (s *Server) Snapshot(_ context.Context, w io.Writer) error {
+	if err := s.node.Snapshot(); err != nil {
+		return err
+	}
+	r, err := s.node.OpenSnapshot()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(w, r)
+	return err
+}
+
+// Forward implements httpd.Operator.
+func (s *Server) Forward(context.Context) (http.RoundTripper, error) {
+	if s.node.IsLeader() {
+		return nil, nil
+	}
+	id, ok := s.node.Leader()
+	if !ok || id == s.cfg.ID {
+		return nil, &gpuai.Error{
+			Code: gpuai.NoLeader, Detail: "the region has no leader at the moment; retry", RetryAfter: 500 * gpuai.Millisecond,
+		}
+	}
+	return &leaderTransport{s, id}, nil
+}

@@ -1,0 +1,230 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/raft"
+)
+
+// actorAPI is who asked, until there are tokens.
+const actorAPI = "api"
+
+// newJobID mints the ID of a job before its command is proposed.
+func newJobID() (gpuai.JobID, error) {
+	id, err := ulid.New(ulid.Now(), rand.Reader)
+	if err != nil {
+		return gpuai.JobID{}, fmt.Errorf("mint a job ID: %w", err)
+	}
+	return gpuai.JobID(id), nil
+}
+
+// encodeSubmit encodes a job under a new ID.
+func encodeSubmit(spec *gpuai.JobSpec, key string, hold bool) ([]byte, error) {
+	id, err := newJobID()
+	if err != nil {
+		return nil, err
+	}
+	spec.Defaults()
+	c := fsm.SubmitJob{ID: id, Spec: spec, HoldAnyway: hold}
+	return c.Append(nil, fsm.Envelope{Tenant: spec.Tenant, Actor: actorAPI, Key: key}), nil
+}
+
+// Submit implements httpd.Writer. The spec is valid: httpd saw to it.
+func (s *Server) Submit(ctx context.Context, r httpd.SubmitRequest) (gpuai.Submitted, error) {
+	var out gpuai.Submitted
+	cmd, err := encodeSubmit(r.Spec, r.Key, r.HoldAnyway)
+	if err != nil {
+		return out, err
+	}
+	began := time.Now()
+	a, err := s.node.Propose(ctx, cmd)
+	if err != nil {
+		return out, err
+	}
+	if a.Result.Code != gpuai.OK {
+		return out, s.refused(ctx, &a.Result, r.Spec)
+	}
+	s.metrics.placed(r.Spec.Class, &a.Result, time.Since(began))
+	s.node.View(func(m *fsm.Machine) { out = submitted(m, &a.Result) })
+	s.sayWhy(ctx, &out)
+	return out, nil
+}
+
+// submitted reads what a submit answers with. The caller holds the machine.
+func submitted(m *fsm.Machine, res *fsm.Result) gpuai.Submitted {
+	out := gpuai.Submitted{Index: res.Index}
+	ok := false
+	if out.Job, ok = m.Job(res.Job, false); !ok { // repeated, and no longer kept
+		out.Job = gpuai.Job{ID: res.Job, Tasks: res.Tasks}
+	}
+	if out.Leases = m.LeasesOfJob(res.Job, 0, gpuai.MaxSubmitLeases); out.Leases == nil {
+		out.Leases = []gpuai.Lease{}
+	}
+	return out
+}
+
+// sayWhy adds why tasks wait, if any does.
+func (s *Server) sayWhy(ctx context.Context, out *gpuai.Submitted) {
+	if out.Job.Counts.Pending == 0 || out.Job.Status.Final() {
+		return
+	}
+	id := out.Job.ID
+	err := s.explainer.do(ctx, func(m *fsm.Machine) {
+		if x, ok := m.Explain(id); ok {
+			out.Reasons, out.QueuePosition = x.Reasons, x.Position
+		}
+	})
+	if err != nil {
+		out.Reasons = explainLater()
+	}
+}
+
+// refused makes the error of a command that the machine rejected. spec is of a
+// submit, else nil.
+func (s *Server) refused(ctx context.Context, res *fsm.Result, spec *gpuai.JobSpec) error {
+	e := refusedError(res)
+	if res.Code == gpuai.Unschedulable && spec != nil {
+		var reasons []gpuai.Reason
+		if s.explainer.do(ctx, func(m *fsm.Machine) { reasons = m.ExplainSpec(spec) }) == nil {
+			e.Reasons = reasons
+		}
+	}
+	return e
+}
+
+func refusedError(res *fsm.Result) *gpuai.Error {
+	e := &gpuai.Error{Code: res.Code, Detail: res.Detail, Index: res.Index}
+	if e.Detail == "" {
+		e.Detail = "this was answered before, under the same idempotency key"
+	}
+	if res.Code == gpuai.RateLimited {
+		e.RetryAfter = gpuai.Second
+	}
+	return e
+}
+
+// SubmitBatch implements httpd.Writer. Job i has the key "key/i", so a batch
+// that is sent again finds its jobs.
+func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key string) ([]gpuai.BatchResult, error) {
+	cmds := make([][]byte, len(specs))
+	for i, spec := range specs {
+		k := ""
+		if key != "" {
+			k = key + "/" + strconv.Itoa(i)
+		}
+		var err error
+		if cmds[i], err = encodeSubmit(spec, k, false); err != nil {
+			return nil, err
+		}
+	}
+	began := time.Now()
+	applied, err := s.node.ProposeAll(ctx, cmds)
+	if err != nil {
+		return nil, err
+	}
+	took := time.Since(began)
+	out := make([]gpuai.BatchResult, len(specs))
+	for i := range applied {
+		res := &applied[i].Result
+		out[i] = gpuai.BatchResult{
+			Job: res.Job, Code: res.Code, Detail: res.Detail, Tasks: res.Tasks, Leased: res.Leased, Index: res.Index,
+		}
+		s.metrics.placed(specs[i].Class, res, took)
+	}
+	return out, nil
+}
+
+// Plan implements httpd.Writer: a submit on a fork, through the same Apply.
+func (s *Server) Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted, error) {
+	var out gpuai.Submitted
+	select {
+	case s.planning <- struct{}{}:
+		defer func() { <-s.planning }()
+	case <-ctx.Done():
+		return out, ctx.Err()
+	}
+	cmd, err := encodeSubmit(spec, "", false)
+	if err != nil {
+		return out, err
+	}
+	m, release := s.node.Fork()
+	defer release()
+	index := m.Index()
+	h := fsm.Header{Time: s.node.RegionTime(), Wall: gpuai.WallTime(time.Now().UnixMilli()), Term: m.Term()}
+	var did fsm.Output
+	if err := m.Apply(index+1, m.Term(), fsm.AppendEntry(nil, h, cmd), &did); err != nil {
+		return out, fmt.Errorf("plan a job: %w", err)
+	}
+	res := &did.Results[0]
+	if res.Index = index; res.Code != gpuai.OK {
+		e := refusedError(res)
+		if res.Code == gpuai.Unschedulable {
+			e.Reasons = m.ExplainSpec(spec)
+		}
+		return out, e
+	}
+	out = submitted(m, res)
+	if x, ok := m.Explain(res.Job); ok && out.Job.Counts.Pending > 0 {
+		out.Reasons, out.QueuePosition = x.Reasons, x.Position
+	}
+	return out, nil
+}
+
+// StopJob implements httpd.Writer.
+func (s *Server) StopJob(ctx context.Context, ref, key string) (gpuai.Job, error) {
+	id, err := gpuai.ParseJobID(ref)
+	if err != nil { // a name or a beginning: which job that is must be read first
+		if err := s.ReadIndex(ctx); err != nil {
+			return gpuai.Job{}, err
+		}
+		if id, err = s.findJob(ref); err != nil {
+			return gpuai.Job{}, err
+		}
+	}
+	c := fsm.StopJob{Job: id}
+	if _, err := s.command(ctx, c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: actorAPI, Key: key})); err != nil {
+		return gpuai.Job{}, err
+	}
+	return s.Job(id.String(), false)
+}
+
+// command proposes one command and makes an error of a rejection.
+func (s *Server) command(ctx context.Context, cmd []byte) (raft.Applied, error) {
+	a, err := s.node.Propose(ctx, cmd)
+	if err == nil && a.Result.Code != gpuai.OK {
+		err = refusedError(&a.Result)
+	}
+	return a, err
+}
+
+// SetDrained implements httpd.Writer.
+func (s *Server) SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error) {
+	c := fsm.SetNodeEligibility{Node: id, Drained: drained}
+	if _, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI})); err != nil {
+		return gpuai.Node{}, err
+	}
+	return s.Node(id)
+}
+
+// SetPolicy implements httpd.Writer.
+func (s *Server) SetPolicy(ctx context.Context, p gpuai.Policy) error {
+	if bad := p.Validate(); len(bad) > 0 {
+		return &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "the policy is invalid", Fields: bad}
+	}
+	c := fsm.SetPolicy{Policy: p}
+	_, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI}))
+	return err
+}
+
+// isCode reports whether an error is a *gpuai.Error of a code.
+func isCode(err error, c gpuai.Code) bool { return errors.Is(err, &gpuai.Error{Code: c}) }
