@@ -11,7 +11,7 @@ type Policy struct {
 	// max(15 s, 10 s + 5 × heartbeat).
 	Heartbeat Duration `json:"raft_heartbeat_ms"`
 	// Grace is the wait after a TTL before a place is given away. At least 2 s;
-	// for TTLs above 60 s at least 5 % of the TTL is used.
+	// for TTLs above 60 s at least 5 s and 5 % of the TTL are used.
 	Grace Duration `json:"lease_grace_ms"`
 	// BeatEvery is the period of an agent's beats, less 0-20 % jitter.
 	BeatEvery Duration `json:"beat_every_ms"`
@@ -92,10 +92,10 @@ func (p *Policy) PriorityOf(c Class) Priority {
 }
 
 // GraceFor returns the grace of a lease: G, and for a TTL above one minute at
-// least 5 % of it.
+// least 5 s and 5 % of it.
 func (p *Policy) GraceFor(ttl Duration) Duration {
 	if ttl > Minute {
-		return max(p.Grace, ttl/20)
+		return max(p.Grace, 5*Second, ttl/20)
 	}
 	return p.Grace
 }
@@ -137,8 +137,14 @@ func (p *Policy) Validate() []FieldError {
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")
 	v.check(p.BreakerRatePPM <= 1_000_000, "/breaker_rate_ppm", "must be at most 1000000")
 	v.check(p.FlapLimit >= 1, "/flap_limit", "must be at least 1")
-	for _, q := range [...]Priority{p.PriorityInference, p.PriorityTraining, p.PriorityFinetune, p.PriorityBatch} {
-		v.check(q >= 1 && q <= MaxPriority, "/priority_inference", "priorities must be between 1 and 100")
+	for _, t := range [...]struct {
+		name string
+		q    Priority
+	}{
+		{"priority_inference", p.PriorityInference}, {"priority_training", p.PriorityTraining},
+		{"priority_finetune", p.PriorityFinetune}, {"priority_batch", p.PriorityBatch},
+	} {
+		v.check(t.q >= 1 && t.q <= MaxPriority, "/"+t.name, "must be between 1 and 100")
 	}
 	return v
 }

@@ -1,6 +1,9 @@
 package gpuai
 
-import "strconv"
+import (
+	"errors"
+	"strconv"
+)
 
 // MilliCPU is CPU time in thousandths of a core.
 type MilliCPU int64
@@ -20,8 +23,11 @@ func (m Micros) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, in
 // UnmarshalText reads a decimal amount.
 func (m *Micros) UnmarshalText(b []byte) error {
 	v, err := strconv.ParseInt(string(b), 10, 64)
+	if err != nil {
+		return errors.New("an amount of money is a decimal number of millionths of a dollar")
+	}
 	*m = Micros(v)
-	return err
+	return nil
 }
 
 // Milli is thousandths of one device.

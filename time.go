@@ -50,13 +50,14 @@ func (d Duration) String() string {
 		return "0s"
 	}
 	var out []byte
+	left := uint64(d)
 	if d < 0 {
-		out, d = append(out, '-'), -d
+		out, left = append(out, '-'), -left
 	}
 	for _, u := range durationUnits {
-		if n := d / u.unit; n > 0 {
-			out = append(strconv.AppendInt(out, int64(n), 10), u.name...)
-			d -= n * u.unit
+		if n := left / uint64(u.unit); n > 0 {
+			out = append(strconv.AppendUint(out, n, 10), u.name...)
+			left -= n * uint64(u.unit)
 		}
 	}
 	return string(out)

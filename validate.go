@@ -113,13 +113,43 @@ func (s *JobSpec) Validate() []FieldError {
 		v.check(!g.Gang, "/groups/0/gang", "an array's tasks are independent: use count instead of array for a gang")
 	}
 	v.check(s.Array.Size == 0 || len(s.Groups) == 1, "/array", "an array has exactly one group")
+	var tasks uint64
 	for i := range s.Groups[:min(len(s.Groups), MaxGroups)] {
+		tasks += uint64(s.Groups[i].Count)
 		s.Groups[i].validate(&v, "/groups/"+strconv.Itoa(i))
 		for j := range i {
 			v.check(s.Groups[j].Name != s.Groups[i].Name, "/groups/"+strconv.Itoa(i)+"/name", "is the name of group "+strconv.Itoa(j)+" too")
 		}
 	}
+	v.check(tasks <= MaxTasks, "/groups", "all groups together have at most "+strconv.Itoa(MaxTasks)+" tasks")
+	v.check(s.size() <= MaxSpecBytes, "", "the job must be at most "+strconv.Itoa(MaxSpecBytes)+" bytes in all: fetch large scripts and data from where they are kept")
 	return v
+}
+
+// size bounds from above the bytes that s takes in the log.
+func (s *JobSpec) size() int {
+	const text, fixed = 5, 64 // of a text beside itself; of a group or the job beside its texts
+	n := fixed + 2*text + len(s.Name) + len(s.Tenant)
+	for i := range s.Groups {
+		g := &s.Groups[i]
+		n += fixed + 6*text + len(g.Name) + len(g.Task.Runtime) + len(g.Task.Script) + len(g.Task.Cwd)
+		for _, a := range g.Task.Command {
+			n += text + len(a)
+		}
+		for _, k := range EnvNames(g.Task.Env) {
+			n += 2*text + len(k) + len(g.Task.Env[k])
+		}
+		for _, a := range g.Resources.GPU.Any {
+			n += fixed + len(a.Vendor) + len(a.Model)
+		}
+		for _, c := range g.Constraints {
+			n += fixed + len(c.Attribute)
+			for _, v := range c.Values {
+				n += text + len(v)
+			}
+		}
+	}
+	return n
 }
 
 func (g *Group) validate(v *fieldErrors, at string) {
