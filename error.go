@@ -61,6 +61,9 @@ type Error struct {
 	Index   uint64 // of the state that it was judged at; 0 when not known
 	// RetryAfter is when a retry is worth it; 0 when it is not.
 	RetryAfter Duration
+	// RequestID names the request that was answered so in the servers' logs;
+	// "" where there was none.
+	RequestID string
 }
 
 // Error returns the code and the detail.
