@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -45,32 +46,34 @@ func TestThreeServersCommit(t *testing.T) {
 
 func TestProposeAllKeepsOrder(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
-	leader := c.leader()
-	var cmds [][]byte
-	var ids []gpuai.JobID
-	for range 3500 {
-		id, cmd := job()
-		ids, cmds = append(ids, id), append(cmds, cmd)
-	}
-	out, err := leader.ProposeAll(t.Context(), cmds)
-	if err != nil || len(out) != len(cmds) {
-		t.Fatalf("%d outcomes, %v", len(out), err)
-	}
-	for i, a := range out {
-		if a.Index == 0 || a.Result.Code != gpuai.OK || a.Result.Job != ids[i] {
-			t.Fatalf("outcome %d is %+v, want job %s", i, a, ids[i])
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 1)
+		leader := c.leader()
+		var cmds [][]byte
+		var ids []gpuai.JobID
+		for range 3500 {
+			id, cmd := job()
+			ids, cmds = append(ids, id), append(cmds, cmd)
 		}
-		if i > 0 && a.Index < out[i-1].Index {
-			t.Fatalf("outcome %d has index %d after %d", i, a.Index, out[i-1].Index)
+		out, err := leader.ProposeAll(t.Context(), cmds)
+		if err != nil || len(out) != len(cmds) {
+			t.Fatalf("%d outcomes, %v", len(out), err)
 		}
-	}
-	if out[3499].Index-out[0].Index < 3 {
-		t.Error("3,500 commands went into fewer than four entries")
-	}
-	if out, err := leader.ProposeAll(t.Context(), nil); out != nil || err != nil {
-		t.Errorf("no commands gave %v, %v", out, err)
-	}
+		for i, a := range out {
+			if a.Index == 0 || a.Result.Code != gpuai.OK || a.Result.Job != ids[i] {
+				t.Fatalf("outcome %d is %+v, want job %s", i, a, ids[i])
+			}
+			if i > 0 && a.Index < out[i-1].Index {
+				t.Fatalf("outcome %d has index %d after %d", i, a.Index, out[i-1].Index)
+			}
+		}
+		if out[3499].Index-out[0].Index < 3 {
+			t.Error("3,500 commands went into fewer than four entries")
+		}
+		if out, err := leader.ProposeAll(t.Context(), nil); out != nil || err != nil {
+			t.Errorf("no commands gave %v, %v", out, err)
+		}
+	})
 }
 
 // TestKilledLeaderLosesNothing is case 1 of the reliability document in one
@@ -110,30 +113,32 @@ func TestKilledLeaderLosesNothing(t *testing.T) {
 
 func TestAllKilledAndRestarted(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3)
-	var acked []gpuai.JobID
-	for round := range 3 {
-		leader := c.leader()
-		for range 50 {
-			_, id := c.submit(leader)
-			acked = append(acked, id)
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 3)
+		var acked []gpuai.JobID
+		for round := range 3 {
+			leader := c.leader()
+			for range 50 {
+				_, id := c.submit(leader)
+				acked = append(acked, id)
+			}
+			if round == 1 {
+				if err := leader.Snapshot(); err != nil {
+					t.Error(err)
+				}
+			}
+			c.kill(c.ids...)
+			c.start(c.ids...)
 		}
-		if round == 1 {
-			if err := leader.Snapshot(); err != nil {
-				t.Error(err)
+		c.converged()
+		for _, n := range c.nodes {
+			for _, id := range acked {
+				if !c.has(n, id) {
+					t.Fatalf("server %s lost the acknowledged job %s", n.cfg.ID, id)
+				}
 			}
 		}
-		c.kill(c.ids...)
-		c.start(c.ids...)
-	}
-	c.converged()
-	for _, n := range c.nodes {
-		for _, id := range acked {
-			if !c.has(n, id) {
-				t.Fatalf("server %s lost the acknowledged job %s", n.cfg.ID, id)
-			}
-		}
-	}
+	})
 }
 
 func TestLaggingFollowerGetsASnapshot(t *testing.T) {
@@ -166,36 +171,38 @@ func TestLaggingFollowerGetsASnapshot(t *testing.T) {
 
 func TestSnapshotByCount(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 1)
-	c.tune.snapshotCheck, c.tune.snapshotCommands = 5*time.Millisecond, 50
-	c.start("a")
-	n := c.leader()
-	if _, err := n.OpenSnapshot(); err != ErrNoSnapshot {
-		t.Errorf("before the first: %v", err)
-	}
-	for range 60 {
-		c.submit(n)
-	}
-	until(t, "a snapshot is made", func() bool { return n.Status().SnapshotAt > 0 })
-	r, err := n.OpenSnapshot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	m, err := fsm.Restore(r, fsm.Options{Region: "local"})
-	if err != nil || m.Index() < 50 {
-		t.Fatalf("the snapshot ends at %d, %v", m.Index(), err)
-	}
-	if got := n.replica.commands.Load(); got >= 50 {
-		t.Errorf("%d commands count for the next one", got)
-	}
-	id, _ := c.dirs["a"].Identity()
-	if id.Applied < 50 || id.AppliedTerm == 0 {
-		t.Errorf("the identity says %+v", id)
-	}
-	c.kill("a")
-	c.start("a")
-	c.submit(c.leader())
+	synctest.Test(t, func(t *testing.T) {
+		c := newVirtual(t, 1)
+		c.tune.snapshotCheck, c.tune.snapshotCommands = 5*time.Millisecond, 50
+		c.start("a")
+		n := c.leader()
+		if _, err := n.OpenSnapshot(); err != ErrNoSnapshot {
+			t.Errorf("before the first: %v", err)
+		}
+		for range 60 {
+			c.submit(n)
+		}
+		until(t, "a snapshot is made", func() bool { return n.Status().SnapshotAt > 0 })
+		r, err := n.OpenSnapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		m, err := fsm.Restore(r, fsm.Options{Region: "local"})
+		if err != nil || m.Index() < 50 {
+			t.Fatalf("the snapshot ends at %d, %v", m.Index(), err)
+		}
+		if got := n.replica.commands.Load(); got >= 50 {
+			t.Errorf("%d commands count for the next one", got)
+		}
+		id, _ := c.dirs["a"].Identity()
+		if id.Applied < 50 || id.AppliedTerm == 0 {
+			t.Errorf("the identity says %+v", id)
+		}
+		c.kill("a")
+		c.start("a")
+		c.submit(c.leader())
+	})
 }
 
 func TestPlannedStopHandsOver(t *testing.T) {
@@ -229,50 +236,52 @@ func TestTransferLeadership(t *testing.T) {
 
 func TestLeadershipDeliversEachTerm(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3)
-	leader := c.leader()
-	term := <-leader.Leadership()
-	if term.Number == 0 || term.Number != leader.Status().Term || term.Ctx.Err() != nil {
-		t.Fatalf("got %+v", term)
-	}
-	a, _ := c.submit(leader)
-	if a.Index <= term.Index {
-		t.Errorf("entry %d is not after the term's index %d", a.Index, term.Index)
-	}
-	var followers []gpuai.ServerID
-	for id, n := range c.nodes {
-		if n != leader {
-			followers = append(followers, id)
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 3)
+		leader := c.leader()
+		term := <-leader.Leadership()
+		if term.Number == 0 || term.Number != leader.Status().Term || term.Ctx.Err() != nil {
+			t.Fatalf("got %+v", term)
 		}
-	}
-	c.kill(followers...)
-	select {
-	case <-term.Ctx.Done():
-	case <-time.After(20 * time.Second):
-		t.Fatal("the term goes on without a majority")
-	}
-	until(t, "it stops taking commands", func() bool { return !leader.IsLeader() })
-	_, cmd := job()
-	if _, err := leader.Propose(t.Context(), cmd); code(err) != gpuai.NoLeader {
-		t.Errorf("propose: %v", err)
-	}
-	if _, err := leader.Barrier(t.Context()); code(err) != gpuai.NoLeader {
-		t.Errorf("barrier: %v", err)
-	}
-	c.start(followers...)
-	next := c.leader()
-	second := <-next.Leadership()
-	if second.Number <= term.Number {
-		t.Errorf("term %d follows %d", second.Number, term.Number)
-	}
-	c.kill(next.cfg.ID)
-	if second.Ctx.Err() == nil {
-		t.Error("a term outlives its server")
-	}
-	if _, ok := <-next.Leadership(); ok {
-		t.Error("the channel stays open")
-	}
-	c.start(next.cfg.ID)
+		a, _ := c.submit(leader)
+		if a.Index <= term.Index {
+			t.Errorf("entry %d is not after the term's index %d", a.Index, term.Index)
+		}
+		var followers []gpuai.ServerID
+		for id, n := range c.nodes {
+			if n != leader {
+				followers = append(followers, id)
+			}
+		}
+		c.kill(followers...)
+		select {
+		case <-term.Ctx.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("the term goes on without a majority")
+		}
+		until(t, "it stops taking commands", func() bool { return !leader.IsLeader() })
+		_, cmd := job()
+		if _, err := leader.Propose(t.Context(), cmd); code(err) != gpuai.NoLeader {
+			t.Errorf("propose: %v", err)
+		}
+		if _, err := leader.Barrier(t.Context()); code(err) != gpuai.NoLeader {
+			t.Errorf("barrier: %v", err)
+		}
+		c.start(followers...)
+		next := c.leader()
+		second := <-next.Leadership()
+		if second.Number <= term.Number {
+			t.Errorf("term %d follows %d", second.Number, term.Number)
+		}
+		c.kill(next.cfg.ID)
+		if second.Ctx.Err() == nil {
+			t.Error("a term outlives its server")
+		}
+		if _, ok := <-next.Leadership(); ok {
+			t.Error("the channel stays open")
+		}
+		c.start(next.cfg.ID)
+	})
 }
 
 func TestBarrier(t *testing.T) {
@@ -310,52 +319,56 @@ func TestBarrier(t *testing.T) {
 
 func TestWaitApplied(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3)
-	leader, follower := c.leader(), c.follower()
-	for range 20 {
-		a, id := c.submit(leader)
-		if err := follower.WaitApplied(t.Context(), a.Index); err != nil || !c.has(follower, id) {
-			t.Fatalf("the follower does not have entry %d, %v", a.Index, err)
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 3)
+		leader, follower := c.leader(), c.follower()
+		for range 20 {
+			a, id := c.submit(leader)
+			if err := follower.WaitApplied(t.Context(), a.Index); err != nil || !c.has(follower, id) {
+				t.Fatalf("the follower does not have entry %d, %v", a.Index, err)
+			}
 		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- follower.WaitApplied(ctx, 1<<40) }()
-	until(t, "it waits", func() bool {
-		follower.replica.waitMu.Lock()
-		defer follower.replica.waitMu.Unlock()
-		return len(follower.replica.waiters) == 1
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- follower.WaitApplied(ctx, 1<<40) }()
+		until(t, "it waits", func() bool {
+			follower.replica.waitMu.Lock()
+			defer follower.replica.waitMu.Unlock()
+			return len(follower.replica.waiters) == 1
+		})
+		cancel()
+		if err := <-ended; err == nil {
+			t.Error("an index of the future was applied")
+		}
+		if len(follower.replica.waiters) != 0 {
+			t.Error("a waiter is left behind")
+		}
 	})
-	cancel()
-	if err := <-ended; err == nil {
-		t.Error("an index of the future was applied")
-	}
-	if len(follower.replica.waiters) != 0 {
-		t.Error("a waiter is left behind")
-	}
 }
 
 func TestForkIsIndependentAndBounded(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
-	n := c.leader()
-	c.submit(n)
-	m, release := n.Fork()
-	_, release2 := n.Fork()
-	at := m.Index()
-	c.submit(n)
-	if m.Index() != at || n.AppliedIndex() <= at {
-		t.Errorf("the fork is at %d, the machine at %d", m.Index(), n.AppliedIndex())
-	}
-	third := make(chan func())
-	go func() { _, r := n.Fork(); third <- r }()
-	release()
-	release() // twice gives one back
-	(<-third)()
-	release2()
-	if len(n.forks) != 0 {
-		t.Errorf("%d forks are alive", len(n.forks))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 1)
+		n := c.leader()
+		c.submit(n)
+		m, release := n.Fork()
+		_, release2 := n.Fork()
+		at := m.Index()
+		c.submit(n)
+		if m.Index() != at || n.AppliedIndex() <= at {
+			t.Errorf("the fork is at %d, the machine at %d", m.Index(), n.AppliedIndex())
+		}
+		third := make(chan func())
+		go func() { _, r := n.Fork(); third <- r }()
+		release()
+		release() // twice gives one back
+		(<-third)()
+		release2()
+		if len(n.forks) != 0 {
+			t.Errorf("%d forks are alive", len(n.forks))
+		}
+	})
 }
 
 func TestStatus(t *testing.T) {
@@ -442,13 +455,15 @@ func TestDirectoryOfAnotherServerOrRegion(t *testing.T) {
 	}
 	for _, k := range cases {
 		t.Run(k.name, func(t *testing.T) {
-			c := startCluster(t, 1)
-			c.submit(c.leader())
-			c.kill("a")
-			c.tweak = k.change
-			if err := c.tryStart("a"); err == nil || !strings.Contains(err.Error(), k.want) {
-				t.Errorf("got %v, want %q in it", err, k.want)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				c := startVirtual(t, 1)
+				c.submit(c.leader())
+				c.kill("a")
+				c.tweak = k.change
+				if err := c.tryStart("a"); err == nil || !strings.Contains(err.Error(), k.want) {
+					t.Errorf("got %v, want %q in it", err, k.want)
+				}
+			})
 		})
 	}
 }
@@ -477,15 +492,17 @@ func TestLostLogIsRefused(t *testing.T) {
 	}
 	for name, lose := range cases {
 		t.Run(name, func(t *testing.T) {
-			c := startCluster(t, 1)
-			c.submit(c.leader())
-			c.kill("a")
-			lose(t, c)
-			err := c.tryStart("a")
-			if err == nil || !strings.Contains(err.Error(), "this server's log is behind its recorded identity") ||
-				!strings.Contains(err.Error(), "gpuai server rejoin --wipe") {
-				t.Errorf("got %v", err)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				c := startVirtual(t, 1)
+				c.submit(c.leader())
+				c.kill("a")
+				lose(t, c)
+				err := c.tryStart("a")
+				if err == nil || !strings.Contains(err.Error(), "this server's log is behind its recorded identity") ||
+					!strings.Contains(err.Error(), "gpuai server rejoin --wipe") {
+					t.Errorf("got %v", err)
+				}
+			})
 		})
 	}
 }
@@ -493,36 +510,38 @@ func TestLostLogIsRefused(t *testing.T) {
 // TestDamagedEntry is case 10 of the reliability document.
 func TestDamagedEntry(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
-	leader := c.leader()
-	var index uint64
-	var id gpuai.JobID
-	for i := range 40 {
-		a, j := c.submit(leader)
-		if i == 20 {
-			index, id = a.Index, j
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 1)
+		leader := c.leader()
+		var index uint64
+		var id gpuai.JobID
+		for i := range 40 {
+			a, j := c.submit(leader)
+			if i == 20 {
+				index, id = a.Index, j
+			}
 		}
-	}
-	c.kill("a")
-	path := filepath.Join(c.path["a"], "raft.db")
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := strings.Index(string(b), string(id[:]))
-	if at < 0 {
-		t.Fatal("the entry is not in the file")
-	}
-	for ; at >= 0 && at < len(b); at = indexFrom(b, id[:], at+16) { // older pages may hold it too
-		b[at+5] ^= 1
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	err = c.tryStart("a")
-	if want := fmt.Sprintf("log entry %d fails its checksum", index); err == nil || !strings.HasPrefix(err.Error(), want) {
-		t.Errorf("got %v, want %q", err, want)
-	}
+		c.kill("a")
+		path := filepath.Join(c.path["a"], "raft.db")
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := strings.Index(string(b), string(id[:]))
+		if at < 0 {
+			t.Fatal("the entry is not in the file")
+		}
+		for ; at >= 0 && at < len(b); at = indexFrom(b, id[:], at+16) { // older pages may hold it too
+			b[at+5] ^= 1
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err = c.tryStart("a")
+		if want := fmt.Sprintf("log entry %d fails its checksum", index); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	})
 }
 
 func indexFrom(b, sub []byte, from int) int {
@@ -535,25 +554,27 @@ func indexFrom(b, sub []byte, from int) int {
 // TestUnknownCommandStops is case 17 of the reliability document.
 func TestUnknownCommandStops(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3)
-	leader := c.leader()
-	a, _ := c.submit(leader)
-	_, cmd := job()
-	cmd[4] = 0xee // the type, behind the length
-	if _, err := leader.Propose(t.Context(), cmd); code(err) != gpuai.OutcomeUnknown {
-		t.Errorf("propose: %v", err)
-	}
-	until(t, "all stop", func() bool { return len(c.damaged()) == 3 })
-	for id, err := range c.damaged() {
-		if !strings.Contains(err.Error(), "upgrade this server") {
-			t.Errorf("server %s: %v", id, err)
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 3)
+		leader := c.leader()
+		a, _ := c.submit(leader)
+		_, cmd := job()
+		cmd[4] = 0xee // the type, behind the length
+		if _, err := leader.Propose(t.Context(), cmd); code(err) != gpuai.OutcomeUnknown {
+			t.Errorf("propose: %v", err)
 		}
-		if c.nodes[id].AppliedIndex() != a.Index {
-			t.Errorf("server %s applied %d, want %d", id, c.nodes[id].AppliedIndex(), a.Index)
+		until(t, "all stop", func() bool { return len(c.damaged()) == 3 })
+		for id, err := range c.damaged() {
+			if !strings.Contains(err.Error(), "upgrade this server") {
+				t.Errorf("server %s: %v", id, err)
+			}
+			if c.nodes[id].AppliedIndex() != a.Index {
+				t.Errorf("server %s applied %d, want %d", id, c.nodes[id].AppliedIndex(), a.Index)
+			}
+			if err := c.nodes[id].Snapshot(); err == nil {
+				t.Errorf("server %s made a snapshot behind a command that it does not know", id)
+			}
 		}
-		if err := c.nodes[id].Snapshot(); err == nil {
-			t.Errorf("server %s made a snapshot behind a command that it does not know", id)
-		}
-	}
-	c.kill(c.ids...)
+		c.kill(c.ids...)
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/gpuai/gpuai"
 )
@@ -47,41 +48,43 @@ func TestDamagedSnapshot(t *testing.T) {
 	}
 	for _, k := range cases {
 		t.Run(k.name, func(t *testing.T) {
-			c := newCluster(t, 1)
-			c.tune.trailingLogs = k.trailing
-			c.start("a")
-			var acked []gpuai.JobID
-			for range 2 {
-				for range 20 {
-					_, id := c.submit(c.leader())
-					acked = append(acked, id)
+			synctest.Test(t, func(t *testing.T) {
+				c := newVirtual(t, 1)
+				c.tune.trailingLogs = k.trailing
+				c.start("a")
+				var acked []gpuai.JobID
+				for range 2 {
+					for range 20 {
+						_, id := c.submit(c.leader())
+						acked = append(acked, id)
+					}
+					if err := c.leader().Snapshot(); err != nil {
+						t.Fatal(err)
+					}
 				}
-				if err := c.leader().Snapshot(); err != nil {
+				c.kill("a")
+				files := c.snapshotFiles("a")
+				if len(files) != 2 {
+					t.Fatalf("snapshots: %v", files)
+				}
+				k.damage(t, files)
+				err := c.tryStart("a")
+				if k.want != "" {
+					if err == nil || !strings.Contains(err.Error(), k.want) {
+						t.Errorf("got %v, want %q in it", err, k.want)
+					}
+					return
+				}
+				if err != nil {
 					t.Fatal(err)
 				}
-			}
-			c.kill("a")
-			files := c.snapshotFiles("a")
-			if len(files) != 2 {
-				t.Fatalf("snapshots: %v", files)
-			}
-			k.damage(t, files)
-			err := c.tryStart("a")
-			if k.want != "" {
-				if err == nil || !strings.Contains(err.Error(), k.want) {
-					t.Errorf("got %v, want %q in it", err, k.want)
+				n := c.leader()
+				for _, id := range acked {
+					if !c.has(n, id) {
+						t.Fatalf("job %s is lost", id)
+					}
 				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			n := c.leader()
-			for _, id := range acked {
-				if !c.has(n, id) {
-					t.Fatalf("job %s is lost", id)
-				}
-			}
+			})
 		})
 	}
 }
@@ -89,51 +92,57 @@ func TestDamagedSnapshot(t *testing.T) {
 // TestOneBootstraps has the other members learn cluster and configuration.
 func TestOneBootstraps(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
-	c.tweak = func(cfg *Config) { cfg.Bootstrap = cfg.ID == "a" }
-	c.start("c", "b") // in any order
-	c.start("a")
-	c.converged()
-	for _, id := range c.ids {
-		if i, _ := c.dirs[id].Identity(); i.Cluster != c.nodes["a"].cluster() || i.Cluster == "" {
-			t.Errorf("server %s is in cluster %q", id, i.Cluster)
+	synctest.Test(t, func(t *testing.T) {
+		c := newVirtual(t, 3)
+		c.tweak = func(cfg *Config) { cfg.Bootstrap = cfg.ID == "a" }
+		c.start("c", "b") // in any order
+		c.start("a")
+		c.converged()
+		for _, id := range c.ids {
+			if i, _ := c.dirs[id].Identity(); i.Cluster != c.nodes["a"].cluster() || i.Cluster == "" {
+				t.Errorf("server %s is in cluster %q", id, i.Cluster)
+			}
 		}
-	}
+	})
 }
 
 // TestHalfBootstrap continues a bootstrap that stopped between its writes.
 func TestHalfBootstrap(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 1)
-	c.tweak = func(cfg *Config) { cfg.Bootstrap = false }
-	c.start("a")
-	if err := c.nodes["a"].log.SetUint64([]byte("CurrentTerm"), 1); err != nil {
-		t.Fatal(err)
-	}
-	c.kill("a")
-	c.tweak = nil
-	c.start("a")
-	c.submit(c.leader())
+	synctest.Test(t, func(t *testing.T) {
+		c := newVirtual(t, 1)
+		c.tweak = func(cfg *Config) { cfg.Bootstrap = false }
+		c.start("a")
+		if err := c.nodes["a"].log.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+			t.Fatal(err)
+		}
+		c.kill("a")
+		c.tweak = nil
+		c.start("a")
+		c.submit(c.leader())
+	})
 }
 
 func TestStrangerIsNotAdmitted(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
-	n := c.leader()
-	cases := []struct {
-		h    hello
-		want string
-	}{
-		{hello{kindRaft, n.cluster(), "a", "a"}, ""},
-		{hello{kindRaft, "", "a", ""}, ""},
-		{hello{kindRaft, "", "x", "a"}, "server x is not among the peers"},
-		{hello{kindRaft, "other", "a", "a"}, "this server belongs to cluster"},
-		{hello{kindRaft, n.cluster(), "a", "b"}, "this is server a, not b"},
-	}
-	for _, k := range cases {
-		_, err := n.admit(k.h)
-		if (err == nil) != (k.want == "") || err != nil && !strings.Contains(err.Error(), k.want) {
-			t.Errorf("%+v: %v, want %q", k.h, err, k.want)
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, 1)
+		n := c.leader()
+		cases := []struct {
+			h    hello
+			want string
+		}{
+			{hello{kindRaft, n.cluster(), "a", "a"}, ""},
+			{hello{kindRaft, "", "a", ""}, ""},
+			{hello{kindRaft, "", "x", "a"}, "server x is not among the peers"},
+			{hello{kindRaft, "other", "a", "a"}, "this server belongs to cluster"},
+			{hello{kindRaft, n.cluster(), "a", "b"}, "this is server a, not b"},
 		}
-	}
+		for _, k := range cases {
+			_, err := n.admit(k.h)
+			if (err == nil) != (k.want == "") || err != nil && !strings.Contains(err.Error(), k.want) {
+				t.Errorf("%+v: %v, want %q", k.h, err, k.want)
+			}
+		}
+	})
 }

@@ -24,6 +24,7 @@ type cluster struct {
 	ids   []gpuai.ServerID
 	path  map[gpuai.ServerID]string
 	addr  map[gpuai.ServerID]string
+	mem   *network // nil: TCP on loopback
 	tune  tuning
 	tweak func(*Config)
 
@@ -58,6 +59,23 @@ func newCluster(t testing.TB, servers int) *cluster {
 		ln.Close()
 	}
 	t.Cleanup(c.close)
+	return c
+}
+
+// newVirtual is newCluster in memory, for a test within a synctest bubble:
+// elections and timeouts take no time.
+func newVirtual(t testing.TB, servers int) *cluster {
+	c := newCluster(t, servers)
+	c.mem = newNetwork()
+	for _, id := range c.ids {
+		c.addr[id] = string(id) + ":7"
+	}
+	return c
+}
+
+func startVirtual(t testing.TB, servers int) *cluster {
+	c := newVirtual(t, servers)
+	c.start(c.ids...)
 	return c
 }
 
@@ -98,6 +116,9 @@ func (c *cluster) config(id gpuai.ServerID) Config {
 	}
 	for _, p := range c.ids {
 		cfg.Peers = append(cfg.Peers, Peer{ID: p, Addr: c.addr[p]})
+	}
+	if c.mem != nil {
+		cfg.Listener, cfg.Dial = c.mem.listen(c.addr[id]), c.mem.dial(c.addr[id])
 	}
 	if c.tweak != nil {
 		c.tweak(&cfg)

@@ -108,26 +108,12 @@ func (n *network) isolate(names ...string) {
 	n.open = kept
 }
 
-// virtualCluster starts servers in the bubble of t.
-func virtualCluster(t *testing.T, servers int) (*cluster, *network) {
-	c, mem := newCluster(t, servers), newNetwork()
-	for _, id := range c.ids {
-		c.addr[id] = string(id) + ":7"
-	}
-	c.tweak = func(cfg *Config) {
-		cfg.Listener = mem.listen(c.addr[cfg.ID])
-		cfg.Dial = mem.dial(c.addr[cfg.ID])
-	}
-	c.start(c.ids...)
-	return c, mem
-}
-
 func TestVirtualPartitionedLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, mem := virtualCluster(t, 3)
+		c := startVirtual(t, 3)
 		old := c.leader()
 		c.submit(old)
-		mem.isolate(c.addr[old.cfg.ID])
+		c.mem.isolate(c.addr[old.cfg.ID])
 		cut := time.Now()
 		until(t, "the old leader steps down", func() bool { return !old.IsLeader() })
 		if d := time.Since(cut); d > time.Second {
@@ -154,7 +140,7 @@ func TestVirtualPartitionedLeader(t *testing.T) {
 		}
 		time.Sleep(time.Minute) // virtual: pre-vote keeps the lonely one's term down
 		term := c.leader().Status().Term
-		mem.isolate()
+		c.mem.isolate()
 		until(t, "the old leader catches up", func() bool { return c.has(old, acked[9]) })
 		if now := c.leader().Status().Term; now != term {
 			t.Errorf("the healed server disturbed term %d: it is %d now", term, now)
@@ -170,7 +156,7 @@ func TestVirtualRandomCuts(t *testing.T) {
 	t.Logf("seed %d", seed)
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		c, mem := virtualCluster(t, 3)
+		c := startVirtual(t, 3)
 		var all []*Node
 		for _, n := range c.nodes {
 			all = append(all, n)
@@ -178,13 +164,13 @@ func TestVirtualRandomCuts(t *testing.T) {
 		s := submitUntilStopped(3, 20*time.Millisecond, func() []*Node { return all })
 		for range 25 {
 			if rng.IntN(3) == 0 {
-				mem.isolate()
+				c.mem.isolate()
 			} else {
-				mem.isolate(c.addr[c.ids[rng.IntN(3)]])
+				c.mem.isolate(c.addr[c.ids[rng.IntN(3)]])
 			}
 			time.Sleep(time.Duration(100+rng.IntN(1500)) * time.Millisecond) // virtual
 		}
-		mem.isolate()
+		c.mem.isolate()
 		at := s.count()
 		until(t, "the healed cluster takes jobs", func() bool { return s.count() > at+10 })
 		acked, codes := s.finish()
@@ -202,7 +188,7 @@ func TestVirtualRandomCuts(t *testing.T) {
 
 func TestVirtualRegionTimeFollowsTheLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := virtualCluster(t, 3)
+		c := startVirtual(t, 3)
 		c.submit(c.leader())
 		began := c.leader().RegionTime()
 		time.Sleep(time.Minute) // virtual
