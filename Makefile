@@ -1,0 +1,88 @@
+# The commands of this repository. `make demo` is the first one to run, `make
+# test` runs every test once, `make ci` is what the CI runs.
+
+GO       ?= go
+FUZZTIME ?= 10s
+BENCH    ?= .
+
+MODULE  := github.com/gpuai/gpuai
+# The deterministic core: also tested with GOARCH=386, where an int is small.
+CORE    := . ./internal/mem/... ./scheduler/... ./fsm/...
+# What runs goroutines and files against each other, tested one package at a
+# time: its tests have deadlines.
+CLUSTER := ./raft/... ./store/... ./server/... ./agent/...
+RACED   := ^$(MODULE)($$|/(internal/mem|scheduler|fsm|raft|store|server|agent)($$|/))
+
+# A trace that tests replay where it is at hand, see docs; else they say that
+# they skip.
+ifeq ($(GPUAI_OPENB),)
+GPUAI_OPENB := $(abspath $(wildcard ../shared/data/openb))
+endif
+export GPUAI_OPENB
+
+.PHONY: build test test-core test-cluster test-rest race arch test-386 fuzz bench fmt fmt-check vet demo ci
+
+# Only a driver that must load a vendor's C library needs cgo; none here does.
+build:
+	mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+test: arch test-core test-cluster test-rest
+
+test-core:
+	$(GO) test -race -timeout 15m $(CORE)
+
+# The dependencies are built beforehand, in parallel.
+test-cluster:
+	$(GO) build -race $(CLUSTER)
+	$(GO) test -race -p 1 -timeout 15m $(CLUSTER)
+
+test-rest:
+	$(GO) test -p 1 -timeout 15m $$($(GO) list ./... | grep -vE '$(RACED)' | grep -v '/internal/arch$$')
+
+race:
+	$(GO) test -race -p 1 -timeout 30m ./...
+
+# Not from the cache: it looks at files that the go command does not know of.
+arch:
+	$(GO) test -count=1 ./internal/arch
+
+test-386:
+	GOARCH=386 CGO_ENABLED=0 $(GO) vet $(CORE)
+	GOARCH=386 CGO_ENABLED=0 $(GO) test -timeout 15m $(CORE)
+
+# Every fuzz target there is, FUZZTIME each.
+fuzz:
+	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | while IFS=: read -r file decl; do \
+		name=$${decl#func }; dir=$$(dirname "$$file"); \
+		printf '%s %s: ' "$$dir" "$$name"; \
+		out=$$($(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s "$$dir" 2>&1 </dev/null) \
+			|| { printf 'failed\n%s\n' "$$out"; exit 1; }; \
+		printf '%s\n' "$$out" | grep -oE 'execs: [0-9]+' | tail -1; \
+	done
+
+bench:
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m \
+		$$(grep -rlE --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u)
+
+fmt:
+	gofmt -w .
+
+fmt-check:
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; }
+
+vet:
+	$(GO) vet ./...
+
+demo: build
+	$(GO) run ./integration/demo
+
+# One step after the other, whatever -j says; .ci/run reads the headings.
+CI_STEPS := fmt-check vet build arch test-core test-cluster test-rest test-386 fuzz demo
+
+ci:
+	@for step in $(CI_STEPS); do \
+		start=$$(date +%s); echo "==> $$step"; \
+		$(MAKE) --no-print-directory FUZZTIME=5s "$$step" || exit 1; \
+		echo "    $$step: $$(($$(date +%s) - start)) s"; \
+	done
