@@ -84,13 +84,11 @@ func (m *Machine) room(v *wire.JobView, spec int) Result {
 // storeJob writes the job's own record.
 func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 {
 	slot, _ := m.jobSlots.Alloc()
-	m.jobs.Grow(slot + 1)
 	meta := m.meta.Mut()
 	meta.seq++
 	meta.jobStates[gpuai.JobPending]++
 	p := m.policy.Get()
-	r := m.jobs.Mut(slot)
-	*r = jobRec{
+	r := jobRec{
 		id: id, seq: meta.seq, spec: ref(m.blobs.Put(spec)), specHash: hashOf(spec),
 		nameHash: mem.HashBytes(3, v.Name), submitIndex: m.now.index, modified: m.now.index,
 		submittedAt: m.now.time, submitTime: m.now.wall, runTime: gpuai.Duration(v.RunTime),
@@ -103,6 +101,9 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 	}
 	if v.QueueTime > 0 {
 		r.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
+	}
+	m.jobs.Put(slot, r)
+	if r.queueUntil > 0 {
 		m.timers.set(r.queueUntil, timerJob, slot)
 	}
 	return slot
@@ -110,8 +111,7 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 
 // storeGroups writes the records of the job's groups.
 func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
-	j := m.jobs.Mut(job)
-	last := &j.group
+	var prev ref
 	for i := range v.Groups[:v.NumGroups] {
 		g := &v.Groups[i]
 		shape, res := m.shapeOf(g)
@@ -123,16 +123,18 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 		}
 		m.sched.RetainShape(shape)
 		slot, _ := m.groupSlots.Alloc()
-		m.groups.Grow(slot + 1)
-		w := m.groups.Mut(slot)
-		*w = groupRec{
+		m.groups.Put(slot, groupRec{
 			job: refTo(job), shape: shape, count: g.Count, gpus: m.gpusOf(shape),
 			backoff: uint32(g.Backoff), tries: uint16(g.Attempts), on: gpuai.RestartOn(g.On),
 			idx: uint8(i), gang: g.Gang,
+		})
+		j := m.jobs.Mut(job)
+		if j.tasks += g.Count; prev == 0 {
+			j.group = refTo(slot)
+		} else {
+			m.groups.Mut(prev.slot()).next = refTo(slot)
 		}
-		*last = refTo(slot)
-		last = &w.next
-		j.tasks += g.Count
+		prev = refTo(slot)
 		m.meta.Mut().pending += uint64(g.Count)
 	}
 	return Result{}

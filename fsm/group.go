@@ -158,9 +158,8 @@ func (m *Machine) makeTask(group uint32) (uint32, bool) {
 	if !ok {
 		return 0, false
 	}
-	m.tasks.Grow(slot + 1)
 	g := m.groups.Mut(group)
-	*m.tasks.Mut(slot) = taskRec{group: refTo(group), idx: g.made}
+	m.tasks.Put(slot, taskRec{group: refTo(group), idx: g.made})
 	if g.last != 0 {
 		m.tasks.Mut(g.last.slot()).next = refTo(slot)
 	} else {

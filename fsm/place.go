@@ -244,16 +244,14 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	m.dropLease(t.lease)
 	t.lease, t.retryAt, t.exit = refTo(slot), 0, 0
 	m.sched.Take(fit, g.shape)
-	m.leases.Grow(slot + 1)
-	meta := m.meta.Get()
-	l := m.leases.Mut(slot)
-	*l = m.newLease(jslot, task, &fit, gpuai.MakeToken(meta.epoch, m.now.index, uint16(m.now.ordinal)))
+	l := m.newLease(jslot, task, &fit, gpuai.MakeToken(m.meta.Get().epoch, m.now.index, uint16(m.now.ordinal)))
 	cpu, memory, _ := m.sched.Demand(g.shape)
 	l.cpu, l.memory = uint32(cpu), memory
+	m.leases.Put(slot, l)
 	m.now.ordinal++
 	m.now.work -= workPlace
 	m.linkLease(slot)
-	m.leaseByToken.Insert(hashToken(m.leases.Get(slot).token), slot)
+	m.leaseByToken.Insert(hashToken(l.token), slot)
 	m.setTask(task, gpuai.TaskLeased)
 	m.jobs.Mut(jslot).live++
 	if m.jobs.Get(jslot).status == gpuai.JobPending {

@@ -88,8 +88,7 @@ func (m *Machine) enqueue(group, n uint32) {
 // are refused before the buckets run out.
 func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint32 {
 	slot, _ := m.bucketSlots.Alloc()
-	m.buckets.Grow(slot + 1)
-	*m.buckets.Mut(slot) = bucketRec{shape: sh, gang: gang, priority: p, used: true}
+	m.buckets.Put(slot, bucketRec{shape: sh, gang: gang, priority: p, used: true})
 	m.bucketByKey.Insert(hashBucket(p, sh, gang), slot)
 	return slot
 }

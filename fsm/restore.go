@@ -171,8 +171,7 @@ func readTable[T any, P reader[T]](rd *wire.Reader, count uint32, t *mem.Table[T
 			return
 		}
 		slots.Take(slot)
-		t.Grow(slot + 1)
-		*t.Mut(slot) = r
+		t.Put(slot, r)
 	}
 }
 
@@ -200,8 +199,7 @@ func (m *Machine) restoreJob(rd *wire.Reader) {
 	}
 	r.spec = ref(m.blobs.Put(body))
 	m.jobSlots.Take(slot)
-	m.jobs.Grow(slot + 1)
-	*m.jobs.Mut(slot) = r
+	m.jobs.Put(slot, r)
 	m.jobByID.Insert(hashJobID(r.id), slot)
 	if r.sameNewer == 0 {
 		m.jobByName.Insert(r.nameHash, slot)

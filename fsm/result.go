@@ -82,7 +82,6 @@ func (m *Machine) remember(key *[16]byte, body uint64, res *Result) {
 	if !ok {
 		return // asked before: cannot be
 	}
-	m.results.Grow(slot + 1)
 	meta := m.meta.Mut()
 	expires := m.now.time.Add(m.policy.Get().ResultTTL)
 	if meta.resultsEnd != 0 {
@@ -93,10 +92,10 @@ func (m *Machine) remember(key *[16]byte, body uint64, res *Result) {
 		meta.results = refTo(slot)
 	}
 	meta.resultsEnd = refTo(slot)
-	*m.results.Mut(slot) = resultRec{
+	m.results.Put(slot, resultRec{
 		key: *key, body: body, job: res.Job, inc: res.Incarnation, index: res.Index,
 		expires: expires, tasks: res.Tasks, leased: res.Leased, code: res.Code,
-	}
+	})
 	m.resultByKey.Insert(hashResult(key), slot)
 }
 

@@ -94,6 +94,16 @@ func (t *Table[T]) Append(r T) uint32 {
 	return i
 }
 
+// Put sets record i, which may lie beyond the end: zero records fill the gap.
+func (t *Table[T]) Put(i uint32, r T) {
+	if i < t.n {
+		*t.Mut(i) = r
+		return
+	}
+	t.Grow(i)
+	t.Append(r)
+}
+
 // Grow appends zero records until the table has at least n.
 func (t *Table[T]) Grow(n uint32) {
 	var zero T
