@@ -110,7 +110,7 @@ func (m *Machine) whyBucket(b *bucketRec) gpuai.ReasonCode {
 		return gpuai.NoNodes
 	case b.unseen:
 		return gpuai.QueueOrder
-	case b.gang > 0 && m.sched.Capacity(b.shape, 1) > 0:
+	case b.gang > 0 && m.sched.MayStart(b.shape):
 		return gpuai.GangIncomplete
 	case !m.sched.CanEver(b.shape):
 		return gpuai.NoSuchDevice

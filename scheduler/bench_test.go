@@ -320,3 +320,17 @@ func TestNoAllocations(t *testing.T) {
 		t.Errorf("%v allocations for a task", n)
 	}
 }
+
+func BenchmarkTakeGive(b *testing.B) {
+	l := newLoad(b, 1000, 1, 0)
+	id, _ := l.s.AddShape([]byte("one"), whole(1), nil)
+	l.s.space.Commit()
+	b.ReportAllocs()
+	for b.Loop() {
+		f, _ := l.s.Find(id)
+		l.s.Take(f, id)
+		l.s.space.Commit()
+		l.s.Give(f.Node, f.Devices, f.Share, 1000, 1<<30)
+		l.s.space.Commit()
+	}
+}

@@ -7,20 +7,12 @@ import (
 )
 
 // CanEver reports whether a registered node could take a task of a shape if it
-// were open, healthy and empty. HasNodes tells "no node" apart.
+// were open, healthy and empty. HasNodes tells "no node" apart. It only reads.
 func (s *State) CanEver(id ShapeID) bool {
-	ok := s.canEver(s.shapes.Get(uint32(id)))
-	s.charge()
-	return ok
-}
-
-func (s *State) canEver(r *shapeRec) bool {
-	sum := s.sums.Get()
-	for w := range sum.words {
-		m := *s.filled.Get(w*numTrees + capacityTree) & s.anyMask(r, w)
-		for ; m != 0; m &= m - 1 {
-			pool := w<<6 | uint32(bits.TrailingZeros64(m))
-			if _, ok := s.findTree(pool*numTrees+capacityTree, uint64(r.count), r); ok {
+	q := s.query(id)
+	for w := range s.sums.Get().words {
+		for m := q.passing(capacityTree, w); m != 0; m &= m - 1 {
+			if _, ok := q.findTree(spot{poolAt(w, m), capacityTree}, uint64(q.r.count)); ok {
 				return true
 			}
 		}
@@ -28,42 +20,39 @@ func (s *State) canEver(r *shapeRec) bool {
 	return false
 }
 
-// anyMask returns word w of the pools that pass for any alternative.
-func (s *State) anyMask(r *shapeRec, w uint32) uint64 {
+// poolAt returns the pool of the lowest bit of word w of a bitmap.
+func poolAt(w uint32, m uint64) uint16 { return uint16(w<<6 | uint32(bits.TrailingZeros64(m))) }
+
+// passing returns word w of the pools that pass for any alternative and have
+// units in a class.
+func (q *query) passing(class, w uint32) uint64 {
 	var m uint64
-	for alt := range r.alts {
-		m |= *s.masks.Get(r.filters[alt]*poolWords + w)
+	for alt := range q.r.alts {
+		m |= *q.masks.Get(q.r.filters[alt]*poolWords + w)
 	}
-	return m
+	return m & *q.filled.Get(filledWord(w, class))
 }
 
 // EverCapacity returns an upper bound of how many tasks of a shape all
 // registered nodes could hold at once if they were open, healthy and empty, at
-// most limit. It is 0 when CanEver is false.
+// most limit. It is 0 when CanEver is false. It only reads.
 func (s *State) EverCapacity(id ShapeID, limit uint32) uint32 {
-	have := s.everCapacity(s.shapes.Get(uint32(id)), uint64(limit))
-	s.charge()
-	return uint32(min(have, uint64(limit)))
-}
-
-func (s *State) everCapacity(r *shapeRec, limit uint64) uint64 {
-	sum := s.sums.Get()
+	q := s.query(id)
 	var have uint64
-	for w := range sum.words {
-		m := *s.filled.Get(w*numTrees + capacityTree) & s.anyMask(r, w)
-		for ; m != 0 && have < limit; m &= m - 1 {
-			pool := w<<6 | uint32(bits.TrailingZeros64(m))
-			if _, ok := s.findTree(pool*numTrees+capacityTree, uint64(r.count), r); ok {
-				have += s.poolHolds(pool, r)
+	for w := range s.sums.Get().words {
+		for m := q.passing(capacityTree, w); m != 0 && have < uint64(limit); m &= m - 1 {
+			pool := poolAt(w, m)
+			if _, ok := q.findTree(spot{pool, capacityTree}, uint64(q.r.count)); ok {
+				have += q.poolHolds(uint32(pool))
 			}
 		}
 	}
-	return have
+	return uint32(min(have, uint64(limit)))
 }
 
-// poolHolds bounds how many tasks of a shape a pool could hold when empty.
-func (s *State) poolHolds(pool uint32, r *shapeRec) uint64 {
-	p := s.pools.Get(pool)
+// poolHolds bounds how many tasks of the shape a pool could hold when empty.
+func (q *query) poolHolds(pool uint32) uint64 {
+	p, r := q.pools.Get(pool), q.r
 	most := uint64(gpuai.MaxTasks)
 	if r.cpu > 0 {
 		most = min(most, p.cpu/uint64(r.cpu))
@@ -76,9 +65,8 @@ func (s *State) poolHolds(pool uint32, r *shapeRec) uint64 {
 	}
 	var have uint64
 	for n := uint32(r.count); n < numSizes; n++ {
-		have += uint64(*s.sizes.Get(pool*numSizes + n)) * r.tasksOn(n)
+		have += uint64(*q.sizes.Get(pool*numSizes + n)) * r.tasksOn(n)
 	}
-	s.ticks += numSizes / 4
 	return min(most, have)
 }
 
@@ -94,30 +82,36 @@ func (r *shapeRec) tasksOn(n uint32) uint64 {
 }
 
 // Capacity returns an upper bound of how many tasks of a shape could start now,
-// at most limit. It looks at no node: a gang that cannot start costs little.
+// at most limit. It looks at no node: a gang that cannot start costs little. It
+// counts as work, so it is for the goroutine that changes the state.
 func (s *State) Capacity(id ShapeID, limit uint32) uint32 {
-	have := s.capacity(s.shapes.Get(uint32(id)), uint64(limit))
-	s.charge()
-	return uint32(min(have, uint64(limit)))
+	q := s.query(id)
+	have := q.capacity(uint64(limit))
+	s.charge(&q)
+	return uint32(have)
 }
 
-func (s *State) capacity(r *shapeRec, limit uint64) uint64 {
-	sum := s.sums.Get()
+// MayStart reports whether Capacity is not 0. It only reads.
+func (s *State) MayStart(id ShapeID) bool {
+	q := s.query(id)
+	return q.capacity(1) > 0
+}
+
+func (q *query) capacity(limit uint64) uint64 {
+	sum := q.sums.Get()
 	var have uint64
-	for c := sum.nextClass(r.firstClass()); c < numClasses && have < limit; c = sum.nextClass(c + 1) {
-		if !r.usesClass(c) {
+	for c := sum.nextClass(q.r.firstClass()); c < numClasses && have < limit; c = sum.nextClass(c + 1) {
+		if !q.r.usesClass(c) {
 			continue
 		}
 		for w := range sum.words {
-			m := *s.filled.Get(w*numTrees + c) & s.anyMask(r, w)
-			for ; m != 0 && have < limit; m &= m - 1 {
-				pool := w<<6 | uint32(bits.TrailingZeros64(m))
-				s.ticks += tickTree
-				have += r.tasks(c, s.trees.Get(pool*numTrees+c))
+			for m := q.passing(c, w); m != 0 && have < limit; m &= m - 1 {
+				q.ticks += tickTree
+				have += q.r.tasks(c, q.trees.Get(spot{poolAt(w, m), c}.tree()))
 			}
 		}
 	}
-	return have
+	return min(have, limit)
 }
 
 // tasks bounds how many tasks of a shape the units of a tree could take.

@@ -189,9 +189,8 @@ func (s *State) implied() []listed {
 // impliedBy appends what the trees should have of a unit.
 func (s *State) impliedBy(out []listed, slot uint32, u *unitRec) []listed {
 	n := s.nodes.Get(slot)
-	base := uint32(u.pool) * numTrees
 	count := uint64(bits.OnesCount64(u.devs))
-	out = append(out, listed{base + capacityTree, makeKey(count, n.capCPU, slot), uint64(n.capMem), 1})
+	out = append(out, listed{spot{u.pool, capacityTree}.tree(), makeKey(count, n.capCPU, slot), uint64(n.capMem), 1})
 	if !n.open || n.freeCPU < 0 || n.freeMem < 0 {
 		return out
 	}
@@ -202,11 +201,16 @@ func (s *State) impliedBy(out []listed, slot uint32, u *unitRec) []listed {
 		}
 	}
 	whole := left[gpuai.WholeDevice]
-	out = append(out, listed{base + wholeClass + whole, makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
+	out = append(out, listed{spot{u.pool, wholeClass + whole}.tree(), makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
+	level := uint32(numLevels)
 	for f := uint32(1); f < uint32(gpuai.WholeDevice); f++ {
+		if left[f] > 0 && f/levelStep != level {
+			level = f / levelStep
+			out = append(out, listed{spot{u.pool, levelTree}.tree(), makeKey(uint64(level), n.freeCPU, slot), uint64(n.freeMem), 1})
+		}
 		if left[f] > 0 {
 			key := makeKey(uint64(f%levelStep), n.freeCPU, slot)
-			out = append(out, listed{base + f/levelStep, key, uint64(n.freeMem), left[f]})
+			out = append(out, listed{spot{u.pool, f / levelStep}.tree(), key, uint64(n.freeMem), left[f]})
 		}
 	}
 	return out
@@ -222,8 +226,8 @@ func (s *State) checkTrees() error {
 			n++
 		}
 		t := s.trees.Get(i)
-		pool, class := i/numTrees, i%numTrees
-		if filled := *s.filled.Get(pool>>6*numTrees + class)>>(pool&63)&1 != 0; filled != (n > 0) || t.empty() != (n == 0) {
+		pool, class := i>>6/numTrees<<6|i&63, i>>6%numTrees
+		if filled := *s.filled.Get(i >> 6)>>(i&63)&1 != 0; filled != (n > 0) || t.empty() != (n == 0) {
 			return fmt.Errorf("pool %d, class %d has %d units, marked %v", pool, class, n, filled)
 		}
 		if n > 0 {

@@ -17,5 +17,6 @@
 // the cost of each operation, and why the trees are what they are.
 //
 // All that a State remembers is in structures of one mem.Space: fork, rollback
-// and commit are the space's. A State belongs to one goroutine at a time.
+// and commit are the space's. A State belongs to one goroutine at a time;
+// what only reads says so, and others may call it while nobody changes the State.
 package scheduler

@@ -39,7 +39,7 @@ var ruleCodes = [ruleConstraint]gpuai.ReasonCode{
 // memory for what can be taken now; node.state for nodes that are closed.
 //
 // The name of the group and its pending tasks are left to the caller. Explain
-// looks at every node, so call it on a fork. It allocates.
+// looks at every node, so call it on a fork. It only reads, and allocates.
 func (s *State) Explain(id ShapeID) gpuai.GroupWhy {
 	e := explainer{s: s, r: s.shapes.Get(uint32(id))}
 	e.why.Needs, e.cs = s.ShapeOf(id)

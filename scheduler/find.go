@@ -26,23 +26,37 @@ func (r *shapeRec) prefix(class uint32) uint64 {
 // shape: a share needs a device.
 func (r *shapeRec) usesClass(class uint32) bool { return class != wholeClass || r.share == 0 }
 
+// A query is one search: it reads the state and counts its ticks.
+type query struct {
+	*State
+	r     *shapeRec
+	ticks uint64
+}
+
+func (s *State) query(id ShapeID) query { return query{State: s, r: s.shapes.Get(uint32(id))} }
+
+// charge counts a search as work done.
+func (s *State) charge(q *query) { s.work += workSearch + q.ticks/ticksPerUnit }
+
 // Find returns the best place for a task of a shape now: the first by the
-// order in DESIGN.md. It takes nothing.
+// order in DESIGN.md. It takes nothing. It counts as work, so it is for the
+// goroutine that changes the state.
 func (s *State) Find(id ShapeID) (Fit, bool) {
-	f, ok := s.find(s.shapes.Get(uint32(id)))
-	s.charge()
+	q := s.query(id)
+	f, ok := q.find()
+	s.charge(&q)
 	return f, ok
 }
 
-func (s *State) find(r *shapeRec) (Fit, bool) {
-	sum := s.sums.Get()
-	for alt := range r.alts {
-		for c := sum.nextClass(r.firstClass()); c < numClasses; c = sum.nextClass(c + 1) {
-			if !r.usesClass(c) {
+func (q *query) find() (Fit, bool) {
+	sum := q.sums.Get()
+	for alt := range q.r.alts {
+		for c := sum.nextClass(q.r.firstClass()); c < numClasses; c = sum.nextClass(c + 1) {
+			if !q.r.usesClass(c) {
 				continue
 			}
-			if key, pool, ok := s.findClass(r, alt, c); ok {
-				return s.fit(r, place{key, pool, c, alt}), true
+			if key, pool, ok := q.findClass(alt, c); ok {
+				return q.fit(q.r, place{key, pool, c, alt}), true
 			}
 		}
 	}
@@ -50,16 +64,16 @@ func (s *State) find(r *shapeRec) (Fit, bool) {
 }
 
 // findClass returns the best unit of a class.
-func (s *State) findClass(r *shapeRec, alt uint8, class uint32) (key uint64, pool uint32, ok bool) {
-	sum := s.sums.Get()
-	mask := r.filters[alt] * poolWords
+func (q *query) findClass(alt uint8, class uint32) (key uint64, pool uint32, ok bool) {
+	sum := q.sums.Get()
+	mask := q.r.filters[alt] * poolWords
 	for t := sum.tiers; t != 0; t &= t - 1 {
 		tier := uint32(bits.TrailingZeros64(t)) * poolWords
 		for w := range sum.words {
-			m := *s.filled.Get(w*numTrees + class) & *s.masks.Get(mask + w) & *s.tiers.Get(tier + w)
+			m := *q.filled.Get(filledWord(w, class)) & *q.masks.Get(mask + w) & *q.tiers.Get(tier + w)
 			for ; m != 0; m &= m - 1 {
 				pool = w<<6 | uint32(bits.TrailingZeros64(m))
-				if key, ok = s.findTree(pool*numTrees+class, r.prefix(class), r); ok {
+				if key, ok = q.findTree(spot{uint16(pool), class}, q.r.prefix(class)); ok {
 					return key, pool, true
 				}
 			}
@@ -70,22 +84,33 @@ func (s *State) findClass(r *shapeRec, alt uint8, class uint32) (key uint64, poo
 
 // findTree returns the least key of a tree with at least this prefix, and the
 // shape's CPU and memory.
-func (s *State) findTree(i uint32, prefix uint64, r *shapeRec) (uint64, bool) {
-	t := s.trees.Get(i)
-	lo := makeKey(prefix, r.cpu, 0)
-	s.ticks += tickTree
-	if t.maxMem < r.mem || t.maxKey < lo {
+func (q *query) findTree(at spot, prefix uint64) (uint64, bool) {
+	t := q.trees.Get(at.tree())
+	lo := makeKey(prefix, q.r.cpu, 0)
+	q.ticks += tickTree
+	if t.maxMem < q.r.mem || t.maxKey < lo {
 		return 0, false
 	}
-	for {
-		s.ticks += tickSeek
-		key, ok := s.forest.seek(&t.tree, lo, r.mem)
-		if !ok || keyCPU(key) >= uint64(r.cpu) {
+	for first := true; ; first = false {
+		q.ticks += tickSeek
+		key, ok := q.forest.seek(&t.tree, lo, q.r.mem)
+		if !ok || keyCPU(key) >= uint64(q.r.cpu) {
 			return key, ok
 		}
+		if first && at.class < wholeClass && !q.inLevel(at) {
+			return 0, false
+		}
 		// The next prefix; its units with too little CPU come first.
-		lo = makeKey(keyPrefix(key), r.cpu, 0)
+		lo = makeKey(keyPrefix(key), q.r.cpu, 0)
 	}
+}
+
+// inLevel reports whether any unit of a level has the shape's CPU and memory.
+func (q *query) inLevel(at spot) bool {
+	q.ticks += tickSeek
+	t := q.trees.Get(spot{at.pool, levelTree}.tree())
+	key, ok := q.forest.seek(&t.tree, makeKey(uint64(at.class), q.r.cpu, 0), q.r.mem)
+	return ok && keyPrefix(key) == uint64(at.class)
 }
 
 // A place is a unit in its class.
@@ -128,7 +153,7 @@ func lowest(m uint64, n uint16) uint64 {
 }
 
 // FitsOn returns the best place for a task of a shape on one node: what Find
-// would return if there were no other.
+// would return if there were no other. It only reads.
 func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
 	if !s.Known(node) {
 		return Fit{}, false

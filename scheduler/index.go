@@ -19,38 +19,33 @@ type treeRec struct {
 func (n *nodeRec) indexed() bool { return n.open && n.freeCPU >= 0 && n.freeMem >= 0 }
 
 // index puts the units of a node in the classes of their pools.
-func (s *State) index(slot uint32) {
-	n := *s.nodes.Get(slot)
-	if !n.indexed() {
-		return
-	}
-	for u := &n.unit; u != nil; u = s.next(u) {
-		r := *u
-		p := pair{uint64(n.freeMem), 1}
-		s.add(r.pool, wholeClass+uint32(bits.OnesCount64(r.whole)), makeKey(0, n.freeCPU, slot), p)
-		parts := r.usable &^ r.whole
-		for parts != 0 {
-			var left uint32
-			if left, p.weight = s.least(&n, &parts); p.weight > 0 {
-				s.add(r.pool, left/levelStep, makeKey(uint64(left%levelStep), n.freeCPU, slot), p)
-			}
-		}
-	}
-}
+func (s *State) index(slot uint32) { s.each(slot, (*State).add) }
 
 // unindex takes out what index put in.
-func (s *State) unindex(slot uint32) {
+func (s *State) unindex(slot uint32) { s.each(slot, (*State).drop) }
+
+// each calls f for all places of the trees where the units of a node belong.
+func (s *State) each(slot uint32, f func(*State, spot, pair)) {
 	n := *s.nodes.Get(slot)
 	if !n.indexed() {
 		return
 	}
 	for u := &n.unit; u != nil; u = s.next(u) {
 		r := *u
-		s.drop(r.pool, wholeClass+uint32(bits.OnesCount64(r.whole)), makeKey(0, n.freeCPU, slot), 1)
-		parts := r.usable &^ r.whole
-		for parts != 0 {
-			if left, weight := s.least(&n, &parts); weight > 0 {
-				s.drop(r.pool, left/levelStep, makeKey(uint64(left%levelStep), n.freeCPU, slot), weight)
+		whole := wholeClass + uint32(bits.OnesCount64(r.whole))
+		f(s, spot{r.pool, whole}, pair{makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
+		level := uint32(numLevels)
+		for parts := r.usable &^ r.whole; parts != 0; {
+			left, count := s.least(&n, &parts)
+			if count == 0 {
+				break
+			}
+			key := makeKey(uint64(left%levelStep), n.freeCPU, slot)
+			f(s, spot{r.pool, left / levelStep}, pair{key, uint64(n.freeMem), count})
+			if left/levelStep != level {
+				level = left / levelStep
+				key = makeKey(uint64(level), n.freeCPU, slot)
+				f(s, spot{r.pool, levelTree}, pair{key, uint64(n.freeMem), 1})
 			}
 		}
 	}
@@ -58,7 +53,7 @@ func (s *State) unindex(slot uint32) {
 
 // least takes the devices with the least remainder out of parts, and returns
 // that remainder and how many have it. Devices that are used up have none:
-// they are taken out too, and the count may be 0.
+// they are taken out too, and the count is 0 when none is left.
 func (s *State) least(n *nodeRec, parts *uint64) (left, count uint32) {
 	left = uint32(gpuai.WholeDevice)
 	var which uint64
@@ -84,7 +79,7 @@ func (s *State) list(slot uint32) {
 	n := *s.nodes.Get(slot)
 	for u := &n.unit; u != nil; u = s.next(u) {
 		pool, k := u.pool, uint32(bits.OnesCount64(u.devs))
-		s.add(pool, capacityTree, makeKey(uint64(k), n.capCPU, slot), pair{uint64(n.capMem), 1})
+		s.add(spot{pool, capacityTree}, pair{makeKey(uint64(k), n.capCPU, slot), uint64(n.capMem), 1})
 		*s.sizes.Mut(uint32(pool)*numSizes + k) += 1
 		p := s.pools.Mut(uint32(pool))
 		p.cpu += uint64(n.capCPU)
@@ -98,7 +93,7 @@ func (s *State) unlist(slot uint32) {
 	n := *s.nodes.Get(slot)
 	for u := &n.unit; u != nil; u = s.next(u) {
 		pool, k := u.pool, uint32(bits.OnesCount64(u.devs))
-		s.drop(pool, capacityTree, makeKey(uint64(k), n.capCPU, slot), 1)
+		s.drop(spot{pool, capacityTree}, pair{makeKey(uint64(k), n.capCPU, slot), uint64(n.capMem), 1})
 		*s.sizes.Mut(uint32(pool)*numSizes + k) -= 1
 		p := s.pools.Mut(uint32(pool))
 		p.cpu -= uint64(n.capCPU)
@@ -106,47 +101,61 @@ func (s *State) unlist(slot uint32) {
 	}
 }
 
-// A pair is what a tree is told beside the key.
-type pair struct {
-	mem    uint64
-	weight uint32
+// A spot names a tree: a class or one of the further trees of a pool.
+type spot struct {
+	pool  uint16
+	class uint32
 }
 
-// add puts a key in the tree of a pool's class.
-func (s *State) add(pool uint16, class uint32, key uint64, p pair) {
-	i := uint32(pool)*numTrees + class
+// tree returns the place of the tree's record. The trees of one class of 64
+// pools are neighbours: a search goes over them.
+func (at spot) tree() uint32 { return at.word()<<6 | uint32(at.pool)&63 }
+
+// word returns the place of the word of a bitmap of filled trees.
+func (at spot) word() uint32 { return filledWord(uint32(at.pool)>>6, at.class) }
+
+func filledWord(w, class uint32) uint32 { return w*numTrees + class }
+
+// A pair is what a tree holds of a unit.
+type pair struct {
+	key, mem uint64
+	weight   uint32
+}
+
+// add puts a pair in a tree.
+func (s *State) add(at spot, p pair) {
+	i := at.tree()
 	r := *s.trees.Get(i)
 	if r.empty() {
-		w := uint32(pool)>>6*numTrees + class
-		*s.filled.Mut(w) |= 1 << (pool & 63)
-		if bit := uint64(1) << (class & 63); s.sums.Get().classes[class>>6]&bit == 0 {
-			s.sums.Mut().classes[class>>6] |= bit
+		*s.filled.Mut(at.word()) |= 1 << (at.pool & 63)
+		if bit := uint64(1) << (at.class & 63); s.sums.Get().classes[at.class>>6]&bit == 0 {
+			s.sums.Mut().classes[at.class>>6] |= bit
 		}
 	}
-	s.forest.insert(&r.tree, key, p.mem)
+	s.forest.insert(&r.tree, p.key, p.mem)
 	r.weight += p.weight
 	*s.trees.Mut(i) = r
 }
 
-// drop takes a key out of the tree of a pool's class.
-func (s *State) drop(pool uint16, class uint32, key uint64, weight uint32) {
-	i := uint32(pool)*numTrees + class
+// drop takes a pair out of a tree.
+func (s *State) drop(at spot, p pair) {
+	i := at.tree()
 	r := *s.trees.Get(i)
-	if !s.forest.remove(&r.tree, key) {
+	if !s.forest.remove(&r.tree, p.key) {
 		return
 	}
-	r.weight -= weight
+	r.weight -= p.weight
 	*s.trees.Mut(i) = r
 	if !r.empty() {
 		return
 	}
-	*s.filled.Mut(uint32(pool)>>6*numTrees + class) &^= 1 << (pool & 63)
+	*s.filled.Mut(at.word()) &^= 1 << (at.pool & 63)
 	for w := range s.sums.Get().words {
-		if *s.filled.Get(w*numTrees + class) != 0 {
+		if *s.filled.Get(filledWord(w, at.class)) != 0 {
 			return
 		}
 	}
-	s.sums.Mut().classes[class>>6] &^= 1 << (class & 63)
+	s.sums.Mut().classes[at.class>>6] &^= 1 << (at.class & 63)
 }
 
 // mebibytes returns b in MiB, rounded up.

@@ -28,5 +28,5 @@ const (
 	workSearch   = 2
 	ticksPerUnit = 8
 	tickTree     = 1  // a tree looked at
-	tickSeek     = 16 // a tree descended
+	tickSeek     = 24 // a tree descended; most of its blocks are not in a cache
 )

@@ -142,7 +142,7 @@ func (s *State) makePool(p uint32, b []byte) gpuai.Code {
 	}
 	s.poolSlots.Take(p)
 	s.pools.Grow(p + 1)
-	s.trees.Grow((p + 1) * numTrees)
+	s.trees.Grow((p>>6 + 1) * numTrees * 64)
 	s.sizes.Grow((p + 1) * numSizes)
 	s.filled.Grow((p>>6 + 1) * numTrees)
 	tier := min(b[0], numTiers-1)

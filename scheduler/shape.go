@@ -209,13 +209,13 @@ func (s *State) shrinkIdle(keep uint32) {
 }
 
 // Demand returns what a task of a shape takes of a node: milli-CPU, bytes, and
-// devices, 1 for a share.
+// devices, 1 for a share. It only reads.
 func (s *State) Demand(id ShapeID) (cpu, memory int64, devices uint32) {
 	r := s.shapes.Get(uint32(id))
 	return r.cpu, int64(r.mem), uint32(r.count)
 }
 
-// ShapeOf returns what a shape needs.
+// ShapeOf returns what a shape needs. It only reads.
 func (s *State) ShapeOf(id ShapeID) (gpuai.Resources, []gpuai.Constraint) {
 	r := s.shapes.Get(uint32(id))
 	out := gpuai.Resources{

@@ -23,9 +23,9 @@ type State struct {
 	tiers     *mem.Table[uint64] // pools of a price tier: tier·poolWords + word
 
 	forest forest
-	trees  *mem.Table[treeRec] // pool·numTrees + class
+	trees  *mem.Table[treeRec] // by spot.tree
 	sizes  *mem.Table[uint32]  // units by their devices: pool·numSizes + devices
-	filled *mem.Table[uint64]  // pools whose tree is not empty: word·numTrees + class
+	filled *mem.Table[uint64]  // pools whose tree is not empty: by spot.word
 
 	filters     *mem.Table[filterRec]
 	filterSlots *mem.Slots
@@ -39,8 +39,7 @@ type State struct {
 
 	sums mem.Var[sumRec]
 
-	work  uint64
-	ticks uint64 // of the search under way
+	work uint64
 	// Scratch carries nothing from one call to the next.
 	poolBuf, filterBuf, keyBuf []byte
 }
@@ -138,7 +137,7 @@ func (s *State) Fork(ns *mem.Space) *State {
 	}
 }
 
-// Work returns how much work searches have done, in units of about 50 ns. Take
+// Work returns how much work Find and Capacity have done, in units of about 50 ns. Take
 // the difference of two calls: what it starts at means nothing. The difference
 // is a function of the state and of the calls between, equal on all replicas,
 // whatever the history of their trees.
@@ -146,12 +145,6 @@ func (s *State) Work() uint64 { return s.work }
 
 // Sum returns what the index contributes to its space's hash, computed anew.
 func (s *State) Sum() uint64 { return s.pools.Sum() + s.shapes.Sum() }
-
-// charge ends a search.
-func (s *State) charge() {
-	s.work += workSearch + s.ticks/ticksPerUnit
-	s.ticks = 0
-}
 
 // HasNodes reports whether any node is registered.
 func (s *State) HasNodes() bool { return s.sums.Get().nodes > 0 }

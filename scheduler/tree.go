@@ -28,10 +28,10 @@ const (
 // height. In an inner block, keys are the least of each child's, mems the
 // greatest.
 type block struct {
+	n    uint8
 	keys [fan]uint64
 	mems [fan]uint64
 	kids [fan]uint32 // inner blocks only
-	n    uint8
 }
 
 // A tree is the handle of one tree, kept by its owner. The zero tree is empty.
@@ -331,6 +331,9 @@ func (f forest) merge(at uint32, i uint8) bool {
 	b := f.blocks.Get(at)
 	kid := b.kids[i]
 	n := f.blocks.Get(kid).n
+	if n >= mergeAt {
+		return false
+	}
 	if n == 0 {
 		f.free(kid)
 		f.blocks.Mut(at).remove(i)
