@@ -54,7 +54,7 @@ func (c converter) constraint(n *node, at string) gpuai.Constraint {
 	}
 	for i, it := range values {
 		s := it.text
-		if b, err := parseSize(s); err == nil && k.Attribute == "gpu.memory_bytes" {
+		if b, err := ParseSize(s); err == nil && k.Attribute == "gpu.memory_bytes" {
 			s = strconv.FormatInt(int64(b), 10)
 		} else if k.Attribute == "gpu.memory_bytes" && it.kind == text && !digits(s) {
 			c.report(pointers+strconv.Itoa(i), it.line, it.col, errSize.Error())
@@ -72,7 +72,7 @@ func digits(s string) bool {
 func (c converter) resources(n *node, at string) gpuai.Resources {
 	r := gpuai.Resources{Memory: c.size(n.get("memory"), at+"/memory")}
 	if cpu := n.get("cpu"); cpu != nil && cpu.kind == number {
-		milli, err := parseCPU(cpu.text)
+		milli, err := ParseCPU(cpu.text)
 		c.problem(err, at+"/cpu", cpu)
 		r.CPU = milli
 	}
@@ -169,7 +169,7 @@ func (c converter) size(n *node, at string) gpuai.Bytes {
 	if n == nil || n.kind != text {
 		return 0
 	}
-	b, err := parseSize(n.text)
+	b, err := ParseSize(n.text)
 	c.problem(err, at, n)
 	if err == nil && b == 0 {
 		c.report(at, n.line, n.col, "must be above 0; leave it out for the default")

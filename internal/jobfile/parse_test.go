@@ -287,12 +287,12 @@ func TestUnits(t *testing.T) {
 	for s, want := range map[string]gpuai.Bytes{
 		"1KiB": 1024, "1.5GiB": 3 << 29, "0.001GiB": 1073741, "1023TiB": 1023 << 40,
 	} {
-		if got, err := parseSize(s); err != nil || got != want {
+		if got, err := ParseSize(s); err != nil || got != want {
 			t.Errorf("%s: %d, %v; want %d", s, got, err, want)
 		}
 	}
 	for _, s := range []string{"", "GiB", "1", "1GB", "-1GiB", "1.GiB", ".5GiB", "1.2345GiB", "1024TiB", "1e3GiB", "9999999999999999TiB", "1 GiB", "1_0GiB"} {
-		if got, err := parseSize(s); err == nil {
+		if got, err := ParseSize(s); err == nil {
 			t.Errorf("%q was read as %d", s, got)
 		}
 	}
@@ -309,12 +309,12 @@ func TestUnits(t *testing.T) {
 		}
 	}
 	for s, want := range map[string]gpuai.MilliCPU{"1": 1000, "0.5": 500, "16.25": 16250, "0.001": 1} {
-		if got, err := parseCPU(s); err != nil || got != want {
+		if got, err := ParseCPU(s); err != nil || got != want {
 			t.Errorf("%s: %d, %v", s, got, err)
 		}
 	}
 	for _, s := range []string{"", "0", "0.0", "1.0001", "-1", "+1", ".5", "1.", "1e3"} {
-		if got, err := parseCPU(s); err == nil {
+		if got, err := ParseCPU(s); err == nil {
 			t.Errorf("%q was read as %d", s, got)
 		}
 	}

@@ -20,8 +20,9 @@ var sizeUnits = [...]struct {
 	shift uint
 }{{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}}
 
-// parseSize reads "1.5GiB" as bytes, rounded down.
-func parseSize(s string) (gpuai.Bytes, error) {
+// ParseSize reads a size with its unit, such as "1.5GiB", as bytes, rounded
+// down. The error completes a sentence that begins with the field's name.
+func ParseSize(s string) (gpuai.Bytes, error) {
 	for _, u := range sizeUnits {
 		digits, ok := strings.CutSuffix(s, u.name)
 		if !ok {
@@ -51,12 +52,12 @@ func parseRange(s string) (lo, hi gpuai.Bytes, err error) {
 		return 0, 0, errRange
 	}
 	if from != "" {
-		if lo, err = parseSize(from); err != nil {
+		if lo, err = ParseSize(from); err != nil {
 			return 0, 0, errRange
 		}
 	}
 	if ranged && to != "" {
-		if hi, err = parseSize(to); err != nil {
+		if hi, err = ParseSize(to); err != nil {
 			return 0, 0, errRange
 		}
 		if hi == 0 || hi < lo {
@@ -66,8 +67,9 @@ func parseRange(s string) (lo, hi gpuai.Bytes, err error) {
 	return lo, hi, nil
 }
 
-// parseCPU reads cores as thousandths.
-func parseCPU(s string) (gpuai.MilliCPU, error) {
+// ParseCPU reads cores with at most three decimals, such as "0.5". The error
+// completes a sentence that begins with the field's name.
+func ParseCPU(s string) (gpuai.MilliCPU, error) {
 	m, err := parseMilli(s)
 	if err != nil || m == 0 {
 		return 0, errCPU
