@@ -21,6 +21,7 @@ const (
 	pathBeats   = "/peer/v1/beats"
 	pathPropose = "/peer/v1/propose"
 	pathLogs    = "/peer/v1/logs"
+	pathIndex   = "/peer/v1/index"
 
 	// maxPeerBody bounds a body in either direction.
 	maxPeerBody = 16 << 20
@@ -50,7 +51,7 @@ func (s *Server) newPeerTransport() *http.Transport {
 func (s *Server) peerHandler(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	for path, serve := range map[string]func(context.Context, []byte) ([]byte, error){
-		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer,
+		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"sync"
 	"time"
@@ -19,7 +20,8 @@ const (
 )
 
 // readiness is whether this server serves, and why not. A follower is ready
-// once it has applied what the leader had committed when it was heard of.
+// once it has applied what its leader had when it was asked. (Applied is never
+// compared with committed: no-ops and barriers do not reach the machine.)
 type readiness struct {
 	mu       sync.Mutex // guards below
 	ready    bool
@@ -58,6 +60,7 @@ func (r *readiness) stop() {
 func (s *Server) pollReadiness(ctx context.Context) {
 	for {
 		st := s.node.Status()
+		s.catchUp(ctx, &st)
 		ready, why := s.judge(&st)
 		if was, _ := s.readiness.get(); was != ready {
 			s.log.Info("readiness changed", "ready", ready, "reason", why)
@@ -81,7 +84,6 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.contact, r.polled = st.LastContact, time.Now()
-	patience := lostContact * gpuai.Duration(max(s.cfg.Multiplier, 1))
 	switch {
 	case len(s.failed) > 0:
 		return false, r.why
@@ -89,13 +91,52 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 		return false, "no leader is known"
 	case st.Leader == s.cfg.ID && !s.node.IsLeader():
 		return false, "it is about to lead"
-	case st.Leader != s.cfg.ID && st.LastContact > patience:
+	case st.Leader != s.cfg.ID && st.LastContact > s.patience():
 		return false, fmt.Sprintf("its leader was last heard %s ago", st.LastContact)
-	case st.CommitIndex == 0 || !r.caughtUp && st.AppliedIndex < st.CommitIndex:
-		return false, fmt.Sprintf("it has applied index %d of %d", st.AppliedIndex, st.CommitIndex)
+	case !r.caughtUp:
+		return false, fmt.Sprintf("it catches up: it has applied index %d of about %d", st.AppliedIndex, st.CommitIndex)
 	}
-	r.caughtUp = true
 	return true, ""
+}
+
+// catchUp notes whether this server has come as far as its leader. One that
+// has lost its leader must catch up anew.
+func (s *Server) catchUp(ctx context.Context, st *gpuai.RaftStatus) {
+	r := &s.readiness
+	r.mu.Lock()
+	done := r.caughtUp
+	if st.Leader == "" || st.Leader != s.cfg.ID && st.LastContact > s.patience() {
+		r.caughtUp, done = false, true
+	}
+	r.mu.Unlock()
+	if done {
+		return
+	}
+	caught := s.node.IsLeader()
+	if !caught {
+		ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+		defer cancel()
+		answer, err := s.askLeader(ctx, pathIndex, nil)
+		w := wireReader{b: answer}
+		index := w.number()
+		caught = err == nil && w.err == nil && s.node.AppliedIndex() >= index
+	}
+	r.mu.Lock()
+	r.caughtUp = caught
+	r.mu.Unlock()
+}
+
+// indexPeer tells another server how far a server must be that serves.
+func (s *Server) indexPeer(ctx context.Context, _ []byte) ([]byte, error) {
+	index, err := s.node.Barrier(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return binary.AppendUvarint(nil, index), nil
+}
+
+func (s *Server) patience() gpuai.Duration {
+	return lostContact * gpuai.Duration(max(s.cfg.Multiplier, 1))
 }
 
 // Status implements httpd.Reader.
