@@ -35,6 +35,7 @@ func BenchmarkCommit3(b *testing.B) {
 	b.Run("submits-in-batches", func(b *testing.B) { benchProposeAll(b, submit) })
 	b.Run("bare-library", benchBare)
 	b.Run("lone", func(b *testing.B) { benchLone(b, tick) })
+	b.Run("follower-lag", func(b *testing.B) { benchLag(b, tick) })
 }
 
 // samples collects latencies and reports them with the rate.
@@ -61,11 +62,13 @@ func (s *samples) report(b *testing.B, commands int) {
 	b.ReportMetric(0, "ns/op")
 }
 
-func benchCluster(b *testing.B) *Node {
+func benchCluster(b *testing.B) *Node { return benchServers(b).leader() }
+
+func benchServers(b *testing.B) *cluster {
 	c := newCluster(b, 3)
 	c.tweak = func(cfg *Config) { cfg.OnApply = nil }
 	c.start(c.ids...)
-	return c.leader()
+	return c
 }
 
 // prepared makes the commands beforehand: encoding is not measured.
@@ -78,7 +81,8 @@ func prepared(b *testing.B, command func() []byte) [][]byte {
 }
 
 func benchPropose(b *testing.B, command func() []byte) {
-	n, cmds := benchCluster(b), prepared(b, command)
+	cmds := prepared(b, command)
+	n := benchCluster(b)
 	var s samples
 	var next atomic.Int64
 	b.ResetTimer()
@@ -104,7 +108,8 @@ func benchPropose(b *testing.B, command func() []byte) {
 
 func benchProposeAll(b *testing.B, command func() []byte) {
 	const batch, callers = 500, 8
-	n, cmds := benchCluster(b), prepared(b, command)
+	cmds := prepared(b, command)
+	n := benchCluster(b)
 	work := make(chan [][]byte, b.N/batch+1)
 	for c := range slices.Chunk(cmds, batch) {
 		work <- c
@@ -134,10 +139,11 @@ func benchProposeAll(b *testing.B, command func() []byte) {
 
 // benchLone commits one command at a time.
 func benchLone(b *testing.B, command func() []byte) {
-	n, cmds := benchCluster(b), prepared(b, command)
+	n := benchCluster(b)
 	var s samples
 	b.ResetTimer()
-	for _, cmd := range cmds[:min(b.N, 2000)] {
+	for range min(b.N, 2000) {
+		cmd := command()
 		began := time.Now()
 		if _, err := n.Propose(context.Background(), cmd); err != nil {
 			b.Fatal(err)
@@ -146,6 +152,27 @@ func benchLone(b *testing.B, command func() []byte) {
 	}
 	b.StopTimer()
 	s.report(b, min(b.N, 2000))
+}
+
+// benchLag measures from the leader's answer until a follower has applied it.
+func benchLag(b *testing.B, command func() []byte) {
+	c := benchServers(b)
+	leader, follower := c.leader(), c.follower()
+	var s samples
+	b.ResetTimer()
+	for range min(b.N, 500) {
+		a, err := leader.Propose(context.Background(), command())
+		if err != nil {
+			b.Fatal(err)
+		}
+		began := time.Now()
+		if err := follower.WaitApplied(context.Background(), a.Index); err != nil {
+			b.Fatal(err)
+		}
+		s.all = append(s.all, time.Since(began))
+	}
+	b.StopTimer()
+	s.report(b, min(b.N, 500))
 }
 
 // nothing is a state machine that only answers.

@@ -179,8 +179,9 @@ func (n *Node) Propose(ctx context.Context, cmd []byte) (Applied, error) {
 
 // ProposeAll is Propose for many commands under one wait. They are applied in
 // order, over several entries where they do not fit in one; others' commands
-// may come between. The error is the first problem; the outcomes that are
-// known nevertheless have an Index.
+// may come between. More than the queue holds (65,536 commands, 64 MiB) are
+// refused as RateLimited. The error is the first problem; the outcomes that
+// are known nevertheless have an Index.
 func (n *Node) ProposeAll(ctx context.Context, cmds [][]byte) ([]Applied, error) {
 	if len(cmds) == 0 {
 		return nil, nil
