@@ -126,11 +126,12 @@ func (s *JobSpec) Validate() []FieldError {
 	return v
 }
 
-// size bounds from above the bytes that s takes in the log.
+// size bounds from above the bytes that s takes in the log. It stops counting
+// beyond MaxSpecBytes.
 func (s *JobSpec) size() int {
 	const text, fixed = 5, 64 // of a text beside itself; of a group or the job beside its texts
 	n := fixed + 2*text + len(s.Name) + len(s.Tenant)
-	for i := range s.Groups {
+	for i := 0; i < len(s.Groups) && n <= MaxSpecBytes; i++ {
 		g := &s.Groups[i]
 		n += fixed + 6*text + len(g.Name) + len(g.Task.Runtime) + len(g.Task.Script) + len(g.Task.Cwd)
 		for _, a := range g.Task.Command {
@@ -142,7 +143,8 @@ func (s *JobSpec) size() int {
 		for _, a := range g.Resources.GPU.Any {
 			n += fixed + len(a.Vendor) + len(a.Model)
 		}
-		for _, c := range g.Constraints {
+		for j := 0; j < len(g.Constraints) && n <= MaxSpecBytes; j++ {
+			c := &g.Constraints[j]
 			n += fixed + len(c.Attribute)
 			for _, v := range c.Values {
 				n += text + len(v)
