@@ -1,0 +1,251 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/gpuai/gpuai"
+)
+
+// A Page asks for one page of a list. The zero Page is the first one.
+type Page struct {
+	Limit  int    // at most 1,000; 0 is the server's default
+	Cursor string // as the page before returned it
+	Filter string // an expression over the rows; "" is all
+}
+
+func (p *Page) values() url.Values {
+	v := url.Values{}
+	if p.Limit > 0 {
+		v.Set("limit", strconv.Itoa(p.Limit))
+	}
+	set(v, "cursor", p.Cursor)
+	set(v, "filter", p.Filter)
+	return v
+}
+
+func set(v url.Values, name, value string) {
+	if value != "" {
+		v.Set(name, value)
+	}
+}
+
+// A SubmitRequest is a job to submit.
+type SubmitRequest struct {
+	Spec *gpuai.JobSpec
+	// Key makes the submit happen once, however often it is sent; "" mints one.
+	Key string
+	// HoldAnyway stores a job that no registered node could ever run.
+	HoldAnyway bool
+}
+
+// JobQuery asks for jobs, newest first.
+type JobQuery struct {
+	Page
+	Status *gpuai.JobStatus // nil is any
+}
+
+// LeaseQuery asks for leases.
+type LeaseQuery struct {
+	Page
+	Job  string
+	Node gpuai.NodeID // live ones only
+	Live bool
+}
+
+func get[T any](ctx context.Context, c *Client, path string, query url.Values) (out T, err error) {
+	err = c.do(ctx, request{method: http.MethodGet, path: path, query: query}, decode(&out))
+	return out, err
+}
+
+func key(k string) string {
+	if k == "" {
+		return NewKey()
+	}
+	return k
+}
+
+// Submit submits a job.
+func (c *Client) Submit(ctx context.Context, r SubmitRequest) (out gpuai.Submitted, err error) {
+	q := url.Values{}
+	if r.HoldAnyway {
+		q.Set("hold_anyway", "true")
+	}
+	err = c.do(ctx, request{method: http.MethodPost, path: "/v1/jobs", query: q, body: r.Spec, key: key(r.Key)}, decode(&out))
+	return out, err
+}
+
+// SubmitBatch submits at most gpuai.MaxBatchJobs jobs; each has a result of its
+// own, in their order.
+func (c *Client) SubmitBatch(ctx context.Context, jobs []gpuai.JobSpec, k string) ([]gpuai.BatchResult, error) {
+	var out struct {
+		Results []gpuai.BatchResult `json:"results"`
+	}
+	r := request{method: http.MethodPost, path: "/v1/jobs:batch", body: gpuai.BatchRequest{Jobs: jobs}, key: key(k)}
+	err := c.do(ctx, r, decode(&out))
+	return out.Results, err
+}
+
+// Plan says what a submit would answer now. Nothing is stored.
+func (c *Client) Plan(ctx context.Context, spec *gpuai.JobSpec) (out gpuai.Submitted, err error) {
+	err = c.do(ctx, request{method: http.MethodPost, path: "/v1/jobs:plan", body: spec}, decode(&out))
+	return out, err
+}
+
+func jobPath(ref string) string { return "/v1/jobs/" + url.PathEscape(ref) }
+
+type jobBody struct {
+	Job gpuai.Job `json:"job"`
+}
+
+// Job returns a job with its spec, by ID, unique beginning of one, or name.
+func (c *Client) Job(ctx context.Context, ref string) (gpuai.Job, error) {
+	out, err := get[jobBody](ctx, c, jobPath(ref), nil)
+	return out.Job, err
+}
+
+// Jobs returns a page of jobs, and the cursor of the next; "" at the end.
+func (c *Client) Jobs(ctx context.Context, q JobQuery) ([]gpuai.Job, string, error) {
+	v := q.values()
+	if q.Status != nil {
+		v.Set("status", q.Status.String())
+	}
+	out, err := get[struct {
+		Jobs []gpuai.Job `json:"jobs"`
+		Next string      `json:"next_cursor"`
+	}](ctx, c, "/v1/jobs", v)
+	return out.Jobs, out.Next, err
+}
+
+// Tasks returns a page of a job's tasks.
+func (c *Client) Tasks(ctx context.Context, ref string, p Page) ([]gpuai.Task, string, error) {
+	out, err := get[struct {
+		Tasks []gpuai.Task `json:"tasks"`
+		Next  string       `json:"next_cursor"`
+	}](ctx, c, jobPath(ref)+"/tasks", p.values())
+	return out.Tasks, out.Next, err
+}
+
+// Explain says why a job's tasks wait, or where they run.
+func (c *Client) Explain(ctx context.Context, ref string) (gpuai.Explanation, error) {
+	return get[gpuai.Explanation](ctx, c, jobPath(ref)+"/explain", nil)
+}
+
+// StopJob stops a job. k is the idempotency key; "" mints one.
+func (c *Client) StopJob(ctx context.Context, ref, k string) (gpuai.Job, error) {
+	var out jobBody
+	err := c.do(ctx, request{method: http.MethodPost, path: jobPath(ref) + "/stop", key: key(k)}, decode(&out))
+	return out.Job, err
+}
+
+// Leases returns a page of leases.
+func (c *Client) Leases(ctx context.Context, q LeaseQuery) ([]gpuai.Lease, string, error) {
+	v := q.values()
+	set(v, "job", q.Job)
+	set(v, "node", string(q.Node))
+	if q.Live {
+		v.Set("live", "true")
+	}
+	out, err := get[struct {
+		Leases []gpuai.Lease `json:"leases"`
+		Next   string        `json:"next_cursor"`
+	}](ctx, c, "/v1/leases", v)
+	return out.Leases, out.Next, err
+}
+
+// Lease returns a lease.
+func (c *Client) Lease(ctx context.Context, t gpuai.Token) (gpuai.Lease, error) {
+	out, err := get[struct {
+		Lease gpuai.Lease `json:"lease"`
+	}](ctx, c, "/v1/leases/"+t.String(), nil)
+	return out.Lease, err
+}
+
+// Nodes returns a page of nodes.
+func (c *Client) Nodes(ctx context.Context, p Page) ([]gpuai.Node, string, error) {
+	out, err := get[struct {
+		Nodes []gpuai.Node `json:"nodes"`
+		Next  string       `json:"next_cursor"`
+	}](ctx, c, "/v1/nodes", p.values())
+	return out.Nodes, out.Next, err
+}
+
+type nodeBody struct {
+	Node gpuai.Node `json:"node"`
+}
+
+func nodePath(id gpuai.NodeID) string { return "/v1/nodes/" + url.PathEscape(string(id)) }
+
+// Node returns a node.
+func (c *Client) Node(ctx context.Context, id gpuai.NodeID) (gpuai.Node, error) {
+	out, err := get[nodeBody](ctx, c, nodePath(id), nil)
+	return out.Node, err
+}
+
+// SetDrained drains a node, or takes it back into use.
+func (c *Client) SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error) {
+	path := nodePath(id) + "/undrain"
+	if drained {
+		path = nodePath(id) + "/drain"
+	}
+	var out nodeBody
+	err := c.do(ctx, request{method: http.MethodPost, path: path, key: NewKey()}, decode(&out))
+	return out.Node, err
+}
+
+// Queue sums up what waits.
+func (c *Client) Queue(ctx context.Context) (gpuai.QueueStatus, error) {
+	return get[gpuai.QueueStatus](ctx, c, "/v1/queue", nil)
+}
+
+// Pending returns a page of the waiting jobs, in queue order.
+func (c *Client) Pending(ctx context.Context, p Page) ([]gpuai.QueueEntry, string, error) {
+	out, err := get[struct {
+		Pending []gpuai.QueueEntry `json:"pending"`
+		Next    string             `json:"next_cursor"`
+	}](ctx, c, "/v1/queue/pending", p.values())
+	return out.Pending, out.Next, err
+}
+
+type policyBody struct {
+	Policy gpuai.Policy `json:"policy"`
+}
+
+// Policy returns the region's policy.
+func (c *Client) Policy(ctx context.Context) (gpuai.Policy, error) {
+	out, err := get[policyBody](ctx, c, "/v1/operator/policy", nil)
+	return out.Policy, err
+}
+
+// SetPolicy replaces the region's policy whole.
+func (c *Client) SetPolicy(ctx context.Context, p gpuai.Policy) error {
+	return c.do(ctx, request{method: http.MethodPut, path: "/v1/operator/policy", body: p, key: NewKey()},
+		func(*http.Response) error { return nil })
+}
+
+// Raft returns one server's view of its Raft group.
+func (c *Client) Raft(ctx context.Context) (gpuai.RaftStatus, error) {
+	return get[gpuai.RaftStatus](ctx, c, "/v1/operator/raft", nil)
+}
+
+// Digest returns the digest that one server remembers for an index; 0 is its
+// newest.
+func (c *Client) Digest(ctx context.Context, index uint64) (gpuai.DigestAt, error) {
+	v := url.Values{}
+	if index > 0 {
+		v.Set("index", strconv.FormatUint(index, 10))
+	}
+	return get[gpuai.DigestAt](ctx, c, "/v1/operator/digest", v)
+}
+
+// Snapshot writes a snapshot of the region's state to w.
+func (c *Client) Snapshot(ctx context.Context, w io.Writer) error {
+	r := request{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream"}
+	return c.round(ctx, &r, nil, func(res *http.Response) error {
+		_, err := io.Copy(w, res.Body)
+		return err
+	})
+}
