@@ -60,7 +60,7 @@ var owners = map[string]string{
 	"github.com/hashicorp/raft":                "raft store",
 	"github.com/hashicorp/raft-boltdb/v2":      "store",
 	"github.com/itchyny/gojq":                  "cmd",
-	"github.com/oklog/ulid/v2":                 "server",
+	"github.com/oklog/ulid/v2":                 "server client",
 	"github.com/prometheus/client_golang":      "telemetry raft server httpd plugins agent",
 	"github.com/prometheus/procfs":             "plugins agent loadgen",
 	"github.com/santhosh-tekuri/jsonschema/v6": "jobfile",
