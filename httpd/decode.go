@@ -1,0 +1,297 @@
+package httpd
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"reflect"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/gpuai/gpuai"
+)
+
+const (
+	maxBody      = 1 << 20 // of one object
+	maxBatchBody = 8 << 20
+	maxDepth     = 32
+	// maxValues bounds the values of one object. A body of nulls would make a
+	// hundred times its size in memory; a job spec of gpuai.MaxSpecBytes has
+	// no more than this.
+	maxValues = 1 << 15
+	// smallBodies is the part of the body budget that batches leave free.
+	smallBodies = 16 << 20
+)
+
+// hintWire tells who sends a job file to the API where it goes.
+const hintWire = "the API takes the wire form: job files, and sizes such as \"24GiB\", go through `gpuai job run FILE`, which converts them (`gpuai job validate -o json FILE` prints the wire form)"
+
+// A guard passes a JSON text on and refuses what is deeper than maxDepth or has
+// more than limit values, since values was last set to 0. It looks at each byte once
+// and buffers nothing; whether the text is JSON is the decoder's business.
+type guard struct {
+	r       io.Reader
+	err     error // its own verdict
+	limit   int   // of values
+	depth   int
+	values  int
+	text    bool // within a string
+	escaped bool // after a backslash
+}
+
+// Read implements io.Reader.
+func (g *guard) Read(p []byte) (int, error) {
+	if g.err != nil {
+		return 0, g.err
+	}
+	n, err := g.r.Read(p)
+	if g.scan(p[:n]); g.err != nil {
+		return 0, g.err
+	}
+	return n, err
+}
+
+func (g *guard) scan(p []byte) {
+	for _, b := range p {
+		switch {
+		case g.escaped:
+			g.escaped = false
+		case g.text:
+			g.text, g.escaped = b != '"', b == '\\'
+		case b == '"':
+			g.text = true
+		case b == ',':
+			g.values++
+		case b == '{' || b == '[':
+			g.values++
+			g.depth++
+			g.judge()
+		case b == '}' || b == ']':
+			g.depth--
+		}
+	}
+	g.judge()
+}
+
+func (g *guard) judge() {
+	switch {
+	case g.err != nil:
+	case g.depth > maxDepth:
+		g.err = gpuai.NewError(gpuai.InvalidSpec, "the body is nested more than "+strconv.Itoa(maxDepth)+" levels deep")
+	case g.values > g.limit:
+		g.err = gpuai.NewError(gpuai.TooLarge, "an object of the body has more than "+strconv.Itoa(g.limit)+" values")
+	}
+}
+
+// A body is a request's body being decoded.
+type body struct {
+	c     *call
+	guard guard
+	dec   *jsontext.Decoder
+}
+
+// decoders keeps decoders with their buffers.
+var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+
+var strict = json.JoinOptions(json.RejectUnknownMembers(true))
+
+// open begins to read a JSON body of at most limit bytes. The caller closes it.
+func (c *call) open(limit int64) (*body, error) {
+	if err := c.isJSON(); err != nil {
+		return nil, err
+	}
+	size := c.r.ContentLength
+	if size > limit {
+		return nil, tooLarge(limit)
+	}
+	if size < 0 {
+		size = limit
+	}
+	spare := int64(0)
+	if limit > maxBody {
+		spare = smallBodies
+	}
+	if !c.api.bodies.take(size, spare) {
+		return nil, errBusy(c.rt.class)
+	}
+	c.taken = size // given back with the answer: what was decoded lives as long
+	_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout)) // a reader without deadlines is a test's
+	b := &body{c: c, guard: guard{r: http.MaxBytesReader(c.w, c.r.Body, limit), limit: maxValues}}
+	b.dec = decoders.Get().(*jsontext.Decoder)
+	b.dec.Reset(&b.guard)
+	return b, nil
+}
+
+// isJSON refuses bodies that say that they are something else.
+func (c *call) isJSON() error {
+	kind, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	if err == nil && kind == "application/json" {
+		return nil
+	}
+	return &statusError{http.StatusUnsupportedMediaType, gpuai.NewError(gpuai.InvalidSpec,
+		"Content-Type must be application/json, not "+strconv.Quote(clip(c.r.Header.Get("Content-Type")))+": "+hintWire)}
+}
+
+func (b *body) close() {
+	b.dec.Reset(nothing{})
+	decoders.Put(b.dec)
+	_ = b.c.ctl.SetReadDeadline(time.Time{})
+}
+
+// nothing is an empty reader, so that a kept decoder keeps no request.
+type nothing struct{}
+
+func (nothing) Read([]byte) (int, error) { return 0, io.EOF }
+
+// value decodes the next value into v.
+func (b *body) value(v any) error {
+	if err := json.UnmarshalDecode(b.dec, v, strict); err != nil {
+		return b.explain(err)
+	}
+	return nil
+}
+
+// end refuses what follows the last value.
+func (b *body) end() error {
+	if _, err := b.dec.ReadToken(); errors.Is(err, io.EOF) && b.guard.err == nil {
+		return nil
+	} else if err != nil && !isSyntax(err) {
+		return b.explain(err)
+	}
+	return invalid("", "something follows the JSON value")
+}
+
+func isSyntax(err error) bool {
+	var syn *jsontext.SyntacticError
+	return errors.As(err, &syn)
+}
+
+// decode reads the whole body into v.
+func (c *call) decode(v any) error {
+	b, err := c.open(maxBody)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	if err := b.value(v); err != nil {
+		return err
+	}
+	return b.end()
+}
+
+// noBody refuses a body where none is meant; an empty object passes, since many
+// clients send one with every POST.
+func (c *call) noBody() error {
+	if c.r.ContentLength == 0 || c.r.Body == http.NoBody {
+		return nil
+	}
+	return c.decode(&struct{}{})
+}
+
+func tooLarge(limit int64) error {
+	return gpuai.NewError(gpuai.TooLarge, "the body may have at most "+strconv.FormatInt(limit, 10)+" bytes")
+}
+
+// explain says what was wrong with a body in the caller's words.
+func (b *body) explain(err error) error {
+	var big *http.MaxBytesError
+	switch {
+	case b.guard.err != nil:
+		return b.guard.err
+	case errors.As(err, &big):
+		return tooLarge(big.Limit)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		b.c.w.Header().Set("Connection", "close")
+		return &statusError{http.StatusRequestTimeout, gpuai.NewError(gpuai.InvalidSpec,
+			"the body did not arrive within "+b.c.api.cfg.BodyTimeout.String())}
+	}
+	return explainJSON(err)
+}
+
+// explainJSON turns a decoder's error into an invalid_spec at a pointer.
+func explainJSON(err error) error {
+	var sem *json.SemanticError
+	var syn *jsontext.SyntacticError
+	switch {
+	case errors.As(err, &sem):
+		return invalid(pointer(sem.JSONPointer), semantic(sem))
+	case errors.As(err, &syn):
+		detail := "is not JSON: " + syn.Err.Error() + ", at byte " + strconv.FormatInt(syn.ByteOffset, 10)
+		if errors.Is(err, jsontext.ErrDuplicateName) {
+			detail = "is given twice"
+		}
+		return invalid(pointer(syn.JSONPointer), detail)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return invalid("", "the JSON ends too early")
+	}
+	return gpuai.NewError(gpuai.InvalidSpec, "the body could not be read: "+err.Error())
+}
+
+func semantic(e *json.SemanticError) string {
+	switch {
+	case errors.Is(e, json.ErrUnknownName):
+		return "is an unknown field; " + hintWire
+	case e.Err != nil && e.JSONKind == '"' && wants(e.GoType) == "a string":
+		return e.Err.Error() // an enum says what it takes
+	case e.JSONKind == '0' && e.Err != nil:
+		return "must be " + wants(e.GoType) + " in range"
+	}
+	return "must be " + wants(e.GoType) + ", not " + kindName(e.JSONKind) + "; " + hintWire
+}
+
+// wants names the JSON that a Go type is written as.
+func wants(t reflect.Type) string {
+	if t == nil {
+		return "another value"
+	}
+	if t.Implements(reflect.TypeFor[interface{ MarshalText() ([]byte, error) }]()) {
+		return "a string"
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a string"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.Struct, reflect.Map, reflect.Pointer:
+		return "an object"
+	default:
+		return "a whole number"
+	}
+}
+
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case '"':
+		return "a string"
+	case '0':
+		return "this number"
+	case 't', 'f':
+		return "true or false"
+	case '{':
+		return "an object"
+	case '[':
+		return "an array"
+	default:
+		return "null"
+	}
+}
+
+// pointer bounds a pointer, which holds names that the caller chose.
+func pointer(p jsontext.Pointer) string { return clip(string(p)) }
+
+// clip bounds a text of the caller's in an error.
+func clip(s string) string {
+	const most = 256
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}

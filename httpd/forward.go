@@ -1,0 +1,122 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"sync"
+	"time"
+
+	"github.com/gpuai/gpuai"
+)
+
+// forwardLimit bounds a forwarded body; the leader judges each route's own.
+const forwardLimit = maxBatchBody
+
+// forward passes the whole request on to the leader, once: a request that
+// comes forwarded already to a server that does not lead is answered, so that
+// two servers with different ideas of the leader play no ping-pong.
+func (c *call) forward(leader http.RoundTripper) error {
+	if c.r.Header.Get(headerForwarded) != "" {
+		return &gpuai.Error{
+			Code: gpuai.NoLeader, RetryAfter: gpuai.Second,
+			Detail: "the leader changed on the way: retry",
+		}
+	}
+	if c.r.ContentLength > forwardLimit {
+		return tooLarge(forwardLimit)
+	}
+	if c.r.Body != nil && c.r.ContentLength != 0 {
+		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, forwardLimit)
+		_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout))
+		defer func() { _ = c.ctl.SetReadDeadline(time.Time{}) }()
+	}
+	var failed error
+	proxy := httputil.ReverseProxy{
+		Rewrite:        c.rewrite,
+		Transport:      leader,
+		BufferPool:     &c.api.proxies,
+		ModifyResponse: c.adopt,
+		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+	}
+	proxy.ServeHTTP(&forwardWriter{c.w, c}, c.r)
+	if failed != nil {
+		return c.notForwarded(failed)
+	}
+	return nil
+}
+
+// rewrite addresses the request to the leader. The ID goes along, so that both
+// servers' logs name it.
+func (c *call) rewrite(p *httputil.ProxyRequest) {
+	p.Out.URL.Scheme, p.Out.URL.Host = "http", "leader"
+	p.Out.Host = p.In.Host
+	p.Out.Header.Set(headerForwarded, "1")
+	p.Out.Header.Set(headerRequestID, c.id)
+}
+
+// adopt makes the leader's answer ours: its headers replace those that were set
+// here, which spoke of this server's index.
+func (c *call) adopt(resp *http.Response) error {
+	h := c.w.Header()
+	for name := range resp.Header {
+		h.Del(name)
+	}
+	c.status = resp.StatusCode
+	return nil
+}
+
+// A forwardWriter gives each write of a forwarded answer a deadline of its own.
+type forwardWriter struct {
+	http.ResponseWriter
+	c *call
+}
+
+// Write implements http.ResponseWriter.
+func (w *forwardWriter) Write(p []byte) (int, error) {
+	_ = w.c.ctl.SetWriteDeadline(time.Now().Add(w.c.api.cfg.WriteTimeout))
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap lets the proxy flush.
+func (w *forwardWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// notForwarded says what became of a request whose answer did not come. Only a
+// connection that never stood says that nothing was done.
+func (c *call) notForwarded(err error) error {
+	var big *http.MaxBytesError
+	var op *net.OpError
+	var own *gpuai.Error
+	switch {
+	case c.r.Context().Err() != nil:
+		return context.Cause(c.r.Context())
+	case errors.As(err, &big):
+		return tooLarge(big.Limit)
+	case errors.As(err, &own):
+		return own
+	case !c.rt.write || errors.As(err, &op) && op.Op == "dial":
+		c.api.log.Info("leader not reached", "request_id", c.id, "error", err)
+		return &gpuai.Error{Code: gpuai.NoLeader, RetryAfter: gpuai.Second, Detail: "the leader did not answer this server: retry"}
+	}
+	c.api.log.Warn("leader's answer lost", "request_id", c.id, "error", err)
+	return &gpuai.Error{
+		Code: gpuai.OutcomeUnknown, RetryAfter: gpuai.Second,
+		Detail: "the leader was lost before it answered: send the request again with the same Idempotency-Key",
+	}
+}
+
+// proxyBuffers keeps the buffers that forwarded answers are copied through.
+type proxyBuffers struct{ pool sync.Pool }
+
+// Get implements httputil.BufferPool.
+func (p *proxyBuffers) Get() []byte {
+	if b, ok := p.pool.Get().(*[]byte); ok {
+		return *b
+	}
+	return make([]byte, 32<<10)
+}
+
+// Put implements httputil.BufferPool.
+func (p *proxyBuffers) Put(b []byte) { p.pool.Put(&b) }

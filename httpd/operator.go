@@ -1,0 +1,104 @@
+package httpd
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/gpuai/gpuai"
+)
+
+// raft answers GET /v1/operator/raft: this server's view.
+func (c *call) raft() error {
+	st := c.api.backend.Raft(c.r.Context())
+	return c.reply(http.StatusOK, &st)
+}
+
+// digest answers GET /v1/operator/digest; without index, of the latest.
+func (c *call) digest() error {
+	index, err := c.unsigned("index", 64)
+	if err != nil {
+		return err
+	}
+	d, err := c.api.backend.DigestAt(index)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, &d)
+}
+
+// snapshot answers GET /v1/operator/snapshot with the snapshot's own bytes.
+func (c *call) snapshot() error {
+	if err := c.readPoint(); err != nil {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/octet-stream")
+	c.w.Header().Set("Content-Disposition", `attachment; filename="gpuai.snapshot"`)
+	err := c.api.backend.Snapshot(c.r.Context(), &slowWriter{c})
+	if err == nil && c.status == 0 {
+		c.begin(http.StatusOK)
+	}
+	if err != nil && c.status != 0 {
+		c.api.log.Warn("snapshot cut short", "request_id", c.id, "error", err)
+		panic(http.ErrAbortHandler) // the reader must see that it is not whole
+	}
+	return err
+}
+
+// A slowWriter writes an answer of any length: each write has its own deadline.
+type slowWriter struct{ c *call }
+
+func (s *slowWriter) Write(p []byte) (int, error) {
+	if s.c.status == 0 {
+		s.c.begin(http.StatusOK)
+	}
+	_ = s.c.ctl.SetWriteDeadline(time.Now().Add(s.c.api.cfg.WriteTimeout))
+	return s.c.w.Write(p)
+}
+
+type health struct {
+	Status string         `json:"status"` // "ok"
+	Server gpuai.ServerID `json:"server"`
+}
+
+// healthz answers GET /healthz: this process serves.
+func (c *call) healthz() error {
+	return c.reply(http.StatusOK, &health{"ok", c.api.backend.Status().Server})
+}
+
+// readyz answers GET /readyz: 503 with the reason until this server serves.
+func (c *call) readyz() error {
+	st := c.api.backend.Status()
+	if !st.Ready {
+		return &gpuai.Error{
+			Code: gpuai.NoLeader, RetryAfter: gpuai.Second,
+			Detail: "server " + string(st.Server) + " is not ready: " + st.NotReady,
+		}
+	}
+	return c.reply(http.StatusOK, &health{"ok", st.Server})
+}
+
+// serveMetrics answers GET /metrics.
+func (c *call) serveMetrics() error {
+	if c.api.cfg.Metrics == nil {
+		return gpuai.NewError(gpuai.NotFound, "this server serves no metrics")
+	}
+	c.status = http.StatusOK
+	_ = c.ctl.SetWriteDeadline(time.Now().Add(c.api.cfg.WriteTimeout))
+	c.api.cfg.Metrics.ServeHTTP(c.w, c.r)
+	return nil
+}
+
+// serveOpenAPI answers GET /v1/openapi.json.
+func (c *call) serveOpenAPI() error {
+	c.send(http.StatusOK, "application/json", openapi)
+	return nil
+}
+
+// serveSchema answers GET /v1/schema/job.json.
+func (c *call) serveSchema() error {
+	if len(c.api.cfg.Schema) == 0 {
+		return gpuai.NewError(gpuai.NotFound, "this server serves no schema")
+	}
+	c.send(http.StatusOK, "application/schema+json", c.api.cfg.Schema)
+	return nil
+}

@@ -1,0 +1,101 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/coder/websocket"
+	"github.com/go-json-experiment/json"
+
+	"github.com/gpuai/gpuai"
+)
+
+// maxFrameValues bounds the values of one frame.
+const maxFrameValues = 1 << 18
+
+// session answers GET /v1/agent/session: it accepts the WebSocket and hands it
+// to the backend until one of them ends it.
+func (c *call) session() error {
+	if !c.offers(gpuai.SessionProtocol) {
+		return gpuai.NewError(gpuai.InvalidSpec, "this path is for agents: a WebSocket with the subprotocol "+gpuai.SessionProtocol)
+	}
+	conn, err := websocket.Accept(c.w, c.r, &websocket.AcceptOptions{
+		Subprotocols: []string{gpuai.SessionProtocol}, CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		c.status = http.StatusBadRequest // Accept has answered
+		return fmt.Errorf("accept an agent's session: %w", err)
+	}
+	c.status = http.StatusSwitchingProtocols
+	conn.SetReadLimit(gpuai.MaxFrameBytes)
+	// A hijacked request's context no longer ends with the connection; Recv does.
+	err = c.api.backend.Agent(c.r.Context(), &agentConn{conn: conn, addr: c.r.RemoteAddr})
+	if err == nil || errors.Is(err, context.Canceled) {
+		_ = conn.Close(websocket.StatusNormalClosure, "") // the peer may be gone
+		return nil
+	}
+	_ = conn.CloseNow()
+	return err
+}
+
+// offers reports whether the caller speaks a WebSocket subprotocol.
+func (c *call) offers(protocol string) bool {
+	for _, line := range c.r.Header.Values("Sec-WebSocket-Protocol") {
+		if slices.ContainsFunc(strings.Split(line, ","), func(s string) bool { return strings.TrimSpace(s) == protocol }) {
+			return true
+		}
+	}
+	return false
+}
+
+// agentConn is an AgentConn over a WebSocket.
+type agentConn struct {
+	conn *websocket.Conn
+	addr string
+}
+
+var _ AgentConn = (*agentConn)(nil)
+
+// Recv implements AgentConn. A frame that is no frame ends the session.
+func (a *agentConn) Recv(ctx context.Context) (f gpuai.Frame, err error) {
+	kind, r, err := a.conn.Reader(ctx)
+	if err != nil {
+		return f, err
+	}
+	if kind != websocket.MessageText {
+		return f, gpuai.NewError(gpuai.InvalidSpec, "frames are JSON text")
+	}
+	return decodeFrame(r)
+}
+
+// decodeFrame reads one frame: strict, and nothing after it.
+func decodeFrame(r io.Reader) (f gpuai.Frame, err error) {
+	g := &guard{r: r, limit: maxFrameValues}
+	if err := json.UnmarshalRead(g, &f, strict); err != nil {
+		if g.err != nil {
+			return f, g.err
+		}
+		return f, explainJSON(err)
+	}
+	return f, nil
+}
+
+// Send implements AgentConn.
+func (a *agentConn) Send(ctx context.Context, f gpuai.Frame) error {
+	w, err := a.conn.Writer(ctx, websocket.MessageText)
+	if err != nil {
+		return err
+	}
+	if err := json.MarshalWrite(w, &f); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// RemoteAddr implements AgentConn.
+func (a *agentConn) RemoteAddr() string { return a.addr }
