@@ -75,6 +75,9 @@ func (t *Tracker) scanMarks(m Region, p *gpuai.Policy, e Time, rows int) int {
 				continue
 			}
 			s.look = now + lookEvery
+			if left := int64(s.minEnd) - quiet; left > 0 {
+				s.look = min(s.look, now+left) // judged by fresh knowledge
+			}
 			if quiet >= int64(p.SuspectAfter) {
 				t.suspect(m, slot, s)
 			}
