@@ -98,10 +98,9 @@ func (l *load) giveOne() {
 func (l *load) churn(n int) {
 	for range n {
 		l.giveOne()
-		if sh := l.shapes[l.r.IntN(len(l.shapes))]; true {
-			if f, ok := l.s.Find(sh); ok {
-				l.take(f, sh)
-			}
+		sh := l.shapes[l.r.IntN(len(l.shapes))]
+		if f, ok := l.s.Find(sh); ok {
+			l.take(f, sh)
 		}
 		l.s.space.Commit()
 	}
@@ -117,6 +116,7 @@ func BenchmarkFind(b *testing.B) {
 			l.churn(nodes * 2)
 			b.Run(fmt.Sprintf("nodes=%d/fractions=%d", nodes, fractions), func(b *testing.B) {
 				b.ReportAllocs()
+				defer startCPU(b)()
 				found := 0
 				for i := 0; b.Loop(); i++ {
 					if _, ok := l.s.Find(l.shapes[i%len(l.shapes)]); ok {
@@ -138,6 +138,7 @@ func BenchmarkChurn(b *testing.B) {
 			l.churn(nodes * 2)
 			b.Run(fmt.Sprintf("nodes=%d/fractions=%d", nodes, fractions), func(b *testing.B) {
 				b.ReportAllocs()
+				defer startCPU(b)()
 				for b.Loop() {
 					l.churn(1)
 				}
@@ -153,6 +154,7 @@ func BenchmarkFindTake(b *testing.B) {
 	id, _ := l.s.AddShape([]byte("one"), r, nil)
 	l.s.space.Commit()
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for b.Loop() {
 		f, ok := l.s.Find(id)
 		if !ok {
@@ -182,6 +184,7 @@ func BenchmarkFindAdversarial(b *testing.B) {
 			s.space.Commit()
 			b.Run(fmt.Sprintf("pools=%d/share=%d", pools, needs.GPU.Share.Milli), func(b *testing.B) {
 				b.ReportAllocs()
+				defer startCPU(b)()
 				before := s.Work()
 				for b.Loop() {
 					if _, ok := s.Find(id); ok {
@@ -228,6 +231,7 @@ func BenchmarkCapacity(b *testing.B) {
 	id, _ := l.s.AddShape([]byte("gang"), whole(8), nil)
 	l.s.space.Commit()
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for b.Loop() {
 		l.s.Capacity(id, 4096)
 	}
@@ -237,6 +241,7 @@ func BenchmarkFitsOn(b *testing.B) {
 	l := newLoad(b, 10_000, 4000, 30)
 	l.fill(10_000, 85)
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for i := 0; b.Loop(); i++ {
 		l.s.FitsOn(l.shapes[i%len(l.shapes)], uint32(i)%10_000)
 	}
@@ -245,6 +250,7 @@ func BenchmarkFitsOn(b *testing.B) {
 func BenchmarkAddShape(b *testing.B) {
 	l := newLoad(b, 10_000, 1000, 30)
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for i := 0; b.Loop(); i++ {
 		r, cs := benchShape(l.r, i, 30)
 		if _, code := l.s.AddShape(fmt.Append(nil, "new", i), r, cs); code != gpuai.OK {
@@ -258,6 +264,7 @@ func BenchmarkSetNode(b *testing.B) {
 	l := newLoad(b, 10_000, 1000, 30)
 	n := NodeInfo{Zone: "z1", CPU: 96_000, Memory: 768 << 30, Devices: gpus(8, "m1")}
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for i := 0; b.Loop(); i++ {
 		l.s.SetNode(uint32(i%10_000), &n)
 		l.s.SetOpen(uint32(i%10_000), true)
@@ -268,6 +275,7 @@ func BenchmarkSetNode(b *testing.B) {
 func BenchmarkExplain(b *testing.B) {
 	l := newLoad(b, 100_000, 100, 30)
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for i := 0; b.Loop(); i++ {
 		l.s.Explain(l.shapes[i%len(l.shapes)])
 	}
@@ -277,6 +285,7 @@ func BenchmarkFork(b *testing.B) {
 	l := newLoad(b, 100_000, 4000, 30)
 	l.fill(100_000, 85)
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for b.Loop() {
 		l.s.Fork(l.s.space.Fork())
 	}
@@ -321,11 +330,13 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+// One task after the other on a region that is otherwise empty.
 func BenchmarkTakeGive(b *testing.B) {
 	l := newLoad(b, 1000, 1, 0)
 	id, _ := l.s.AddShape([]byte("one"), whole(1), nil)
 	l.s.space.Commit()
 	b.ReportAllocs()
+	defer startCPU(b)()
 	for b.Loop() {
 		f, _ := l.s.Find(id)
 		l.s.Take(f, id)

@@ -25,6 +25,9 @@ func (c *cursor) num() uint64 {
 	return v
 }
 
+// whole reports whether all bytes were read, and no more.
+func (c *cursor) whole() bool { return len(c.b) == 0 && !c.short }
+
 // view returns the next n bytes, or nil.
 func (c *cursor) view(n uint64) []byte {
 	if uint64(len(c.b)) < n {

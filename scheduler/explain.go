@@ -84,7 +84,7 @@ func poolFails(filter []byte, v *poolView) (m uint32) {
 	if v.hasDevice {
 		m |= when(!a.vendorOK(v), ruleVendor) | when(!a.modelOK(v), ruleModel) | when(!a.memoryOK(v), ruleMemory)
 	}
-	for i := range c.num() {
+	for i := range min(c.num(), gpuai.MaxConstraints) {
 		x := viewConstraint(&c)
 		m |= when(!x.holds(v), ruleConstraint+uint(i))
 	}

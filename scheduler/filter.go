@@ -73,12 +73,25 @@ func passes(b []byte, v *poolView) bool {
 	if a := viewAlt(&c); !a.vendorOK(v) || !a.modelOK(v) || !a.memoryOK(v) {
 		return false
 	}
-	for n := c.num(); n > 0; n-- {
+	for range min(c.num(), gpuai.MaxConstraints) {
 		if x := viewConstraint(&c); !x.holds(v) {
 			return false
 		}
 	}
 	return true
+}
+
+// validFilter reports whether b can have come from appendFilter.
+func validFilter(b []byte) bool {
+	c := cursor{b: b}
+	a := viewAlt(&c)
+	n := c.num()
+	ok := n <= gpuai.MaxConstraints && a.low >= 0 && a.high >= 0
+	for range min(n, gpuai.MaxConstraints) {
+		x := viewConstraint(&c)
+		ok = ok && x.count <= gpuai.MaxValues
+	}
+	return ok && c.whole()
 }
 
 // A constraintView is a constraint of a filter's bytes.

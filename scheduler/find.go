@@ -56,7 +56,7 @@ func (q *query) find() (Fit, bool) {
 				continue
 			}
 			if key, pool, ok := q.findClass(alt, c); ok {
-				return q.fit(q.r, place{key, pool, c, alt}), true
+				return q.fit(q.r, place{key, c, pool, alt}), true
 			}
 		}
 	}
@@ -64,19 +64,28 @@ func (q *query) find() (Fit, bool) {
 }
 
 // findClass returns the best unit of a class.
-func (q *query) findClass(alt uint8, class uint32) (key uint64, pool uint32, ok bool) {
+func (q *query) findClass(alt uint8, class uint32) (key uint64, pool uint16, ok bool) {
 	sum := q.sums.Get()
 	mask := q.r.filters[alt] * poolWords
 	for t := sum.tiers; t != 0; t &= t - 1 {
 		tier := uint32(bits.TrailingZeros64(t)) * poolWords
 		for w := range sum.words {
 			m := *q.filled.Get(filledWord(w, class)) & *q.masks.Get(mask + w) & *q.tiers.Get(tier + w)
-			for ; m != 0; m &= m - 1 {
-				pool = w<<6 | uint32(bits.TrailingZeros64(m))
-				if key, ok = q.findTree(spot{uint16(pool), class}, q.r.prefix(class)); ok {
-					return key, pool, true
-				}
+			if key, pool, ok = q.findPools(w, m, class); ok {
+				return key, pool, true
 			}
+		}
+	}
+	return 0, 0, false
+}
+
+// findPools returns the best unit of a class in the first of the pools m of
+// word w that has one.
+func (q *query) findPools(w uint32, m uint64, class uint32) (key uint64, pool uint16, ok bool) {
+	for ; m != 0; m &= m - 1 {
+		pool = poolAt(w, m)
+		if key, ok = q.findTree(spot{pool, class}, q.r.prefix(class)); ok {
+			return key, pool, true
 		}
 	}
 	return 0, 0, false
@@ -116,8 +125,8 @@ func (q *query) inLevel(at spot) bool {
 // A place is a unit in its class.
 type place struct {
 	key   uint64
-	pool  uint32
 	class uint32
+	pool  uint16
 	alt   uint8
 }
 
@@ -126,7 +135,7 @@ func (s *State) fit(r *shapeRec, p place) Fit {
 	f := Fit{Node: keyNode(p.key), Share: r.share, Alt: p.alt}
 	n := s.nodes.Get(f.Node)
 	x := &n.unit
-	for x.next != 0 && uint32(x.pool) != p.pool {
+	for x.next != 0 && x.pool != p.pool {
 		x = s.next(x)
 	}
 	if p.class >= wholeClass {
@@ -193,7 +202,7 @@ func (a *place) tighter(b *place) bool {
 // placeIn returns the tightest class in which a unit can serve a shape; the
 // key has only its prefix.
 func (s *State) placeIn(r *shapeRec, n *nodeRec, u *unitRec) (place, bool) {
-	p := place{pool: uint32(u.pool)}
+	p := place{pool: u.pool}
 	g := uint32(bits.OnesCount64(u.whole))
 	p.class = wholeClass + g
 	if r.share == 0 {

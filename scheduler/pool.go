@@ -84,13 +84,25 @@ func viewPool(b []byte) poolView {
 
 func (v *poolView) label(key []byte) (value []byte, ok bool) {
 	c := v.labels
-	for n := c.num(); n > 0; n-- {
+	for range min(c.num(), gpuai.MaxLabels) {
 		k, val := c.str(), c.str()
 		if bytes.Equal(k, key) {
 			return val, true
 		}
 	}
 	return nil, false
+}
+
+// validPool reports whether b can have come from appendPool.
+func validPool(b []byte) bool {
+	v := viewPool(b)
+	c := v.labels
+	n := c.num()
+	for range min(n, gpuai.MaxLabels) {
+		c.str()
+		c.str()
+	}
+	return c.whole() && n <= gpuai.MaxLabels && v.memory >= 0 && b[0] < numTiers
 }
 
 // numTiers bounds priceTier.

@@ -240,7 +240,7 @@ func (s *State) ShapeOf(id ShapeID) (gpuai.Resources, []gpuai.Constraint) {
 
 func readConstraints(c *cursor) []gpuai.Constraint {
 	var cs []gpuai.Constraint
-	for n := c.num(); n > 0; n-- {
+	for range min(c.num(), gpuai.MaxConstraints) {
 		x := viewConstraint(c)
 		y := gpuai.Constraint{Attribute: string(x.attribute), Op: x.op}
 		for range min(x.count, gpuai.MaxValues) {

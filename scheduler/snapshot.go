@@ -54,13 +54,17 @@ func (s *State) appendShape(b []byte, i uint32) []byte {
 }
 
 // RestoreState gives an empty index what AppendState wrote. SetNode for every
-// node, Hold for every live lease and SetOpen make the rest.
+// node, Hold for every live lease and SetOpen make the rest. A pool that gets
+// no node stays for ever; Check tells of it.
 func (s *State) RestoreState(b []byte) error {
 	c := cursor{b: b}
 	for n := c.u32(); n > 0; n-- {
 		number, def := c.u16(), c.str()
-		if c.short || number >= MaxPools || s.poolSlots.Has(uint32(number)) || len(def) == 0 || def[0] >= numTiers {
+		if c.short || number >= MaxPools || s.poolSlots.Has(uint32(number)) || !validPool(def) {
 			return fmt.Errorf("pool %d: %w", number, errState)
+		}
+		if twin, ok := s.findPool(def); ok {
+			return fmt.Errorf("pool %d is pool %d: %w", number, twin, errState)
 		}
 		if code := s.makePool(uint32(number), def); code != gpuai.OK {
 			return fmt.Errorf("pool %d: %w: %v", number, errState, code)
@@ -71,7 +75,7 @@ func (s *State) RestoreState(b []byte) error {
 			return err
 		}
 	}
-	if c.short || len(c.b) > 0 {
+	if !c.whole() {
 		return fmt.Errorf("%d bytes are left: %w", len(c.b), errState)
 	}
 	return nil
@@ -83,13 +87,17 @@ func (s *State) restoreShape(c *cursor) error {
 	key := c.str()
 	_, known := s.FindShape(key)
 	ok := !c.short && !known && i < MaxShapes && !s.shapeSlots.Has(i) && rec.alts >= 1 &&
-		rec.alts <= gpuai.MaxAlternatives && rec.count <= gpuai.MaxGPUs && rec.share < uint16(gpuai.WholeDevice) &&
+		rec.alts <= gpuai.MaxAlternatives && rec.count <= gpuai.MaxGPUs && rec.share < uint16(gpuai.WholeDevice) && (rec.share == 0 || rec.count == 1) &&
 		rec.cpu >= 0 && rec.cpu < int64(gpuai.MaxCPU) && rec.mem < uint64(gpuai.MaxMemory)
 	if !ok {
 		return fmt.Errorf("shape %d: %w", i, errState)
 	}
 	for a := range rec.alts {
-		f, code := s.joinFilter(c.str())
+		def := c.str()
+		if !validFilter(def) {
+			return fmt.Errorf("shape %d: %w", i, errState)
+		}
+		f, code := s.joinFilter(def)
 		if code != gpuai.OK {
 			return fmt.Errorf("shape %d: %w: %v", i, errState, code)
 		}
@@ -104,6 +112,3 @@ func (s *State) restoreShape(c *cursor) error {
 	}
 	return nil
 }
-
-// RestoreNode is SetNode for a node of a snapshot, whose pools are there.
-func (s *State) RestoreNode(slot uint32, n *NodeInfo) gpuai.Code { return s.SetNode(slot, n) }
