@@ -55,7 +55,7 @@ func New(cfg Config) (*Client, error) {
 		if !strings.Contains(a, "://") {
 			a = "http://" + a
 		}
-		if u, err := url.Parse(a); err != nil || u.Host == "" {
+		if u, err := url.Parse(a); err != nil || u.Hostname() == "" || u.Path != "" {
 			return nil, fmt.Errorf("the server's address %q is no URL such as http://127.0.0.1:7470", a)
 		}
 		c.addrs = append(c.addrs, a)
