@@ -65,6 +65,10 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 		time: max(meta.time, gpuai.Instant(e.Header.Time)), wall: gpuai.WallTime(e.Header.Wall),
 	}
 	m.out, out.Time = out, m.now.time
+	if n := int(e.Count); cap(out.Results) < n { // at once, since a server keeps each output
+		out.Results = make([]Result, 0, n)
+		out.Events = make([]gpuai.Event, 0, 2*n)
+	}
 	m.begin()
 	m.guard((*Machine).fireTimers)
 	for c, ok := e.Next(); ok; c, ok = e.Next() {

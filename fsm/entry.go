@@ -5,8 +5,7 @@ import (
 	"github.com/gpuai/gpuai/fsm/wire"
 )
 
-// Limits of an entry. A single command may exceed MaxEntryBytes and then goes
-// alone.
+// Limits of an entry.
 const (
 	MaxCommands     = wire.MaxCommands
 	MaxEntryBytes   = wire.MaxEntryBytes
