@@ -1,0 +1,221 @@
+package decide
+
+import "github.com/gpuai/gpuai"
+
+// Phase is how far a lease has come.
+type Phase uint8
+
+// The phases, in order. A lease holds its devices from Starting to Releasing.
+const (
+	// Waiting for its first deadline; nothing was done for it yet.
+	Waiting Phase = iota
+	Starting
+	Running
+	// Stopping: told to end, within its grace.
+	Stopping
+	// Fencing: being killed.
+	Fencing
+	// Unkillable: reported so; it may still be running.
+	Unkillable
+	// Releasing: the task is gone, the drivers clean up.
+	Releasing
+	// Reported: its end is reported and not answered yet.
+	Reported
+)
+
+var phaseNames = [...]string{"waiting", "starting", "running", "stopping", "fencing", "unkillable", "releasing", "reported"}
+
+// String returns the phase's name.
+func (p Phase) String() string { return phaseNames[p] }
+
+type lease struct {
+	a        gpuai.Assignment
+	phase    Phase
+	deadline int64 // the fence; 0: none yet
+	end      gpuai.Report
+	cause    gpuai.ReportState // what a kill of ours counts as
+	why      string
+	final    bool // unkillable was reported: no report follows the release
+	seq      uint32
+	unsent   []gpuai.Report
+	sentAt   int64
+}
+
+// holds reports whether the lease's task may be running with our consent.
+func (l *lease) holds() bool {
+	return l.phase == Starting || l.phase == Running || l.phase == Stopping
+}
+
+// fenceDue kills every task whose fence has come.
+func (c *Core) fenceDue(now int64) {
+	for _, t := range c.tokens() {
+		if l := c.leases[t]; l.holds() && l.deadline > 0 && now >= l.deadline {
+			c.kill(l, gpuai.ReportFenced, "no renewal counted in time")
+		}
+	}
+}
+
+// kill fences a held task.
+func (c *Core) kill(l *lease, as gpuai.ReportState, why string) {
+	l.phase, l.cause, l.why = Fencing, as, why
+	c.do(Kill{Lease: l.a.Lease.ID, Budget: c.policy.KillBudget, Why: why})
+}
+
+func (c *Core) stop(l *lease) {
+	l.phase = Stopping
+	c.do(Stop{Lease: l.a.Lease.ID, Grace: l.a.Task.StopGrace})
+}
+
+// stopAll ends every task in an orderly way and takes no new ones.
+func (c *Core) stopAll(reason string) {
+	c.draining = reason
+	for _, t := range c.tokens() {
+		l := c.leases[t]
+		switch l.phase {
+		case Waiting:
+			delete(c.leases, t)
+		case Starting, Running:
+			c.stop(l)
+		}
+	}
+}
+
+// fenceAll kills every task, as an agent does that is superseded.
+func (c *Core) fenceAll(why string) {
+	for _, t := range c.tokens() {
+		l := c.leases[t]
+		if l.phase == Waiting {
+			delete(c.leases, t)
+		} else if l.holds() {
+			c.kill(l, gpuai.ReportFenced, why)
+		}
+	}
+}
+
+// tryStart starts a waiting lease if it can be given a deadline (the
+// first-deadline rule): from t_send of the newest acked beat if that ack is
+// older than the lease, or names it. Else it waits for the first ack that does.
+func (c *Core) tryStart(now int64, l *lease) {
+	t := l.a.Lease.ID
+	if l.phase != Waiting || c.halted || !c.welcomed || !c.ack.valid {
+		return
+	}
+	if c.grantedBy(t, c.ack.index) && !c.ack.names[t] {
+		return
+	}
+	deadline := c.ack.sent + nanos(c.policy.FenceAfter(l.a.Lease.TTL))
+	if deadline <= now {
+		return // too old to start with; the next ack will do
+	}
+	if c.draining != "" {
+		c.finish(now, l, gpuai.Report{State: gpuai.ReportLost, Reason: c.draining})
+		return
+	}
+	l.phase, l.deadline = Starting, deadline
+	c.do(Start{Assignment: l.a, Deadline: deadline, KillBudget: c.policy.KillBudget})
+}
+
+// renew counts the newest ack, which names l, for its fence.
+func (c *Core) renew(l *lease) {
+	deadline := c.ack.sent + nanos(c.policy.FenceAfter(l.a.Lease.TTL))
+	if deadline > l.deadline {
+		l.deadline = deadline
+		c.do(Extend{Lease: l.a.Lease.ID, Deadline: deadline})
+	}
+}
+
+// grantedBy reports whether t was granted at or below an index of our epoch.
+func (c *Core) grantedBy(t gpuai.Token, index uint64) bool {
+	return t.Epoch() < c.id.Epoch || t.Epoch() == c.id.Epoch && t.Index() <= index
+}
+
+func (c *Core) taskEvent(now int64, e Event) {
+	switch e := e.(type) {
+	case TaskStarted:
+		if l := c.leases[e.Lease]; l != nil && l.phase < Unkillable && l.phase != Waiting {
+			if l.phase == Starting {
+				l.phase = Running
+			}
+			c.report(now, l, gpuai.Report{State: gpuai.ReportRunning})
+		}
+	case TaskNotStarted:
+		if l := c.leases[e.Lease]; l != nil && (l.holds() || l.phase == Fencing) {
+			c.ended(l, gpuai.Report{State: notStarted(l, e.State), ExitCode: e.Code, Reason: e.Reason})
+		}
+	case TaskEnded:
+		if l := c.leases[e.Lease]; l != nil && (l.holds() || l.phase == Fencing || l.phase == Unkillable) {
+			c.ended(l, ending(l, e))
+		}
+	case TaskUnkillable:
+		if l := c.leases[e.Lease]; l != nil && (l.holds() || l.phase == Fencing) {
+			l.phase, l.final = Unkillable, true
+			c.report(now, l, gpuai.Report{State: gpuai.ReportUnkillable, Reason: e.Reason, Unclean: l.a.Lease.Devices})
+		}
+	case Released:
+		if l := c.leases[e.Lease]; l != nil && l.phase == Releasing {
+			c.released(now, l, e)
+		}
+	case DeviceFailed:
+		if l := c.leases[e.Lease]; l != nil && l.holds() {
+			c.kill(l, gpuai.ReportGPUError, e.Reason)
+		}
+	}
+}
+
+// notStarted is what to report of a start that came to nothing.
+func notStarted(l *lease, s gpuai.ReportState) gpuai.ReportState {
+	switch l.phase {
+	case Stopping:
+		return gpuai.ReportStopped
+	case Fencing:
+		return l.cause
+	default:
+		return s
+	}
+}
+
+// ending is what to report of a task that ended.
+func ending(l *lease, e TaskEnded) gpuai.Report {
+	r := gpuai.Report{ExitCode: e.Code, Reason: e.Reason}
+	switch {
+	case e.By == ByLoss:
+		r.State = gpuai.ReportLost
+	case e.By == ByDeadline:
+		r.State = gpuai.ReportFenced
+	case e.By == ByStop:
+		r.State = gpuai.ReportStopped
+	case e.By == ByKill:
+		r.State = l.cause
+		if r.State == 0 { // a kill of the life before this one
+			r.State = gpuai.ReportFenced
+		}
+		if r.Reason == "" {
+			r.Reason = l.why
+		}
+	case e.Code == 0:
+		r.State = gpuai.ReportDone
+	default:
+		r.State = gpuai.ReportFailed
+	}
+	return r
+}
+
+// ended has a gone task's devices released; the report waits for that.
+func (c *Core) ended(l *lease, r gpuai.Report) {
+	l.phase, l.end = Releasing, r
+	c.do(Release{Lease: l.a.Lease.ID})
+}
+
+func (c *Core) released(now int64, l *lease, e Released) {
+	if l.final {
+		l.phase = Reported
+		c.forgetAnswered(l)
+		return
+	}
+	r := l.end
+	r.Unclean = e.Unclean
+	if e.Reason != "" && r.Reason == "" {
+		r.Reason = e.Reason
+	}
+	c.finish(now, l, r)
+}

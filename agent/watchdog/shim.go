@@ -1,0 +1,103 @@
+package watchdog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// A task is started in two steps, since its control groups and limits must be
+// in force before its program's first instruction: the watchdog forks itself as
+// a shim, moves that into the groups, and then tells it through a pipe what to
+// become.
+
+// shimArg makes the watchdog's binary a shim.
+const shimArg = "--exec-task"
+
+// The shim's files beside stdin, stdout and stderr.
+const (
+	gateFD   = 3 // read: a shimOrder, or end of file when the start is off
+	statusFD = 4 // written: why exec failed; closed by a successful exec
+)
+
+type shimOrder struct {
+	Argv   []string `json:"argv"`
+	Env    []string `json:"env"`
+	Cwd    string   `json:"cwd"`
+	NoFile uint64   `json:"nofile"`
+}
+
+// exitNotStarted is the shim's exit code when there is nothing to run.
+const exitNotStarted = 127
+
+// runShim becomes the task, or reports why not.
+func runShim() int {
+	gate, status := os.NewFile(gateFD, "gate"), os.NewFile(statusFD, "status")
+	syscall.CloseOnExec(gateFD)
+	syscall.CloseOnExec(statusFD)
+	var o shimOrder
+	b, err := io.ReadAll(gate)
+	if err != nil || len(b) == 0 {
+		return exitNotStarted
+	}
+	if err = json.Unmarshal(b, &o); err == nil {
+		err = o.exec()
+	}
+	fmt.Fprint(status, err)
+	return exitNotStarted
+}
+
+func (o *shimOrder) exec() error {
+	if err := os.Chdir(o.Cwd); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
+	path, err := lookPath(o.Argv[0], o.Env)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	if o.NoFile > 0 {
+		var now syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
+			return fmt.Errorf("limit open files: %w", err)
+		}
+		n := min(o.NoFile, now.Max)
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
+			return fmt.Errorf("limit open files: %w", err)
+		}
+	}
+	if err := syscall.Exec(path, o.Argv, o.Env); err != nil {
+		return fmt.Errorf("run %s: %w", path, err)
+	}
+	return nil
+}
+
+// lookPath finds a program in the PATH of env.
+func lookPath(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	path := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	for _, v := range env {
+		if p, ok := strings.CutPrefix(v, "PATH="); ok {
+			path = p
+		}
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if !filepath.IsAbs(dir) {
+			continue
+		}
+		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return p, nil
+		}
+	}
+	return "", errors.New(name + " is not in PATH (" + path + ")")
+}
