@@ -16,7 +16,7 @@ var layers = map[string]string{
 	"billing":    ". mem",
 	"fsm":        ". mem scheduler billing fsm/wire",
 	"store":      ".",
-	"telemetry":  "",
+	"telemetry":  ".",
 	"identity":   ".",
 	"blobs":      ".",
 	"raft":       ". fsm store telemetry identity",
