@@ -521,3 +521,17 @@ func (r *region) submit(spec *gpuai.JobSpec, key string) (out gpuai.Submitted) {
 	})
 	return out
 }
+
+// refusal waits for the session's end and returns what the agent was told.
+func (a *testAgent) refusal() *gpuai.SessionError {
+	a.t.Helper()
+	a.awaitEnd()
+	var x *gpuai.SessionError
+	eventually(a.t, "refusal", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		x = a.refused
+		return x != nil
+	})
+	return x
+}
