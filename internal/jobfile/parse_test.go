@@ -152,6 +152,7 @@ var unreadable = []problem{
 	{"fraction", head + "- count: 1.5\n  task: {command: [a]}\n", 4, 10, "/groups/0/count", "whole number"},
 	{"tag", head + "- task: {command: [!!str a]}\n", 4, 20, "/groups/0/task/command/0", "tags are not taken"},
 	{"merge", head + "- &g\n  task: {command: [a]}\n- <<: *g\n", 6, 3, "/groups/1", "merge keys"},
+	{"tab in a value", head + "- task: {command: [a]}\n  constraints:\n  - {attribute: label.x, op: \"=\", value: a\tb}\n", 6, 42, "/groups/0/constraints/0/value", "double quotes"},
 	{"unknown alias", head + "- *g\n", 4, 3, "/groups/0", "names no anchor"},
 	{"recursive alias", head + "- &g\n  task: *g\n", 5, 9, "/groups/0/task", "names no anchor"},
 	{"not a number", head + task + "priority: .nan\n", 5, 11, "/priority", "finite"},
@@ -346,17 +347,6 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		if got := strings.Join(compile().fields("x#"+tc.at), " "); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.at, got, tc.want)
 		}
-	}
-}
-
-func TestFromJSON(t *testing.T) {
-	got, err := FromJSON([]byte(`{"b":"1","a":[{"x":1,"y":null}],"id":"18446744073709551615"}`))
-	want := "b: \"1\"\na:\n- x: 1\n  \"y\": null\nid: \"18446744073709551615\"\n"
-	if err != nil || string(got) != want {
-		t.Errorf("%s, %v; want %s", got, err, want)
-	}
-	if _, err := FromJSON([]byte(`{`)); err == nil {
-		t.Error("half an object was taken")
 	}
 }
 

@@ -188,6 +188,10 @@ func scalar(out *node, n ast.Node) string {
 	case *ast.FloatNode:
 		out.kind, out.text = number, strconv.FormatFloat(n.Value, 'f', -1, 64)
 	case *ast.StringNode:
+		// The parser drops tabs here, without a word.
+		if strings.Contains(strings.TrimSpace(n.Token.Origin), "\t") {
+			return `has a tab in it: write the value in double quotes, and \t for the tab`
+		}
 		out.kind, out.text = text, n.Value
 	case *ast.LiteralNode:
 		out.kind, out.text = text, n.Value.Value
@@ -233,14 +237,4 @@ func place(n ast.Node) (line, col int32) {
 		return 1, 1
 	}
 	return int32(t.Position.Line), int32(t.Position.Column)
-}
-
-// FromJSON returns a JSON value as YAML, its fields in the same order. It is
-// how API objects are shown to people who ask for YAML.
-func FromJSON(src []byte) ([]byte, error) {
-	out, err := yaml.JSONToYAML(src)
-	if err != nil {
-		return nil, fmt.Errorf("turning JSON into YAML: %w", err)
-	}
-	return []byte(strings.TrimRight(string(out), "\n") + "\n"), nil
 }

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/jobfile"
+	"github.com/gpuai/gpuai/internal/telemetry"
+	"github.com/gpuai/gpuai/server"
+)
+
+// A logConfig says what is logged and how.
+type logConfig struct {
+	Format string // text or json
+	Level  string // debug, info, warn or error
+}
+
+func (l *logConfig) flags(c *cobra.Command) {
+	c.Flags().StringVar(&l.Format, "log-format", l.Format, "text or json")
+	c.Flags().StringVar(&l.Level, "log-level", l.Level, "debug, info, warn or error")
+}
+
+func (l *logConfig) level() (level slog.Level, err error) {
+	if err := level.UnmarshalText([]byte(l.Level)); err != nil {
+		return level, fmt.Errorf("--log-level is debug, info, warn or error, not %q", l.Level)
+	}
+	return level, telemetry.CheckFormat(l.Format)
+}
+
+// logger returns the logger of a configuration that is valid.
+func (a *app) logger(l logConfig) *slog.Logger {
+	level, _ := l.level()
+	return telemetry.NewLogger(a.err, l.Format, level)
+}
+
+// A serverConfig is the configuration of "server run".
+type serverConfig struct {
+	ID         string   // name of this member
+	Region     string   // name of the region
+	Data       string   // data directory
+	HTTP       string   // listen address of the API
+	Raft       string   // listen address for the other members
+	Advertise  string   // Raft address as others reach it; "" is the listener's
+	Peers      []string // id=host:port of every member, this one included; none: alone
+	Bootstrap  bool     // form a new cluster of Peers where Data is empty
+	Multiplier int      // 1 … 10, scales Raft's timeouts
+	Insecure   bool     // allow other addresses than loopback
+	Log        logConfig
+}
+
+// defaultServerConfig returns the defaults of the flags.
+func defaultServerConfig() serverConfig {
+	return serverConfig{
+		Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
+		Multiplier: 1, Log: logConfig{Format: telemetry.FormatText, Level: "info"},
+	}
+}
+
+// Validate returns every value that is wrong, with the value.
+func (c *serverConfig) Validate() error {
+	var errs []error
+	bad := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(gpuai.ValidName(c.ID), "--id must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.ID)
+	bad(gpuai.ValidName(c.Region), "--region must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.Region)
+	bad(c.Data != "", "--data must name a directory")
+	for _, l := range [...]struct{ flag, addr string }{{"http", c.HTTP}, {"raft", c.Raft}} {
+		if err := checkListen(l.addr, c.Insecure); err != nil {
+			errs = append(errs, fmt.Errorf("--%s: %w", l.flag, err))
+		}
+	}
+	bad(c.Multiplier >= 1 && c.Multiplier <= 10, "--raft-multiplier must be between 1 and 10, not %d", c.Multiplier)
+	peers, err := c.peers()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	self := slices.ContainsFunc(peers, func(p peer) bool { return string(p.ID) == c.ID })
+	bad(len(peers) == 0 || self, "--peers must name this server %q too", c.ID)
+	_, err = c.Log.level()
+	return errors.Join(append(errs, err)...)
+}
+
+// A peer is one entry of --peers.
+type peer = struct {
+	ID   gpuai.ServerID
+	Addr string
+}
+
+func (c *serverConfig) peers() ([]peer, error) {
+	var out []peer
+	for _, s := range c.Peers {
+		id, addr, ok := strings.Cut(s, "=")
+		host, port, err := net.SplitHostPort(addr)
+		if !ok || !gpuai.ValidName(id) || err != nil || host == "" || !validPort(port) {
+			return nil, fmt.Errorf("--peers has entries of the form id=host:port, not %q", s)
+		}
+		if slices.ContainsFunc(out, func(p peer) bool { return string(p.ID) == id || p.Addr == addr }) {
+			return nil, fmt.Errorf("--peers names %q twice", s)
+		}
+		out = append(out, peer{ID: gpuai.ServerID(id), Addr: addr})
+	}
+	return out, nil
+}
+
+func validPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+// checkListen refuses what would be reachable by others: nothing on the wire
+// is encrypted or authenticated yet.
+func checkListen(addr string, insecure bool) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("must be host:port, not %q", addr)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("must have a port of 0 to 65535, not %q", addr)
+	}
+	ip := net.ParseIP(host)
+	if insecure || host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("%q can be reached by others, and nothing is encrypted or authenticated yet: use a loopback address, or --insecure-plaintext on a test network", addr)
+}
+
+func newServerCmd(a *app) *cobra.Command {
+	return group("server", "Run a member of a region", newServerRunCmd(a))
+}
+
+func newServerRunCmd(a *app) *cobra.Command {
+	cfg := defaultServerConfig()
+	c := &cobra.Command{
+		Use: "run", Short: "Run one server of a region", Args: cobra.NoArgs,
+		Long: `Run one server of a region until SIGINT or SIGTERM. Leadership is handed over
+first. A region has three servers, or five; each is started with the same --peers.`,
+		Example: `  gpuai server run --id a --data /var/lib/gpuai/a --http 127.0.0.1:7470 --raft 127.0.0.1:7471 \
+      --peers a=127.0.0.1:7471,b=127.0.0.1:7481,c=127.0.0.1:7491 --bootstrap`,
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.ID, "id", "", "name of this server, unique in the region (required)")
+	f.StringVar(&cfg.Region, "region", cfg.Region, "name of the region")
+	f.StringVar(&cfg.Data, "data", "", "data directory (required)")
+	f.StringVar(&cfg.HTTP, "http", cfg.HTTP, "listen address of the HTTP API")
+	f.StringVar(&cfg.Raft, "raft", cfg.Raft, "listen address for the other servers")
+	f.StringVar(&cfg.Advertise, "advertise", "", "address of --raft as the others reach it")
+	f.StringSliceVar(&cfg.Peers, "peers", nil, "all servers as id=host:port of --raft, comma-separated; none for a region of one")
+	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
+	f.IntVar(&cfg.Multiplier, "raft-multiplier", cfg.Multiplier, "1 to 10, scales Raft's timeouts: 2 for busy disks, 5 between sites")
+	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
+	cfg.Log.flags(c)
+	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
+	return c
+}
+
+func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
+	if err := cfg.Validate(); err != nil {
+		return usageError{err}
+	}
+	peers, err := cfg.peers()
+	if err != nil {
+		return usageError{err}
+	}
+	sc := server.Config{
+		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
+		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
+		Bootstrap: cfg.Bootstrap, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
+		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
+	}
+	for _, p := range peers {
+		sc.Peers = append(sc.Peers, p)
+	}
+	s, err := server.Open(sc)
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
