@@ -38,6 +38,9 @@ type Config struct {
 	// InsecurePlaintext allows listening on other addresses than loopback:
 	// nothing on the wire is encrypted or authenticated yet.
 	InsecurePlaintext bool
+	// NotReady holds /readyz back while the server itself is ready: it says
+	// why, "" for no reason. It must not block; nil holds nothing back.
+	NotReady func() string
 	// JobSchema is served at /v1/schema/job.json.
 	JobSchema []byte
 	// Metrics takes the server's metrics and is served at /metrics; nil makes

@@ -144,6 +144,10 @@ func (s *Server) Status() httpd.Status {
 	st := httpd.Status{Server: s.cfg.ID, Index: s.node.AppliedIndex(), IsLeader: s.node.IsLeader()}
 	st.Leader, _ = s.node.Leader()
 	st.Ready, st.NotReady = s.readiness.get()
+	if st.Ready && s.cfg.NotReady != nil {
+		st.NotReady = s.cfg.NotReady()
+		st.Ready = st.NotReady == ""
+	}
 	if st.IsLeader {
 		st.Leader = s.cfg.ID
 		return st
