@@ -15,8 +15,9 @@ const maxExplain = 32
 // An explainer answers questions that look at the whole state, on forks. All
 // questions that wait when a fork is made share it.
 type explainer struct {
-	s    *Server
-	asks chan *question
+	s        *Server
+	asks     chan *question
+	planning chan struct{} // holds one: each plan takes a fork of its own
 }
 
 // A question is asked of one fork.
@@ -26,7 +27,7 @@ type question struct {
 }
 
 func newExplainer(s *Server) *explainer {
-	return &explainer{s: s, asks: make(chan *question, maxExplain)}
+	return &explainer{s: s, asks: make(chan *question, maxExplain), planning: make(chan struct{}, 1)}
 }
 
 // run answers until ctx ends.

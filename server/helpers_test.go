@@ -332,6 +332,7 @@ func (a *testAgent) take(f gpuai.Frame) {
 		a.atIndex(f.Welcome.Index)
 	case gpuai.FrameRefused:
 		a.refused = f.Refused
+		a.conn.close() // as agents do
 	case gpuai.FrameLeases:
 		a.takeLeases(f.Leases)
 	case gpuai.FrameAck:

@@ -15,8 +15,9 @@ import (
 const (
 	// maxRecovering bounds the tasks whose recovery is being timed.
 	maxRecovering = 10_000
-	// watchQueue is how many entries may wait to be measured; more are not.
-	watchQueue = 1_024
+	// watchQueue is how many entries may wait to be measured; more are not. An
+	// entry may hold thousands of events.
+	watchQueue = 64
 )
 
 // allocationBuckets have an edge at 3 s, the goal.

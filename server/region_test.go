@@ -1,7 +1,10 @@
 package server
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -169,8 +172,8 @@ func TestALeaderChangeDeclaresNobodyDead(t *testing.T) {
 		}
 	}
 	r.halt(old) // its agent goes to another server, as agents do
-	if err := stopped.awaitEnd(); err == nil {
-		t.Error("the stopped server's session ended without a reason")
+	if x := stopped.refusal(); x.Code != gpuai.NoLeader {
+		t.Errorf("the agent of a server that stops was told %+v", x)
 	}
 	next := r.leader()
 	h := stopped.hello
@@ -238,19 +241,32 @@ func TestWritesAreForwardedToTheLeader(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)
 	f := r.followers()[0]
-	rt, err := f.Forward(t.Context())
-	if err != nil || rt == nil {
-		t.Fatalf("a follower has no way to the leader: %v", err)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://ignored/v1/operator/raft", nil)
+	a := join(t, f.Server, helloOf("n1", 2))
+	body, err := json.Marshal(jobSpec("forwarded", 2))
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := rt.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
+	for i, want := range []int{http.StatusCreated, http.StatusCreated} { // the second by its key
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+f.HTTPAddr()+"/v1/jobs", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Idempotency-Key", "once")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("submit %d through a follower: %s: %s", i, resp.Status, answer)
+		}
 	}
-	resp.Body.Close()
+	a.awaitLeases(2)
+	if jobs, _, _ := r.leader().Jobs(httpd.JobQuery{}); len(jobs) != 1 {
+		t.Errorf("there are %d jobs", len(jobs))
+	}
 	if rt, err := r.leader().Forward(t.Context()); rt != nil || err != nil {
 		t.Errorf("the leader forwards: %v, %v", rt, err)
 	}

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
@@ -39,25 +41,38 @@ type Server struct {
 	log   *slog.Logger
 	start time.Time // origin of now
 
+	replica
+	hub       *hub.Hub
+	sessions  *registry
+	collector *collector
+	lane      *lane
+	explainer *explainer
+	readiness readiness
+	changed   changes
+	metrics   *metrics
+	reign     atomic.Pointer[reign] // nil while another server leads
+
+	web
+	life
+}
+
+// replica is the node and its files.
+type replica struct {
 	dir           *store.Dir
 	node          *raft.Node
 	opened        atomic.Pointer[raft.Node] // node, for its own callbacks
-	restoredEarly atomic.Bool
-	hub           *hub.Hub
-	sessions      *registry
-	collector     *collector
-	lane          *lane
-	explainer     *explainer
-	planning      chan struct{} // holds one: each plan takes a fork
-	readiness     readiness
-	metrics       *metrics
-	reign         atomic.Pointer[reign] // nil while another server leads
-	changed       changes
+	restoredEarly atomic.Bool               // … before it was opened
+}
 
+// web is the HTTP servers, and the client for the other servers.
+type web struct {
 	public   *http.Server
 	peers    *http.Server
 	peerHTTP *http.Transport
+}
 
+// life is what Run and Close need.
+type life struct {
 	ctx       context.Context // ends with the server
 	cancel    context.CancelFunc
 	failed    chan error // the first reason why this server cannot go on
@@ -83,8 +98,9 @@ func Open(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger.With("server", cfg.ID), start: time.Now(),
-		hub: hub.New(keptEvents), sessions: newRegistry(), failed: make(chan error, 1), planning: make(chan struct{}, 1),
+		hub: hub.New(keptEvents), sessions: newRegistry(),
 	}
+	s.failed = make(chan error, 1)
 	if cfg.InsecurePlaintext {
 		s.log.Warn("INSECURE: --insecure-plaintext is on: nothing between servers, agents and clients is encrypted or authenticated; use it on test networks only")
 	}
@@ -129,7 +145,9 @@ func (s *Server) openNode() error {
 // serveHTTP makes the two HTTP servers.
 func (s *Server) serveHTTP() {
 	api := httpd.New(httpd.Config{
-		Backend: s, Schema: s.cfg.JobSchema, Metrics: telemetry.Handler(s.cfg.Metrics), Logger: s.log,
+		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
+		Metrics:  telemetry.Handler(s.cfg.Metrics),
+		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),
 	})
 	logger := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
 	s.public = &http.Server{
@@ -204,6 +222,7 @@ func (s *Server) stop() error {
 		cancel()
 	}
 	s.sessions.close()
+	s.sessions.await(stopTimeout / 5)
 	s.shutdown(s.public)
 	s.cancel()
 	s.shutdown(s.peers)

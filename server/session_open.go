@@ -17,13 +17,17 @@ import (
 // maxSessions bounds the agents of one server.
 const maxSessions = 1 << 17
 
-// admitting bounds how many agents may be registering at once: after a
-// failover they all come together.
-const admitting = 256
+// Bounds of how many agents may be registering at once: after a failover they
+// all come together. Those that hold leases have most of the room to
+// themselves: their time is running out.
+const (
+	admitHolders = 192
+	admitOthers  = 64
+)
 
 // registry is the sessions of this server: one a node, the newest.
 type registry struct {
-	admit chan struct{}
+	holders, others chan struct{} // one for each agent that is registering
 
 	mu     sync.Mutex // guards below
 	byNode map[gpuai.NodeID]*session
@@ -31,7 +35,10 @@ type registry struct {
 }
 
 func newRegistry() *registry {
-	return &registry{admit: make(chan struct{}, admitting), byNode: make(map[gpuai.NodeID]*session)}
+	return &registry{
+		holders: make(chan struct{}, admitHolders), others: make(chan struct{}, admitOthers),
+		byNode: make(map[gpuai.NodeID]*session),
+	}
 }
 
 // add makes se its node's session and ends the one before. It refuses when the
@@ -79,6 +86,20 @@ func (r *registry) close() {
 	}
 }
 
+// await returns when no session is left, or after a while.
+func (r *registry) await(d time.Duration) {
+	deadline := time.After(d)
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for r.len() > 0 {
+		select {
+		case <-poll.C:
+		case <-deadline:
+			return
+		}
+	}
+}
+
 var errStopping = errors.New("this server is stopping; go on at another")
 
 // refusal is the error of a session that was refused.
@@ -94,48 +115,61 @@ func refuse(c gpuai.Code, detail string) *refusal {
 	return r
 }
 
-// Agent runs one agent's session until it ends. A session that is refused is
-// told why; then the caller closes the connection.
+// Agent implements httpd.Streams: it runs one agent's session until it ends. A
+// session that is refused is told why, and is no error.
 func (s *Server) Agent(ctx context.Context, c httpd.AgentConn) error {
-	err := s.agent(ctx, c)
+	se, err := s.agent(ctx, c)
 	var r *refusal
-	if errors.As(err, &r) {
+	if refused := errors.As(err, &r); refused && se == nil { // else the session has said it
 		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 		defer cancel()
-		_ = c.Send(ctx, gpuai.Frame{Kind: gpuai.FrameRefused, Refused: &r.SessionError}) // it is over either way
+		err = c.Send(ctx, refusedFrame(r))
+	} else if refused {
+		err = nil
+	}
+	if r != nil {
+		s.log.Warn("agent refused", "from", c.RemoteAddr(), "code", r.Code, "detail", r.Detail)
 	}
 	return err
 }
 
-func (s *Server) agent(ctx context.Context, c agentConn) error {
+// agent opens a session and serves it. The session is nil when it was refused
+// before it began.
+func (s *Server) agent(ctx context.Context, c httpd.AgentConn) (*session, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	f, err := recvWithin(ctx, c, helloTimeout)
 	if err != nil {
-		return fmt.Errorf("wait for an agent's hello: %w", err)
+		return nil, fmt.Errorf("wait for an agent's hello: %w", err)
 	}
 	if f.Kind != gpuai.FrameHello || f.Hello == nil {
-		return refuse(gpuai.InvalidSpec, "a session begins with a hello")
+		return nil, refuse(gpuai.InvalidSpec, "a session begins with a hello")
 	}
 	se, err := s.welcome(ctx, c, f.Hello)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer s.sessions.remove(se)
 	defer s.hub.Attach(se.ref.Node, se)()
 	// Attached first: what changes from here on is noticed, what changed
 	// before is in the full set.
 	nudge(se.wake)
-	return se.serve(ctx, cancel)
+	err = se.serve(ctx, cancel)
+	s.log.Info("agent's session ended", "node", se.ref.Node, "session", se.name, "reason", err)
+	return se, err
 }
 
 // welcome registers the node and has its hello confirmed as a beat. The
 // session that it returns has its first ack due.
 func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*session, error) {
+	room := s.sessions.others
+	if len(h.Held) > 0 {
+		room = s.sessions.holders
+	}
 	select {
-	case s.sessions.admit <- struct{}{}:
-		defer func() { <-s.sessions.admit }()
+	case room <- struct{}{}:
+		defer func() { <-room }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 )
 
 const (
+	// leaveTimeout is how long an agent that was refused may take to leave.
+	leaveTimeout = time.Second
 	// maxChanges bounds the leases that are read at one hold of the machine.
 	maxChanges = 512
 	// setBytes is how large a set of leases may be, by a rough count, so that
@@ -24,18 +27,30 @@ const (
 // serve runs the session's goroutines until one ends.
 func (se *session) serve(ctx context.Context, cancel context.CancelFunc) error {
 	var wg sync.WaitGroup
-	wg.Go(func() { se.stop(se.receive(ctx), nil) })
+	received := make(chan struct{})
+	wg.Go(func() {
+		defer close(received)
+		se.stop(se.receive(ctx), nil)
+	})
 	wg.Go(func() { se.stop(se.carrier(ctx), nil) })
 	err := se.send(ctx)
 	var r *refusal
-	if errors.As(err, &r) { // before cancel, which ends the connection
-		err = errors.Join(errors.New(r.Error()), se.sendFrame(ctx, gpuai.Frame{Kind: gpuai.FrameRefused, Refused: &r.SessionError}))
+	if errors.As(err, &r) && se.sendFrame(ctx, refusedFrame(r)) == nil {
+		// cancel tears the connection down, and what the agent has not read
+		// with it: let it read and leave by itself.
+		select {
+		case <-received:
+		case <-time.After(leaveTimeout):
+		}
 	}
 	cancel()
 	wg.Wait()
 	se.logs.fail()
-	se.s.log.Info("agent's session ended", "node", se.ref.Node, "session", se.name, "reason", err)
 	return err
+}
+
+func refusedFrame(r *refusal) gpuai.Frame {
+	return gpuai.Frame{Kind: gpuai.FrameRefused, Refused: &r.SessionError}
 }
 
 // due is what the sender took to send.

@@ -10,6 +10,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/raft"
 	"github.com/gpuai/gpuai/server/hub"
 )
 
@@ -117,6 +118,9 @@ func (s *Server) Snapshot(_ context.Context, w io.Writer) error {
 		return err
 	}
 	r, err := s.node.OpenSnapshot()
+	if errors.Is(err, raft.ErrNoSnapshot) {
+		return notFound("the region has applied nothing yet, so there is nothing to save")
+	}
 	if err != nil {
 		return err
 	}

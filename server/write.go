@@ -148,8 +148,8 @@ func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key st
 func (s *Server) Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted, error) {
 	var out gpuai.Submitted
 	select {
-	case s.planning <- struct{}{}:
-		defer func() { <-s.planning }()
+	case s.explainer.planning <- struct{}{}:
+		defer func() { <-s.explainer.planning }()
 	case <-ctx.Done():
 		return out, ctx.Err()
 	}
