@@ -1,0 +1,110 @@
+// Command demo starts a region of three servers and three agents on this host,
+// runs a gang and an array on it, kills the leader and an agent with -9, and
+// checks what the region promises: both jobs succeed, no task had two runners,
+// and the three servers hold the same state. It prints what it measured.
+//
+// Everything is real but the devices: the binaries of make build, TCP, files
+// with fsync, processes. The devices are simulated, of two vendors. It needs no
+// root, takes about a minute and a half, and leaves nothing behind but, when a
+// claim does not hold, its logs.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// limit bounds the whole demo.
+const limit = 175 * time.Second
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	code := start(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	cancel()
+	os.Exit(code)
+}
+
+// options are the command line's.
+type options struct {
+	bin    string // directory of the binaries of make build
+	output string // "text" or "json"
+	keep   bool   // keep the directory also on success
+}
+
+func parseOptions(args []string, stderr io.Writer) (*options, error) {
+	o := new(options)
+	f := flag.NewFlagSet("demo", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.StringVar(&o.bin, "bin", "bin", "directory of the binaries that make build makes")
+	f.StringVar(&o.output, "o", "text", "format of the report: text or json")
+	f.BoolVar(&o.keep, "keep", false, "keep the demo's directory with all logs")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	if o.output != "text" && o.output != "json" || f.NArg() > 0 {
+		return nil, errors.New("usage: demo [-bin DIR] [-o text|json] [-keep]")
+	}
+	var err error
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"gpuai", "gpuai-watchdog", "gpuai-driver-sim"} {
+		if _, err := os.Stat(filepath.Join(o.bin, name)); err != nil {
+			return nil, fmt.Errorf("there is no %s in %s: run make build first, or say where it is with -bin", name, o.bin)
+		}
+	}
+	return o, nil
+}
+
+// start runs the demo and returns the exit code. The report goes to stdout,
+// progress to stderr.
+func start(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	o, err := parseOptions(args, stderr)
+	if err != nil {
+		fmt.Fprintln(stderr, "demo:", err)
+		return 2
+	}
+	dir, err := os.MkdirTemp("", "gpuai-demo-")
+	if err != nil {
+		fmt.Fprintln(stderr, "demo:", err)
+		return 1
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it was not done within %v", limit))
+	defer cancel()
+	d := newDemo(o, dir, stderr)
+	err = d.run(ctx)
+	return finish(d, err, stdout, stderr)
+}
+
+// finish reports, and removes the directory unless it explains a failure.
+func finish(d *demo, err error, stdout, stderr io.Writer) int {
+	if err != nil {
+		fmt.Fprintf(stderr, "demo: %v\n", err)
+		if !errors.Is(err, context.Canceled) {
+			fmt.Fprintf(stderr, "demo: the logs are in %s\n", d.dir)
+			return 1
+		}
+	}
+	if d.options.keep {
+		fmt.Fprintf(stderr, "demo: everything is kept in %s\n", d.dir)
+	} else if rmErr := os.RemoveAll(d.dir); rmErr != nil {
+		fmt.Fprintf(stderr, "demo: remove the demo's directory: %v\n", rmErr)
+		return 1
+	}
+	if err != nil {
+		return 128 + int(syscall.SIGINT)
+	}
+	if err := d.report.write(stdout, d.options.output); err != nil {
+		fmt.Fprintln(stderr, "demo:", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,5 @@
+// Package integration tests the real programs against each other: regions of
+// three server processes, agents and their tasks on loopback, and what happens
+// to them when processes are killed, stopped or cut off. It has nothing but
+// tests; docs/reliability.md says which fault each of them shows.
+package integration
