@@ -120,7 +120,7 @@ func (c *call) open(limit int64) (*body, error) {
 	if !c.api.bodies.take(size, spare) {
 		return nil, errBusy(c.rt.class)
 	}
-	c.taken = size // given back with the answer: what was decoded lives as long
+	c.taken = size                                                   // given back with the answer: what was decoded lives as long
 	_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout)) // a reader without deadlines is a test's
 	b := &body{c: c, guard: guard{r: http.MaxBytesReader(c.w, c.r.Body, limit), limit: maxValues}}
 	b.dec = decoders.Get().(*jsontext.Decoder)
@@ -138,10 +138,10 @@ func (c *call) isJSON() error {
 		"Content-Type must be application/json, not "+strconv.Quote(clip(c.r.Header.Get("Content-Type")))+": "+hintWire)}
 }
 
+// close lets the decoder go.
 func (b *body) close() {
 	b.dec.Reset(nothing{})
 	decoders.Put(b.dec)
-	_ = b.c.ctl.SetReadDeadline(time.Time{})
 }
 
 // nothing is an empty reader, so that a kept decoder keeps no request.
@@ -157,9 +157,12 @@ func (b *body) value(v any) error {
 	return nil
 }
 
-// end refuses what follows the last value.
+// end refuses what follows the last value. Only a body that was read whole
+// frees the connection of its deadline: what is left of another must not be
+// waited for.
 func (b *body) end() error {
 	if _, err := b.dec.ReadToken(); errors.Is(err, io.EOF) && b.guard.err == nil {
+		_ = b.c.ctl.SetReadDeadline(time.Time{})
 		return nil
 	} else if err != nil && !isSyntax(err) {
 		return b.explain(err)

@@ -31,7 +31,6 @@ func (c *call) forward(leader http.RoundTripper) error {
 	if c.r.Body != nil && c.r.ContentLength != 0 {
 		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, forwardLimit)
 		_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout))
-		defer func() { _ = c.ctl.SetReadDeadline(time.Time{}) }()
 	}
 	var failed error
 	proxy := httputil.ReverseProxy{
@@ -44,6 +43,9 @@ func (c *call) forward(leader http.RoundTripper) error {
 	proxy.ServeHTTP(&forwardWriter{c.w, c}, c.r)
 	if failed != nil {
 		return c.notForwarded(failed)
+	}
+	if c.status < http.StatusBadRequest { // else the body may not have been read whole
+		_ = c.ctl.SetReadDeadline(time.Time{})
 	}
 	return nil
 }
