@@ -103,6 +103,8 @@ func (c *Core) refused(e *gpuai.SessionError) {
 			c.superseded(e.Incarnation, e.Detail)
 			return
 		}
+	case gpuai.PreconditionFailed:
+		c.do(Alarm{Text: "a server refuses this agent: " + e.Detail})
 	case gpuai.InvalidSpec, gpuai.Unauthenticated, gpuai.Forbidden:
 		if !c.everWelcomed() {
 			c.halted = true

@@ -1,0 +1,278 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/decide"
+	"github.com/gpuai/gpuai/agent/watchdog"
+	"github.com/gpuai/gpuai/plugins"
+	"github.com/gpuai/gpuai/store"
+)
+
+const (
+	journalFile = "journal.db"
+	tasksDir    = "tasks"
+	driversDir  = "drivers"
+	// startTimeout bounds the start of the watchdog and of each driver.
+	startTimeout = 20 * time.Second
+)
+
+// journal is what the agent needs of store.Journal.
+type journal interface {
+	Load() (store.JournalIdentity, []store.JournalLease, error)
+	Commit(c store.JournalChange) error
+	Close() error
+}
+
+// An Agent runs one node. Open it, Run it once, Close it.
+type Agent struct {
+	cfg    Config
+	log    *slog.Logger
+	boot   string
+	dialer Dialer
+	inbox  chan func() // run by the loop, in order
+	ended  chan struct{}
+	counts *counts
+
+	closing sync.Once
+	closed  error
+
+	// What follows belongs to the loop, before Run to Open.
+	journal  journal
+	identity store.JournalIdentity
+	core     *decide.Core
+	acts     []decide.Action
+	region   gpuai.RegionID
+	records  map[gpuai.Token]*store.JournalLease
+	dirty    map[gpuai.Token]bool // records to be written
+	workers  map[gpuai.Token]*worker
+	devices  devices
+	line     *line  // the current session, nil when there is none
+	lines    uint64 // sessions so far
+	takeOver bool
+	urgent   bool   // the next session is wanted at once
+	drained  string // why no lease is taken
+	halt     error  // what Run ends with
+
+	mu   sync.Mutex // guards below
+	wd   *watchdog.Client
+	live map[gpuai.Token]bool // tasks that may still write output
+}
+
+// Open prepares an agent: it locks its data directory, starts its drivers, and
+// starts its watchdog or finds the one that is there. Tasks that run already
+// go on. Each error is one sentence that says what to do.
+func Open(cfg Config) (*Agent, error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(cfg.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	cfg.DataDir = dir
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger.With("node", string(cfg.Node)), takeOver: cfg.TakeOver,
+		inbox: make(chan func(), 1024), ended: make(chan struct{}), region: gpuai.DefaultRegion,
+		records: map[gpuai.Token]*store.JournalLease{}, dirty: map[gpuai.Token]bool{},
+		workers: map[gpuai.Token]*worker{}, live: map[gpuai.Token]bool{},
+		devices: devices{unclean: map[gpuai.DeviceID]string{}, bad: map[gpuai.DeviceID]bool{}},
+	}
+	if err := a.open(); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *Agent) open() (err error) {
+	if a.boot, err = bootID(); err != nil {
+		return err
+	}
+	if a.dialer = a.cfg.Dialer; a.dialer == nil {
+		if a.dialer, err = newClientDialer(&a.cfg); err != nil {
+			return err
+		}
+	}
+	if a.counts, err = newCounts(a.cfg.Metrics, a.cfg.Node); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(a.path(tasksDir), 0o700); err != nil {
+		return fmt.Errorf("create the agent's data directory: %w", err)
+	}
+	// The lock comes first: what follows must be this agent's alone.
+	j, err := store.OpenJournal(a.path(journalFile))
+	if err != nil {
+		return err
+	}
+	a.journal = j
+	if err := a.identify(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := a.startDrivers(ctx); err != nil {
+		return err
+	}
+	return a.adopt(ctx)
+}
+
+// identify reads who the agent is, or makes a new identity.
+func (a *Agent) identify() error {
+	id, leases, err := a.journal.Load()
+	if err != nil {
+		return err
+	}
+	if id.Nonce != "" && id.Node != a.cfg.Node {
+		return fmt.Errorf("data directory %s is that of node %s, not of %s: give this node another directory", a.cfg.DataDir, id.Node, a.cfg.Node)
+	}
+	fresh := id.Nonce == ""
+	if fresh {
+		id = store.JournalIdentity{Node: a.cfg.Node, Nonce: newNonce(), BootID: a.boot}
+	}
+	if id.BootID == a.boot {
+		for d, why := range id.Unclean {
+			a.devices.unclean[d] = why
+		}
+	} else {
+		id.Unclean = nil // a reboot cleans
+	}
+	a.identity = id
+	for i := range leases {
+		a.records[leases[i].Assignment.Lease.ID] = &leases[i]
+	}
+	if fresh {
+		return a.journal.Commit(store.JournalChange{Identity: &id})
+	}
+	return nil
+}
+
+func (a *Agent) startDrivers(ctx context.Context) error {
+	a.devices.drivers = append(a.devices.drivers, a.cfg.testDrivers...)
+	for _, c := range a.cfg.Drivers {
+		if c.Logger == nil {
+			c.Logger = a.log
+		}
+		if c.SocketDir == "" {
+			c.SocketDir = a.path(driversDir)
+		}
+		h, err := plugins.Start(ctx, c)
+		if err != nil {
+			return fmt.Errorf("start driver %s: %w", c.Name, err)
+		}
+		a.devices.drivers = append(a.devices.drivers, driver{c.Name, h})
+	}
+	return nil
+}
+
+// Run runs the agent until ctx ends, and returns nil then. Another error means
+// that the agent must not go on until its operator has acted: the region knows
+// another agent by this node's identity, or refuses this one.
+func (a *Agent) Run(ctx context.Context) error {
+	// The helpers outlive ctx until the loop has wound up.
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { a.connect(inner) })
+	wg.Go(func() { a.guardWatchdog(inner) })
+	for _, d := range a.devices.drivers {
+		wg.Go(func() { a.watchDriver(inner, d) })
+	}
+	defer cancel()
+	defer close(a.ended)
+	return a.loop(ctx)
+}
+
+// Close ends what Open started. Tasks go on under the watchdog, unless
+// Config.StopTasks ended them; with none left the watchdog ends too. Call it
+// after Run has returned. Idempotent.
+func (a *Agent) Close() error {
+	a.closing.Do(func() {
+		if wd := a.watchdog(); wd != nil {
+			_ = wd.Quit() // refuses while a task runs; it ends by itself later
+			_ = wd.Close()
+		}
+		for _, d := range a.devices.drivers {
+			a.closed = errors.Join(a.closed, d.Close())
+		}
+		if a.counts != nil {
+			a.counts.close(a.cfg.Metrics)
+		}
+		if a.journal != nil {
+			a.closed = errors.Join(a.closed, a.journal.Close())
+		}
+	})
+	return a.closed
+}
+
+func (a *Agent) path(name string) string { return filepath.Join(a.cfg.DataDir, name) }
+
+// taskDir is a lease's directory.
+func (a *Agent) taskDir(t gpuai.Token) string { return filepath.Join(a.path(tasksDir), t.String()) }
+
+// watchdog is the connection of the moment.
+func (a *Agent) watchdog() *watchdog.Client {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.wd
+}
+
+// setLive notes whether a task may still write output.
+func (a *Agent) setLive(t gpuai.Token, live bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if live {
+		a.live[t] = true
+	} else {
+		delete(a.live, t)
+	}
+}
+
+func (a *Agent) isLive(t gpuai.Token) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.live[t]
+}
+
+// post has the loop run f; it gives up when the loop has ended.
+func (a *Agent) post(f func()) {
+	select {
+	case a.inbox <- f:
+	case <-a.ended:
+	}
+}
+
+// keptTasks is how many ended tasks' directories, with their output, are kept.
+const keptTasks = 512
+
+// collect removes the directories of tasks that ended long ago.
+func (a *Agent) collect() {
+	entries, err := os.ReadDir(a.path(tasksDir))
+	if err != nil {
+		return
+	}
+	var ended []fs.FileInfo
+	for _, e := range entries {
+		var t gpuai.Token
+		fi, err := e.Info()
+		if err != nil || t.UnmarshalText([]byte(e.Name())) != nil || a.records[t] != nil || a.isLive(t) {
+			continue
+		}
+		ended = append(ended, fi)
+	}
+	sortOldest(ended)
+	for len(ended) > keptTasks {
+		if err := os.RemoveAll(filepath.Join(a.path(tasksDir), ended[0].Name())); err != nil {
+			a.log.Warn("an old task's directory stays", "error", err)
+		}
+		ended = ended[1:]
+	}
+}

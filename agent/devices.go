@@ -1,0 +1,172 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/plugins"
+)
+
+// A driver is one of the agent's drivers by its name.
+type driver struct {
+	name string
+	Driver
+}
+
+// devices is what the node offers, and what is wrong with it. The loop owns it.
+type devices struct {
+	drivers []driver
+	offered []gpuai.Device // to the region, sorted by ID
+	told    []gpuai.Device // in this session
+	// unclean are devices that could not be cleaned, or whose task could not be
+	// killed, with the reason. They are offered as unhealthy.
+	unclean map[gpuai.DeviceID]string
+	// bad are unclean devices that their driver has called unhealthy since:
+	// when it calls them healthy again, they are.
+	bad map[gpuai.DeviceID]bool
+}
+
+// Health codes that the agent gives itself.
+const (
+	codeUnclean = "agent:unclean"
+	codeDrained = "agent:drained"
+)
+
+// list merges the drivers' inventories. drained makes all of it unhealthy.
+func (d *devices) list(drained string) []gpuai.Device {
+	var out []gpuai.Device
+	for _, dr := range d.drivers {
+		for _, dev := range dr.Inventory().Devices {
+			switch {
+			case drained != "":
+				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeDrained
+			case d.masked(&dev):
+				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeUnclean
+			}
+			out = append(out, dev)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b gpuai.Device) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	out = slices.CompactFunc(out, func(a, b gpuai.Device) bool { return a.ID == b.ID })
+	return out[:min(len(out), gpuai.MaxGPUs)]
+}
+
+// masked reports whether a device must not be offered as healthy.
+func (d *devices) masked(dev *gpuai.Device) bool {
+	if _, ok := d.unclean[dev.ID]; !ok {
+		return false
+	}
+	if dev.Health != gpuai.DeviceHealthy {
+		d.bad[dev.ID] = true
+		return false
+	}
+	if d.bad[dev.ID] { // it was reset
+		delete(d.unclean, dev.ID)
+		delete(d.bad, dev.ID)
+		return false
+	}
+	return true
+}
+
+// simulated reports whether a driver made its devices up.
+func (d *devices) simulated() bool {
+	return slices.ContainsFunc(d.drivers, func(dr driver) bool { return dr.Inventory().Simulated })
+}
+
+// owners splits devices by the driver that has them.
+func owners(drivers []driver, ids []gpuai.DeviceID) (map[int][]gpuai.DeviceID, error) {
+	out := map[int][]gpuai.DeviceID{}
+	for _, id := range ids {
+		i := slices.IndexFunc(drivers, func(dr driver) bool {
+			return slices.ContainsFunc(dr.Inventory().Devices, func(d gpuai.Device) bool { return d.ID == id })
+		})
+		if i < 0 {
+			return nil, fmt.Errorf("no driver of this node has device %s", id)
+		}
+		out[i] = append(out[i], id)
+	}
+	return out, nil
+}
+
+// reserve reserves a lease's devices with their drivers and returns the
+// environment that gives them to the task.
+func reserve(ctx context.Context, drivers []driver, l *gpuai.Lease) (map[string]string, error) {
+	by, err := owners(drivers, l.Devices)
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	for _, i := range slices.Sorted(maps.Keys(by)) {
+		g, err := drivers[i].Reserve(ctx, plugins.Reservation{
+			ID: l.ID.String(), Devices: by[i], Share: l.Share, Incarnation: l.Incarnation,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("reserve devices: %w", err)
+		}
+		maps.Copy(env, g.Env)
+	}
+	return env, nil
+}
+
+// releaseTries bounds how often a driver is asked that does not answer.
+const releaseTries = 3
+
+// release gives a lease's devices back, and returns those that are not clean.
+func release(ctx context.Context, drivers []driver, l *gpuai.Lease) (unclean []gpuai.DeviceID, why string) {
+	by, err := owners(drivers, l.Devices)
+	if err != nil {
+		return nil, "" // nothing was reserved
+	}
+	for _, i := range slices.Sorted(maps.Keys(by)) {
+		clean, detail, err := releaseFrom(ctx, drivers[i], l.ID.String())
+		if err != nil {
+			clean, detail = false, err.Error()
+		}
+		if !clean {
+			unclean = append(unclean, by[i]...)
+			why = "devices are not clean: " + detail
+		}
+	}
+	slices.Sort(unclean)
+	return unclean, why
+}
+
+func releaseFrom(ctx context.Context, d driver, id string) (clean bool, detail string, err error) {
+	for try := range releaseTries {
+		if try > 0 {
+			again := time.NewTimer(time.Second)
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				again.Stop()
+				return false, "", ctx.Err()
+			}
+		}
+		if clean, detail, err = d.Release(ctx, id, true); err == nil {
+			return clean, detail, nil
+		}
+	}
+	return false, "", err
+}
+
+// failedUnder says which device of a running lease its driver wants to take
+// out of use, or "".
+func failedUnder(drivers []driver, l *gpuai.Lease) string {
+	for _, dr := range drivers {
+		snap := dr.Inventory()
+		if !snap.Up {
+			continue // a task that has its devices goes on while the driver is away
+		}
+		for _, id := range l.Devices {
+			if h, ok := snap.Health[id]; ok && h.Action >= plugins.ActionRestartTask {
+				return fmt.Sprintf("device %s failed: %s %s", id, h.Code, h.Message)
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,271 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/decide"
+	"github.com/gpuai/gpuai/agent/watchdog"
+	"github.com/gpuai/gpuai/store"
+)
+
+const (
+	// maxPIDs and maxFiles bound a task that says nothing of them.
+	maxPIDs  = 4096
+	maxFiles = 65536
+)
+
+// A worker carries out what concerns one lease, in order, beside the loop: its
+// orders wait for drivers, disks and the watchdog.
+type worker struct {
+	a      *Agent
+	lease  gpuai.Lease
+	assign gpuai.Assignment
+	region gpuai.RegionID
+
+	ctx    context.Context // of the start; an order to end cancels it
+	cancel context.CancelFunc
+	// deadline is the newest; ending says that the task is to end.
+	deadline atomic.Int64
+	ending   atomic.Bool
+	started  atomic.Bool // the watchdog has it
+
+	mu      sync.Mutex // guards below
+	orders  []func()
+	working bool
+}
+
+func (a *Agent) newWorker(as gpuai.Assignment) *worker {
+	w := &worker{a: a, assign: as, lease: as.Lease, region: a.region}
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	a.workers[as.Lease.ID] = w
+	a.setLive(as.Lease.ID, true)
+	return w
+}
+
+// order queues f; it never blocks.
+func (w *worker) order(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.orders = append(w.orders, f)
+	if !w.working {
+		w.working = true
+		go w.work()
+	}
+}
+
+func (w *worker) work() {
+	for {
+		w.mu.Lock()
+		if len(w.orders) == 0 {
+			w.working = false
+			w.mu.Unlock()
+			return
+		}
+		f := w.orders[0]
+		w.orders = w.orders[1:]
+		w.mu.Unlock()
+		f()
+	}
+}
+
+func (w *worker) finish() { w.cancel() }
+
+// tell has the loop take an event about this lease.
+func (w *worker) tell(e decide.Event) { w.a.post(func() { w.a.step(e) }) }
+
+// errProcess is why a node without the process runtime fails a task.
+const errProcess = "this node does not run plain processes: its operator has not allowed the process runtime"
+
+// start reserves, prepares and starts the task.
+func (w *worker) start(act decide.Start) {
+	no := decide.TaskNotStarted{Lease: w.lease.ID, State: gpuai.ReportFailed}
+	spec, err := w.prepare(act, &no)
+	if err == nil && w.ending.Load() {
+		no.State, err = gpuai.ReportStopped, errors.New("stopped before it was started")
+	}
+	if err != nil {
+		no.Reason = err.Error()
+		w.a.setLive(w.lease.ID, false)
+		w.tell(no)
+		return
+	}
+	spec.Deadline = w.deadline.Load()
+	task, err := w.launch(spec)
+	if err != nil {
+		no.State, no.Code, no.Reason = gpuai.ReportFailed, 127, err.Error()
+		var refused *watchdog.RefusedError
+		if !errors.As(err, &refused) {
+			// Whether it was started is not known: make sure that it is not.
+			no.State, no.Code = gpuai.ReportLost, 0
+			w.sweep(watchdog.Task{Lease: w.lease.ID}, act.KillBudget)
+		} else if watchdog.Boottime() >= spec.Deadline {
+			no.State, no.Code = gpuai.ReportFenced, 0
+		}
+		w.a.setLive(w.lease.ID, false)
+		w.tell(no)
+		return
+	}
+	w.started.Store(true)
+	w.a.post(func() { w.a.started(task) })
+	w.push()
+}
+
+func (w *worker) launch(spec *watchdog.Spec) (watchdog.Task, error) {
+	wd := w.a.watchdog()
+	if wd == nil {
+		return watchdog.Task{}, watchdog.ErrGone
+	}
+	return wd.Start(spec)
+}
+
+// prepare makes the task's directory and reserves its devices.
+func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog.Spec, error) {
+	task := &w.assign.Task
+	switch {
+	case task.Runtime != gpuai.RuntimeProcess && task.Runtime != "":
+		return nil, fmt.Errorf("this node has no runtime %q, only %q", task.Runtime, gpuai.RuntimeProcess)
+	case !w.a.cfg.AllowProcess:
+		return nil, errors.New(errProcess)
+	}
+	dir := w.a.taskDir(w.lease.ID)
+	work := filepath.Join(dir, "work")
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		no.State = gpuai.ReportLost
+		return nil, fmt.Errorf("make the task's directory: %w", err)
+	}
+	granted, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
+	if err != nil {
+		no.State = gpuai.ReportGPUError
+		return nil, err
+	}
+	env := taskEnv(&w.assign, w.region, work, granted)
+	argv, err := w.command(dir, env)
+	if err != nil {
+		no.State = gpuai.ReportLost
+		return nil, err
+	}
+	spec := &watchdog.Spec{
+		Lease: w.lease.ID, Incarnation: w.lease.Incarnation, KillBudget: int64(act.KillBudget) * 1e6,
+		Argv: argv, Env: envList(env), Cwd: work, LogDir: dir, LogBytes: w.a.cfg.LogBytes,
+		CPU: w.lease.CPU, Memory: w.lease.Memory, PIDs: maxPIDs, NoFile: maxFiles,
+	}
+	if task.Cwd != "" {
+		spec.Cwd = task.Cwd
+	}
+	return spec, nil
+}
+
+// command is the task's program and arguments.
+func (w *worker) command(dir string, env map[string]string) ([]string, error) {
+	task := &w.assign.Task
+	if task.Script != "" {
+		path := filepath.Join(dir, "script")
+		if err := os.WriteFile(path, []byte(task.Script), 0o600); err != nil {
+			return nil, fmt.Errorf("write the task's script: %w", err)
+		}
+		return []string{"/bin/sh", path}, nil
+	}
+	argv := make([]string, len(task.Command))
+	for i, arg := range task.Command {
+		argv[i] = expand(arg, env)
+	}
+	return argv, nil
+}
+
+// extend tells the watchdog of a later deadline.
+func (w *worker) extend() { w.order(w.push) }
+
+// push gives the watchdog the newest deadline. It refuses when the task is
+// over; when it cannot be reached, it fences.
+func (w *worker) push() {
+	if wd := w.a.watchdog(); wd != nil && w.started.Load() {
+		_ = wd.Extend(w.lease.ID, w.deadline.Load())
+	}
+}
+
+// stop ends the task with grace. One that was not started has been told of.
+func (w *worker) stop(act decide.Stop) {
+	if !w.started.Load() {
+		return
+	}
+	if wd := w.a.watchdog(); wd != nil {
+		_ = wd.Stop(w.lease.ID, act.Grace) // refused: it has ended, and news comes
+	}
+}
+
+// kill ends the task at once: through the watchdog, or beside it if that does
+// not answer.
+func (w *worker) kill(act decide.Kill) {
+	if !w.started.Load() {
+		return
+	}
+	wd := w.a.watchdog()
+	if wd == nil || wd.Kill(w.lease.ID, act.Budget) != nil {
+		w.a.log.Error("the watchdog does not answer, killing without it", "lease", w.lease.ID)
+		w.sweep(w.task(), act.Budget)
+	}
+}
+
+// task is what is known of the lease's process; the loop's record may be read
+// only there.
+func (w *worker) task() watchdog.Task {
+	ch := make(chan watchdog.Task, 1)
+	w.a.post(func() {
+		t := watchdog.Task{Lease: w.lease.ID}
+		if r := w.a.records[w.lease.ID]; r != nil {
+			t = recordedTask(r)
+		}
+		ch <- t
+	})
+	select {
+	case t := <-ch:
+		return t
+	case <-w.a.ended:
+		return watchdog.Task{Lease: w.lease.ID}
+	}
+}
+
+func recordedTask(r *store.JournalLease) watchdog.Task {
+	return watchdog.Task{Lease: r.Assignment.Lease.ID, PID: int(r.PID), PIDStart: r.PIDStart, Cgroup: r.Cgroup}
+}
+
+func (w *worker) sweep(t watchdog.Task, budget gpuai.Duration) bool {
+	return watchdog.Sweep(w.a.cfg.DataDir, w.a.path(tasksDir), t, max(budget, gpuai.Second))
+}
+
+// lost makes sure that a task the watchdog does not know is gone, and tells.
+func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
+	if !w.sweep(t, budget) {
+		w.tell(decide.TaskUnkillable{Lease: w.lease.ID, Reason: reason + ", and what is left of it cannot be killed"})
+		for !w.sweep(t, budget) {
+			if w.a.over() {
+				return
+			}
+		}
+	}
+	w.a.setLive(w.lease.ID, false)
+	w.tell(decide.TaskEnded{Lease: w.lease.ID, By: decide.ByLoss, Reason: reason})
+}
+
+// release gives the devices back.
+func (w *worker) release() {
+	unclean, why := release(context.Background(), w.a.devices.drivers, &w.lease)
+	w.tell(decide.Released{Lease: w.lease.ID, Unclean: unclean, Reason: why})
+}
+
+// over reports whether the loop has ended.
+func (a *Agent) over() bool {
+	select {
+	case <-a.ended:
+		return true
+	default:
+		return false
+	}
+}
