@@ -290,17 +290,21 @@ func connect(t *testing.T, s *Server, h gpuai.Hello) *testAgent {
 	return a
 }
 
-// join connects an agent and waits for its welcome.
+// join connects an agent and waits for its welcome. Like any agent it tries
+// again when the server has no leader at the moment.
 func join(t *testing.T, s *Server, h gpuai.Hello) *testAgent {
 	t.Helper()
 	a := connect(t, s, h)
 	eventually(t, "welcome for "+string(h.Node.ID), func() bool {
 		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.refused != nil {
-			t.Fatalf("node %s was refused: %+v", h.Node.ID, a.refused)
+		welcome, refused := a.welcome, a.refused
+		a.mu.Unlock()
+		if refused != nil && refused.Code == gpuai.NoLeader {
+			a = connect(t, s, h)
+		} else if refused != nil {
+			t.Fatalf("node %s was refused: %+v", h.Node.ID, refused)
 		}
-		return a.welcome != nil
+		return welcome != nil
 	})
 	return a
 }
