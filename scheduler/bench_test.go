@@ -197,6 +197,26 @@ func BenchmarkFindAdversarial(b *testing.B) {
 	}
 }
 
+// No node has the CPU left: what a region meets whose CPUs ran out first.
+func BenchmarkFindStarved(b *testing.B) {
+	for _, pools := range []int{1, 32, 512} {
+		s := adversary(b, 100_000, pools)
+		needs := share(13)
+		needs.CPU = 97_000
+		id, _ := s.AddShape([]byte("x"), needs, nil)
+		s.space.Commit()
+		b.Run(fmt.Sprintf("pools=%d", pools), func(b *testing.B) {
+			b.ReportAllocs()
+			defer startCPU(b)()
+			for b.Loop() {
+				if _, ok := s.Find(id); ok {
+					b.Fatal("it fits")
+				}
+			}
+		})
+	}
+}
+
 // adversary has every number of free devices in every pool, and all remainders.
 func adversary(tb testing.TB, nodes, pools int) *State {
 	r := rand.New(rand.NewPCG(5, 6))

@@ -206,7 +206,7 @@ func (s *State) impliedBy(out []listed, slot uint32, u *unitRec) []listed {
 	for f := uint32(1); f < uint32(gpuai.WholeDevice); f++ {
 		if left[f] > 0 && f/levelStep != level {
 			level = f / levelStep
-			out = append(out, listed{spot{u.pool, levelTree}.tree(), makeKey(uint64(level), n.freeCPU, slot), uint64(n.freeMem), 1})
+			out = append(out, listed{spot{u.pool, levelTrees + level}.tree(), makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
 		}
 		if left[f] > 0 {
 			key := makeKey(uint64(f%levelStep), n.freeCPU, slot)

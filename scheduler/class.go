@@ -16,12 +16,12 @@ const (
 	// capacityTree is no class but a further tree of each pool: all units,
 	// open or not, by what they have when nothing is used.
 	capacityTree = numClasses
-	// levelTree is a further tree of each pool: its units once for each level
-	// that they are in. In a level's own tree, CPU only orders units of one
-	// remainder; here it orders all of a level, so that one descent says
-	// whether any has the CPU and memory.
-	levelTree = numClasses + 1
-	numTrees  = numClasses + 2
+	// levelTrees are further trees of each pool, one for each level: its units
+	// once, without their remainders. In the level's own tree CPU only orders
+	// the units of one remainder; here it orders all of them, so that one
+	// descent says whether any has the CPU and memory.
+	levelTrees = numClasses + 1
+	numTrees   = levelTrees + numLevels
 )
 
 // The levels cover a device exactly.
@@ -34,8 +34,8 @@ const numSizes = gpuai.MaxGPUs + 1
 const poolWords = MaxPools / 64
 
 // A key orders the units of a tree: by prefix, then free CPU, then node. The
-// prefix is the remainder within its level, 0 in a class of whole devices, the
-// number of devices in the capacity tree, and the level in the level tree. Its 7 + 31 + 24 bits suffice by
+// prefix is the remainder within its level, 0 in a class of whole devices, and
+// the number of devices in the capacity tree. Its 7 + 31 + 24 bits suffice by
 // gpuai.MaxGPUs, gpuai.MaxCPU and MaxNodes.
 const (
 	cpuShift    = 24

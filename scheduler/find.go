@@ -100,13 +100,17 @@ func (q *query) findTree(at spot, prefix uint64) (uint64, bool) {
 	if t.maxMem < q.r.mem || t.maxKey < lo {
 		return 0, false
 	}
+	level := at.class < wholeClass
+	if level && keyCPU(q.levelTree(at).maxKey) < uint64(q.r.cpu) {
+		return 0, false
+	}
 	for first := true; ; first = false {
 		q.ticks += tickSeek
 		key, ok := q.forest.seek(&t.tree, lo, q.r.mem)
 		if !ok || keyCPU(key) >= uint64(q.r.cpu) {
 			return key, ok
 		}
-		if first && at.class < wholeClass && !q.inLevel(at) {
+		if first && level && !q.inLevel(at) {
 			return 0, false
 		}
 		// The next prefix; its units with too little CPU come first.
@@ -114,12 +118,16 @@ func (q *query) findTree(at spot, prefix uint64) (uint64, bool) {
 	}
 }
 
+// levelTree returns the tree of a level's units without their remainders.
+func (q *query) levelTree(at spot) *treeRec {
+	return q.trees.Get(spot{at.pool, levelTrees + at.class}.tree())
+}
+
 // inLevel reports whether any unit of a level has the shape's CPU and memory.
 func (q *query) inLevel(at spot) bool {
 	q.ticks += tickSeek
-	t := q.trees.Get(spot{at.pool, levelTree}.tree())
-	key, ok := q.forest.seek(&t.tree, makeKey(uint64(at.class), q.r.cpu, 0), q.r.mem)
-	return ok && keyPrefix(key) == uint64(at.class)
+	_, ok := q.forest.seek(&q.levelTree(at).tree, makeKey(0, q.r.cpu, 0), q.r.mem)
+	return ok
 }
 
 // A place is a unit in its class.

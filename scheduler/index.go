@@ -44,8 +44,8 @@ func (s *State) each(slot uint32, f func(*State, spot, pair)) {
 			f(s, spot{r.pool, left / levelStep}, pair{key, uint64(n.freeMem), count})
 			if left/levelStep != level {
 				level = left / levelStep
-				key = makeKey(uint64(level), n.freeCPU, slot)
-				f(s, spot{r.pool, levelTree}, pair{key, uint64(n.freeMem), 1})
+				key = makeKey(0, n.freeCPU, slot)
+				f(s, spot{r.pool, levelTrees + level}, pair{key, uint64(n.freeMem), 1})
 			}
 		}
 	}
