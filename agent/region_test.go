@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/watchdog"
 )
 
 // A wire carries frames over TCP, as the fake region and its agents speak: the
@@ -76,8 +77,8 @@ type region struct {
 	epoch   uint8
 	restore string
 	node    map[gpuai.NodeID]*fakeNode
-	cut     bool // nothing gets through, in either direction
 	mute    bool // reports are not answered
+	deaf    bool // beats are not answered
 	logs    map[uint64]chan gpuai.LogChunk
 	refuse  *gpuai.SessionError
 }
@@ -90,6 +91,8 @@ type fakeNode struct {
 	reports     []gpuai.Report // every one that came, repeated ones too
 	devices     []gpuai.Device
 	session     *wire
+	cut         bool  // nothing gets through, in either direction
+	heard       int64 // CLOCK_BOOTTIME of the last beat that was confirmed
 }
 
 // testPolicy has beats of 100 ms, and a kill budget and slack to match.
@@ -149,13 +152,13 @@ func (r *region) serve(w *wire) {
 func (r *region) register(w *wire, h *gpuai.Hello) *fakeNode {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cut {
-		return nil
-	}
 	n := r.node[h.Node.ID]
 	if n == nil {
 		n = &fakeNode{leases: map[gpuai.Token]gpuai.Assignment{}}
 		r.node[h.Node.ID] = n
+	}
+	if n.cut {
+		return nil
 	}
 	n.hellos = append(n.hellos, *h)
 	if r.refuse != nil {
@@ -181,6 +184,7 @@ func (r *region) register(w *wire, h *gpuai.Hello) *fakeNode {
 		n.boot, n.nonce = h.BootID, h.Nonce
 	}
 	r.index++
+	n.heard = watchdog.Boottime()
 	n.session, n.devices = w, h.Node.Devices
 	w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameWelcome, Welcome: &gpuai.Welcome{
 		Session: "s", Server: "s1", Region: "local", Epoch: r.epoch, RestoreID: r.restore, Incarnation: n.incarnation,
@@ -202,12 +206,16 @@ func (r *region) ack(n *fakeNode, seq uint64, sent int64) gpuai.Ack {
 func (r *region) receive(w *wire, n *fakeNode, f *gpuai.Frame) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cut {
+	if n.cut {
 		return true // lost
 	}
 	switch f.Kind {
 	case gpuai.FrameBeat:
+		if r.deaf {
+			return true
+		}
 		r.index++
+		n.heard = watchdog.Boottime()
 		a := r.ack(n, f.Beat.Seq, f.Beat.Sent)
 		w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameAck, Ack: &a})
 	case gpuai.FrameReport:
@@ -271,7 +279,7 @@ func script(s string) func(*gpuai.Assignment) {
 // diff sends a set at the current index. mu is held.
 func (r *region) diff(n *fakeNode, s gpuai.LeaseSet) {
 	s.Epoch, s.Incarnation, s.Index = r.epoch, n.incarnation, r.index
-	if n.session != nil && !r.cut {
+	if n.session != nil && !n.cut {
 		n.session.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameLeases, Leases: &s})
 	}
 }
