@@ -3,6 +3,7 @@ package httpd
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strconv"
 
@@ -110,7 +111,11 @@ func (c *call) fail(err error) {
 		h.Set(headerIndex, strconv.FormatUint(e.Index, 10))
 	}
 	if status >= http.StatusInternalServerError {
-		c.api.log.Warn("request failed", "method", c.r.Method, "path", p.Instance, "status", status, "request_id", c.id, "error", err)
+		level := slog.LevelWarn
+		if p.Instance == "/readyz" { // polled: the server logs each change of it
+			level = slog.LevelDebug
+		}
+		c.api.log.Log(c.r.Context(), level, "request failed", "method", c.r.Method, "path", p.Instance, "status", status, "request_id", c.id, "error", err)
 	}
 	body, err := json.Marshal(&p)
 	if err != nil { // a detail that is no UTF-8: the code still goes out
