@@ -76,7 +76,7 @@ func element(getenv func(string) string) (index, size uint64, err error) {
 // search looks for primes among index+2, index+2+size, … until the time is up,
 // a little in each tick, to leave the machine to others.
 func search(ctx context.Context, index, size uint64, work time.Duration) (found, tried int, err error) {
-	const perTick = 200
+	const perTick = 20
 	end := time.NewTimer(work)
 	defer end.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)

@@ -21,13 +21,13 @@ func (p programs) bin(name string) string { return filepath.Join(p.dir, "program
 func (p programs) beats() string          { return filepath.Join(p.dir, "beats") }
 func (p programs) checkpoint() string     { return filepath.Join(p.dir, "checkpoint") }
 
-// training are the arguments that decide what the training comes to.
-var training = []string{"-steps", "400", "-rate", "0.02", "-report-every", "10"}
+// trainingArgs are the arguments that decide what the training comes to.
+var trainingArgs = []string{"-steps", "400", "-rate", "0.02", "-report-every", "10"}
 
 // gang is four tasks of two devices each, of whichever vendor: on six devices
 // a host, they are spread over two hosts at least.
 func (p programs) gang() *gpuai.JobSpec {
-	argv := append([]string{p.bin("dataparallel"), "-pace", "100ms", "-checkpoint-every", "10"}, training...)
+	argv := append([]string{p.bin("dataparallel"), "-pace", "100ms", "-checkpoint-every", "10"}, trainingArgs...)
 	return &gpuai.JobSpec{
 		Name: "training", Type: gpuai.Train,
 		Groups: []gpuai.Group{{

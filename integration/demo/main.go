@@ -77,34 +77,35 @@ func start(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "demo:", err)
 		return 1
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it was not done within %v", limit))
+	bounded, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it was not done within %v", limit))
 	defer cancel()
 	d := newDemo(o, dir, stderr)
-	err = d.run(ctx)
-	return finish(d, err, stdout, stderr)
-}
-
-// finish reports, and removes the directory unless it explains a failure.
-func finish(d *demo, err error, stdout, stderr io.Writer) int {
-	if err != nil {
-		fmt.Fprintf(stderr, "demo: %v\n", err)
-		if !errors.Is(err, context.Canceled) {
-			fmt.Fprintf(stderr, "demo: the logs are in %s\n", d.dir)
-			return 1
-		}
+	if err := d.run(bounded); err != nil {
+		return failed(d, err, ctx.Err() != nil)
 	}
-	if d.options.keep {
-		fmt.Fprintf(stderr, "demo: everything is kept in %s\n", d.dir)
-	} else if rmErr := os.RemoveAll(d.dir); rmErr != nil {
-		fmt.Fprintf(stderr, "demo: remove the demo's directory: %v\n", rmErr)
+	if o.keep {
+		d.say("everything is kept in %s", dir)
+	} else if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintf(stderr, "demo: remove the demo's directory: %v\n", err)
 		return 1
 	}
-	if err != nil {
-		return 128 + int(syscall.SIGINT)
-	}
-	if err := d.report.write(stdout, d.options.output); err != nil {
+	if err := d.report.write(stdout, o.output); err != nil {
 		fmt.Fprintln(stderr, "demo:", err)
 		return 1
 	}
 	return 0
+}
+
+// failed says why the demo ended early, and returns the exit code. The logs are
+// kept unless the demo was only interrupted.
+func failed(d *demo, err error, interrupted bool) int {
+	fmt.Fprintf(d.out, "demo: %v\n", err)
+	if !interrupted {
+		fmt.Fprintf(d.out, "demo: the logs are in %s\n", filepath.Join(d.dir, "logs"))
+		return 1
+	}
+	if err := os.RemoveAll(d.dir); err != nil {
+		fmt.Fprintf(d.out, "demo: remove the demo's directory: %v\n", err)
+	}
+	return 128 + int(syscall.SIGINT)
 }
