@@ -74,6 +74,7 @@ func (c *Core) welcome(now int64, w *gpuai.Welcome) {
 	a := w.Ack
 	a.Policy = nil
 	c.confirm(now, &a, c.hello)
+	c.floor = c.highest
 	for _, t := range c.tokens() {
 		if l := c.leases[t]; len(l.unsent) > 0 {
 			c.resend(now, l)

@@ -1,0 +1,295 @@
+package decide
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+)
+
+// A world is a region, a network and a host around one core: leases come and
+// go, messages are lost, late and repeated, the host is suspended. The checks
+// are made outside the core, from what the region confirmed and what the host
+// ran.
+type world struct {
+	*rig
+	rnd    *rand.Rand
+	index  uint64
+	leases map[gpuai.Token]gpuai.Assignment
+	gone   map[gpuai.Token]bool  // the region has ended it
+	counts map[gpuai.Token]int64 // t_send of the newest beat that counts for it
+	acked  []ackedBeat
+	beats  []gpuai.Beat
+	late   []Event               // in the network
+	runs   map[gpuai.Token]int64 // running, with the deadline that was given
+	starts map[gpuai.Token]int
+	back   []Event // answers to the actions of this step
+}
+
+type ackedBeat struct {
+	sent  int64
+	index uint64
+}
+
+// TestRandomWalks drives the core through seeded walks and checks that no task
+// runs past the fence that the protocol allows, that none starts twice, and
+// that the region and the host agree in the end.
+func TestRandomWalks(t *testing.T) {
+	seeds := 400
+	if testing.Short() {
+		seeds = 50
+	}
+	for seed := range uint64(seeds) {
+		w := &world{
+			rig: newRig(t), rnd: rand.New(rand.NewPCG(seed, 1)), index: 100,
+			leases: map[gpuai.Token]gpuai.Assignment{}, gone: map[gpuai.Token]bool{}, counts: map[gpuai.Token]int64{},
+			runs: map[gpuai.Token]int64{}, starts: map[gpuai.Token]int{},
+		}
+		for range 600 {
+			w.walk()
+			if t.Failed() {
+				t.Fatalf("seed %d", seed)
+			}
+		}
+		w.heal(seed)
+	}
+}
+
+// give hands an event to the core, and then what comes of carrying it out.
+func (w *world) give(e Event) {
+	for queue := []Event{e}; len(queue) > 0; queue = queue[1:] {
+		w.back = nil
+		w.step(queue[0])
+		w.check(queue[0])
+		queue = append(queue, w.back...)
+	}
+}
+
+func (w *world) walk() {
+	w.now += w.rnd.Int64N(second / 2)
+	switch n := w.rnd.IntN(100); {
+	case n < 40:
+		w.give(Tick{})
+	case n < 50:
+		w.grant()
+	case n < 55:
+		w.endOne()
+	case n < 60:
+		w.reconnect()
+	case n < 62:
+		w.now += w.rnd.Int64N(30) * second // suspended
+	case n < 80:
+		w.confirm()
+	default:
+		w.deliver()
+	}
+}
+
+func (w *world) grant() {
+	w.index++
+	a := assign(w.index)
+	w.leases[a.Lease.ID] = a
+	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
+}
+
+func (w *world) endOne() {
+	for _, t := range w.named() {
+		w.index++
+		if a := w.leases[t]; w.rnd.IntN(2) == 0 {
+			a.Lease.State = gpuai.LeaseRevoking
+			w.leases[t] = a
+			w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
+		} else {
+			w.end(t)
+		}
+		return
+	}
+}
+
+func (w *world) end(t gpuai.Token) {
+	delete(w.leases, t)
+	w.gone[t] = true
+	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Ended: []gpuai.Token{t}}})
+}
+
+func (w *world) named() []gpuai.Token {
+	var out []gpuai.Token
+	for t := range w.leases {
+		out = append(out, t)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// reconnect opens a session; its hello is a confirmed beat.
+func (w *world) reconnect() {
+	w.sess++
+	w.beats = nil
+	sent := w.now
+	w.give(HelloSent{Session: w.sess, Sent: sent})
+	w.index++
+	w.now += w.rnd.Int64N(second)
+	w.count(sent)
+	w.give(Welcomed{w.sess, &gpuai.Welcome{
+		Incarnation: inc, RestoreID: "r", Index: w.index, Policy: gpuai.DefaultPolicy(),
+		Ack: gpuai.Ack{Sent: sent, Incarnation: inc, Index: w.index, Tokens: w.named()},
+	}})
+	w.full()
+}
+
+func (w *world) full() {
+	set := &gpuai.LeaseSet{Full: true, Incarnation: inc, Index: w.index}
+	for _, t := range w.named() {
+		set.Leases = append(set.Leases, w.leases[t])
+	}
+	w.give(LeasesReceived{w.sess, set})
+}
+
+// count notes that the region confirmed a beat at the current index.
+func (w *world) count(sent int64) {
+	w.acked = append(w.acked, ackedBeat{sent, w.index})
+	for t := range w.leases {
+		w.counts[t] = max(w.counts[t], sent)
+	}
+}
+
+// confirm answers a beat that was sent.
+func (w *world) confirm() {
+	if len(w.beats) == 0 {
+		return
+	}
+	b := w.beats[w.rnd.IntN(len(w.beats))]
+	w.index++
+	w.count(b.Sent)
+	w.send(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Sent: w.rnd.Int64(), Incarnation: inc, Index: w.index, Tokens: w.named()}})
+}
+
+// send gives a message to the network, which may keep, lose or repeat it.
+func (w *world) send(e Event) {
+	switch w.rnd.IntN(4) {
+	case 0: // lost
+	case 1:
+		w.late = append(w.late, e, e)
+	default:
+		w.late = append(w.late, e)
+	}
+}
+
+func (w *world) deliver() {
+	if len(w.late) > 0 {
+		i := w.rnd.IntN(len(w.late))
+		e := w.late[i]
+		w.late = slices.Delete(w.late, i, i+1)
+		w.give(e)
+	}
+}
+
+// allowed is the latest time until which a task may run: by a beat that the
+// region confirmed for it, or by one confirmed before it was granted.
+func (w *world) allowed(t gpuai.Token) int64 {
+	sent := w.counts[t]
+	for _, a := range w.acked {
+		if a.index < t.Index() {
+			sent = max(sent, a.sent)
+		}
+	}
+	return sent + fence
+}
+
+// check judges what was decided, and is the host that carries it out.
+func (w *world) check(e Event) {
+	for _, act := range w.acts {
+		w.carryOut(act)
+	}
+	// The host has no watchdog here: what is due must be ended by the first
+	// decision after its time, however late that comes.
+	for t, until := range w.runs {
+		if w.now >= until {
+			w.t.Errorf("after %T task %s runs %d ms past its fence", e, t, (w.now-until)/1e6)
+		}
+	}
+}
+
+func (w *world) carryOut(act Action) {
+	switch act := act.(type) {
+	case Start:
+		t := act.Assignment.Lease.ID
+		if w.starts[t]++; w.starts[t] > 1 {
+			w.t.Errorf("task %s started twice", t)
+		}
+		w.bound(t, act.Deadline)
+		w.back = append(w.back, TaskStarted{t})
+	case Extend:
+		w.bound(act.Lease, act.Deadline)
+	case Kill:
+		w.over(act.Lease, ByKill)
+	case Stop:
+		w.over(act.Lease, ByStop)
+	case Release:
+		w.back = append(w.back, Released{Lease: act.Lease})
+	case SendBeat:
+		w.beats = append(w.beats, act.Beat)
+	case SendReport:
+		w.reported(act.Report)
+	}
+}
+
+func (w *world) bound(t gpuai.Token, deadline int64) {
+	if deadline > w.allowed(t) {
+		w.t.Errorf("task %s may run %d ms longer than its lease", t, (deadline-w.allowed(t))/1e6)
+	}
+	w.runs[t] = deadline
+}
+
+func (w *world) over(t gpuai.Token, by EndedBy) {
+	delete(w.runs, t)
+	w.back = append(w.back, TaskEnded{Lease: t, By: by, Code: 137})
+}
+
+func (w *world) reported(r gpuai.Report) {
+	code := gpuai.OK
+	if w.gone[r.Lease] {
+		code = gpuai.Conflict
+	}
+	w.index++
+	if _, live := w.leases[r.Lease]; live && r.State != gpuai.ReportRunning {
+		if w.runs[r.Lease] != 0 {
+			w.t.Errorf("task %s is reported %s and runs", r.Lease, r.State)
+		}
+		w.end(r.Lease)
+	}
+	w.send(ReportAnswered{w.sess, gpuai.Reported{Lease: r.Lease, Seq: r.Seq, Code: code}})
+}
+
+// heal lets every message through for a while: the host must come to run what
+// is leased, and nothing else.
+func (w *world) heal(seed uint64) {
+	w.late = nil
+	for range 30 {
+		if !w.core.Connected() {
+			w.reconnect()
+		}
+		w.now += second
+		w.give(Tick{})
+		for _, b := range w.beats {
+			w.index++
+			w.count(b.Sent)
+			w.give(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Incarnation: inc, Index: w.index, Tokens: w.named()}})
+		}
+		w.beats = nil
+		for len(w.late) > 0 {
+			w.deliver()
+		}
+	}
+	for _, t := range w.named() {
+		if w.runs[t] == 0 {
+			w.t.Fatalf("seed %d: lease %s never runs: %+v", seed, t, w.core.Views())
+		}
+	}
+	for t := range w.runs {
+		if w.gone[t] {
+			w.t.Fatalf("seed %d: task %s runs without a lease", seed, t)
+		}
+	}
+}
