@@ -142,7 +142,7 @@ func (n *Node) openStore() error {
 // startLibrary forms the cluster where that is due, restores the newest
 // snapshot, and starts hraft. The library panics over an entry that it cannot
 // read, here in our goroutine.
-func (n *Node) startLibrary(trans *hraft.NetworkTransport) (err error) {
+func (n *Node) startLibrary(trans *transport) (err error) {
 	lib := n.cfg.library(n.tune, n.notify)
 	if err := n.cfg.bootstrap(lib, n.log, n.snaps, trans); err != nil {
 		return err

@@ -15,9 +15,6 @@ import (
 // maxPool is how many idle connections to one peer are kept.
 const maxPool = 3
 
-// PreVote is on only while the transport offers it.
-var _ hraft.WithPreVote = (*hraft.NetworkTransport)(nil)
-
 func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", addr)
@@ -57,8 +54,8 @@ func (a addresses) ServerAddr(id hraft.ServerID) (hraft.ServerAddress, error) {
 	return hraft.ServerAddress(id), nil
 }
 
-func (n *Node) newTransport() *hraft.NetworkTransport {
-	return hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
+func (n *Node) newTransport() *transport {
+	inner := hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
 		ServerAddressProvider:   addresses{n},
 		Logger:                  telemetry.HCLog(n.cfg.Logger).Named("raft-net"),
 		Stream:                  &streams{muxListener: n.mux.listener(kindRaft), n: n},
@@ -67,6 +64,7 @@ func (n *Node) newTransport() *hraft.NetworkTransport {
 		Timeout:                 n.tune.rpcTimeout,
 		MsgpackUseNewTimeFormat: true,
 	})
+	return &transport{NetworkTransport: inner, timeout: n.tune.rpcTimeout, closing: n.closing}
 }
 
 func (n *Node) hello(kind byte, to gpuai.ServerID) hello {
