@@ -111,6 +111,7 @@ func (d *demo) killAgent(ctx context.Context) error {
 			}
 		}
 		if elsewhere < gangSize {
+			d.progress(ctx)
 			return false, nil
 		}
 		d.say("the gang runs again, without %s, %.1f s after its agent's death", dead, float64(beat.Boottime()-d.hostDiedAt)/1e9)

@@ -46,13 +46,13 @@ func (p programs) gang() *gpuai.JobSpec {
 }
 
 // array is so many elements that compute for a while, on half a device each.
-func (p programs) array(name string, size uint32, work string) *gpuai.JobSpec {
+func (p programs) array(size uint32, work string) *gpuai.JobSpec {
 	return &gpuai.JobSpec{
-		Name: name, Type: gpuai.Batch, Array: gpuai.Array{Size: size},
+		Name: "array", Type: gpuai.Batch, Array: gpuai.Array{Size: size},
 		Groups: []gpuai.Group{{
 			Resources: gpuai.Resources{
 				GPU: gpuai.GPURequest{Count: 1, Share: gpuai.Share{Milli: 500}},
-				CPU: 200, Memory: 64 << 20,
+				CPU: 500, Memory: 64 << 20,
 			},
 			Restart: gpuai.Restart{Attempts: 10, Backoff: gpuai.Second},
 			Task: gpuai.TaskSpec{
@@ -60,6 +60,15 @@ func (p programs) array(name string, size uint32, work string) *gpuai.JobSpec {
 			},
 		}},
 	}
+}
+
+// probe is a job of one short task, with time enough on the processor to start
+// at once.
+func (p programs) probe() *gpuai.JobSpec {
+	s := p.array(1, "50ms")
+	s.Name = "probe"
+	s.Groups[0].Resources.CPU = 1000
+	return s
 }
 
 func (p programs) env() map[string]string {

@@ -24,8 +24,9 @@ import (
 type nursery struct {
 	logs string // directory of their output
 	// died is called when a process ends that was not told to.
-	died func(error)
-	jobs chan func() // run by the one thread that forks
+	died  func(error)
+	jobs  chan func()   // run by the one thread that forks
+	grace time.Duration // between asking and killing
 
 	mu    sync.Mutex // guards below
 	count map[string]int
@@ -48,7 +49,7 @@ func newNursery(logs string, died func(error)) (*nursery, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become a subreaper: %w", err)
 	}
-	n := &nursery{logs: logs, died: died, jobs: make(chan func()), count: map[string]int{}}
+	n := &nursery{logs: logs, died: died, jobs: make(chan func()), grace: 8 * time.Second, count: map[string]int{}}
 	go func() {
 		// Children die with the thread that forked them: it must not end.
 		runtime.LockOSThread()
@@ -109,9 +110,9 @@ func (p *process) signal(s os.Signal) error {
 // clear ends all descendants: asked first, then killed. It returns an error
 // when one could not be.
 func (n *nursery) clear() error {
-	const asked, killed = 8 * time.Second, 10 * time.Second
+	const killed = 10 * time.Second
 	began := time.Now()
-	for sent := map[int]bool{}; time.Since(began) < asked; time.Sleep(20 * time.Millisecond) {
+	for sent := map[int]bool{}; time.Since(began) < n.grace; time.Sleep(20 * time.Millisecond) {
 		left := descendants()
 		if len(left) == 0 {
 			return nil
@@ -123,7 +124,7 @@ func (n *nursery) clear() error {
 			}
 		}
 	}
-	for ; time.Since(began) < asked+killed; time.Sleep(20 * time.Millisecond) {
+	for ; time.Since(began) < n.grace+killed; time.Sleep(20 * time.Millisecond) {
 		left := descendants()
 		if len(left) == 0 {
 			return nil

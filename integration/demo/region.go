@@ -52,7 +52,7 @@ const (
 	servers      = 3
 	gangPorts    = 4 // of each host
 	gpusPerHost  = 6
-	hostCPU      = "8"    // offered, whatever this machine has
+	hostCPU      = "16"   // offered, whatever this machine has
 	hostMemory   = "8GiB" // likewise
 	requestLimit = 2 * time.Second
 )

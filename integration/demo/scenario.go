@@ -20,6 +20,7 @@ type demo struct {
 	dir      string
 	out      io.Writer // progress
 	began    time.Time
+	told     time.Time // of the last progress
 	programs programs
 	region   *region
 	watcher  *watcher
@@ -138,18 +139,16 @@ func (d *demo) watch(fail func(error)) func(context.Context) error {
 // probe submits small jobs at a steady pace, to measure the way of a job.
 func (d *demo) probe(ctx context.Context) error {
 	d.say("submitting %d jobs of one task, to measure the time to their leases", probes)
-	spec := d.programs.array("probe", 1, "50ms")
+	spec := d.programs.probe()
 	pace := time.NewTicker(40 * time.Millisecond)
 	defer pace.Stop()
-	var last string
 	for range probes {
 		called := beat.Boottime()
 		s, err := d.region.api.Submit(ctx, client.SubmitRequest{Spec: spec})
 		if err != nil {
 			return fmt.Errorf("submit a probe: %w", err)
 		}
-		last = s.Job.ID.String()
-		d.probed[taskKey{last, 0}] = called
+		d.probed[taskKey{s.Job.ID.String(), 0}] = called
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -169,7 +168,7 @@ func (d *demo) submit(ctx context.Context) error {
 		return fmt.Errorf("submit the gang: %w", err)
 	}
 	d.submitted = beat.Boottime()
-	a, err := d.region.api.Submit(ctx, client.SubmitRequest{Spec: d.programs.array("array", arraySize, "2s")})
+	a, err := d.region.api.Submit(ctx, client.SubmitRequest{Spec: d.programs.array(arraySize, "2s")})
 	if err != nil {
 		return fmt.Errorf("submit the array: %w", err)
 	}
@@ -205,22 +204,18 @@ func (d *demo) readTraining(ctx context.Context) {
 
 // finishJobs waits until both jobs have ended well.
 func (d *demo) finishJobs(ctx context.Context) error {
-	told := time.Now()
 	for _, id := range []string{d.gang, d.array} {
 		err := poll(ctx, "job "+id+" to end", 200*time.Millisecond, func() (bool, error) {
 			d.readTraining(ctx)
 			job, err := d.region.api.Job(ctx, id)
 			if err != nil || !job.Status.Final() {
-				if time.Since(told) > 2*time.Second {
-					told = time.Now()
-					d.progress(ctx)
-				}
+				d.progress(ctx)
 				return false, err
 			}
 			if job.Status != gpuai.JobSucceeded {
 				return false, fmt.Errorf("job %s %s: %s", job.Name, job.Status, job.Reason)
 			}
-			d.say("job %s has succeeded, after %d restarts of tasks", job.Name, job.Restarts)
+			d.say("job %s has succeeded, restarts: %d", job.Name, job.Restarts)
 			d.report.restarted(id == d.gang, job.Restarts)
 			return true, nil
 		})
@@ -231,7 +226,12 @@ func (d *demo) finishJobs(ctx context.Context) error {
 	return d.readLastTraining(ctx)
 }
 
+// progress tells how far the jobs are, now and then.
 func (d *demo) progress(ctx context.Context) {
+	if time.Since(d.told) < 3*time.Second {
+		return
+	}
+	d.told = time.Now()
 	a, errA := d.region.api.Job(ctx, d.array)
 	g, errG := d.region.api.Job(ctx, d.gang)
 	if errA != nil || errG != nil {

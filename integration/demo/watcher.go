@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
@@ -91,12 +90,5 @@ func (w *watcher) all(f func(*lease) bool) (out []lease) {
 func (w *watcher) live(job string) []lease {
 	return w.all(func(l *lease) bool {
 		return l.started != 0 && l.ended == 0 && (job == "" || l.task.job == job)
-	})
-}
-
-// waitGranted waits until so many tasks of a job have, or had, a lease.
-func (w *watcher) waitGranted(ctx context.Context, job string, n int) error {
-	return poll(ctx, "leases", 10*time.Millisecond, func() (bool, error) {
-		return len(w.all(func(l *lease) bool { return l.task.job == job })) >= n, nil
 	})
 }
