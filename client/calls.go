@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/gpuai/gpuai"
 )
@@ -14,7 +15,32 @@ import (
 type Page struct {
 	Limit  int    // at most 1,000; 0 is the server's default
 	Cursor string // as the page before returned it
-	Filter string // an expression over the rows; "" is all
+	// Filter is an expression over the rows' JSON fields, such as
+	// `status == "running" and class != "batch"`; "" is all.
+	Filter string
+	Fields []string // JSON names of the fields wanted; nil is all
+	Read
+}
+
+// Read says how to read. The zero Read is linearizable and does not wait.
+type Read struct {
+	// Stale takes any server's answer at once, without asking the leader.
+	Stale bool
+	// After and Wait make a blocking query: the answer comes once the region's
+	// index, or a single object's modify index, is above After, or after Wait,
+	// at most five minutes. Wait 0 does not wait.
+	After uint64
+	Wait  gpuai.Duration
+}
+
+func (r *Read) add(v url.Values) {
+	if r.Stale {
+		v.Set("consistency", "stale")
+	}
+	if r.Wait > 0 {
+		v.Set("index", strconv.FormatUint(r.After, 10))
+		v.Set("wait", r.Wait.String())
+	}
 }
 
 func (p *Page) values() url.Values {
@@ -24,6 +50,8 @@ func (p *Page) values() url.Values {
 	}
 	set(v, "cursor", p.Cursor)
 	set(v, "filter", p.Filter)
+	set(v, "fields", strings.Join(p.Fields, ","))
+	p.Read.add(v)
 	return v
 }
 
@@ -57,7 +85,11 @@ type LeaseQuery struct {
 }
 
 func get[T any](ctx context.Context, c *Client, path string, query url.Values) (out T, err error) {
-	err = c.do(ctx, request{method: http.MethodGet, path: path, query: query}, decode(&out))
+	r := request{method: http.MethodGet, path: path, query: query}
+	if s := query.Get("wait"); s != "" {
+		r.wait, _ = gpuai.ParseDuration(s) // we wrote it
+	}
+	err = c.do(ctx, r, decode(&out))
 	return out, err
 }
 
@@ -89,6 +121,16 @@ func (c *Client) SubmitBatch(ctx context.Context, jobs []gpuai.JobSpec, k string
 	return out.Results, err
 }
 
+// SubmitEncoded is SubmitBatch for a gpuai.BatchRequest that is JSON already:
+// who sends the same jobs many times encodes them once.
+func (c *Client) SubmitEncoded(ctx context.Context, body []byte, k string) ([]gpuai.BatchResult, error) {
+	var out struct {
+		Results []gpuai.BatchResult `json:"results"`
+	}
+	err := c.do(ctx, request{method: http.MethodPost, path: "/v1/jobs:batch", raw: body, key: key(k)}, decode(&out))
+	return out.Results, err
+}
+
 // Plan says what a submit would answer now. Nothing is stored.
 func (c *Client) Plan(ctx context.Context, spec *gpuai.JobSpec) (out gpuai.Submitted, err error) {
 	err = c.do(ctx, request{method: http.MethodPost, path: "/v1/jobs:plan", body: spec}, decode(&out))
@@ -105,6 +147,18 @@ type jobBody struct {
 func (c *Client) Job(ctx context.Context, ref string) (gpuai.Job, error) {
 	out, err := get[jobBody](ctx, c, jobPath(ref), nil)
 	return out.Job, err
+}
+
+// WatchJob is Job as a blocking query: it returns once the job changed after
+// index r.After, or r.Wait passed, with the index to go on from.
+func (c *Client) WatchJob(ctx context.Context, ref string, r Read) (gpuai.Job, uint64, error) {
+	v := url.Values{}
+	r.add(v)
+	out, err := get[struct {
+		Job   gpuai.Job `json:"job"`
+		Index uint64    `json:"index"`
+	}](ctx, c, jobPath(ref), v)
+	return out.Job, out.Index, err
 }
 
 // Jobs returns a page of jobs, and the cursor of the next; "" at the end.
@@ -241,11 +295,21 @@ func (c *Client) Digest(ctx context.Context, index uint64) (gpuai.DigestAt, erro
 	return get[gpuai.DigestAt](ctx, c, "/v1/operator/digest", v)
 }
 
-// Snapshot writes a snapshot of the region's state to w.
+// Snapshot writes a snapshot of the region's state to w. It tries no other
+// server once w was written to: after an error w may hold a part.
 func (c *Client) Snapshot(ctx context.Context, w io.Writer) error {
-	r := request{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream"}
-	return c.round(ctx, &r, nil, func(res *http.Response) error {
-		_, err := io.Copy(w, res.Body)
-		return err
+	r := request{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", stream: true}
+	err := c.round(ctx, &r, func(res *http.Response) error {
+		if n, err := io.Copy(w, res.Body); err != nil {
+			return &gpuai.Error{
+				Code: gpuai.Internal, RequestID: res.Header.Get("X-Request-Id"),
+				Detail: "the snapshot broke off after " + strconv.FormatInt(n, 10) + " bytes: take it again (" + err.Error() + ")",
+			}
+		}
+		return nil
 	})
+	if err == nil {
+		return nil
+	}
+	return c.final(ctx, &r, nil, err)
 }

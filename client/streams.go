@@ -77,8 +77,8 @@ func (c *Client) Events(ctx context.Context, q EventQuery, f func(events []gpuai
 		}
 		set(v, "job", q.Job)
 		set(v, "node", string(q.Node))
-		r := request{method: http.MethodGet, path: "/v1/events", query: v, accept: "application/x-ndjson"}
-		err := c.try(ctx, c.addrs[at%uint32(len(c.addrs))], &r, nil, w.read)
+		r := request{method: http.MethodGet, path: "/v1/events", query: v, accept: "application/x-ndjson", stream: true}
+		err := c.try(ctx, c.addrs[at%uint32(len(c.addrs))], &r, w.read)
 		if w.err != nil {
 			return w.err
 		}

@@ -77,7 +77,7 @@ func (c *call) catchUp(index uint64) error {
 	defer cancel()
 	if c.waitIndex(ctx, index-1) != nil && c.r.Context().Err() == nil {
 		return &gpuai.Error{
-			Code: gpuai.Conflict, RetryAfter: gpuai.Second,
+			Code: gpuai.NoLeader, RetryAfter: gpuai.Second,
 			Detail: "this server has not applied index " + strconv.FormatUint(index, 10) + " yet: retry, or ask another server",
 		}
 	}

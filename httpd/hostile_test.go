@@ -114,7 +114,7 @@ func heap() uint64 {
 // limits, and memory stays flat.
 func TestCase30HostileHTTP(t *testing.T) {
 	b := newTwin()
-	s := serve(t, b, func(c *Config) { c.BodyTimeout = 300 * time.Millisecond })
+	s := serve(t, b, func(c *Config) { c.BodyTimeout = 2 * time.Second })
 	s.Config.ReadHeaderTimeout = 300 * time.Millisecond
 	addr := s.Listener.Addr().String()
 	bodies := hostileBodies()

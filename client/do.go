@@ -1,0 +1,302 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/sethvargo/go-retry"
+
+	"github.com/gpuai/gpuai"
+)
+
+// A request is one call of the API.
+type request struct {
+	method string
+	path   string
+	query  url.Values
+	body   any    // sent as JSON; nil sends none
+	raw    []byte // sent as it is, in place of body
+	key    string // idempotency key
+	accept string // "" is JSON
+	// wait is how long the answer may be held at the caller's own wish.
+	wait gpuai.Duration
+	// stream means that the answer may last: it has no time limit.
+	stream bool
+}
+
+// Limits of one call.
+const (
+	maxAnswer  = 64 << 20
+	retryFirst = 50 * time.Millisecond
+	retryMost  = 2 * time.Second
+	// retryAfterMost bounds what a server may ask a caller to wait.
+	retryAfterMost = 30 * time.Second
+	// jitter is in percent, both ways: callers that failed together must not
+	// come again together.
+	jitter = 40
+)
+
+// do makes a call, over all servers, until one answers for good or ctx ends,
+// and hands the body of the answer to read.
+func (c *Client) do(ctx context.Context, r request, read func(*http.Response) error) error {
+	if r.body != nil {
+		var err error
+		if r.raw, err = json.Marshal(r.body, json.Deterministic(true)); err != nil {
+			return &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "this cannot be written as JSON: " + err.Error()}
+		}
+	}
+	wait := c.backoff(ctx)
+	var told error // by a server, before the context ended
+	for {
+		err := c.round(ctx, &r, read)
+		if err == nil {
+			return nil
+		}
+		delay, worth := again(err)
+		if !worth {
+			return err
+		}
+		if api := new(*gpuai.Error); ctx.Err() == nil || errors.As(err, api) {
+			told = err
+		}
+		pause, stop := wait.Next()
+		if stop || ctx.Err() != nil || !c.pause(ctx, max(pause, delay), &r, err) {
+			return c.final(ctx, &r, told, err)
+		}
+	}
+}
+
+// backoff returns the pauses between rounds.
+func (c *Client) backoff(ctx context.Context) retry.Backoff {
+	if c.cfg.RetryFor < 0 {
+		return retry.WithMaxRetries(0, retry.NewConstant(retryFirst))
+	}
+	b := retry.WithJitterPercent(jitter, retry.WithCappedDuration(retryMost, retry.NewExponential(retryFirst)))
+	if _, bounded := ctx.Deadline(); bounded {
+		return b
+	}
+	return retry.WithMaxDuration(c.cfg.RetryFor, b)
+}
+
+// pause waits for d, or returns false when ctx ended.
+func (c *Client) pause(ctx context.Context, d time.Duration, r *request, why error) bool {
+	c.log.Debug("retrying a request", "path", r.path, "after", d, "error", why)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// final is the error of a call that was given up: what a server told last, or
+// else what is known of the request; with the context's end where that was it.
+func (c *Client) final(ctx context.Context, r *request, told, err error) error {
+	var broken *transportError
+	if told == nil {
+		told = err
+	}
+	if errors.As(told, &broken) {
+		told = c.unanswered(r, broken.err)
+	}
+	if end := ctx.Err(); end != nil {
+		return fmt.Errorf("%w (%w)", told, end)
+	}
+	return told
+}
+
+// unanswered is the error of a request whose answer did not come. Only what
+// changes nothing, and so has no key,
+// or a connection that never stood, says that nothing was done.
+func (c *Client) unanswered(r *request, err error) *gpuai.Error {
+	var op *net.OpError
+	if r.key == "" || errors.As(err, &op) && op.Op == "dial" {
+		return &gpuai.Error{
+			Code: gpuai.NoLeader,
+			Detail: "no server answers at " + strings.Join(c.addrs, ", ") + ": check the address, and that a server runs there (" +
+				err.Error() + ")",
+		}
+	}
+	detail := "the connection broke before the answer: whether it was done is not known"
+	if r.key != "" {
+		detail += "; the same request with the key " + r.key + " is safe"
+	}
+	return &gpuai.Error{Code: gpuai.OutcomeUnknown, Detail: detail + " (" + err.Error() + ")"}
+}
+
+// round tries each server once, the one that answered last first.
+func (c *Client) round(ctx context.Context, r *request, read func(*http.Response) error) error {
+	start := c.at.Load()
+	var err error
+	for i := range uint32(len(c.addrs)) {
+		at := (start + i) % uint32(len(c.addrs))
+		err = c.try(ctx, c.addrs[at], r, read)
+		if _, worth := again(err); !worth {
+			c.at.Store(at)
+			return err
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// again reports whether a failed try is worth another, and after how long at
+// least. Only who sends too much is told to wait: an election is over sooner
+// than the second that Retry-After can say.
+func again(err error) (time.Duration, bool) {
+	var api *gpuai.Error
+	if errors.As(err, &api) {
+		switch api.Code {
+		case gpuai.NoLeader, gpuai.OutcomeUnknown:
+			return 0, true
+		case gpuai.RateLimited:
+			return min(time.Duration(api.RetryAfter)*time.Millisecond, retryAfterMost), true
+		}
+		return 0, false
+	}
+	var broken *transportError
+	return 0, errors.As(err, &broken)
+}
+
+// A transportError is a request that got no answer, or a part of one.
+type transportError struct{ err error }
+
+func (e *transportError) Error() string { return e.err.Error() }
+func (e *transportError) Unwrap() error { return e.err }
+
+// try makes one request of one server.
+func (c *Client) try(ctx context.Context, addr string, r *request, read func(*http.Response) error) error {
+	if !r.stream {
+		bounded, cancel := context.WithTimeout(ctx, c.cfg.AttemptTimeout+time.Duration(r.wait)*time.Millisecond)
+		defer cancel()
+		ctx = bounded
+	}
+	req, err := c.newRequest(ctx, addr, r)
+	if err != nil {
+		return err
+	}
+	if c.cfg.OnRequest != nil {
+		c.cfg.OnRequest(req, r.raw)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return &transportError{err}
+	}
+	defer res.Body.Close()
+	if res.StatusCode >= 400 {
+		return problem(res)
+	}
+	return read(res)
+}
+
+func (c *Client) newRequest(ctx context.Context, addr string, r *request) (*http.Request, error) {
+	u := addr + r.path
+	if len(r.query) > 0 {
+		u += "?" + r.query.Encode()
+	}
+	var body io.Reader
+	if r.raw != nil {
+		body = bytes.NewReader(r.raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, u, body)
+	if err != nil {
+		return nil, fmt.Errorf("making a request for %s: %w", u, err)
+	}
+	if r.raw != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("Accept", "application/json")
+	if r.accept != "" {
+		req.Header.Set("Accept", r.accept)
+	}
+	if r.key != "" {
+		req.Header.Set("Idempotency-Key", r.key)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	return req, nil
+}
+
+// A problemBody is an RFC 9457 answer.
+type problemBody struct {
+	Code      gpuai.Code         `json:"code"`
+	Title     string             `json:"title"`
+	Detail    string             `json:"detail"`
+	Errors    []gpuai.FieldError `json:"errors"`
+	Reasons   []gpuai.Reason     `json:"reasons"`
+	RequestID string             `json:"request_id"`
+	Index     uint64             `json:"index"`
+}
+
+// problem makes an error of an answer that is none.
+func problem(res *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return &transportError{fmt.Errorf("reading the server's answer: %w", err)}
+	}
+	var p problemBody
+	if json.Unmarshal(b, &p) != nil || p.Code == gpuai.OK {
+		return &gpuai.Error{
+			Code: gpuai.Internal, RequestID: res.Header.Get("X-Request-Id"),
+			Detail: fmt.Sprintf("%s answered %s, and no reason that this client knows: is it a GPUAI server of this version? %s",
+				res.Request.URL.Host, res.Status, bytes.TrimSpace(b[:min(len(b), 200)])),
+		}
+	}
+	e := &gpuai.Error{
+		Code: p.Code, Detail: p.Detail, Fields: p.Errors, Reasons: p.Reasons, Index: p.Index,
+		RequestID: p.RequestID,
+	}
+	if s, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
+		e.RetryAfter = gpuai.Duration(s) * gpuai.Second
+	}
+	return e
+}
+
+// decode reads a JSON answer. Members that this client does not know are passed
+// over: the API grows within v1.
+func decode(into any) func(*http.Response) error {
+	return func(res *http.Response) error {
+		body := &watched{r: io.LimitReader(res.Body, maxAnswer)}
+		err := json.UnmarshalRead(body, into)
+		switch {
+		case err == nil:
+			return nil
+		case body.err != nil: // it did not come whole
+			return &transportError{fmt.Errorf("reading the server's answer: %w", body.err)}
+		}
+		return &gpuai.Error{
+			Code: gpuai.Internal, RequestID: res.Header.Get("X-Request-Id"),
+			Detail: "the answer of " + res.Request.URL.Host + " is not understood: is it a GPUAI server of this version? " + err.Error(),
+		}
+	}
+}
+
+// A watched reader remembers an error that is no end.
+type watched struct {
+	r   io.Reader
+	err error
+}
+
+// Read implements io.Reader.
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	if err != nil && err != io.EOF {
+		w.err = err
+	}
+	return n, err
+}
