@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -105,4 +106,19 @@ func TestBeatsOutliveALeaderChange(t *testing.T) {
 			return false
 		})
 	}
+}
+
+func TestNothingIsLeftBehind(t *testing.T) { // alone: it counts goroutines
+	before := runtime.NumGoroutine()
+	r := startRegion(t, 3)
+	a := join(t, r.followers()[0].Server, helloOf("n1", 1))
+	r.submit(jobSpec("j", 1), "")
+	a.awaitLeases(1)
+	a.beatUntilAcked()
+	for _, m := range r.servers {
+		r.halt(m)
+	}
+	a.awaitEnd()
+	a.conn.close()
+	eventually(t, "end of all goroutines", func() bool { return runtime.NumGoroutine() <= before })
 }
