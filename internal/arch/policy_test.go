@@ -49,7 +49,6 @@ var anything = []string{"integration"}
 // import. Every module that go.mod requires directly has a row.
 var owners = map[string]string{
 	"github.com/coder/websocket":               "httpd client",
-	"github.com/containerd/cgroups/v3":         "agent",
 	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen cmd examples",
 	"github.com/goccy/go-yaml":                 "jobfile",
 	"github.com/gorilla/mux":                   "httpd",
@@ -62,7 +61,6 @@ var owners = map[string]string{
 	"github.com/itchyny/gojq":                  "cmd",
 	"github.com/oklog/ulid/v2":                 "server client",
 	"github.com/prometheus/client_golang":      "telemetry raft server httpd plugins agent",
-	"github.com/prometheus/procfs":             "plugins agent loadgen",
 	"github.com/santhosh-tekuri/jsonschema/v6": "jobfile",
 	"github.com/sethvargo/go-retry":            "client agent",
 	"github.com/spf13/cobra":                   "cmd",
@@ -73,8 +71,6 @@ var owners = map[string]string{
 	"google.golang.org/grpc":                   "plugins",
 	"google.golang.org/protobuf":               "plugins",
 
-	"github.com/anishathalye/porcupine": "",
-	"github.com/cockroachdb/datadriven": "",
 	"github.com/getkin/kin-openapi":     "",
 	"github.com/rogpeppe/go-internal":   "",
 	"pgregory.net/rapid":                "",
