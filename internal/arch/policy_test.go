@@ -71,9 +71,9 @@ var owners = map[string]string{
 	"google.golang.org/grpc":                   "plugins",
 	"google.golang.org/protobuf":               "plugins",
 
-	"github.com/getkin/kin-openapi":     "",
-	"github.com/rogpeppe/go-internal":   "",
-	"pgregory.net/rapid":                "",
+	"github.com/getkin/kin-openapi":   "",
+	"github.com/rogpeppe/go-internal": "",
+	"pgregory.net/rapid":              "",
 }
 
 // confined lists packages that may import no third-party modules but these,
