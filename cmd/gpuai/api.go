@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
 )
 
@@ -104,16 +102,7 @@ func serverURL(s string) (string, error) {
 func (a *app) call(ctx context.Context, f func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, a.api.timeout)
 	defer cancel()
-	err := f(bounded)
-	var api *gpuai.Error
-	var dial *net.OpError
-	switch {
-	case err == nil || ctx.Err() != nil || errors.As(err, &api):
-		return err
-	case errors.As(err, &dial) && dial.Op == "dial":
-		return &gpuai.Error{Code: gpuai.NoLeader, Detail: "no server answers at " + strings.Join(a.api.addrs, ", ") + " (" + dial.Err.Error() + ")"}
-	}
-	return err
+	return f(bounded)
 }
 
 // ask connects and makes one call.

@@ -158,7 +158,7 @@ func taskName(j *gpuai.Job, t gpuai.TaskRef) string {
 }
 
 func newJobStopCmd(a *app) *cobra.Command {
-	var wait waiting
+	wait := waiting{anyEnd: true}
 	var key string
 	c := &cobra.Command{
 		Use: "stop JOB...", Short: "Stop jobs", Args: cobra.MinimumNArgs(1),

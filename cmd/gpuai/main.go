@@ -23,7 +23,7 @@ func realMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv, now: time.Now}
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, name: os.Args[0], getenv: os.Getenv, now: time.Now}
 	return a.run(ctx, os.Args[1:])
 }
 
@@ -32,6 +32,7 @@ type app struct {
 	in     io.Reader
 	out    io.Writer // data
 	err    io.Writer // talk
+	name   string    // how this binary was called
 	getenv func(string) string
 	now    func() time.Time // for ages in tables only
 	api    apiFlags

@@ -24,6 +24,7 @@ const (
 type waiting struct {
 	cond    string
 	timeout time.Duration
+	anyEnd  bool // every end of the job is what was wanted
 }
 
 func (w *waiting) flags(c *cobra.Command, bare string) {
@@ -72,6 +73,8 @@ func (a *app) waitJob(ctx context.Context, id gpuai.JobID, w *waiting) (*gpuai.J
 			p.tell(&j)
 		}
 		switch {
+		case err == nil && j.Status.Final() && w.anyEnd:
+			return &j, nil
 		case err == nil && j.Status.Final():
 			return &j, ended(&j)
 		case err == nil && w.cond == condRunning && j.Counts.Pending == 0:
@@ -99,7 +102,7 @@ func ended(j *gpuai.Job) error {
 	switch {
 	case j.Status == gpuai.JobFailed:
 		return &exitError{code: exitJobFailed, text: "the job failed: " + countsText(j), next: "gpuai job logs " + j.ID.String() + ", gpuai job status " + j.ID.String()}
-	case j.Status == gpuai.JobStopped && j.Reason != "":
+	case j.Status == gpuai.JobStopped:
 		return &exitError{code: exitJobFailed, text: "the job was stopped: " + j.Reason}
 	}
 	return nil

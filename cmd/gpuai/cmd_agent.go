@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent"
+	"github.com/gpuai/gpuai/internal/jobfile"
+	"github.com/gpuai/gpuai/internal/telemetry"
+	"github.com/gpuai/gpuai/plugins"
+)
+
+// An agentConfig is the configuration of "agent run".
+type agentConfig struct {
+	ID           string   // the node's name
+	Data         string   // data directory
+	Servers      []string // URLs of the servers' APIs
+	Zone         string
+	Labels       []string // key=value
+	Address      string   // where other nodes reach this one's tasks
+	CPU          string   // cores; "" detects
+	Memory       string   // "64GiB"; "" detects
+	Ports        string   // MIN-MAX lent to gangs; "" for none
+	Price        string   // US dollars per GPU and hour; "" for nothing
+	Drivers      []string // name[=path][,config-file]
+	Watchdog     string   // path; "" is beside this binary
+	AllowProcess bool     // the process runtime, which has no isolation
+	TakeOver     bool     // fence another agent that holds this identity, once
+	Log          logConfig
+}
+
+// defaultAgentConfig returns the defaults of the flags.
+func defaultAgentConfig() agentConfig {
+	return agentConfig{
+		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
+		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
+	}
+}
+
+// Validate returns every value that is wrong, with the value.
+func (c *agentConfig) Validate() error {
+	_, err := c.resolve()
+	return err
+}
+
+// resolve returns the agent's configuration, but for its logger, or everything
+// that is wrong.
+func (c *agentConfig) resolve() (agent.Config, error) {
+	out := agent.Config{
+		Node: gpuai.NodeID(c.ID), DataDir: c.Data, Zone: c.Zone, Address: c.Address,
+		Watchdog: c.Watchdog, AllowProcess: c.AllowProcess, TakeOver: c.TakeOver,
+	}
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !gpuai.ValidName(c.ID) {
+		fail("--id must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.ID)
+	}
+	if c.Data == "" {
+		fail("--data must name a directory")
+	}
+	if !gpuai.ValidName(c.Zone) {
+		fail("--zone must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.Zone)
+	}
+	errs = append(errs, c.servers(&out), c.amounts(&out), c.labels(&out), c.drivers(&out))
+	if out.Watchdog == "" {
+		out.Watchdog = beside(watchdogBinary)
+	}
+	if err := executable(out.Watchdog); err != nil {
+		fail("--watchdog: %w", err)
+	}
+	_, err := c.Log.level()
+	return out, errors.Join(append(errs, err)...)
+}
+
+func (c *agentConfig) servers(out *agent.Config) error {
+	for _, s := range c.Servers {
+		u, err := serverURL(s)
+		if err != nil {
+			return fmt.Errorf("--servers: %w", err)
+		}
+		out.Servers = append(out.Servers, u)
+	}
+	if len(out.Servers) == 0 {
+		return errors.New("--servers must name at least one server")
+	}
+	return nil
+}
+
+// amounts reads --cpu, --memory, --ports and --price.
+func (c *agentConfig) amounts(out *agent.Config) error {
+	var errs []error
+	var err error
+	if c.CPU != "" {
+		if out.CPU, err = jobfile.ParseCPU(c.CPU); err != nil {
+			errs = append(errs, fmt.Errorf("--cpu %w, not %q", err, c.CPU))
+		}
+	}
+	if c.Memory != "" {
+		if out.Memory, err = jobfile.ParseSize(c.Memory); err != nil {
+			errs = append(errs, fmt.Errorf("--memory %w, not %q", err, c.Memory))
+		}
+	}
+	if c.Ports != "" {
+		lo, hi, ok := strings.Cut(c.Ports, "-")
+		from, err1 := strconv.ParseUint(lo, 10, 16)
+		to, err2 := strconv.ParseUint(hi, 10, 16)
+		if !ok || err1 != nil || err2 != nil || from == 0 || to < from || to-from >= gpuai.MaxPorts {
+			errs = append(errs, fmt.Errorf("--ports is MIN-MAX with at most %d ports, such as 29500-29563, not %q", gpuai.MaxPorts, c.Ports))
+		} else {
+			out.PortMin, out.PortCount = uint16(from), uint16(to-from+1)
+		}
+	}
+	if c.Price != "" {
+		if out.Price, err = parsePrice(c.Price); err != nil {
+			errs = append(errs, fmt.Errorf("--price %w, not %q", err, c.Price))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// parsePrice reads US dollars with up to six decimals.
+func parsePrice(s string) (gpuai.Micros, error) {
+	whole, frac, dot := strings.Cut(s, ".")
+	if len(frac) <= 6 && dot == (frac != "") {
+		n, err := strconv.ParseUint(whole+(frac + "000000")[:6], 10, 53)
+		if err == nil {
+			return gpuai.Micros(n), nil
+		}
+	}
+	return 0, errors.New("must be US dollars with at most six decimals, such as 1.25")
+}
+
+func (c *agentConfig) labels(out *agent.Config) error {
+	for _, s := range c.Labels {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok || !gpuai.ValidLabel(k) || len(v) > gpuai.MaxTextLen {
+			return fmt.Errorf("--label is key=value with a key of a-z, 0-9, '-', '_', '.' and '/', not %q", s)
+		}
+		if out.Labels == nil {
+			out.Labels = map[string]string{}
+		}
+		out.Labels[k] = v
+	}
+	return nil
+}
+
+// drivers reads --driver name[=path][,config-file].
+func (c *agentConfig) drivers(out *agent.Config) error {
+	var errs []error
+	seen := map[string]bool{}
+	for _, s := range c.Drivers {
+		spec, file, hasFile := strings.Cut(s, ",")
+		name, path, _ := strings.Cut(spec, "=")
+		if path == "" {
+			path = beside("gpuai-driver-" + name)
+		}
+		d := plugins.HostConfig{Name: name, Path: path}
+		if !gpuai.ValidName(name) || seen[name] {
+			errs = append(errs, fmt.Errorf("--driver is name[=path][,config-file], each name once, not %q", s))
+			continue
+		}
+		seen[name] = true
+		if err := executable(path); err != nil {
+			errs = append(errs, fmt.Errorf("--driver %s: %w", name, err))
+		}
+		if hasFile {
+			src, err := os.ReadFile(file)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("--driver %s: reading its configuration: %w", name, err))
+			}
+			d.Config = src
+		}
+		out.Drivers = append(out.Drivers, d)
+	}
+	return errors.Join(errs...)
+}
+
+// beside returns the path of a binary in the directory of this one.
+func beside(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		self = real
+	}
+	return filepath.Join(filepath.Dir(self), name)
+}
+
+// executable says what is wrong with the path of a binary.
+func executable(path string) error {
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("there is no binary %s: build it with \"make build\", or name it", path)
+	case st.IsDir() || st.Mode()&0o111 == 0:
+		return fmt.Errorf("%s is not executable", path)
+	}
+	return nil
+}
+
+func newAgentCmd(a *app) *cobra.Command {
+	return group("agent", "Run a node's agent", newAgentRunCmd(a))
+}
+
+func newAgentRunCmd(a *app) *cobra.Command {
+	cfg := defaultAgentConfig()
+	c := &cobra.Command{
+		Use: "run", Short: "Run the agent of this host", Args: cobra.NoArgs,
+		Long: `Run the agent of this host until SIGINT or SIGTERM. It registers the host as a
+node, holds a session to one of the servers, and runs what the region leases to
+it. Tasks go on when the agent restarts; the watchdog ends them at their lease's
+deadline whatever becomes of the agent.
+
+A driver is named once for each vendor: --driver sim=/path/to/driver,/path/to/config.json.
+The path defaults to gpuai-driver-NAME beside this binary.`,
+		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
+      --driver sim,sim.json --zone hall-1 --label rack=c --ports 29500-29515 --allow-process-runtime`,
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.ID, "id", "", "name of the node, unique in the region (required)")
+	f.StringVar(&cfg.Data, "data", "", "data directory (required)")
+	f.StringSliceVar(&cfg.Servers, "servers", cfg.Servers, "URLs of the servers, comma-separated")
+	f.StringVar(&cfg.Zone, "zone", cfg.Zone, "zone of the node")
+	f.StringArrayVar(&cfg.Labels, "label", nil, "label as key=value; repeatable")
+	f.StringVar(&cfg.Address, "address", cfg.Address, "host or IP where other nodes reach this one's tasks")
+	f.StringVar(&cfg.CPU, "cpu", "", "cores to lend (default: all)")
+	f.StringVar(&cfg.Memory, "memory", "", "memory to lend, such as 64GiB (default: all)")
+	f.StringVar(&cfg.Ports, "ports", "", "ports MIN-MAX lent to gangs; agents on one host need ranges apart")
+	f.StringVar(&cfg.Price, "price", "", "US dollars for one GPU and hour")
+	f.StringArrayVar(&cfg.Drivers, "driver", nil, "driver as name[=path][,config-file]; repeatable")
+	f.StringVar(&cfg.Watchdog, "watchdog", "", "path of gpuai-watchdog (default: beside this binary)")
+	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
+	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
+	cfg.Log.flags(c)
+	c.RunE = does(func(ctx context.Context, _ []string) error {
+		ac, err := cfg.resolve()
+		if err != nil {
+			return usageError{err}
+		}
+		ac.Logger = a.logger(cfg.Log)
+		return runAgent(ctx, ac)
+	})
+	return c
+}
+
+// runAgent runs an agent until ctx ends.
+func runAgent(ctx context.Context, cfg agent.Config) error {
+	if cfg.AllowProcess {
+		cfg.Logger.Warn("the process runtime is on: tasks run without isolation, as this user", slog.Any("node", cfg.Node))
+	}
+	g, err := agent.Open(cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(g.Run(ctx), g.Close())
+}

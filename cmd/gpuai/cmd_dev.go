@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpuai/gpuai/internal/telemetry"
+)
+
+// A devConfig is the configuration of "dev".
+type devConfig struct {
+	HTTP string // listen address of the API, on loopback
+	Data string // data directory; "" is one that goes with the process
+	Log  logConfig
+}
+
+// defaultDevConfig returns the defaults of the flags.
+func defaultDevConfig() devConfig {
+	return devConfig{HTTP: "127.0.0.1:7470", Log: logConfig{Format: telemetry.FormatText, Level: "error"}}
+}
+
+// Validate returns every value that is wrong, with the value, and the binaries
+// that are missing.
+func (c *devConfig) Validate() error {
+	var errs []error
+	if err := checkListen(c.HTTP, false); err != nil {
+		errs = append(errs, fmt.Errorf("--http: %w", err))
+	}
+	for _, name := range [...]string{watchdogBinary, simBinary} {
+		errs = append(errs, executable(beside(name)))
+	}
+	_, err := c.Log.level()
+	return errors.Join(append(errs, err)...)
+}
+
+// Binaries that stand beside this one.
+const (
+	watchdogBinary = "gpuai-watchdog"
+	simBinary      = "gpuai-driver-sim"
+)
+
+func newDevCmd(a *app) *cobra.Command {
+	cfg := defaultDevConfig()
+	c := &cobra.Command{
+		Use: "dev", Short: "Run a region with simulated GPUs on this machine, nothing else to start", Args: cobra.NoArgs,
+		Long: `Run a region of three servers and four hosts with simulated GPUs in one process,
+until SIGINT or SIGTERM. It needs no root and no GPU. Tasks run as plain processes
+of this user, without isolation.
+
+With --data the region is there again after the next start, even after kill -9;
+tasks that were running go on if it comes back before their leases end. Without
+it everything goes with the process.`,
+		Example: `  gpuai dev
+  gpuai dev --http 127.0.0.1:8080 --data ~/gpuai-dev`,
+	}
+	c.Flags().StringVar(&cfg.HTTP, "http", cfg.HTTP, "listen address of the HTTP API, on loopback")
+	c.Flags().StringVar(&cfg.Data, "data", "", "data directory (default: one that is removed at the end)")
+	cfg.Log.flags(c)
+	c.RunE = does(func(ctx context.Context, _ []string) error {
+		if err := cfg.Validate(); err != nil {
+			return usageError{err}
+		}
+		return a.runDev(ctx, &cfg)
+	})
+	return c
+}
+
+// runDev runs the region until ctx ends or a part of it fails, and leaves
+// nothing behind but --data.
+func (a *app) runDev(ctx context.Context, cfg *devConfig) (err error) {
+	data, err := devData(cfg.Data)
+	if err != nil {
+		return err
+	}
+	if cfg.Data == "" {
+		defer func() { err = errors.Join(err, os.RemoveAll(data)) }()
+	}
+	life, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	// Whoever asks for more than errors gets all of them, from the start.
+	quiet := &quietHandler{Handler: a.logger(cfg.Log).Handler(), on: new(atomic.Bool), always: cfg.Log != defaultDevConfig().Log}
+	d := &devRegion{data: data, log: slog.New(quiet), quiet: quiet, end: end, ready: make(chan struct{}), seen: map[string]bool{}}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	if err := d.startServers(cfg.HTTP); err != nil {
+		return err
+	}
+	if err := d.startHosts(); err != nil {
+		return err
+	}
+	if a.awaitDev(life, d) {
+		quiet.on.Store(true)
+		a.greet(d)
+		<-life.Done()
+	}
+	if ctx.Err() != nil {
+		return nil // a signal is how dev ends
+	}
+	return context.Cause(life)
+}
+
+// devPatience is the time after which a region that is not ready says why.
+const devPatience = 10 * time.Second
+
+// awaitDev waits until the region is ready and reports whether it is.
+func (a *app) awaitDev(life context.Context, d *devRegion) bool {
+	slow := time.NewTicker(devPatience)
+	defer slow.Stop()
+	for {
+		select {
+		case <-d.ready:
+			return true
+		case <-life.Done():
+			return false
+		case <-slow.C:
+			d.quiet.on.Store(true)
+			a.say("not ready yet: %s\n", d.notReady())
+		}
+	}
+}
+
+// devData returns the data directory, absolute: drivers and watchdogs have
+// other working directories.
+func devData(path string) (string, error) {
+	if path == "" {
+		return os.MkdirTemp("", "gpuai-dev-")
+	}
+	abs, err := filepath.Abs(path)
+	if err == nil {
+		err = os.MkdirAll(abs, 0o700)
+	}
+	if err != nil {
+		return "", fmt.Errorf("--data: %w", err)
+	}
+	return abs, nil
+}
+
+// greet says where the region is and what to do with it.
+func (a *app) greet(d *devRegion) {
+	fmt.Fprintf(a.out, `GPUAI is ready at http://%[1]s: 3 servers, %[2]d hosts with simulated GPUs.
+Tasks run as plain processes of this user. Ctrl-C stops everything.
+
+  export GPUAI_ADDR=http://%[1]s
+  %[3]s job init hello.yaml && %[3]s run hello.yaml --wait=done
+  %[3]s logs hello
+`, d.addr(), len(devHosts), a.name)
+}
+
+// A quietHandler passes records on while it is on, or always: servers that
+// start or stop together miss one another, which is no news.
+type quietHandler struct {
+	slog.Handler
+	on     *atomic.Bool // shared by all that are made from one
+	always bool
+}
+
+// Enabled implements slog.Handler.
+func (q *quietHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return (q.always || q.on.Load()) && q.Handler.Enabled(ctx, l)
+}
+
+// WithAttrs implements slog.Handler.
+func (q *quietHandler) WithAttrs(as []slog.Attr) slog.Handler {
+	return &quietHandler{q.Handler.WithAttrs(as), q.on, q.always}
+}
+
+// WithGroup implements slog.Handler.
+func (q *quietHandler) WithGroup(name string) slog.Handler {
+	return &quietHandler{q.Handler.WithGroup(name), q.on, q.always}
+}

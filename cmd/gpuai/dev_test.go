@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestDev runs scripts against the real thing: a "gpuai dev" of the binaries of
+// this tree, with its drivers and watchdogs.
+func TestDev(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "bin")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "../gpuai", "../gpuai-watchdog", "../gpuai-driver-sim")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the binaries: %v\n%s", err, out)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/dev", UpdateScripts: *rewrite, RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			addr, err := freeAddr()
+			e.Setenv("ADDR", addr)
+			e.Setenv("GPUAI_ADDR", "http://"+addr)
+			e.Setenv("BIN", bin)
+			e.Defer(func() { endStarted(e.WorkDir) })
+			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "gone": gone, "exits": exitsReal},
+	})
+}
+
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// exitsReal CODE ARGS... runs the gpuai that was built and checks its exit code.
+func exitsReal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE ARGS...")
+	}
+	err := ts.Exec(filepath.Join(ts.Getenv("BIN"), "gpuai"), args[1:]...)
+	got := "0"
+	if err != nil {
+		got = strings.TrimPrefix(err.Error(), "exit status ")
+	}
+	if got != args[0] {
+		ts.Fatalf("gpuai %s exits with %s, want %s", strings.Join(args[1:], " "), got, args[0])
+	}
+}
+
+// ready SECONDS waits until the region says that it is ready.
+func ready(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: ready SECONDS")
+	}
+	seconds, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	poll(ts, time.Duration(seconds)*time.Second, func() error {
+		res, err := http.Get(ts.Getenv("GPUAI_ADDR") + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			return fmt.Errorf("/readyz answers %s", res.Status)
+		}
+		return nil
+	})
+}
+
+// gone waits until no process that the script started is left, nor one that
+// those started.
+func gone(ts *testscript.TestScript, _ bool, _ []string) {
+	poll(ts, 10*time.Second, func() error {
+		for pid, cmd := range started(ts.Getenv("WORK")) {
+			return fmt.Errorf("process %d is left: %s", pid, cmd)
+		}
+		return nil
+	})
+}
+
+// started returns the processes, with their command lines, that have the
+// script's directory in their environment.
+func started(work string) map[int]string {
+	out := map[int]string{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		env, err := os.ReadFile(dir + "/environ")
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if err == nil && strings.Contains(string(env), work+"/") && pid != os.Getpid() {
+			cmd, _ := os.ReadFile(dir + "/cmdline")
+			out[pid] = strings.ReplaceAll(string(cmd), "\x00", " ")
+		}
+	}
+	return out
+}
+
+// endStarted ends what a script that failed left behind; a watchdog then ends
+// its tasks.
+func endStarted(work string) {
+	for pid := range started(work) {
+		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended by now
+	}
+}
+
+// poll calls f until it succeeds, for so long.
+func poll(ts *testscript.TestScript, d time.Duration, f func() error) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(d)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("after %v: %v", d, err)
+		}
+		<-tick.C
+	}
+}
