@@ -65,7 +65,7 @@ func (r *rig) set(index uint64, full bool, leases ...gpuai.Assignment) []Action 
 
 func assign(index uint64) gpuai.Assignment {
 	return gpuai.Assignment{
-		Lease: gpuai.Lease{ID: gpuai.MakeToken(0, index, 0), Incarnation: inc, TTL: 20 * gpuai.Second, Devices: []gpuai.DeviceID{"GPU-1"}},
+		Lease: gpuai.Lease{ID: gpuai.MakeToken(0, index, 0), Incarnation: inc, TTL: 20 * gpuai.Second, Devices: []gpuai.DeviceID{gpuai.DeviceID(fmt.Sprint("GPU-", index))}},
 		Task:  gpuai.TaskSpec{StopGrace: 5 * gpuai.Second},
 	}
 }
@@ -455,7 +455,7 @@ func TestUnkillable(t *testing.T) {
 	r.now = start + fence
 	r.step(Tick{})
 	s := mustFind[SendReport](t, r.step(TaskUnkillable{Lease: lease, Reason: "stuck"}))
-	if s.Report.State != gpuai.ReportUnkillable || !slices.Equal(s.Report.Unclean, []gpuai.DeviceID{"GPU-1"}) {
+	if s.Report.State != gpuai.ReportUnkillable || !slices.Equal(s.Report.Unclean, []gpuai.DeviceID{"GPU-20"}) {
 		t.Errorf("reported %+v", s.Report)
 	}
 	mustLack[Forget](t, r.step(ReportAnswered{r.sess, gpuai.Reported{Lease: lease, Seq: s.Report.Seq}}))
@@ -513,6 +513,37 @@ func TestDrain(t *testing.T) {
 		t.Errorf("reported %+v", s.Report)
 	}
 	mustFind[Extend](t, r.ack(r.beat(), 50, lease)) // what runs goes on
+}
+
+// The region may give a device to the next lease before the task of the one that
+// it ended is gone from here: the next waits for the release.
+func TestNextLeaseWaitsForItsDevices(t *testing.T) {
+	for name, test := range map[string]struct {
+		share gpuai.Milli
+		waits bool
+	}{"whole": {0, true}, "too much": {600, true}, "both fit": {500, false}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.welcome(10)
+			r.set(10, true)
+			old, next := assign(20), assign(30)
+			old.Lease.Share, next.Lease.Share = test.share, test.share
+			next.Lease.Devices = old.Lease.Devices
+			r.set(20, false, old)
+			r.step(TaskStarted{Lease: old.Lease.ID})
+			r.step(LeasesReceived{r.sess, &gpuai.LeaseSet{Incarnation: inc, Index: 30, Leases: []gpuai.Assignment{next}, Ended: []gpuai.Token{old.Lease.ID}}})
+			if _, started := find[Start](r.acts); started == test.waits {
+				t.Fatalf("did %+v", r.acts)
+			}
+			if !test.waits {
+				return
+			}
+			mustLack[Start](t, r.step(TaskEnded{Lease: old.Lease.ID, By: ByKill}))
+			if s := mustFind[Start](t, r.step(Released{Lease: old.Lease.ID})); s.Assignment.Lease.ID != next.Lease.ID {
+				t.Errorf("started %s", s.Assignment.Lease.ID)
+			}
+		})
+	}
 }
 
 func TestAdopted(t *testing.T) {

@@ -1,6 +1,10 @@
 package decide
 
-import "github.com/gpuai/gpuai"
+import (
+	"slices"
+
+	"github.com/gpuai/gpuai"
+)
 
 // Phase is how far a lease has come.
 type Phase uint8
@@ -107,12 +111,51 @@ func (c *Core) tryStart(now int64, l *lease) {
 	if deadline <= now {
 		return // too old to start with; the next ack will do
 	}
+	if !c.room(l) {
+		return // what is released next tries again
+	}
 	if c.draining != "" {
 		c.finish(now, l, gpuai.Report{State: gpuai.ReportLost, Reason: c.draining})
 		return
 	}
 	l.phase, l.deadline = Starting, deadline
 	c.do(Start{Assignment: l.a, Deadline: deadline, KillBudget: c.policy.KillBudget})
+}
+
+// room reports whether l's devices are free of our other leases. The region may
+// have ended one of those, by its silence, before its task is gone from here:
+// then the next waits until it is released. It does not wait for a task that
+// cannot be killed: the driver's refusal tells the region that.
+func (c *Core) room(l *lease) bool {
+	for _, d := range l.a.Lease.Devices {
+		used := share(&l.a.Lease)
+		for _, o := range c.leases {
+			if (o.holds() || o.phase == Fencing || o.phase == Releasing) && slices.Contains(o.a.Lease.Devices, d) {
+				used += share(&o.a.Lease)
+			}
+		}
+		if used > gpuai.WholeDevice {
+			return false
+		}
+	}
+	return true
+}
+
+// share is what a lease takes of each of its devices.
+func share(l *gpuai.Lease) gpuai.Milli {
+	if l.Share == 0 {
+		return gpuai.WholeDevice
+	}
+	return l.Share
+}
+
+// startWaiting starts what waited for devices.
+func (c *Core) startWaiting(now int64) {
+	for _, t := range c.tokens() {
+		if l := c.leases[t]; l.phase == Waiting {
+			c.tryStart(now, l)
+		}
+	}
 }
 
 // renew counts the newest ack, which names l, for its fence.
@@ -154,6 +197,7 @@ func (c *Core) taskEvent(now int64, e Event) {
 	case Released:
 		if l := c.leases[e.Lease]; l != nil && l.phase == Releasing {
 			c.released(now, l, e)
+			c.startWaiting(now)
 		}
 	case DeviceFailed:
 		if l := c.leases[e.Lease]; l != nil && l.holds() {

@@ -67,17 +67,17 @@ func (w *world) give(e Event) {
 }
 
 func (w *world) walk() {
-	w.now += w.rnd.Int64N(second / 2)
+	w.now += w.rnd.Int64N(second / 6)
 	switch n := w.rnd.IntN(100); {
 	case n < 40:
 		w.give(Tick{})
 	case n < 50:
 		w.grant()
-	case n < 55:
+	case n < 58:
 		w.endOne()
-	case n < 60:
+	case n < 60, !w.core.Connected() && n < 80:
 		w.reconnect()
-	case n < 62:
+	case n < 61:
 		w.now += w.rnd.Int64N(30) * second // suspended
 	case n < 80:
 		w.confirm()
@@ -93,18 +93,22 @@ func (w *world) grant() {
 	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
 }
 
+// endOne has the region stop or end a lease, mostly one that is new.
 func (w *world) endOne() {
-	for _, t := range w.named() {
-		w.index++
-		if a := w.leases[t]; w.rnd.IntN(2) == 0 {
-			a.Lease.State = gpuai.LeaseRevoking
-			w.leases[t] = a
-			w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
-		} else {
-			w.end(t)
-		}
+	all := w.named()
+	if len(all) == 0 {
 		return
 	}
+	t := all[len(all)-1-w.rnd.IntN(min(2, len(all)))]
+	w.index++
+	a := w.leases[t]
+	if w.rnd.IntN(2) == 0 {
+		w.end(t)
+		return
+	}
+	a.Lease.State = gpuai.LeaseRevoking
+	w.leases[t] = a
+	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
 }
 
 func (w *world) end(t gpuai.Token) {
@@ -159,7 +163,7 @@ func (w *world) confirm() {
 	if len(w.beats) == 0 {
 		return
 	}
-	b := w.beats[w.rnd.IntN(len(w.beats))]
+	b := w.beats[len(w.beats)-1-w.rnd.IntN(min(2, len(w.beats)))]
 	w.index++
 	w.count(b.Sent)
 	w.send(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Sent: w.rnd.Int64(), Incarnation: inc, Index: w.index, Tokens: w.named()}})
@@ -178,7 +182,7 @@ func (w *world) send(e Event) {
 
 func (w *world) deliver() {
 	if len(w.late) > 0 {
-		i := w.rnd.IntN(len(w.late))
+		i := len(w.late) - 1 - w.rnd.IntN(min(5, len(w.late))) // rarely much too late
 		e := w.late[i]
 		w.late = slices.Delete(w.late, i, i+1)
 		w.give(e)
