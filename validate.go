@@ -20,15 +20,21 @@ func (v *fieldErrors) check(ok bool, pointer, detail string) {
 }
 
 func (v *fieldErrors) span(pointer string, d, lo, hi Duration) {
-	v.check(d >= lo && d <= hi, pointer, "must be between "+lo.String()+" and "+hi.String()+", not "+d.String())
+	if !(d >= lo && d <= hi) {
+		v.add(pointer, "must be between "+lo.String()+" and "+hi.String()+", not "+d.String())
+	}
 }
 
 func (v *fieldErrors) name(pointer, s string) {
-	v.check(ValidName(s), pointer, "must be 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, not "+strconv.Quote(clip(s)))
+	if !ValidName(s) {
+		v.add(pointer, "must be 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, not "+strconv.Quote(clip(s)))
+	}
 }
 
 func (v *fieldErrors) text(pointer, s string) {
-	v.check(len(s) <= MaxTextLen, pointer, "must be at most "+strconv.Itoa(MaxTextLen)+" bytes long")
+	if len(s) > MaxTextLen {
+		v.add(pointer, "must be at most "+strconv.Itoa(MaxTextLen)+" bytes long")
+	}
 }
 
 // clip shortens s for an error message.
@@ -97,32 +103,58 @@ func (s *JobSpec) Validate() []FieldError {
 	var v fieldErrors
 	v.name("/name", s.Name)
 	v.name("/tenant", string(s.Tenant))
-	v.check(s.Tenant == DefaultTenant, "/tenant", "the only tenant is \"default\" until tenants are built")
-	v.check(s.Type < numJobTypes, "/type", "is not a known type")
-	v.check(s.Class > ClassUnset && s.Class < numClasses, "/class", "is not a known class")
-	v.check(s.Priority <= MaxPriority, "/priority", "must be between 1 and 100")
+	if s.Tenant != DefaultTenant {
+		v.add("/tenant", "the only tenant is \"default\" until tenants are built")
+	}
+	if s.Type >= numJobTypes {
+		v.add("/type", "is not a known type")
+	}
+	if !(s.Class > ClassUnset && s.Class < numClasses) {
+		v.add("/class", "is not a known class")
+	}
+	if s.Priority > MaxPriority {
+		v.add("/priority", "must be between 1 and 100")
+	}
 	v.span("/limits/queue_time_ms", s.Limits.QueueTime, 0, MaxDuration)
 	v.span("/limits/run_time_ms", s.Limits.RunTime, 0, MaxDuration)
 	v.span("/lease_ttl_ms", s.LeaseTTL, 0, MaxLeaseTTL)
-	v.check(s.Array.Size <= MaxTasks, "/array/size", "must be at most "+strconv.Itoa(MaxTasks))
-	v.check(len(s.Groups) > 0, "/groups", "needs at least one group")
-	v.check(len(s.Groups) <= MaxGroups, "/groups", "must be at most "+strconv.Itoa(MaxGroups)+" groups")
+	if s.Array.Size > MaxTasks {
+		v.add("/array/size", "must be at most "+strconv.Itoa(MaxTasks))
+	}
+	if len(s.Groups) <= 0 {
+		v.add("/groups", "needs at least one group")
+	}
+	if len(s.Groups) > MaxGroups {
+		v.add("/groups", "must be at most "+strconv.Itoa(MaxGroups)+" groups")
+	}
 	if s.Array.Size > 0 && len(s.Groups) == 1 {
 		g := &s.Groups[0]
-		v.check(g.Count == s.Array.Size, "/groups/0/count", "must be absent, or equal to array.size")
-		v.check(!g.Gang, "/groups/0/gang", "an array's tasks are independent: use count instead of array for a gang")
+		if g.Count != s.Array.Size {
+			v.add("/groups/0/count", "must be absent, or equal to array.size")
+		}
+		if g.Gang {
+			v.add("/groups/0/gang", "an array's tasks are independent: use count instead of array for a gang")
+		}
 	}
-	v.check(s.Array.Size == 0 || len(s.Groups) == 1, "/array", "an array has exactly one group")
+	if !(s.Array.Size == 0 || len(s.Groups) == 1) {
+		v.add("/array", "an array has exactly one group")
+	}
 	var tasks uint64
 	for i := range s.Groups[:min(len(s.Groups), MaxGroups)] {
 		tasks += uint64(s.Groups[i].Count)
 		s.Groups[i].validate(&v, "/groups/"+strconv.Itoa(i))
 		for j := range i {
-			v.check(s.Groups[j].Name != s.Groups[i].Name, "/groups/"+strconv.Itoa(i)+"/name", "is the name of group "+strconv.Itoa(j)+" too")
+			if s.Groups[j].Name == s.Groups[i].Name {
+				v.add("/groups/"+strconv.Itoa(i)+"/name", "is the name of group "+strconv.Itoa(j)+" too")
+			}
 		}
 	}
-	v.check(tasks <= MaxTasks, "/groups", "all groups together have at most "+strconv.Itoa(MaxTasks)+" tasks")
-	v.check(s.size() <= MaxSpecBytes, "", "the job must be at most "+strconv.Itoa(MaxSpecBytes)+" bytes in all: fetch large scripts and data from where they are kept")
+	if tasks > MaxTasks {
+		v.add("/groups", "all groups together have at most "+strconv.Itoa(MaxTasks)+" tasks")
+	}
+	if s.size() > MaxSpecBytes {
+		v.add("", "the job must be at most "+strconv.Itoa(MaxSpecBytes)+" bytes in all: fetch large scripts and data from where they are kept")
+	}
 	return v
 }
 
@@ -156,17 +188,27 @@ func (s *JobSpec) size() int {
 
 func (g *Group) validate(v *fieldErrors, at string) {
 	v.name(at+"/name", g.Name)
-	v.check(g.Count >= 1 && g.Count <= MaxTasks, at+"/count", "must be between 1 and "+strconv.Itoa(MaxTasks))
-	v.check(!g.Gang || g.Count <= MaxGangTasks, at+"/count", "a gang has at most "+strconv.Itoa(MaxGangTasks)+" tasks")
-	v.check(len(g.Constraints) <= MaxConstraints, at+"/constraints", "must be at most "+strconv.Itoa(MaxConstraints))
+	if !(g.Count >= 1 && g.Count <= MaxTasks) {
+		v.add(at+"/count", "must be between 1 and "+strconv.Itoa(MaxTasks))
+	}
+	if !(!g.Gang || g.Count <= MaxGangTasks) {
+		v.add(at+"/count", "a gang has at most "+strconv.Itoa(MaxGangTasks)+" tasks")
+	}
+	if len(g.Constraints) > MaxConstraints {
+		v.add(at+"/constraints", "must be at most "+strconv.Itoa(MaxConstraints))
+	}
 	for i := range g.Constraints[:min(len(g.Constraints), MaxConstraints)] {
 		g.Constraints[i].validate(v, at+"/constraints/"+strconv.Itoa(i))
 	}
 	g.Resources.validate(v, at+"/resources")
-	v.check(g.Restart.Attempts <= MaxAttempts, at+"/restart/attempts", "must be at most "+strconv.Itoa(MaxAttempts))
+	if g.Restart.Attempts > MaxAttempts {
+		v.add(at+"/restart/attempts", "must be at most "+strconv.Itoa(MaxAttempts))
+	}
 	v.span(at+"/restart/backoff_ms", g.Restart.Backoff, 0, MaxBackoff)
 	for i, c := range g.Restart.On {
-		v.check(c <= CauseGPUError && !slices.Contains(g.Restart.On[:i], c), at+"/restart/on/"+strconv.Itoa(i), "is unknown or named twice")
+		if !(c <= CauseGPUError && !slices.Contains(g.Restart.On[:i], c)) {
+			v.add(at+"/restart/on/"+strconv.Itoa(i), "is unknown or named twice")
+		}
 		if i > int(CauseGPUError) {
 			break
 		}
@@ -182,15 +224,24 @@ const LabelPrefix = "label."
 
 func (c *Constraint) validate(v *fieldErrors, at string) {
 	key, isLabel := strings.CutPrefix(c.Attribute, LabelPrefix)
-	v.check(slices.Contains(attributes, c.Attribute) || isLabel && ValidLabel(key), at+"/attribute",
-		"must be zone, gpu.vendor, gpu.model, gpu.memory_bytes or label.<key>, not "+strconv.Quote(clip(c.Attribute)))
-	v.check(c.Op < numOps, at+"/op", "is not a known operator")
-	v.check(len(c.Values) >= 1 && len(c.Values) <= MaxValues, at+"/values", "must have 1 to "+strconv.Itoa(MaxValues)+" values")
-	v.check(c.Op == In || c.Op == NotIn || len(c.Values) <= 1, at+"/values", "takes one value with this operator")
+	if !(slices.Contains(attributes, c.Attribute) || isLabel && ValidLabel(key)) {
+		v.add(at+"/attribute", "must be zone, gpu.vendor, gpu.model, gpu.memory_bytes or label.<key>, not "+strconv.Quote(clip(c.Attribute)))
+	}
+	if c.Op >= numOps {
+		v.add(at+"/op", "is not a known operator")
+	}
+	if !(len(c.Values) >= 1 && len(c.Values) <= MaxValues) {
+		v.add(at+"/values", "must have 1 to "+strconv.Itoa(MaxValues)+" values")
+	}
+	if !(c.Op == In || c.Op == NotIn || len(c.Values) <= 1) {
+		v.add(at+"/values", "takes one value with this operator")
+	}
 	for i, s := range c.Values[:min(len(c.Values), MaxValues)] {
 		v.text(at+"/values/"+strconv.Itoa(i), s)
 		if _, err := strconv.ParseInt(s, 10, 64); c.Op >= Less {
-			v.check(err == nil, at+"/values/"+strconv.Itoa(i), "must be a decimal integer with this operator")
+			if err != nil {
+				v.add(at+"/values/"+strconv.Itoa(i), "must be a decimal integer with this operator")
+			}
 		}
 	}
 }
@@ -209,39 +260,81 @@ func ValidLabel(s string) bool {
 
 func (r *Resources) validate(v *fieldErrors, at string) {
 	g := &r.GPU
-	v.check(g.Count <= MaxGPUs, at+"/gpu/count", "must be at most "+strconv.Itoa(MaxGPUs)+"; use a gang for more")
-	v.check(g.Count > 0 || len(g.Any) == 0, at+"/gpu/any", "needs a count of at least 1")
-	v.check(g.Share.Milli < WholeDevice, at+"/gpu/share/milli", "must be between 1 and 999; leave it out for a whole device")
-	v.check(g.Share.Milli == 0 || g.Count == 1, at+"/gpu/share", "needs a count of 1")
-	v.check(len(g.Any) <= MaxAlternatives, at+"/gpu/any", "must be at most "+strconv.Itoa(MaxAlternatives))
+	if g.Count > MaxGPUs {
+		v.add(at+"/gpu/count", "must be at most "+strconv.Itoa(MaxGPUs)+"; use a gang for more")
+	}
+	if !(g.Count > 0 || len(g.Any) == 0) {
+		v.add(at+"/gpu/any", "needs a count of at least 1")
+	}
+	if g.Share.Milli >= WholeDevice {
+		v.add(at+"/gpu/share/milli", "must be between 1 and 999; leave it out for a whole device")
+	}
+	if !(g.Share.Milli == 0 || g.Count == 1) {
+		v.add(at+"/gpu/share", "needs a count of 1")
+	}
+	if len(g.Any) > MaxAlternatives {
+		v.add(at+"/gpu/any", "must be at most "+strconv.Itoa(MaxAlternatives))
+	}
 	for i, a := range g.Any[:min(len(g.Any), MaxAlternatives)] {
 		p := at + "/gpu/any/" + strconv.Itoa(i)
 		v.text(p+"/vendor", a.Vendor)
 		v.text(p+"/model", a.Model)
-		v.check(a.MemoryMin >= 0 && a.MemoryMin < MaxMemory, p+"/memory_min_bytes", "must be between 0 and 1 PiB")
-		v.check(a.MemoryMax == 0 || a.MemoryMax >= a.MemoryMin && a.MemoryMax < MaxMemory, p+"/memory_max_bytes", "must not be below memory_min_bytes")
+		if !(a.MemoryMin >= 0 && a.MemoryMin < MaxMemory) {
+			v.add(p+"/memory_min_bytes", "must be between 0 and 1 PiB")
+		}
+		if !(a.MemoryMax == 0 || a.MemoryMax >= a.MemoryMin && a.MemoryMax < MaxMemory) {
+			v.add(p+"/memory_max_bytes", "must not be below memory_min_bytes")
+		}
 	}
-	v.check(r.CPU >= 1 && r.CPU < MaxCPU, at+"/cpu_milli", "must be between 1 and "+strconv.FormatInt(int64(MaxCPU)-1, 10))
-	v.check(r.Memory >= 1 && r.Memory < MaxMemory, at+"/memory_bytes", "must be between 1 and "+strconv.FormatInt(int64(MaxMemory)-1, 10))
+	if !(r.CPU >= 1 && r.CPU < MaxCPU) {
+		v.add(at+"/cpu_milli", "must be between 1 and "+strconv.FormatInt(int64(MaxCPU)-1, 10))
+	}
+	if !(r.Memory >= 1 && r.Memory < MaxMemory) {
+		v.add(at+"/memory_bytes", "must be between 1 and "+strconv.FormatInt(int64(MaxMemory)-1, 10))
+	}
 }
 
 func (t *TaskSpec) validate(v *fieldErrors, at string) {
-	v.check(t.Runtime == RuntimeProcess, at+"/runtime", "the only runtime built is \"process\"")
-	v.check((len(t.Command) > 0) != (t.Script != ""), at, "needs a command or a script, and not both")
-	v.check(len(t.Command) <= MaxCommand, at+"/command", "must be at most "+strconv.Itoa(MaxCommand)+" arguments")
-	v.check(len(t.Command) == 0 || t.Command[0] != "", at+"/command/0", "must name a program")
+	if t.Runtime != RuntimeProcess {
+		v.add(at+"/runtime", "the only runtime built is \"process\"")
+	}
+	if !(len(t.Command) > 0) != (t.Script != "") {
+		v.add(at, "needs a command or a script, and not both")
+	}
+	if len(t.Command) > MaxCommand {
+		v.add(at+"/command", "must be at most "+strconv.Itoa(MaxCommand)+" arguments")
+	}
+	if !(len(t.Command) == 0 || t.Command[0] != "") {
+		v.add(at+"/command/0", "must name a program")
+	}
 	for i, a := range t.Command[:min(len(t.Command), MaxCommand)] {
-		v.check(strings.IndexByte(a, 0) < 0, at+"/command/"+strconv.Itoa(i), "must not contain a NUL byte")
+		if strings.IndexByte(a, 0) >= 0 {
+			v.add(at+"/command/"+strconv.Itoa(i), "must not contain a NUL byte")
+		}
 	}
-	v.check(strings.IndexByte(t.Script, 0) < 0, at+"/script", "must not contain a NUL byte")
-	v.check(len(t.Env) <= MaxEnv, at+"/env", "must be at most "+strconv.Itoa(MaxEnv)+" variables")
+	if strings.IndexByte(t.Script, 0) >= 0 {
+		v.add(at+"/script", "must not contain a NUL byte")
+	}
+	if len(t.Env) > MaxEnv {
+		v.add(at+"/env", "must be at most "+strconv.Itoa(MaxEnv)+" variables")
+	}
 	for _, k := range EnvNames(t.Env) {
-		v.check(validEnv(k), at+"/env", "a variable's name has letters, digits and '_', not "+strconv.Quote(clip(k)))
-		v.check(!strings.HasPrefix(k, "GPUAI_"), at+"/env/"+k, "names that start with GPUAI_ are the region's own")
-		v.check(strings.IndexByte(t.Env[k], 0) < 0, at+"/env/"+k, "must not contain a NUL byte")
+		if !validEnv(k) {
+			v.add(at+"/env", "a variable's name has letters, digits and '_', not "+strconv.Quote(clip(k)))
+		}
+		if strings.HasPrefix(k, "GPUAI_") {
+			v.add(at+"/env/"+k, "names that start with GPUAI_ are the region's own")
+		}
+		if strings.IndexByte(t.Env[k], 0) >= 0 {
+			v.add(at+"/env/"+k, "must not contain a NUL byte")
+		}
 	}
-	v.check(t.Cwd == "" || t.Cwd[0] == '/', at+"/cwd", "must be absolute")
-	v.check(len(t.Cwd) <= 4096 && strings.IndexByte(t.Cwd, 0) < 0, at+"/cwd", "must be at most 4096 bytes without a NUL")
+	if !(t.Cwd == "" || t.Cwd[0] == '/') {
+		v.add(at+"/cwd", "must be absolute")
+	}
+	if !(len(t.Cwd) <= 4096 && strings.IndexByte(t.Cwd, 0) < 0) {
+		v.add(at+"/cwd", "must be at most 4096 bytes without a NUL")
+	}
 	v.span(at+"/stop_grace_ms", t.StopGrace, 0, Hour)
 }
 
@@ -259,21 +352,41 @@ func validEnv(k string) bool {
 func (s *NodeSpec) Validate() []FieldError {
 	var v fieldErrors
 	v.name("/id", string(s.ID))
-	v.check(s.Zone == "" || ValidName(s.Zone), "/zone", "must be a name of a-z, 0-9 and '-'")
-	v.check(len(s.Labels) <= MaxLabels, "/labels", "must be at most "+strconv.Itoa(MaxLabels))
+	if !(s.Zone == "" || ValidName(s.Zone)) {
+		v.add("/zone", "must be a name of a-z, 0-9 and '-'")
+	}
+	if len(s.Labels) > MaxLabels {
+		v.add("/labels", "must be at most "+strconv.Itoa(MaxLabels))
+	}
 	for _, k := range EnvNames(s.Labels) {
-		v.check(ValidLabel(k), "/labels", "a label's key has a-z, 0-9, '-', '_', '.' and '/', not "+strconv.Quote(clip(k)))
+		if !ValidLabel(k) {
+			v.add("/labels", "a label's key has a-z, 0-9, '-', '_', '.' and '/', not "+strconv.Quote(clip(k)))
+		}
 		v.text("/labels/"+k, s.Labels[k])
 	}
 	v.text("/address", s.Address)
 	v.text("/version", s.Version)
-	v.check(s.CPU >= 0 && s.CPU < MaxCPU, "/cpu_milli", "is out of range")
-	v.check(s.Memory >= 0 && s.Memory < MaxMemory, "/memory_bytes", "is out of range")
-	v.check(s.PortCount <= MaxPorts, "/port_count", "must be at most "+strconv.Itoa(MaxPorts))
-	v.check(int(s.PortMin)+int(s.PortCount) <= 1<<16, "/port_min", "the range must end below 65536")
-	v.check(s.PortCount == 0 || s.PortMin > 0, "/port_min", "must be at least 1")
-	v.check(s.Price >= 0, "/price_micros_per_gpu_hour", "must not be negative")
-	v.check(len(s.Devices) <= MaxGPUs, "/devices", "must be at most "+strconv.Itoa(MaxGPUs))
+	if !(s.CPU >= 0 && s.CPU < MaxCPU) {
+		v.add("/cpu_milli", "is out of range")
+	}
+	if !(s.Memory >= 0 && s.Memory < MaxMemory) {
+		v.add("/memory_bytes", "is out of range")
+	}
+	if s.PortCount > MaxPorts {
+		v.add("/port_count", "must be at most "+strconv.Itoa(MaxPorts))
+	}
+	if int(s.PortMin)+int(s.PortCount) > 1<<16 {
+		v.add("/port_min", "the range must end below 65536")
+	}
+	if !(s.PortCount == 0 || s.PortMin > 0) {
+		v.add("/port_min", "must be at least 1")
+	}
+	if s.Price < 0 {
+		v.add("/price_micros_per_gpu_hour", "must not be negative")
+	}
+	if len(s.Devices) > MaxGPUs {
+		v.add("/devices", "must be at most "+strconv.Itoa(MaxGPUs))
+	}
 	ValidateDevices(s.Devices, (*[]FieldError)(&v))
 	return v
 }
@@ -283,12 +396,24 @@ func ValidateDevices(ds []Device, to *[]FieldError) {
 	v := (*fieldErrors)(to)
 	for i := range ds[:min(len(ds), MaxGPUs)] {
 		d, p := &ds[i], "/devices/"+strconv.Itoa(i)
-		v.check(d.ID != "" && len(d.ID) <= MaxTextLen, p+"/id", "must be 1 to 256 bytes long")
-		v.check(i == 0 || ds[i-1].ID < d.ID, p+"/id", "devices must be sorted by ID, each ID once")
-		v.check(d.Vendor != "" && len(d.Vendor) <= MaxTextLen, p+"/vendor", "must be 1 to 256 bytes long")
-		v.check(d.Model != "" && len(d.Model) <= MaxTextLen, p+"/model", "must be 1 to 256 bytes long")
-		v.check(d.Memory >= 0 && d.Memory < MaxMemory, p+"/memory_bytes", "is out of range")
-		v.check(d.Health < numDeviceHealth, p+"/health", "is unknown")
+		if !(d.ID != "" && len(d.ID) <= MaxTextLen) {
+			v.add(p+"/id", "must be 1 to 256 bytes long")
+		}
+		if !(i == 0 || ds[i-1].ID < d.ID) {
+			v.add(p+"/id", "devices must be sorted by ID, each ID once")
+		}
+		if !(d.Vendor != "" && len(d.Vendor) <= MaxTextLen) {
+			v.add(p+"/vendor", "must be 1 to 256 bytes long")
+		}
+		if !(d.Model != "" && len(d.Model) <= MaxTextLen) {
+			v.add(p+"/model", "must be 1 to 256 bytes long")
+		}
+		if !(d.Memory >= 0 && d.Memory < MaxMemory) {
+			v.add(p+"/memory_bytes", "is out of range")
+		}
+		if d.Health >= numDeviceHealth {
+			v.add(p+"/health", "is unknown")
+		}
 		v.text(p+"/health_code", d.HealthCode)
 	}
 }
