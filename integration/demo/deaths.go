@@ -57,14 +57,16 @@ func (d *demo) afterLeader(ctx context.Context) error {
 	if err := d.waitStep(ctx, d.training.step()+30); err != nil {
 		return err
 	}
-	n, err := d.region.readyHosts(ctx)
-	if err != nil || n != len(d.region.hosts) {
-		return fmt.Errorf("%d of %d hosts are ready after the leader's death: %w", n, len(d.region.hosts), err)
+	err := poll(ctx, "all hosts to be ready at the new leader", 100*time.Millisecond, func() (bool, error) {
+		n, err := d.region.readyHosts(ctx)
+		return n == len(d.region.hosts), err
+	})
+	if err != nil {
+		return err
 	}
-	for i, l := range d.watcher.live(d.gang) {
-		if len(d.gangBeforeDeath) != gangSize || l.token != d.gangBeforeDeath[i].token {
-			return fmt.Errorf("the leader's death cost the gang its leases: %s ran before, %s after", tokens(d.gangBeforeDeath), tokens(d.watcher.live(d.gang)))
-		}
+	lost := d.watcher.all(func(l *lease) bool { return l.ended != 0 && l.cause != gpuai.CauseDone })
+	if len(lost) > 0 || tokens(d.watcher.live(d.gang)) != tokens(d.gangBeforeDeath) {
+		return fmt.Errorf("the leader's death cost %d tasks their leases; the gang had %s before, and has %s", len(lost), tokens(d.gangBeforeDeath), tokens(d.watcher.live(d.gang)))
 	}
 	d.say("all hosts beat at the new leader, no task was lost")
 	return nil

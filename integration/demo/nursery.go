@@ -87,16 +87,17 @@ func (n *nursery) start(name string, argv ...string) (*process, error) {
 
 // await reaps a process, and tells of an end that nobody asked for.
 func (n *nursery) await(p *process) {
-	err := p.cmd.Wait()
+	_ = p.cmd.Wait() // its state says the same
 	defer close(p.done)
 	select {
 	case <-p.end:
 	default:
-		n.died(fmt.Errorf("%s ended by itself (%w): %s", p.name, errors.Join(err, errEnded), lastLine(p.log)))
+		n.died(fmt.Errorf("%s %w (%s); the end of its log: %s", p.name, errEnded, p.cmd.ProcessState, lastLine(p.log)))
 	}
 }
 
-var errEnded = errors.New("it was to run on")
+// errEnded is wrapped by what died is told.
+var errEnded = errors.New("ended by itself")
 
 // signal tells a process to end in one way or another.
 func (p *process) signal(s os.Signal) error {
