@@ -20,6 +20,7 @@ const maxJobFile = 1 << 20
 // readSpec reads a job file, "-" for standard input.
 func (a *app) readSpec(path string) (*gpuai.JobSpec, error) {
 	in, name := a.in, "standard input"
+	a.file = path
 	if path != "-" {
 		f, err := os.Open(path)
 		if errors.Is(err, os.ErrNotExist) {

@@ -150,9 +150,11 @@ func (a *app) reasons(rs []gpuai.Reason) {
 func (a *app) nextStep(e *gpuai.Error) string {
 	switch e.Code {
 	case gpuai.InvalidSpec:
-		return "gpuai job validate FILE names every problem with its line"
+		if a.file != "" {
+			return "correct " + a.file + "; gpuai job validate " + a.file + " checks it"
+		}
 	case gpuai.NotFound:
-		return "IDs may be cut short while they are unique; the list commands print them"
+		return "the list commands show what there is; a job's ID may be cut short while it is unique"
 	case gpuai.Unschedulable:
 		return "gpuai node list shows what there is; --hold-anyway keeps the job until such a node joins"
 	case gpuai.IdempotencyMismatch:

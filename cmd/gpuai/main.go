@@ -36,6 +36,7 @@ type app struct {
 	getenv func(string) string
 	now    func() time.Time // for ages in tables only
 	api    apiFlags
+	file   string    // the job file, for what to do next
 	rec    *recorder // nil until a command talks to a server
 }
 

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpuai/gpuai"
-	"github.com/gpuai/gpuai/client"
 )
 
 // Conditions of --wait.
@@ -150,44 +149,17 @@ func (p *progress) tell(j *gpuai.Job) {
 // the task's exit code.
 func (a *app) attach(ctx context.Context, j *gpuai.Job) error {
 	a.say("job %s\n", j.ID)
-	task := logFlags{follow: true}
-	if err := a.copyLogs(ctx, j.ID.String(), &task); err != nil {
-		return err
-	}
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
-	for {
-		t, err := a.firstTask(ctx, c, j.ID)
-		switch {
-		case err != nil && !away(err):
-			return err
-		case err == nil && t.Status == gpuai.TaskSucceeded:
-			return nil
-		case err == nil && t.Status > gpuai.TaskSucceeded:
-			code := int(t.ExitCode)
-			if code <= 0 || code > 255 {
-				code = exitJobFailed
-			}
-			return &exitError{code: code, text: "the task " + t.Status.String() + " with exit code " + num(t.ExitCode)}
-		}
-		if err := pause(ctx, pollEvery); err != nil {
-			return err
-		}
-	}
-}
-
-func (a *app) firstTask(ctx context.Context, c *client.Client, id gpuai.JobID) (t gpuai.Task, err error) {
-	err = a.call(ctx, func(ctx context.Context) error {
-		tasks, _, err := c.Tasks(ctx, id.String(), client.Page{Limit: 1})
-		if err == nil && len(tasks) == 0 {
-			err = gpuai.NewError(gpuai.NotFound, "job "+id.String()+" has no tasks any more")
-		}
-		if err == nil {
-			t = tasks[0]
-		}
+	t, err := a.followTask(ctx, c, j.ID.String(), &logFlags{follow: true, tail: -1})
+	if err != nil || t.Status == gpuai.TaskSucceeded {
 		return err
-	})
-	return t, err
+	}
+	code := int(t.ExitCode)
+	if code <= 0 || code > 255 {
+		code = exitJobFailed
+	}
+	return &exitError{code: code, text: "the task " + t.Status.String() + " with exit code " + num(t.ExitCode)}
 }
