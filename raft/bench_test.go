@@ -2,8 +2,10 @@ package raft
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"flag"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
@@ -23,7 +25,7 @@ var benchCallers = flag.Int("callers", 1024, "concurrent Propose calls of Benchm
 // BenchmarkCommit3 commits commands through the proposer on three members in
 // this process, over TCP on loopback, with bolt files and fsync. Ticks leave
 // the machine nearly nothing to do, so what is measured is the way to it;
-// submits also queue a job each on every replica.
+// submits also queue a job each on every replica, placements lease it a GPU.
 //
 //	go test ./raft -run '^$' -bench Commit3 -benchtime 300000x
 func BenchmarkCommit3(b *testing.B) {
@@ -31,6 +33,7 @@ func BenchmarkCommit3(b *testing.B) {
 	submit := func() []byte { _, cmd := job(); return cmd }
 	b.Run("ticks", func(b *testing.B) { benchPropose(b, tick) })
 	b.Run("submits", func(b *testing.B) { benchPropose(b, submit) })
+	b.Run("placements", benchPlace)
 	b.Run("ticks-in-batches", func(b *testing.B) { benchProposeAll(b, tick) })
 	b.Run("submits-in-batches", func(b *testing.B) { benchProposeAll(b, submit) })
 	b.Run("bare-library", benchBare)
@@ -82,7 +85,60 @@ func prepared(b *testing.B, command func() []byte) [][]byte {
 
 func benchPropose(b *testing.B, command func() []byte) {
 	cmds := prepared(b, command)
+	proposeEach(b, benchCluster(b), cmds)
+}
+
+// benchPlace commits jobs of one GPU each, and all of them find their place.
+func benchPlace(b *testing.B) {
+	cmds := prepared(b, gpuJob)
 	n := benchCluster(b)
+	const gpus = gpuai.MaxGPUs
+	var nodes [][]byte
+	for i := range max(1000, 2*b.N/gpus) {
+		nodes = append(nodes, register(i, gpus))
+	}
+	for c := range slices.Chunk(nodes, 500) {
+		done, err := n.ProposeAll(context.Background(), c)
+		if err != nil || done[0].Result.Code != gpuai.OK {
+			b.Fatal(done[0].Result, err)
+		}
+	}
+	proposeEach(b, n, cmds)
+	n.View(func(m *fsm.Machine) {
+		if got := m.Counts().Leases; int(got) != b.N {
+			b.Errorf("%d of %d jobs have a lease", got, b.N)
+		}
+	})
+}
+
+// gpuJob encodes a job that needs one GPU.
+func gpuJob() []byte {
+	var c fsm.SubmitJob
+	rand.Read(c.ID[:])
+	c.Spec = &gpuai.JobSpec{Name: "bench", Groups: []gpuai.Group{{
+		Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: 1}},
+		Task:      gpuai.TaskSpec{Command: []string{"true"}},
+	}}}
+	c.Spec.Defaults()
+	return c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: "bench"})
+}
+
+// register encodes the registration of a node.
+func register(i, gpus int) []byte {
+	c := fsm.RegisterNode{BootID: "b", Nonce: "n", Spec: gpuai.NodeSpec{
+		ID: gpuai.NodeID(fmt.Sprintf("node-%06d", i)), CPU: gpuai.MilliCPU(16_000 * gpus),
+		Memory: gpuai.Bytes(gpus) << 37, Address: "127.0.0.1", Version: gpuai.Version,
+	}}
+	for d := range gpus {
+		c.Spec.Devices = append(c.Spec.Devices, gpuai.Device{
+			ID: gpuai.DeviceID(fmt.Sprintf("%02d", d)), Vendor: "sim", Model: "bench-80", Memory: 80 << 30,
+		})
+	}
+	return c.Append(nil, fsm.Envelope{Actor: "bench"})
+}
+
+// proposeEach has many callers propose the commands one by one.
+func proposeEach(b *testing.B, n *Node, cmds [][]byte) {
 	var s samples
 	var next atomic.Int64
 	b.ResetTimer()
