@@ -19,10 +19,12 @@ const maxSessions = 1 << 17
 
 // Bounds of how many agents may be registering at once: after a failover they
 // all come together. Those that hold leases have most of the room to
-// themselves: their time is running out.
+// themselves: their time is running out. A registration takes about two
+// windows, since it is confirmed like a beat, so some 16,000 leaseholders a
+// second are let in.
 const (
-	admitHolders = 192
-	admitOthers  = 64
+	admitHolders = 8_192
+	admitOthers  = 2_048
 )
 
 // registry is the sessions of this server: one a node, the newest.
