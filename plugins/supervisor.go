@@ -176,18 +176,24 @@ func (s *supervisor) again(ctx context.Context, err error) bool {
 	}
 }
 
+// silentTicks is how finely a driver's silence is counted.
+const silentTicks = 8
+
 // follow publishes what the process says, until it must be ended: it died, broke
 // the contract, fell silent, or left calls unanswered.
 func (s *supervisor) follow(ctx context.Context) error {
-	silence := time.NewTimer(s.host.timing.silence)
-	defer silence.Stop()
+	// Silence is counted in ticks of our own: while this process is stopped or
+	// suspended there are none, and the driver is not to blame.
+	tick := time.NewTicker(s.host.timing.silence / silentTicks)
+	defer tick.Stop()
+	silent := 0
 	steady := s.steadyTimer()
 	defer steady.Stop()
 	for {
 		select {
 		case v := <-s.session.inventory:
 			s.view.inventory = v
-			silence.Reset(s.host.timing.silence)
+			silent = 0
 		case hs := <-s.session.health:
 			s.view.setHealth(hs)
 		case <-steady.C:
@@ -196,7 +202,10 @@ func (s *supervisor) follow(ctx context.Context) error {
 			return err
 		case <-s.session.process.Gone():
 			return ErrDown
-		case <-silence.C:
+		case <-tick.C:
+			if silent++; silent <= silentTicks {
+				continue
+			}
 			return fmt.Errorf("%w: nothing was heard of it for %s, it hangs", ErrTimeout, s.host.timing.silence)
 		case <-s.host.struck:
 			return fmt.Errorf("%w: it left %d calls in a row unanswered, it hangs", ErrTimeout, s.host.timing.strikes)
