@@ -257,7 +257,9 @@ func TestFullJournalDrains(t *testing.T) {
 	f := newFixture(t)
 	dev := newDriver("GPU-1")
 	a := f.runWith(dev, nil)
-	lease := f.grant(testNode, script("while [ ! -e go ]; do sleep 0.02; done"))
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		a.Task.Script, a.Lease.TTL = "while [ ! -e go ]; do sleep 0.02; done", shortTTL
+	})
 	f.running(lease)
 	a.post(func() { a.journal = fullJournal{a.journal} })
 	second := f.grant(testNode, script("exit 0"))
@@ -265,7 +267,7 @@ func TestFullJournalDrains(t *testing.T) {
 		t.Errorf("reported %+v", r)
 	}
 	eventually(t, "the devices to be taken out", func() bool { return f.health("GPU-1") == gpuai.DeviceUnhealthy })
-	time.AfterFunc(time.Duration(2*testTTL)*time.Millisecond, func() {
+	time.AfterFunc(time.Duration(2*shortTTL)*time.Millisecond, func() {
 		os.WriteFile(filepath.Join(f.dir, "tasks", lease.String(), "work", "go"), nil, 0o600)
 	})
 	if r := f.last(lease); r.State != gpuai.ReportDone {

@@ -103,7 +103,10 @@ func testPolicy() gpuai.Policy {
 }
 
 const (
-	testTTL   gpuai.Duration = 2000
+	// shortTTL is of leases that are to end by their fence; others have
+	// longTTL, since the machine may be slow.
+	shortTTL  gpuai.Duration = 3000
+	longTTL                  = 20 * gpuai.Second
 	testGrace gpuai.Duration = 300
 )
 
@@ -261,7 +264,7 @@ func (r *region) grant(node gpuai.NodeID, change func(*gpuai.Assignment)) gpuai.
 	a := gpuai.Assignment{
 		Lease: gpuai.Lease{
 			ID: gpuai.MakeToken(r.epoch, r.index, 1), Node: node, Incarnation: n.incarnation,
-			CPU: 500, Memory: 256 << 20, TTL: testTTL, Grace: testGrace,
+			CPU: 500, Memory: 256 << 20, TTL: longTTL, Grace: testGrace,
 		},
 		JobName: "job", GroupName: "main",
 		Task: gpuai.TaskSpec{Runtime: gpuai.RuntimeProcess, StopGrace: gpuai.Second},

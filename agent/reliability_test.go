@@ -19,7 +19,11 @@ import (
 
 // beating writes (token, CLOCK_BOOTTIME in hundredths) every 50 ms: the oracle
 // of double runs. It ignores SIGTERM and leaves its session.
-func beating(file string) string {
+func beating(file string) func(*gpuai.Assignment) {
+	return func(a *gpuai.Assignment) { a.Task.Script, a.Lease.TTL = beats(file), shortTTL }
+}
+
+func beats(file string) string {
 	return `trap '' TERM
 echo $$ > pid
 setsid sh -c 'trap "" TERM; while :; do read up rest < /proc/uptime; echo "$GPUAI_FENCING_TOKEN $up" >> ` + file + `; sleep 0.05; done'`
@@ -56,7 +60,7 @@ func (f *fixture) silent(node gpuai.NodeID, lease gpuai.Token) (heard int64) {
 		f.region.mu.Lock()
 		defer f.region.mu.Unlock()
 		heard = f.region.node[node].heard
-		return watchdog.Boottime()-heard >= int64(testTTL+testGrace)*1e6
+		return watchdog.Boottime()-heard >= int64(shortTTL+testGrace)*1e6
 	})
 	f.expire(node, lease)
 	return heard
@@ -70,7 +74,7 @@ func TestCase21PartitionedAgentFences(t *testing.T) {
 	const second gpuai.NodeID = "gpu-a2"
 	other.run(func(c *Config) { c.Node = second })
 	file := filepath.Join(t.TempDir(), "beats")
-	old := f.grant(testNode, script(beating(file)))
+	old := f.grant(testNode, beating(file))
 	pid := f.pidOf(old)
 	f.running(old)
 	f.set(func(r *region) { r.node[testNode].cut = true })
@@ -78,7 +82,7 @@ func TestCase21PartitionedAgentFences(t *testing.T) {
 	if alive(pid) {
 		t.Fatal("the task runs when its place is given away")
 	}
-	next := other.grant(second, script(beating(file)))
+	next := other.grant(second, beating(file))
 	other.running(next)
 	eventually(t, "the next runner's beats", func() bool { first, _ := span(t, file, next); return first > 0 })
 	_, last := span(t, file, old)
@@ -86,7 +90,7 @@ func TestCase21PartitionedAgentFences(t *testing.T) {
 	if last >= first {
 		t.Errorf("the old runner's last beat was at %d, the new one's first at %d", last, first)
 	}
-	if late := last*1e7 - heard; late > int64(testTTL)*1e6 {
+	if late := last*1e7 - heard; late > int64(shortTTL)*1e6 {
 		t.Errorf("the old runner lived %d ms after its last renewal was received", late/1e6)
 	}
 	f.set(func(r *region) { r.node[testNode].cut = false; r.node[testNode].session.Close() })
@@ -102,7 +106,7 @@ func TestCase22StoppedAgentFences(t *testing.T) {
 	f := newFixture(t)
 	p := f.runProcess()
 	file := filepath.Join(t.TempDir(), "beats")
-	lease := f.grant(testNode, script(beating(file)))
+	lease := f.grant(testNode, beating(file))
 	pid := f.pidOf(lease)
 	f.running(lease)
 	p.signal(t, syscall.SIGSTOP)
@@ -110,7 +114,7 @@ func TestCase22StoppedAgentFences(t *testing.T) {
 	if alive(pid) {
 		t.Fatal("the task outlived its lease under a stopped agent")
 	}
-	if _, last := span(t, file, lease); last*1e7-heard > int64(testTTL)*1e6 {
+	if _, last := span(t, file, lease); last*1e7-heard > int64(shortTTL)*1e6 {
 		t.Errorf("it lived %d ms after its last renewal was received", (last*1e7-heard)/1e6)
 	}
 	before := len(f.reports(lease))
@@ -130,12 +134,12 @@ func TestKilledAgentFences(t *testing.T) {
 	f := newFixture(t)
 	p := f.runProcess()
 	file := filepath.Join(t.TempDir(), "beats")
-	lease := f.grant(testNode, script(beating(file)))
+	lease := f.grant(testNode, beating(file))
 	pid := f.pidOf(lease)
 	f.running(lease)
 	p.kill()
 	heard := f.silent(testNode, lease)
-	if _, last := span(t, file, lease); alive(pid) || last*1e7-heard > int64(testTTL)*1e6 {
+	if _, last := span(t, file, lease); alive(pid) || last*1e7-heard > int64(shortTTL)*1e6 {
 		t.Error("the task outlived its lease")
 	}
 }

@@ -58,7 +58,7 @@ func openCgroups(dataDir string) *cgroups {
 	// A tree with cgroup.kill goes first: it is the one to kill by.
 	slices.SortStableFunc(g.trees, func(a, b hierarchy) int { return rank(b) - rank(a) })
 	for _, c := range wanted {
-		if !slices.ContainsFunc(g.trees, func(h hierarchy) bool { return slices.Contains(h.controllers, c) }) {
+		if !g.limits(c) {
 			why = append(why, "no "+c+" limit")
 		}
 	}
@@ -68,6 +68,11 @@ func openCgroups(dataDir string) *cgroups {
 		g.notes = "tasks are not limited in full: " + strings.Join(why, "; ")
 	}
 	return g
+}
+
+// limits reports whether some tree has a controller.
+func (g *cgroups) limits(controller string) bool {
+	return slices.ContainsFunc(g.trees, func(h hierarchy) bool { return slices.Contains(h.controllers, controller) })
 }
 
 func rank(h hierarchy) int {

@@ -14,6 +14,8 @@ const (
 	huntCalm  = 250 * time.Millisecond
 	// logsAfter bounds the wait for the rest of a gone task's output.
 	logsAfter = 2 * time.Second
+	// cornerTries bounds how often a strike looks for new processes.
+	cornerTries = 16
 )
 
 // end kills all of t. It returns at once; budget is how long it may take, in
@@ -75,12 +77,35 @@ func (s *Server) strike(t *task) bool {
 	}
 	t.group.kill()
 	left := s.members(t)
+	if len(t.group.dirs) == 0 {
+		left = s.corner(t, left)
+	}
 	for _, p := range left {
 		_ = signalProcess(p, unix.SIGKILL) // the next look says if it worked
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(left) == 0 && (reaped || t.PID == 0)
+}
+
+// corner stops t's processes until no new one is found: without a control group
+// one that forks as fast as the others are killed would never end.
+func (s *Server) corner(t *task, found []process) []process {
+	seen := map[int]uint64{}
+	for range cornerTries {
+		fresh := false
+		for _, p := range found {
+			if seen[p.pid] != p.start {
+				seen[p.pid], fresh = p.start, true
+				_ = signalProcess(p, unix.SIGSTOP) // the next look says if it worked
+			}
+		}
+		if !fresh {
+			break
+		}
+		found = s.members(t)
+	}
+	return found
 }
 
 // members returns the processes of t that can be found: in its groups, below

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // A task is started in two steps, since its control groups and limits must be
@@ -31,7 +33,13 @@ type shimOrder struct {
 	Env    []string `json:"env"`
 	Cwd    string   `json:"cwd"`
 	NoFile uint64   `json:"nofile"`
+	// NProc bounds the user's processes, where no control group bounds the
+	// task's; 0 bounds nothing. It has no effect on root.
+	NProc uint64 `json:"nproc,omitzero"`
 }
+
+// rlimitNProc is RLIMIT_NPROC, which syscall leaves out.
+const rlimitNProc = unix.RLIMIT_NPROC
 
 // exitNotStarted is the shim's exit code when there is nothing to run.
 const exitNotStarted = 127
@@ -64,20 +72,26 @@ func (o *shimOrder) exec() error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
-	if o.NoFile > 0 {
-		var now syscall.Rlimit
-		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
-			return fmt.Errorf("limit open files: %w", err)
-		}
-		n := min(o.NoFile, now.Max)
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
-			return fmt.Errorf("limit open files: %w", err)
-		}
+	if err := limit(syscall.RLIMIT_NOFILE, o.NoFile); err != nil {
+		return fmt.Errorf("limit open files: %w", err)
+	}
+	if err := limit(rlimitNProc, o.NProc); err != nil {
+		return fmt.Errorf("limit processes: %w", err)
 	}
 	if err := syscall.Exec(path, o.Argv, o.Env); err != nil {
 		return fmt.Errorf("run %s: %w", path, err)
 	}
 	return nil
+}
+
+// limit lowers a resource limit to n, if it is higher; 0 leaves it.
+func limit(resource int, n uint64) error {
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(resource, &now); err != nil || n == 0 {
+		return err
+	}
+	n = min(n, now.Max)
+	return syscall.Setrlimit(resource, &syscall.Rlimit{Cur: n, Max: n})
 }
 
 // lookPath finds a program in the PATH of env.

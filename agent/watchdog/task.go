@@ -145,7 +145,11 @@ func (s *Server) launch(t *task) error {
 
 // release opens the gate, unless the task is to end already.
 func (s *Server) release(t *task, gate *os.File) error {
-	order, err := json.Marshal(shimOrder{Argv: t.spec.Argv, Env: t.spec.Env, Cwd: t.spec.Cwd, NoFile: t.spec.NoFile})
+	o := shimOrder{Argv: t.spec.Argv, Env: t.spec.Env, Cwd: t.spec.Cwd, NoFile: t.spec.NoFile}
+	if !s.cgroups.limits("pids") {
+		o.NProc = uint64(max(t.spec.PIDs, 0))
+	}
+	order, err := json.Marshal(o)
 	if err != nil {
 		return fmt.Errorf("start a task: %w", err)
 	}
