@@ -130,7 +130,7 @@ func (c *agentConfig) amounts(out *agent.Config) error {
 // parsePrice reads US dollars with up to six decimals.
 func parsePrice(s string) (gpuai.Micros, error) {
 	whole, frac, dot := strings.Cut(s, ".")
-	if len(frac) <= 6 && dot == (frac != "") {
+	if whole != "" && len(frac) <= 6 && dot == (frac != "") {
 		n, err := strconv.ParseUint(whole+(frac + "000000")[:6], 10, 53)
 		if err == nil {
 			return gpuai.Micros(n), nil

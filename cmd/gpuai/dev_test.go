@@ -36,7 +36,7 @@ func TestDev(t *testing.T) {
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "gone": gone, "exits": exitsReal},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "gone": gone, "nodes": nodes, "exits": exitsReal},
 	})
 }
 
@@ -81,6 +81,17 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 			return fmt.Errorf("/readyz answers %s", res.Status)
 		}
 		return nil
+	})
+}
+
+// nodes N waits until the region has so many nodes.
+func nodes(ts *testscript.TestScript, _ bool, args []string) {
+	poll(ts, 30*time.Second, func() error {
+		out, err := exec.Command(filepath.Join(ts.Getenv("BIN"), "gpuai"), "node", "list", "-o", "name", "--addr", ts.Getenv("GPUAI_ADDR")).Output()
+		if n := len(strings.Fields(string(out))); err == nil && strconv.Itoa(n) != args[0] {
+			return fmt.Errorf("the region has %d nodes", n)
+		}
+		return err
 	})
 }
 

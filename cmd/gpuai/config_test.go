@@ -1,0 +1,161 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/jobfile"
+)
+
+// TestEveryCommandHasAnExample walks the tree: whoever asks for --help gets
+// something to copy.
+func TestEveryCommandHasAnExample(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+		switch {
+		case c.Hidden || c.Name() == "help" || c.Parent() != nil && c.Parent().Name() == "completion" || c.Name() == "completion":
+		case c.Short == "":
+			t.Errorf("%s has no summary", c.CommandPath())
+		case !c.HasSubCommands() && !strings.Contains(c.Example, "gpuai "):
+			t.Errorf("%s has no example", c.CommandPath())
+		}
+	}
+	walk(newRoot(&app{}))
+}
+
+func TestTemplates(t *testing.T) {
+	files, err := templates.ReadDir("templates")
+	if err != nil || len(files) != len(templateNames) {
+		t.Fatalf("%d files for %d names, %v", len(files), len(templateNames), err)
+	}
+	for _, kind := range templateNames {
+		for _, name := range []string{"", "other"} {
+			src, err := template(kind, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec, err := jobfile.Parse(kind, src)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := max(name, kind); name != "" && spec.Name != name || name == "" && spec.Name != kind {
+				t.Errorf("%s is called %s, want %s", kind, spec.Name, want)
+			}
+		}
+	}
+}
+
+// TestCodesHaveExits checks that no code of the API is forgotten.
+func TestCodesHaveExits(t *testing.T) {
+	for c := gpuai.OK + 1; !strings.HasPrefix(c.String(), "unknown"); c++ {
+		if codeExits[c] == 0 {
+			t.Errorf("%v has no exit code", c)
+		}
+	}
+}
+
+func TestServerConfig(t *testing.T) {
+	good := func() serverConfig {
+		c := defaultServerConfig()
+		c.ID, c.Data = "a", "/d"
+		return c
+	}
+	c := good()
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*serverConfig){
+		`not "A"`:                       func(c *serverConfig) { c.ID = "A" },
+		`--region must`:                 func(c *serverConfig) { c.Region = "" },
+		"--data must":                   func(c *serverConfig) { c.Data = "" },
+		`--http: "0.0.0.0:1" can be`:    func(c *serverConfig) { c.HTTP = "0.0.0.0:1" },
+		`--raft: must be host:port`:     func(c *serverConfig) { c.Raft = "x" },
+		"between 1 and 10, not 0":       func(c *serverConfig) { c.Multiplier = 0 },
+		`form id=host:port, not "a"`:    func(c *serverConfig) { c.Peers = []string{"a"} },
+		`form id=host:port, not "a=:1"`: func(c *serverConfig) { c.Peers = []string{"a=:1"} },
+		`"a=h:2" twice`:                 func(c *serverConfig) { c.Peers = []string{"a=h:1", "a=h:2"} },
+		`this server "a" too`:           func(c *serverConfig) { c.Peers = []string{"b=h:1"} },
+		`not "loud"`:                    func(c *serverConfig) { c.Log.Level = "loud" },
+		`"xml"`:                         func(c *serverConfig) { c.Log.Format = "xml" },
+	} {
+		c := good()
+		change(&c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want …%s…", err, want)
+		}
+	}
+}
+
+func TestAgentConfig(t *testing.T) {
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "binary")
+	file := filepath.Join(dir, "sim.json")
+	if err := os.WriteFile(binary, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(`{"seed":"x"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := defaultAgentConfig()
+	c.ID, c.Data, c.Watchdog, c.AllowProcess = "n1", dir, binary, true
+	c.CPU, c.Memory, c.Ports, c.Price = "1.5", "2GiB", "29500-29515", "2.5"
+	c.Labels = []string{"rack=c", "empty="}
+	c.Drivers = []string{"sim=" + binary + "," + file, "other=" + binary}
+	got, err := c.resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.CPU != 1500 || got.Memory != 2*gib || got.PortMin != 29500 || got.PortCount != 16 || got.Price != 2_500_000 ||
+		len(got.Labels) != 2 || got.Labels["rack"] != "c" || !got.AllowProcess || got.Servers[0] != defaultAddr {
+		t.Errorf("got %+v", got)
+	}
+	if len(got.Drivers) != 2 || string(got.Drivers[0].Config) != `{"seed":"x"}` || got.Drivers[1].Path != binary {
+		t.Errorf("got %+v", got.Drivers)
+	}
+	for _, change := range []func(*agentConfig){
+		func(c *agentConfig) { c.Ports = "1-65" },
+		func(c *agentConfig) { c.Ports = "29500" },
+		func(c *agentConfig) { c.Ports = "0-1" },
+		func(c *agentConfig) { c.Drivers = []string{"sim=" + binary, "sim=" + binary} },
+		func(c *agentConfig) { c.Drivers = []string{"Sim=" + binary} },
+		func(c *agentConfig) { c.Drivers = []string{"sim=" + file} },
+		func(c *agentConfig) { c.Labels = []string{"rack"} },
+		func(c *agentConfig) { c.Servers = nil },
+		func(c *agentConfig) { c.Watchdog = dir },
+	} {
+		bad := c
+		change(&bad)
+		if err := bad.Validate(); err == nil {
+			t.Errorf("was taken: %+v", bad)
+		}
+	}
+}
+
+func TestChangePolicy(t *testing.T) {
+	p, err := changePolicy(gpuai.DefaultPolicy(), []string{"lease_ttl_batch=15s", "lease_grace_ms=3000", "flap_limit=7"})
+	want := gpuai.DefaultPolicy()
+	want.TTLBatch, want.Grace, want.FlapLimit = 15*gpuai.Second, 3*gpuai.Second, 7
+	if err != nil || p != want {
+		t.Errorf("got %+v, %v; want %+v", p, err, want)
+	}
+	for _, s := range []string{"flap_limit", "x=1", "flap_limit=-1", "flap_limit=1.5", "flap_limit=null", "lease_ttl_batch=5", "priority_batch=300", "flap_limit=1 2"} {
+		if p, err := changePolicy(gpuai.DefaultPolicy(), []string{s}); err == nil {
+			t.Errorf("%s was taken: %+v", s, p)
+		}
+	}
+}
+
+func TestFreePorts(t *testing.T) {
+	base, err := freePorts(64)
+	if err != nil || base < 1024 || base+64 > 32_768 {
+		t.Errorf("got %d, %v", base, err)
+	}
+}
