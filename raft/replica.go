@@ -203,8 +203,12 @@ type snapshot struct {
 	commands, bytes uint64 // of the replica's counters at the fork
 }
 
-// Persist writes the fork, beside Apply.
+// Persist writes the fork, beside Apply. A state that breaks an invariant is not
+// written: it could not be restored, and the log that led to it would be gone.
 func (s *snapshot) Persist(sink hraft.SnapshotSink) error {
+	if err := s.machine.Check(); err != nil {
+		return errors.Join(fmt.Errorf("no snapshot is written of a state that is wrong; report this bug: %w", err), sink.Cancel())
+	}
 	w := bufio.NewWriterSize(sink, snapshotBuffer)
 	err := s.machine.WriteSnapshot(w)
 	if err == nil {
