@@ -193,11 +193,9 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 	if l.devices == 0 {
 		return x
 	}
-	devices := m.nodeBody(l.node).spec.Devices
-	for d := l.devices; d != 0; d &= d - 1 {
-		if i := bits.TrailingZeros64(d); i < len(devices) {
-			x.Devices = append(x.Devices, devices[i].ID)
-		}
+	body := wire.NewReader(m.blobs.Append(nil, uint32(m.nodes.Get(l.node).spec)))
+	if ids, err := wire.ReadDeviceIDs(body, l.devices); err == nil && len(ids) > 0 { // written by us: cannot fail
+		x.Devices = ids
 	}
 	return x
 }

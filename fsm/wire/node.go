@@ -1,6 +1,10 @@
 package wire
 
-import "github.com/gpuai/gpuai"
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai"
+)
 
 // AppendNodeSpec appends what an agent says of its host.
 //
@@ -90,6 +94,36 @@ func ReadDevicesFrom(r *Reader) ([]gpuai.Device, error) {
 		return nil, r.err
 	}
 	return ds, nil
+}
+
+// ReadDeviceIDs reads of a node's spec only the IDs of its devices whose bits
+// are set in mask: leases name few of a node's devices.
+func ReadDeviceIDs(r *Reader, mask uint64) ([]gpuai.DeviceID, error) {
+	r.text() // ID
+	r.text() // zone
+	for range r.count8(gpuai.MaxLabels) {
+		r.text()
+		r.text()
+	}
+	r.text() // address
+	r.I64()  // CPU
+	r.I64()  // memory
+	r.U16()  // ports
+	r.U16()
+	r.I64() // price
+	ids := make([]gpuai.DeviceID, 0, bits.OnesCount64(mask))
+	for i := range r.count8(gpuai.MaxGPUs) {
+		id := r.text()
+		if mask>>i&1 != 0 {
+			ids = append(ids, gpuai.DeviceID(id))
+		}
+		r.text() // vendor
+		r.text() // model
+		r.I64()  // memory
+		r.U8()   // health
+		r.text() // its code
+	}
+	return ids, r.err
 }
 
 // maxHeld bounds the leases of one registration: more than a node may have.

@@ -212,3 +212,32 @@ func FuzzDevices(f *testing.F)  { fuzzKind(f, "devices") }
 func FuzzHeld(f *testing.F)     { fuzzKind(f, "held") }
 func FuzzReport(f *testing.F)   { fuzzKind(f, "report") }
 func FuzzPolicy(f *testing.F)   { fuzzKind(f, "policy") }
+
+// The IDs are those that the whole spec has, for any mask and any text.
+func TestReadDeviceIDs(t *testing.T) {
+	s := sampleNode()
+	for len(s.Devices) < gpuai.MaxGPUs {
+		s.Devices = append(s.Devices, gpuai.Device{ID: gpuai.DeviceID(fmt.Sprintf("GPU-%d", len(s.Devices))), Vendor: "v", Model: "m"})
+	}
+	b := wire.AppendNodeSpec(nil, s)
+	for _, mask := range []uint64{0, 1, 2, 3, 1 << 63, 0xaaaa_aaaa_5555_5555, 1<<64 - 1} {
+		var want []gpuai.DeviceID
+		for i := range s.Devices {
+			if mask>>i&1 != 0 {
+				want = append(want, s.Devices[i].ID)
+			}
+		}
+		if got, err := wire.ReadDeviceIDs(wire.NewReader(b), mask); err != nil || !slices.Equal(got, want) {
+			t.Errorf("mask %x: %q, %v", mask, got, err)
+		}
+	}
+	two := wire.AppendNodeSpec(nil, sampleNode())
+	if got, err := wire.ReadDeviceIDs(wire.NewReader(two), 1<<5|2); err != nil || len(got) != 1 || got[0] != "GPU-1" {
+		t.Errorf("a device that is not there: %q, %v", got, err)
+	}
+	for i := range two[:bytes.Index(two, []byte("xid"))] {
+		if _, err := wire.ReadDeviceIDs(wire.NewReader(two[:i]), 1); err == nil {
+			t.Errorf("the first %d bytes pass", i)
+		}
+	}
+}
