@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,13 +40,35 @@ var wanted = []string{"cpu", "memory", "pids"}
 // openCgroups finds and prepares what the host has for the watchdog of a data
 // directory. It never fails.
 func openCgroups(dataDir string) *cgroups {
-	sum := sha256.Sum256([]byte(dataDir))
-	g := &cgroups{name: filepath.Join("gpuai", hex.EncodeToString(sum[:6]))}
+	g := &cgroups{name: cgroupName(dataDir)}
 	mounts, err := cgroupMounts()
 	if err != nil {
 		g.notes = "tasks have no control groups: " + err.Error()
 		return g
 	}
+	return g.prepare(mounts)
+}
+
+// findCgroups returns where a data directory's groups are, and makes none.
+func findCgroups(dataDir string) *cgroups {
+	g := &cgroups{name: cgroupName(dataDir)}
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return g
+	}
+	for _, m := range mounts {
+		g.trees = append(g.trees, hierarchy{base: filepath.Join(m.top(), g.name), v2: m.v2})
+	}
+	return g
+}
+
+// cgroupName names a data directory's groups in every tree.
+func cgroupName(dataDir string) string {
+	sum := sha256.Sum256([]byte(dataDir))
+	return filepath.Join("gpuai", hex.EncodeToString(sum[:6]))
+}
+
+func (g *cgroups) prepare(mounts []cgroupMount) *cgroups {
 	var why []string
 	for _, m := range mounts {
 		h, err := m.prepare(g.name)
@@ -148,10 +171,7 @@ func ownCgroups() (map[string]string, error) {
 // below this process's own place. In version 2 a group with processes cannot
 // give controllers to groups below it, so it is below the root.
 func (m cgroupMount) prepare(name string) (hierarchy, error) {
-	top := m.path
-	if fi, err := os.Stat(filepath.Join(m.path, m.own)); !m.v2 && err == nil && fi.IsDir() {
-		top = filepath.Join(m.path, m.own)
-	}
+	top := m.top()
 	h := hierarchy{base: filepath.Join(top, name), v2: m.v2, controllers: m.controllers}
 	if err := os.MkdirAll(h.base, 0o755); err != nil {
 		return h, fmt.Errorf("cannot make %s: %w", h.base, errors.Unwrap(err))
@@ -169,6 +189,15 @@ func (m cgroupMount) prepare(name string) (hierarchy, error) {
 		}
 	}
 	return h, nil
+}
+
+// top is the directory below which groups are made.
+func (m cgroupMount) top() string {
+	own := filepath.Join(m.path, m.own)
+	if fi, err := os.Stat(own); !m.v2 && err == nil && fi.IsDir() {
+		return own
+	}
+	return m.path
 }
 
 // A group is one task's control groups, one directory in each hierarchy.
@@ -314,27 +343,45 @@ func (g group) oom() bool {
 	return false
 }
 
-// remove removes empty groups, those that the task made below them first.
+// remove removes the groups, those that the task made below them first. A
+// process that was just killed may hold one for a moment.
 func (g group) remove() {
-	for _, d := range g.dirs {
-		var below []string
-		_ = filepath.WalkDir(d, func(path string, e fs.DirEntry, err error) error {
-			if err == nil && e.IsDir() {
-				below = append(below, path)
-			}
-			return nil
-		})
-		for _, path := range slices.Backward(below) {
-			_ = unix.Rmdir(path)
+	for range removeTries {
+		left := false
+		for _, d := range g.dirs {
+			left = !removeTree(d) || left
 		}
+		if !left {
+			return
+		}
+		time.Sleep(huntAgain)
 	}
 }
 
-// close removes the watchdog's own directories, where they are empty.
+// removeTries bounds how often an occupied group is tried again.
+const removeTries = 100
+
+// removeTree reports whether the group at dir is gone.
+func removeTree(dir string) bool {
+	var below []string
+	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			below = append(below, path)
+		}
+		return nil
+	})
+	gone := true
+	for _, path := range slices.Backward(below) {
+		gone = unix.Rmdir(path) == nil
+	}
+	return gone
+}
+
+// close removes the watchdog's own directories.
 func (g *cgroups) close() {
 	for _, h := range g.trees {
-		if unix.Rmdir(h.base) == nil {
-			_ = unix.Rmdir(filepath.Dir(h.base))
+		if (group{dirs: []string{h.base}}).remove(); unix.Access(h.base, unix.F_OK) != nil {
+			_ = unix.Rmdir(filepath.Dir(h.base)) // unless another watchdog's are there
 		}
 	}
 }

@@ -169,7 +169,7 @@ func (s *Server) settle(t *task) {
 	}
 	late.Stop()
 	oom := t.group.oom()
-	t.group.remove()
+	defer t.group.remove() // after the agent was told
 	s.mu.Lock()
 	t.timer.close()
 	t.State = Exited

@@ -16,7 +16,7 @@ import (
 // host. tasks is the directory that holds all task directories. It reports
 // whether nothing is left after at most budget.
 func Sweep(dataDir, tasks string, t Task, budget gpuai.Duration) bool {
-	g := openCgroups(dataDir).of(t.Lease)
+	g := findCgroups(dataDir).of(t.Lease)
 	since, pause := Boottime(), huntAgain
 	for {
 		g.kill()
