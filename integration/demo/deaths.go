@@ -38,7 +38,7 @@ func (d *demo) killLeader(ctx context.Context) error {
 	var next *member
 	err = poll(ctx, "a new leader", 5*time.Millisecond, func() (bool, error) {
 		m, t := leader(ctx, d.region.except(lead))
-		next = m
+		next, d.term = m, t
 		return m != nil && t > term, nil
 	})
 	if err != nil {
@@ -124,6 +124,9 @@ func (d *demo) killAgent(ctx context.Context) error {
 // digests starts the killed server again and compares the three servers' state
 // at one index.
 func (d *demo) digests(ctx context.Context) error {
+	if _, term := leader(ctx, d.region.except(d.deadServer)); term > d.term {
+		d.report.Elections = term - d.term
+	}
 	d.say("starting %s again", d.deadServer.id)
 	if err := d.region.startServer(d.deadServer); err != nil {
 		return err

@@ -31,8 +31,8 @@ type demo struct {
 	submitted       int64             // CLOCK_BOOTTIME of the array's submit call
 	deadServer      *member
 	deadHost        *host
-	serverDiedAt    int64 // CLOCK_BOOTTIME
-	hostDiedAt      int64
+	term            uint64  // of the leader after it
+	hostDiedAt      int64   // CLOCK_BOOTTIME
 	onDeadHost      []lease // what ran there then
 	training        *trainingLog
 	gangBeforeDeath []lease
