@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	hraft "github.com/hashicorp/raft"
 
@@ -17,8 +19,13 @@ import (
 
 // membership is which cluster this server belongs to, and what the others say.
 type membership struct {
-	mu      sync.Mutex // guards below, and the cluster's adoption
+	ask     chan struct{} // somebody of another cluster has called
+	mu      sync.Mutex    // guards below, and the cluster's adoption
 	foreign map[gpuai.ServerID]gpuai.ClusterID
+}
+
+func newMembership() membership {
+	return membership{ask: make(chan struct{}, 1), foreign: make(map[gpuai.ServerID]gpuai.ClusterID)}
 }
 
 // identify writes or checks the directory's identity.
@@ -124,6 +131,10 @@ func (n *Node) agree(peer gpuai.ServerID, theirs gpuai.ClusterID) (ours gpuai.Cl
 	}
 	n.members.foreign[peer] = theirs
 	n.countForeign(ours, theirs)
+	select {
+	case n.members.ask <- struct{}{}:
+	default:
+	}
 	return ours, fmt.Errorf("this server belongs to cluster %s, not to %s", ours, theirs)
 }
 
@@ -151,5 +162,46 @@ func (n *Node) countForeign(ours, theirs gpuai.ClusterID) {
 		n.damaged(fmt.Errorf("data directory %s belongs to cluster %s, but servers %s belong to cluster %s: "+
 			"use this server's own directory, or rebuild it with 'gpuai server rejoin --wipe'",
 			n.cfg.Dir.Path(), ours, strings.Join(who, ", "), theirs))
+	}
+}
+
+// askEvery bounds how often the members are asked for their cluster.
+const askEvery = time.Second
+
+// askAround asks all members for their cluster when one has named another: a
+// leader calls this server, the others may never. Without it a server that has
+// the directory of a smaller cluster would lead that one for ever.
+func (n *Node) askAround() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		<-n.closing
+		cancel()
+	}()
+	for {
+		select {
+		case <-n.members.ask:
+		case <-n.closing:
+			return
+		}
+		for _, p := range n.cfg.Peers {
+			if p.ID != n.cfg.ID {
+				n.askPeer(ctx, p.ID)
+			}
+		}
+		select {
+		case <-time.After(askEvery):
+		case <-n.closing:
+			return
+		}
+	}
+}
+
+// askPeer has a member's handshake judged.
+func (n *Node) askPeer(ctx context.Context, id gpuai.ServerID) {
+	ctx, cancel := context.WithTimeout(ctx, n.tune.rpcTimeout)
+	defer cancel()
+	if conn, err := n.DialPeer(ctx, id); err == nil {
+		conn.Close()
 	}
 }

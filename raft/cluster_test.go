@@ -420,10 +420,18 @@ func TestAddressesMayChange(t *testing.T) {
 }
 
 // TestOtherClustersDirectory starts one server on the directory that a server
-// of the same name has in another cluster.
+// of the same name has in another cluster, of as many servers and of one: that
+// one leads without the others.
 func TestOtherClustersDirectory(t *testing.T) {
 	t.Parallel()
-	ours, theirs := startCluster(t, 3), startCluster(t, 3)
+	for _, servers := range []int{3, 1} {
+		t.Run(fmt.Sprintf("of %d servers", servers), func(t *testing.T) { otherClustersDirectory(t, servers) })
+	}
+}
+
+func otherClustersDirectory(t *testing.T, servers int) {
+	t.Parallel()
+	ours, theirs := startCluster(t, 3), startCluster(t, servers)
 	ours.submit(ours.leader())
 	theirs.submit(theirs.leader())
 	ours.kill("a")

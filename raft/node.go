@@ -11,7 +11,6 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 
-	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/store"
@@ -70,7 +69,7 @@ func open(cfg Config, t tuning) (*Node, error) {
 	n := &Node{
 		cfg:     cfg,
 		tune:    t,
-		members: membership{foreign: make(map[gpuai.ServerID]gpuai.ClusterID)},
+		members: newMembership(),
 		notify:  make(chan bool, notifyBuffer),
 		terms:   make(chan Term, 1),
 		forks:   make(chan struct{}, maxForks),
@@ -120,6 +119,7 @@ func (n *Node) start() error {
 	n.proposer = newProposer(n.raft, &n.clock, n.tune, n.metrics)
 	n.wg.Go(n.watchLeadership)
 	n.wg.Go(n.maintain)
+	n.wg.Go(n.askAround)
 	if err := n.metrics.register(n.cfg.Metrics, n.cfg.ID); err != nil {
 		return errors.Join(err, n.halt())
 	}
