@@ -1,5 +1,7 @@
 package mem
 
+import "slices"
+
 const blockData = 120
 
 // A block is one link of a blob's chain; the first holds the blob's length.
@@ -71,6 +73,7 @@ func (b *Blobs) Size(ref uint32) int {
 // Append appends a blob to dst.
 func (b *Blobs) Append(dst []byte, ref uint32) []byte {
 	left := b.Size(ref)
+	dst = slices.Grow(dst, left)
 	for ref != 0 && left > 0 {
 		r := b.blocks.Get(ref - 1)
 		n := min(left, blockData)
