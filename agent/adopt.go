@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -70,8 +71,26 @@ func (a *Agent) adopt(ctx context.Context) error {
 	return a.recoverDrivers(ctx)
 }
 
+// attachTries bounds how often a watchdog is looked for: the one that is found
+// may be on its way out, with the lock and the socket still its own.
+const attachTries = 5
+
 // attach reaches the watchdog of the data directory, or starts one.
-func (a *Agent) attach(ctx context.Context) ([]watchdog.Task, error) {
+func (a *Agent) attach(ctx context.Context) (tasks []watchdog.Task, err error) {
+	for try := range attachTries {
+		if try > 0 && !pause(ctx, 100*time.Millisecond) {
+			break
+		}
+		tasks, err = a.tryAttach(ctx)
+		var refused *watchdog.RefusedError
+		if err == nil || errors.As(err, &refused) || errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return tasks, err
+}
+
+func (a *Agent) tryAttach(ctx context.Context) ([]watchdog.Task, error) {
 	wd, err := watchdog.Dial(a.cfg.DataDir)
 	if err != nil {
 		if wd, err = watchdog.Launch(ctx, a.cfg.Watchdog, a.cfg.DataDir); err != nil {
@@ -80,7 +99,8 @@ func (a *Agent) attach(ctx context.Context) ([]watchdog.Task, error) {
 	}
 	tasks, notes, err := wd.Hello(a.identity.Incarnation)
 	if err != nil {
-		return nil, errors.Join(err, wd.Close())
+		_ = wd.Close() // it may be closed already
+		return nil, err
 	}
 	if notes != "" {
 		a.log.Warn(notes)
