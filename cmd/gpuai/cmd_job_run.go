@@ -49,7 +49,7 @@ Exit codes: 0 accepted (and what --wait asks for), 2 invalid file, 6 nothing
 placed within --wait, 7 can never fit, 8 the job failed, 9 no server or leader,
 124 timed out. With --attach: the task's own.`,
 		Example: `  gpuai job run job.yaml
-  gpuai job run job.yaml --wait --timeout 1m     # until a task has its lease
+  gpuai job run job.yaml --wait --timeout 1m     # until every task has its lease
   gpuai job run job.yaml --wait=done             # until it has ended
   gpuai job run job.yaml --attach                # follow its first task
   gpuai job init | gpuai job run - -o name`,
