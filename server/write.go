@@ -210,7 +210,11 @@ func (s *Server) command(ctx context.Context, cmd []byte) (raft.Applied, error) 
 // SetDrained implements httpd.Writer.
 func (s *Server) SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error) {
 	c := fsm.SetNodeEligibility{Node: id, Drained: drained}
-	if _, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI})); err != nil {
+	_, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI}))
+	if isCode(err, gpuai.NotFound) {
+		return gpuai.Node{}, notFound("no node is called " + string(id)) // the machine's sentences name nothing
+	}
+	if err != nil {
 		return gpuai.Node{}, err
 	}
 	return s.Node(id)

@@ -1,0 +1,119 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/client"
+)
+
+// devReady is how soon gpuai dev must be ready, also after kill -9.
+const devReady = 10 * time.Second
+
+// A dev is a "gpuai dev" on one address and data directory.
+type dev struct {
+	*proc
+	t          *testing.T
+	addr, data string
+	client     *client.Client
+}
+
+func (d *dev) start() {
+	d.t.Helper()
+	began := time.Now()
+	d.proc = start(d.t, "dev", "gpuai", "dev", "--http", d.addr, "--data", d.data)
+	eventually(d.t, devReady, "ready region at "+d.addr, func(ctx context.Context) error {
+		if !d.alive() {
+			return fmt.Errorf("it ended with exit code %d", d.exit(0))
+		}
+		return d.client.Ready(ctx)
+	})
+	d.t.Logf("ready after %s", time.Since(began))
+}
+
+// run calls the command against the region and returns what it prints.
+func (d *dev) run(args ...string) string {
+	d.t.Helper()
+	p := start(d.t, "gpuai "+args[0], "gpuai", append(args, "--addr", "http://"+d.addr)...)
+	if code := p.exit(patience); code != 0 {
+		d.t.Fatalf("gpuai %s: exit code %d: %s", strings.Join(args, " "), code, p.err)
+	}
+	return p.out.String()
+}
+
+const devJob = `name: %s
+type: batch
+groups:
+  - resources: {gpu: {count: 1}, cpu: 1, memory: 64MiB}
+    task: {runtime: process, command: [/bin/sh, -c, %q]}
+`
+
+// job writes a job file.
+func (d *dev) job(name, script string) string {
+	d.t.Helper()
+	path := filepath.Join(filepath.Dir(d.data), name+".yaml")
+	if err := os.WriteFile(path, fmt.Appendf(nil, devJob, name, script), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	return path
+}
+
+// TestDevOutlivesKill runs jobs in "gpuai dev", kills it with -9, and finds
+// them again in the next one on the same data directory. SIGTERM then leaves no
+// process behind.
+func TestDevOutlivesKill(t *testing.T) {
+	t.Parallel()
+	dir := scratch(t)
+	d := &dev{t: t, addr: freeAddr(t), data: filepath.Join(dir, "data")}
+	d.client = newClient(t, nil, d.addr)
+	d.start()
+	d.run("run", d.job("hello", "echo hello from $GPUAI_GPUS"), "--wait=done", "--timeout", "15s")
+	if out := d.run("logs", "hello"); out != "hello from 1\n" {
+		t.Errorf("the task's output is %q", out)
+	}
+	before, err := d.client.Job(t.Context(), "hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.run("run", d.job("sleeper", "exec sleep 600"), "--wait=running", "--timeout", "15s")
+
+	d.kill()
+	d.start()
+	after, err := d.client.Job(t.Context(), "hello")
+	if err != nil || after.ID != before.ID || after.Status != gpuai.JobSucceeded || after.ModifyIndex != before.ModifyIndex {
+		t.Errorf("the job was %+v and is %+v, %v", before, after, err)
+	}
+	nodes, _, err := d.client.Nodes(t.Context(), client.Page{})
+	if err != nil || len(nodes) != 4 {
+		t.Errorf("there are %d hosts, %v", len(nodes), err)
+	}
+	eventually(t, patience, "running job after the kill", func(ctx context.Context) error {
+		j, err := d.client.Job(ctx, "sleeper")
+		if err == nil && (j.Status != gpuai.JobRunning || j.Restarts != 0) {
+			err = fmt.Errorf("it is %s with %d restarts", j.Status, j.Restarts)
+		}
+		return err
+	})
+	d.run("run", d.job("again", "true"), "--wait=done", "--timeout", "15s")
+
+	d.signal(sigTerm)
+	if code := d.exit(patience); code != 0 {
+		t.Errorf("exit code %d after SIGTERM", code)
+	}
+	eventually(t, 5*time.Second, "end of all its processes", func(context.Context) error {
+		if left := processesOf(dir); len(left) > 0 {
+			return fmt.Errorf("these are left: %v", left)
+		}
+		return nil
+	})
+	if _, err := http.Get("http://" + d.addr + "/healthz"); err == nil {
+		t.Error("something still answers at the address")
+	}
+}
