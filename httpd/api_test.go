@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -441,6 +442,36 @@ func (b brokenLeader) RoundTrip(r *http.Request) (*http.Response, error) {
 		_, _ = io.Copy(io.Discard, r.Body)
 	}
 	return nil, b.err
+}
+
+// Who writes through a follower finds there what it has written: the answer
+// comes once the follower has applied it.
+func TestForwardedWriteIsThere(t *testing.T) {
+	lead, follow := newTwin(), newTwin()
+	ls := serve(t, lead)
+	follow.status = Status{Server: "s2", Leader: "s1", Ready: true}
+	follow.leader = toServer{ls.Listener.Addr().String()}
+	fs := serve(t, follow)
+	done := make(chan uint64, 1)
+	go func() {
+		ask(t, fs, "POST", "/v1/jobs", spec("a", 1, 1))
+		done <- follow.Status().Index
+	}()
+	for { // until the leader has it
+		lead.mu.Lock()
+		n := len(lead.jobs)
+		lead.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		runtime.Gosched()
+	}
+	follow.mu.Lock()
+	follow.commit(gpuai.Event{Kind: gpuai.JobSubmitted})
+	follow.mu.Unlock()
+	if at := <-done; at != 11 {
+		t.Errorf("the answer came at index %d of the follower, want 11", at)
+	}
 }
 
 func TestForwardingFails(t *testing.T) {

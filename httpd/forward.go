@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"strconv"
 	"sync"
 	"time"
 
@@ -67,7 +68,27 @@ func (c *call) adopt(resp *http.Response) error {
 		h.Del(name)
 	}
 	c.status = resp.StatusCode
+	if c.rt.write && resp.StatusCode < http.StatusBadRequest {
+		c.settle(resp.Header.Get(headerIndex))
+	}
 	return nil
+}
+
+// writeSettles bounds how long the answer to a forwarded write is held back.
+const writeSettles = time.Second
+
+// settle waits until this server has applied what the leader's answer tells
+// of, so that whoever reads here what it has just written finds it: logs and
+// events are always read here. A server that lags for longer answers all the
+// same.
+func (c *call) settle(index string) {
+	n, err := strconv.ParseUint(index, 10, 64)
+	if err != nil || n == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), writeSettles)
+	defer cancel()
+	_ = c.waitIndex(ctx, n-1) // the write is done either way
 }
 
 // A forwardWriter gives each write of a forwarded answer a deadline of its own.
