@@ -58,7 +58,11 @@ func (r *region) quietFor(from uint64, d time.Duration) {
 	err := r.client().Events(ctx, client.EventQuery{From: from}, func(events []gpuai.Event, _ uint64) error {
 		for _, e := range events {
 			switch e.Kind {
-			case gpuai.NodeChanged, gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.TaskRequeued, gpuai.LeaseAdopted:
+			case gpuai.NodeChanged: // an agent that turns to another server registers anew
+				if e.NodeState != gpuai.NodeReady {
+					r.t.Errorf("a change of leaders made node %s %s", e.Node, e.NodeState)
+				}
+			case gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.TaskRequeued, gpuai.LeaseAdopted:
 				r.t.Errorf("a change of leaders led to %s: %+v", e.Kind, e)
 			}
 		}
