@@ -3,7 +3,10 @@
 
 GO       ?= go
 FUZZTIME ?= 10s
-BENCH    ?= .
+BENCHCOUNT ?= 1
+# Jobs one by one, and in batches onto nodes that hold them all.
+BENCHLOADS := '--rate 200' '--rate 1000' \
+	'--rate 20000 --batch 500 --duration 3s --gpus-per-node 64 --task-time 0'
 
 MODULE  := github.com/gpuai/gpuai
 # The deterministic core: also tested with GOARCH=386, where an int is small.
@@ -61,9 +64,19 @@ fuzz:
 		printf '%s\n' "$$out" | grep -oE 'execs: [0-9]+' | tail -1; \
 	done
 
-bench:
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m \
-		$$(grep -rlE --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u)
+# The figures of docs/benchmarks.md. BENCHCOUNT=5 for medians.
+bench: build
+	$(GO) test -run '^$$' -bench '^(BenchmarkFind|BenchmarkFindTake|BenchmarkChurn|BenchmarkTakeGive|BenchmarkFork|BenchmarkMemory)$$' \
+		-benchtime 0.3s -benchmem -count $(BENCHCOUNT) ./scheduler
+	$(GO) test -run '^$$' -bench '^(BenchmarkSubmitAndPlace|BenchmarkFork)$$' -benchtime 0.5s -benchmem -count $(BENCHCOUNT) ./fsm
+	$(GO) test -run '^$$' -bench '^BenchmarkMemory$$' -benchtime 1x -count $(BENCHCOUNT) ./fsm
+	$(GO) test -run '^$$' -bench '^BenchmarkCommit3$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
+	@set -e; for i in $$(seq $(BENCHCOUNT)); do \
+		for load in $(BENCHLOADS); do \
+			echo "bin/gpuai bench --local 3 --sim-nodes 1000 $$load"; \
+			bin/gpuai bench --local 3 --sim-nodes 1000 $$load; \
+		done; \
+	done
 
 fmt:
 	gofmt -w .
