@@ -94,7 +94,7 @@ func beatJob(t *testing.T, name, dir string, on ...string) *gpuai.JobSpec {
 		t.Fatal(err)
 	}
 	g := gpuai.Group{
-		Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: 1}, CPU: 100, Memory: 64 << 20},
+		Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: 1}, CPU: 1000, Memory: 64 << 20},
 		Restart:   gpuai.Restart{Attempts: 5, Backoff: 100 * gpuai.Millisecond, On: []gpuai.RestartCause{gpuai.CauseNodeLost}},
 		Task:      gpuai.TaskSpec{Command: []string{self}, Env: map[string]string{envRole: roleBeat, beat.EnvDir: dir}},
 	}
@@ -198,6 +198,27 @@ func oneRunner(t *testing.T, dir string) []beat.Run {
 		}
 	}
 	return runs
+}
+
+// longestGap is the longest time between two beats of a trace.
+func longestGap(t *testing.T, file string) gpuai.Duration {
+	t.Helper()
+	src, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var gap, last int64
+	for line := range strings.Lines(string(src)) {
+		b, err := beat.Parse(strings.TrimSuffix(line, "\n"))
+		if err != nil {
+			break // the line that is being written
+		}
+		if last > 0 {
+			gap = max(gap, b.At-last)
+		}
+		last = b.At
+	}
+	return ms(gap)
 }
 
 // ms is a span of CLOCK_BOOTTIME.
