@@ -65,6 +65,19 @@ func (d *dev) job(name, script string) string {
 	return path
 }
 
+// awaitSleeper waits until the one task of the job "sleeper" runs, in its first
+// run.
+func (d *dev) awaitSleeper(what string) {
+	d.t.Helper()
+	eventually(d.t, patience, what, func(ctx context.Context) error {
+		j, err := d.client.Job(ctx, "sleeper")
+		if err == nil && (j.Counts.Running != 1 || j.Restarts != 0) {
+			err = fmt.Errorf("it is %s with tasks %+v and %d restarts", j.Status, j.Counts, j.Restarts)
+		}
+		return err
+	})
+}
+
 // TestDevOutlivesKill runs jobs in "gpuai dev", kills it with -9, and finds
 // them again in the next one on the same data directory. SIGTERM then leaves no
 // process behind.
@@ -83,6 +96,7 @@ func TestDevOutlivesKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.run("run", d.job("sleeper", "exec sleep 600"), "--wait=running", "--timeout", "15s")
+	d.awaitSleeper("running task") // it has its lease only; a task that is not started yet would be placed again
 
 	d.kill()
 	d.start()
@@ -94,13 +108,7 @@ func TestDevOutlivesKill(t *testing.T) {
 	if err != nil || len(nodes) != 4 {
 		t.Errorf("there are %d hosts, %v", len(nodes), err)
 	}
-	eventually(t, patience, "running job after the kill", func(ctx context.Context) error {
-		j, err := d.client.Job(ctx, "sleeper")
-		if err == nil && (j.Status != gpuai.JobRunning || j.Restarts != 0) {
-			err = fmt.Errorf("it is %s with %d restarts", j.Status, j.Restarts)
-		}
-		return err
-	})
+	d.awaitSleeper("the same run after the kill")
 	d.run("run", d.job("again", "true"), "--wait=done", "--timeout", "15s")
 
 	d.signal(sigTerm)
