@@ -129,7 +129,11 @@ func TestReportsAreRepeatedUntilAnswered(t *testing.T) {
 	f := newFixture(t)
 	f.run(nil)
 	f.set(func(r *region) { r.mute = true })
-	lease := f.grant(testNode, script("exit 0"))
+	lease := f.grant(testNode, script("while [ ! -e go ]; do sleep 0.02; done"))
+	eventually(t, "the first report", func() bool { return len(f.reports(lease)) > 0 })
+	if err := os.WriteFile(filepath.Join(f.dir, "tasks", lease.String(), "work", "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	f.last(lease)
 	f.set(func(r *region) { r.mute = false })
 	// The session goes; the next brings what was not answered, in order.

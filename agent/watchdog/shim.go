@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -36,6 +37,8 @@ type shimOrder struct {
 	// NProc bounds the user's processes, where no control group bounds the
 	// task's; 0 bounds nothing. It has no effect on root.
 	NProc uint64 `json:"nproc,omitzero"`
+	// Parent is the watchdog: the task dies with it.
+	Parent int `json:"parent"`
 }
 
 // rlimitNProc is RLIMIT_NPROC, which syscall leaves out.
@@ -78,8 +81,25 @@ func (o *shimOrder) exec() error {
 	if err := limit(rlimitNProc, o.NProc); err != nil {
 		return fmt.Errorf("limit processes: %w", err)
 	}
+	if err := dieWith(o.Parent); err != nil {
+		return err
+	}
 	if err := syscall.Exec(path, o.Argv, o.Env); err != nil {
 		return fmt.Errorf("run %s: %w", path, err)
+	}
+	return nil
+}
+
+// dieWith has the kernel kill this process when its parent dies. The signal
+// that was set at the fork belongs to the first thread, and Go may have moved us
+// to another, whose exec would drop it: it is set anew, on the thread that execs.
+func dieWith(parent int) error {
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("bind the task to its watchdog: %w", err)
+	}
+	if os.Getppid() != parent {
+		return errors.New("the watchdog died before the task started")
 	}
 	return nil
 }
