@@ -111,8 +111,6 @@ const (
 	OnFailure RestartOn = 1 << iota
 	OnNodeLost
 	OnGPUError
-	// OnNothing marks an explicitly empty set, so that Defaults keeps it.
-	OnNothing
 )
 
 // A RestartCause is one member of RestartOn in its text form.
@@ -122,7 +120,7 @@ var restartCauseNames = [...]string{"failure", "node_lost", "gpu_error"}
 
 // Restart says when and how often a task is placed again.
 type Restart struct {
-	// Attempts is how many times; 0 means the default of 3, NoRestart none.
+	// Attempts is how many times; 0 means the default of 3; an empty On means none.
 	Attempts uint32 `json:"attempts,omitzero"`
 	// Backoff is the wait before the first attempt; it doubles with each one
 	// up to MaxBackoff. 0 means the default of 1 s.

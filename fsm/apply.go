@@ -26,20 +26,6 @@ const (
 	numTypes
 )
 
-var commandNames = [numTypes]string{
-	"", "register_node", "update_devices", "set_node_eligibility", "expire_leases", "submit_job",
-	"stop_job", "report_lease", "confirm_beats", "tick", "set_policy", "set_feature_level",
-	"checkpoint", "retire_jobs",
-}
-
-// CommandName returns the name of a command type, for metrics.
-func CommandName(t uint8) string {
-	if t < numTypes {
-		return commandNames[t]
-	}
-	return ""
-}
-
 // Apply applies one committed entry. Data is read during the call only. The
 // slices of out are reused when they have room; what they hold is not kept.
 //

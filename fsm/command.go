@@ -5,7 +5,7 @@ import "github.com/gpuai/gpuai"
 // An Envelope goes in front of every command.
 type Envelope struct {
 	Tenant gpuai.TenantID // whose command it is; "" is the region's own
-	Actor  string         // who asked, for the audit: at most MaxActorLen bytes
+	Actor  string         // who asked, for the audit
 	Key    string         // idempotency key; "" remembers no result
 }
 

@@ -15,7 +15,6 @@ const (
 	MaxBuckets    = 1 << 15 // distinct (priority, shape, gang size) that wait
 	MaxBlocks     = 1 << 24 // blocks of 120 bytes for specs
 	MaxNodeLeases = 1_024   // live leases of one node
-	MaxActorLen   = 128     // bytes of Envelope.Actor
 	MaxRetire     = 1_000   // jobs of one RetireJobs
 
 	// MaxLeasesPerEntry is how many tokens one index has.

@@ -229,6 +229,9 @@ func (m *Machine) openRendezvous(group uint32) bool {
 // grant gives the next task of a group its lease; false when the machine is
 // full.
 func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
+	if m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs {
+		return false
+	}
 	slot, ok := m.leaseSlots.Alloc()
 	if !ok {
 		return false

@@ -64,6 +64,3 @@ func (s *Space) Commit() {
 // Hash returns the sum of the hashes of all records of hashed tables, as of
 // the last Commit. It does not depend on the order of writes.
 func (s *Space) Hash() uint64 { return s.hash }
-
-// Writes returns how many writes are uncommitted.
-func (s *Space) Writes() int { return len(s.journal) }

@@ -187,11 +187,6 @@ func (t *Table[T]) Sum() uint64 {
 	return sum
 }
 
-// Bytes returns the memory of the table's pages.
-func (t *Table[T]) Bytes(recordSize uint64) uint64 {
-	return uint64(len(t.pages)) << t.bits * recordSize
-}
-
 // A Var is a single value of a Space.
 type Var[T any] struct{ t *Table[T] }
 
