@@ -117,7 +117,9 @@ func (m *Machine) command(c *wire.Command) {
 	res.EventsFrom, res.EventsTo = uint32(from), uint32(len(m.out.Events))
 	m.out.Results = append(m.out.Results, res)
 	m.chain(c, &res)
-	m.sp.Commit()
+	if m.sp.Uncommitted() >= commitEvery {
+		m.sp.Commit()
+	}
 }
 
 // countLeased fills in how many tasks of a new job have their lease.
@@ -166,13 +168,19 @@ func (m *Machine) chain(c *wire.Command, res *Result) {
 	r.chain = mem.Mix(r.chain, h)
 }
 
-// guard runs a step and commits it. A step that panics is taken back whole, on
-// every replica alike: the last defence, for a bug of ours.
+// commitEvery is after how many writes the commands of an entry are committed.
+// Records that several of them write are hashed once, while their old values
+// still fit in a processor's cache.
+const commitEvery = 512
+
+// guard runs a step. One that panics is taken back whole, on every replica
+// alike: the last defence, for a bug of ours.
 func (m *Machine) guard(step func(*Machine)) (ok bool) {
 	now, events := m.now, len(m.out.Events)
+	m.mark = m.sp.Mark()
 	defer func() {
 		if r := recover(); r != nil {
-			m.sp.Rollback()
+			m.takeBack()
 			m.now = now
 			m.out.Events = m.out.Events[:events]
 			m.panicked(r)
@@ -180,9 +188,11 @@ func (m *Machine) guard(step func(*Machine)) (ok bool) {
 		}
 	}()
 	step(m)
-	m.sp.Commit()
 	return true
 }
+
+// takeBack undoes what the present step has written.
+func (m *Machine) takeBack() { m.sp.RollbackTo(m.mark) }
 
 // panicked notes a panic, and gives up the backlog that may have led to it so
 // that the next entry does not meet it again.
@@ -196,7 +206,6 @@ func (m *Machine) panicked(r any) {
 	if slot, ok := m.unseen.Next(0); ok {
 		m.seen(slot)
 	}
-	m.sp.Commit()
 }
 
 // dispatch applies a command of a known type.

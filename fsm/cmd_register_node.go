@@ -68,7 +68,7 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 		return res
 	}
 	if code := m.defineNode(slot, &body, &old); code != gpuai.OK {
-		m.sp.Rollback()
+		m.takeBack()
 		return rejected(code, "the region has too many kinds of nodes")
 	}
 	if !same {
@@ -94,7 +94,7 @@ func (m *Machine) registerNew(body *nodeBody) Result {
 	m.nodeOf.Grow(name + 1)
 	*m.nodeOf.Mut(name) = refTo(slot)
 	if code := m.defineNode(slot, body, &nodeBody{}); code != gpuai.OK {
-		m.sp.Rollback()
+		m.takeBack()
 		return rejected(code, "the region has too many kinds of nodes")
 	}
 	return m.registered(slot)

@@ -48,7 +48,7 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	}
 	slot := m.storeJob(id, v, spec)
 	if res := m.storeGroups(slot, v, hold); res.Code != gpuai.OK {
-		m.sp.Rollback()
+		m.takeBack()
 		return res
 	}
 	m.linkJob(slot)

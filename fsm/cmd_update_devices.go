@@ -45,7 +45,7 @@ func (m *Machine) applyUpdateDevices(r *wire.Reader) Result {
 	body.spec.Devices = devices
 	m.nodes.Mut(slot).modified = m.now.index
 	if code := m.defineNode(slot, &body, &old); code != gpuai.OK {
-		m.sp.Rollback()
+		m.takeBack()
 		return rejected(code, "the node has too many devices, or the region too many kinds of nodes")
 	}
 	m.trust(slot, &body)

@@ -50,6 +50,7 @@ type Machine struct {
 
 	// What follows is no state: it lives for one entry, or is derived.
 	now     entryState
+	mark    mem.Mark // where the present step began
 	out     *Output
 	cands   []candidate
 	view    wire.JobView

@@ -170,28 +170,33 @@ func TestSlotsAreLowestFirst(t *testing.T) {
 	}
 }
 
+// Keys with a hash of their own, and keys of which hundreds share one.
 func TestHashDeletes(t *testing.T) {
-	s := NewSpace()
-	h := NewHash(s)
-	live := map[uint32]bool{}
-	r := rand.New(rand.NewPCG(7, 7))
-	for i := range uint32(20_000) {
-		h.Insert(Mix(uint64(i), 9), i)
-		live[i] = true
-		if r.IntN(3) == 0 {
-			d := r.Uint32N(i + 1)
-			h.Delete(Mix(uint64(d), 9), d)
-			delete(live, d)
+	for _, hashes := range []uint64{1 << 40, 50, 1} {
+		s := NewSpace()
+		h := NewHash(s)
+		live := map[uint32]bool{}
+		r := rand.New(rand.NewPCG(7, 7))
+		key := func(i uint32) uint64 { return Mix(uint64(i)%hashes, 9) }
+		n := uint32(min(20_000, hashes*500))
+		for i := range n {
+			h.Insert(key(i), i)
+			live[i] = true
+			for range r.IntN(3) {
+				d := r.Uint32N(i + 1)
+				h.Delete(key(d), d)
+				delete(live, d)
+			}
+			s.Commit()
 		}
-		s.Commit()
-	}
-	for i := range uint32(20_000) {
-		if _, ok := h.Find(Mix(uint64(i), 9), func(s uint32) bool { return s == i }); ok != live[i] {
-			t.Fatalf("%d: found %v, want %v", i, ok, live[i])
+		for i := range n {
+			if _, ok := h.Find(key(i), func(s uint32) bool { return s == i }); ok != live[i] {
+				t.Fatalf("%d hashes: %d: found %v, want %v", hashes, i, ok, live[i])
+			}
 		}
-	}
-	if int(h.Len()) != len(live) {
-		t.Fatalf("%d entries, want %d", h.Len(), len(live))
+		if int(h.Len()) != len(live) {
+			t.Fatalf("%d hashes: %d entries, want %d", hashes, h.Len(), len(live))
+		}
 	}
 }
 

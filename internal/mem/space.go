@@ -14,18 +14,20 @@ type Space struct {
 	owner   *owner
 	members []undoer
 	journal []uint16 // member of each write since the last commit, in order
+	written []uint16 // members with a write since; one may be named twice
+	section uint64   // from 1; of the journal: between marks, one old value of a record is enough
 	hash    uint64
 }
 
 // NewSpace returns an empty space. Structures write when they are made: commit
 // after the last one, or the first Rollback takes them apart.
-func NewSpace() *Space { return &Space{owner: new(owner)} }
+func NewSpace() *Space { return &Space{owner: new(owner), section: 1} }
 
 // Fork returns a space for the forks of s's structures, which must all be
 // forked before either side is written to again. Nothing may be uncommitted.
 func (s *Space) Fork() *Space {
 	s.owner = new(owner)
-	return &Space{owner: new(owner), hash: s.hash}
+	return &Space{owner: new(owner), section: 1, hash: s.hash}
 }
 
 func (s *Space) join(u undoer) uint16 {
@@ -37,10 +39,26 @@ func (s *Space) join(u undoer) uint16 {
 type Mark int
 
 // Mark returns the present point.
-func (s *Space) Mark() Mark { return Mark(len(s.journal)) }
+func (s *Space) Mark() Mark {
+	s.section++
+	return Mark(len(s.journal))
+}
+
+// Uncommitted returns how many writes wait for the next Commit. A record that is
+// written again and again between two marks counts once or a few times.
+func (s *Space) Uncommitted() int { return len(s.journal) }
+
+// wrote notes a write of a member; first, that it is its only one as yet.
+func (s *Space) wrote(id uint16, first bool) {
+	s.journal = append(s.journal, id)
+	if first {
+		s.written = append(s.written, id)
+	}
+}
 
 // RollbackTo takes back every write since m, newest first.
 func (s *Space) RollbackTo(m Mark) {
+	s.section++
 	for i := len(s.journal) - 1; i >= int(m); i-- {
 		s.members[s.journal[i]].undoOne()
 	}
@@ -55,10 +73,11 @@ func (s *Space) Commit() {
 	if len(s.journal) == 0 {
 		return
 	}
-	for _, id := range s.journal {
-		s.hash += s.members[id].commit() // nothing, from its second write on
+	for _, id := range s.written {
+		s.hash += s.members[id].commit() // nothing, when it is named again
 	}
-	s.journal = s.journal[:0]
+	s.section++
+	s.journal, s.written = s.journal[:0], s.written[:0]
 }
 
 // Hash returns the sum of the hashes of all records of hashed tables, as of

@@ -10,9 +10,13 @@ type Table[T any] struct {
 	n     uint32
 	pages []page[T]
 	undo  []undoRec[T]
-	hash  func(buf []byte, i uint32, r *T) uint64 // nil: not hashed
-	seen  []uint64                                // scratch of commit, all zero between calls
-	buf   [256]byte
+	// The record of the newest old value, and the section it is of: a further
+	// write to it needs no other.
+	last        uint32
+	lastSection uint64
+	hash        func(buf []byte, i uint32, r *T) uint64 // nil: not hashed
+	seen        []uint64                                // scratch of commit, all zero between calls
+	buf         [256]byte
 }
 
 type page[T any] struct {
@@ -65,8 +69,11 @@ func (t *Table[T]) Mut(i uint32) *T {
 		t.claim(p)
 	}
 	r := &p.recs[i&(1<<t.bits-1)]
-	t.undo = append(t.undo, undoRec[T]{i: i, old: *r})
-	t.space.journal = append(t.space.journal, t.id)
+	if t.last != i || t.lastSection != t.space.section {
+		t.space.wrote(t.id, len(t.undo) == 0)
+		t.undo = append(t.undo, undoRec[T]{i: i, old: *r})
+		t.last, t.lastSection = i, t.space.section
+	}
 	return r
 }
 
@@ -89,8 +96,9 @@ func (t *Table[T]) Append(r T) uint32 {
 	}
 	p.recs[i&(1<<t.bits-1)] = r
 	t.n++
+	t.space.wrote(t.id, len(t.undo) == 0)
 	t.undo = append(t.undo, undoRec[T]{i: i, appended: true})
-	t.space.journal = append(t.space.journal, t.id)
+	t.last, t.lastSection = i, t.space.section
 	return i
 }
 
