@@ -73,6 +73,10 @@ func (s *State) checkDevices(slot uint32, u *unitRec) error {
 		if whole != (u.whole>>d&1 != 0) {
 			return fmt.Errorf("node %d: device %d with %d milli free is whole: %v", slot, d, f, !whole)
 		}
+		part := f > 0 && f < int16(gpuai.WholeDevice) && u.usable>>d&1 != 0
+		if part != (u.parts>>d&1 != 0) {
+			return fmt.Errorf("node %d: device %d with %d milli free is in part free: %v", slot, d, f, !part)
+		}
 	}
 	return nil
 }

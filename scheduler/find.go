@@ -151,7 +151,7 @@ func (s *State) fit(r *shapeRec, p place) Fit {
 		return f
 	}
 	left := int16(p.class*levelStep) + int16(keyPrefix(p.key))
-	for m := x.usable &^ x.whole; m != 0; m &= m - 1 {
+	for m := x.parts; m != 0; m &= m - 1 {
 		if d := uint8(bits.TrailingZeros64(m)); s.free(n, d) == left {
 			f.Devices = 1 << d
 			break
@@ -217,7 +217,7 @@ func (s *State) placeIn(r *shapeRec, n *nodeRec, u *unitRec) (place, bool) {
 		return p, g >= uint32(r.count)
 	}
 	best := int16(gpuai.WholeDevice)
-	for m := u.usable &^ u.whole; m != 0; m &= m - 1 {
+	for m := u.parts; m != 0; m &= m - 1 {
 		if f := s.free(n, uint8(bits.TrailingZeros64(m))); f >= int16(r.share) && f < best {
 			best = f
 		}

@@ -35,11 +35,8 @@ func (s *State) each(slot uint32, f func(*State, spot, pair)) {
 		whole := wholeClass + uint32(bits.OnesCount64(r.whole))
 		f(s, spot{r.pool, whole}, pair{makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
 		level := uint32(numLevels)
-		for parts := r.usable &^ r.whole; parts != 0; {
+		for parts := r.parts; parts != 0; {
 			left, count := s.least(&n, &parts)
-			if count == 0 {
-				break
-			}
 			key := makeKey(uint64(left%levelStep), n.freeCPU, slot)
 			f(s, spot{r.pool, left / levelStep}, pair{key, uint64(n.freeMem), count})
 			if left/levelStep != level {
@@ -52,20 +49,16 @@ func (s *State) each(slot uint32, f func(*State, spot, pair)) {
 }
 
 // least takes the devices with the least remainder out of parts, and returns
-// that remainder and how many have it. Devices that are used up have none:
-// they are taken out too, and the count is 0 when none is left.
+// that remainder and how many have it.
 func (s *State) least(n *nodeRec, parts *uint64) (left, count uint32) {
 	left = uint32(gpuai.WholeDevice)
 	var which uint64
 	for m := *parts; m != 0; m &= m - 1 {
 		d := uint8(bits.TrailingZeros64(m))
-		f := s.free(n, d)
-		switch {
-		case f <= 0 || f >= int16(gpuai.WholeDevice):
-			*parts &^= 1 << d
-		case uint32(f) < left:
-			left, count, which = uint32(f), 1, 1<<d
-		case uint32(f) == left:
+		switch f := uint32(s.free(n, d)); {
+		case f < left:
+			left, count, which = f, 1, 1<<d
+		case f == left:
 			count++
 			which |= 1 << d
 		}

@@ -41,6 +41,7 @@ type unitRec struct {
 	devs   uint64
 	usable uint64
 	whole  uint64 // usable and free as a whole
+	parts  uint64 // usable and free in part
 	next   uint32 // further unit of the node + 1, by first device
 	pool   uint16
 }
@@ -172,7 +173,7 @@ func (s *State) SetDevice(slot uint32, dev uint8, usable bool) {
 		u = s.units.Mut(at - 1)
 	}
 	u.usable ^= bit
-	s.wholeAgain(n, u, bit)
+	s.freeAgain(n, u, bit)
 	s.index(slot)
 }
 
@@ -197,12 +198,18 @@ func (n *nodeRec) unitAt(s *State, bit uint64) uint32 {
 	return at
 }
 
-// wholeAgain sets the bits of a unit's wholly free devices among devs anew.
-func (s *State) wholeAgain(n *nodeRec, u *unitRec, devs uint64) {
+// freeAgain sets a unit's bits of wholly and partly free devices among devs
+// anew.
+func (s *State) freeAgain(n *nodeRec, u *unitRec, devs uint64) {
 	u.whole &^= devs
+	u.parts &^= devs
 	for m := devs & u.usable; m != 0; m &= m - 1 {
-		if d := uint8(bits.TrailingZeros64(m)); s.free(n, d) == int16(gpuai.WholeDevice) {
+		d := uint8(bits.TrailingZeros64(m))
+		switch f := s.free(n, d); {
+		case f == int16(gpuai.WholeDevice):
 			u.whole |= 1 << d
+		case f > 0 && f < int16(gpuai.WholeDevice):
+			u.parts |= 1 << d
 		}
 	}
 }

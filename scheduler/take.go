@@ -59,10 +59,10 @@ func (s *State) move(slot uint32, devices uint64, by int16, cpu, mem int64) {
 			s.rows.Mut(s.row(n, d)).left[d%rowLen] += by
 		}
 	}
-	s.wholeAgain(n, &n.unit, devices&n.unit.devs)
+	s.freeAgain(n, &n.unit, devices&n.unit.devs)
 	for at := n.unit.next; at != 0; at = s.units.Get(at - 1).next {
 		if mine := devices & s.units.Get(at-1).devs; mine != 0 {
-			s.wholeAgain(n, s.units.Mut(at-1), mine)
+			s.freeAgain(n, s.units.Mut(at-1), mine)
 		}
 	}
 	s.index(slot)
