@@ -20,12 +20,17 @@ import (
 	"github.com/gpuai/gpuai/store"
 )
 
-var benchCallers = flag.Int("callers", 1024, "concurrent Propose calls of BenchmarkCommit3")
+var (
+	benchCallers = flag.Int("callers", 1024, "concurrent Propose calls of BenchmarkCommit3")
+	benchRate    = flag.Int("rate", 60_000, "jobs a second of BenchmarkCommit3/placements-offered")
+)
 
 // BenchmarkCommit3 commits commands through the proposer on three members in
 // this process, over TCP on loopback, with bolt files and fsync. Ticks leave
 // the machine nearly nothing to do, so what is measured is the way to it;
 // submits also queue a job each on every replica, placements lease it a GPU.
+// Callers wait for their answer before they call again, but in the offered row:
+// there calls come at a rate, and their latency counts from when they were due.
 //
 //	go test ./raft -run '^$' -bench Commit3 -benchtime 300000x
 func BenchmarkCommit3(b *testing.B) {
@@ -33,7 +38,8 @@ func BenchmarkCommit3(b *testing.B) {
 	submit := func() []byte { _, cmd := job(); return cmd }
 	b.Run("ticks", func(b *testing.B) { benchPropose(b, tick) })
 	b.Run("submits", func(b *testing.B) { benchPropose(b, submit) })
-	b.Run("placements", benchPlace)
+	b.Run("placements", func(b *testing.B) { benchPlace(b, proposeEach) })
+	b.Run("placements-offered", func(b *testing.B) { benchPlace(b, proposeAtRate) })
 	b.Run("ticks-in-batches", func(b *testing.B) { benchProposeAll(b, tick) })
 	b.Run("submits-in-batches", func(b *testing.B) { benchProposeAll(b, submit) })
 	b.Run("bare-library", benchBare)
@@ -90,7 +96,7 @@ func benchPropose(b *testing.B, command func() []byte) {
 }
 
 // benchPlace commits jobs of one GPU each, and all of them find their place.
-func benchPlace(b *testing.B) {
+func benchPlace(b *testing.B, propose func(*testing.B, *Node, [][]byte)) {
 	cmds := prepared(b, gpuJob)
 	n := benchCluster(b)
 	const gpus = gpuai.MaxGPUs
@@ -104,7 +110,7 @@ func benchPlace(b *testing.B) {
 			b.Fatal(done[0].Result, err)
 		}
 	}
-	proposeEach(b, n, cmds)
+	propose(b, n, cmds)
 	n.View(func(m *fsm.Machine) {
 		if got := m.Counts().Leases; int(got) != b.N {
 			b.Errorf("%d of %d jobs have a lease", got, b.N)
@@ -158,6 +164,44 @@ func proposeEach(b *testing.B, n *Node, cmds [][]byte) {
 			s.add(own)
 		})
 	}
+	wg.Wait()
+	b.StopTimer()
+	s.report(b, b.N)
+}
+
+// proposeAtRate proposes the commands one by one at benchRate, however long
+// their answers take.
+func proposeAtRate(b *testing.B, n *Node, cmds [][]byte) {
+	type due struct {
+		cmd []byte
+		at  time.Time
+	}
+	const tick = time.Millisecond
+	work := make(chan due, b.N)
+	var s samples
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for range 4 * *benchCallers {
+		wg.Go(func() {
+			var own []time.Duration
+			for d := range work {
+				if _, err := n.Propose(context.Background(), d.cmd); err != nil {
+					b.Error(err)
+					return
+				}
+				own = append(own, time.Since(d.at))
+			}
+			s.add(own)
+		})
+	}
+	began, clock := time.Now(), time.NewTicker(tick)
+	defer clock.Stop()
+	for sent := 0; sent < len(cmds); <-clock.C {
+		for ; sent < len(cmds) && sent < int(time.Since(began).Seconds()*float64(*benchRate)); sent++ {
+			work <- due{cmds[sent], began.Add(time.Duration(float64(sent) / float64(*benchRate) * float64(time.Second)))}
+		}
+	}
+	close(work)
 	wg.Wait()
 	b.StopTimer()
 	s.report(b, b.N)

@@ -6,7 +6,8 @@ import "slices"
 type Table[T any] struct {
 	space *Space
 	id    uint16
-	bits  uint8
+	bits  uint32 // of a record's place in its page; below 32
+	mask  uint32
 	n     uint32
 	pages []page[T]
 	undo  []undoRec[T]
@@ -32,7 +33,7 @@ type undoRec[T any] struct {
 
 // NewTable returns an empty table with pages of 1<<pageBits records.
 func NewTable[T any](s *Space, pageBits uint8) *Table[T] {
-	t := &Table[T]{space: s, bits: pageBits}
+	t := &Table[T]{space: s, bits: uint32(pageBits), mask: 1<<pageBits - 1}
 	t.id = s.join(t)
 	return t
 }
@@ -48,7 +49,7 @@ func NewHashed[T any](s *Space, pageBits uint8, hash func(buf []byte, i uint32, 
 
 // Fork returns the table's copy in ns, a fork of its space.
 func (t *Table[T]) Fork(ns *Space) *Table[T] {
-	f := &Table[T]{space: ns, bits: t.bits, n: t.n, pages: slices.Clone(t.pages), hash: t.hash}
+	f := &Table[T]{space: ns, bits: t.bits, mask: t.mask, n: t.n, pages: slices.Clone(t.pages), hash: t.hash}
 	f.id = ns.join(f)
 	return f
 }
@@ -58,17 +59,17 @@ func (t *Table[T]) Len() uint32 { return t.n }
 
 // Get returns record i for reading. It must not be kept over the next write.
 func (t *Table[T]) Get(i uint32) *T {
-	return &t.pages[i>>t.bits].recs[i&(1<<t.bits-1)]
+	return &t.pages[i>>(t.bits&31)].recs[i&t.mask]
 }
 
 // Mut returns record i for writing. It must not be kept over the next Mut,
 // Append, Rollback or Commit.
 func (t *Table[T]) Mut(i uint32) *T {
-	p := &t.pages[i>>t.bits]
+	p := &t.pages[i>>(t.bits&31)]
 	if p.owner != t.space.owner {
 		t.claim(p)
 	}
-	r := &p.recs[i&(1<<t.bits-1)]
+	r := &p.recs[i&t.mask]
 	if t.last != i || t.lastSection != t.space.section {
 		t.space.wrote(t.id, len(t.undo) == 0)
 		t.undo = append(t.undo, undoRec[T]{i: i, old: *r})
@@ -87,14 +88,14 @@ func (t *Table[T]) claim(p *page[T]) {
 // Append adds r and returns its index.
 func (t *Table[T]) Append(r T) uint32 {
 	i := t.n
-	if i>>t.bits == uint32(len(t.pages)) {
-		t.pages = append(t.pages, page[T]{make([]T, 1<<t.bits), t.space.owner})
+	if i>>(t.bits&31) == uint32(len(t.pages)) {
+		t.pages = append(t.pages, page[T]{make([]T, t.mask+1), t.space.owner})
 	}
-	p := &t.pages[i>>t.bits]
+	p := &t.pages[i>>(t.bits&31)]
 	if p.owner != t.space.owner {
 		t.claim(p)
 	}
-	p.recs[i&(1<<t.bits-1)] = r
+	p.recs[i&t.mask] = r
 	t.n++
 	t.space.wrote(t.id, len(t.undo) == 0)
 	t.undo = append(t.undo, undoRec[T]{i: i, appended: true})
@@ -124,9 +125,9 @@ func (t *Table[T]) undoOne() {
 	u := &t.undo[len(t.undo)-1]
 	if u.appended {
 		t.n--
-		clear(t.pages[u.i>>t.bits].recs[u.i&(1<<t.bits-1) : u.i&(1<<t.bits-1)+1])
+		clear(t.pages[u.i>>(t.bits&31)].recs[u.i&t.mask : u.i&t.mask+1])
 	} else {
-		t.pages[u.i>>t.bits].recs[u.i&(1<<t.bits-1)] = u.old
+		t.pages[u.i>>(t.bits&31)].recs[u.i&t.mask] = u.old
 	}
 	t.undo = t.undo[:len(t.undo)-1]
 }
