@@ -4,8 +4,8 @@
 // Everything that a machine remembers lives in structures of one Space. That
 // gives three things to all of it at once:
 //
-//   - Commit ends a command: the old values are forgotten and the incremental
-//     hash of the hashed tables takes the change in;
+//   - Commit ends one or more commands: the old values are forgotten and the
+//     incremental hash of the hashed tables takes the change in;
 //   - Rollback, or RollbackTo a Mark, undoes all writes since, in any table;
 //   - Fork gives a second, independent copy in O(pages): both sides copy a page
 //     before they first write to it.
