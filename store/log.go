@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
@@ -179,14 +180,31 @@ func recoverDamage(path string, index uint64, err *error) {
 	}
 }
 
-// Set stores a stable key.
-func (l *Log) Set(key, val []byte) error { return l.disk.bolt.Set(key, val) }
+// StoreLogs stores entries and remembers the newest ones. A failed write is a
+// WriteError.
+func (l *Log) StoreLogs(entries []*hraft.Log) error {
+	err := l.LogCache.StoreLogs(entries)
+	if cause := l.disk.stored.Swap(nil); err != nil && cause != nil {
+		return *cause // the cache keeps no more of it than its text
+	}
+	return err
+}
+
+// StoreLog is StoreLogs of one entry.
+func (l *Log) StoreLog(e *hraft.Log) error { return l.StoreLogs([]*hraft.Log{e}) }
+
+// Set stores a stable key. A failed write is a WriteError.
+func (l *Log) Set(key, val []byte) error {
+	return l.disk.write(func() error { return l.disk.bolt.Set(key, val) })
+}
 
 // Get returns a stable key's value, or an error that reads "not found".
 func (l *Log) Get(key []byte) ([]byte, error) { return l.disk.bolt.Get(key) }
 
-// SetUint64 stores a stable number.
-func (l *Log) SetUint64(key []byte, val uint64) error { return l.disk.bolt.SetUint64(key, val) }
+// SetUint64 stores a stable number. A failed write is a WriteError.
+func (l *Log) SetUint64(key []byte, val uint64) error {
+	return l.disk.write(func() error { return l.disk.bolt.SetUint64(key, val) })
+}
 
 // GetUint64 returns a stable number, or an error that reads "not found".
 func (l *Log) GetUint64(key []byte) (uint64, error) { return l.disk.bolt.GetUint64(key) }
@@ -204,9 +222,20 @@ func (l *Log) Close() error {
 
 // diskLog adds checksums and chunked deletion to raft-boltdb.
 type diskLog struct {
-	bolt *raftboltdb.BoltStore
-	path string
+	bolt   boltStore
+	path   string
+	broken atomic.Pointer[WriteError] // the file is not written again
+	stored atomic.Pointer[error]      // why StoreLogs failed last
 }
+
+// boltStore is what is used of raft-boltdb.
+type boltStore interface {
+	hraft.LogStore
+	hraft.StableStore
+	Close() error
+}
+
+var _ boltStore = (*raftboltdb.BoltStore)(nil)
 
 var _ hraft.LogStore = (*diskLog)(nil)
 
@@ -252,7 +281,11 @@ func (l *diskLog) StoreLogs(entries []*hraft.Log) (err error) {
 		sealed[i] = seal(e)
 		refs[i] = &sealed[i]
 	}
-	return l.bolt.StoreLogs(refs)
+	err = l.write(func() error { return l.bolt.StoreLogs(refs) })
+	if err != nil {
+		l.stored.Store(&err)
+	}
+	return err
 }
 
 // DeleteRange deletes min … max in chunks. A crash between two of them must
@@ -280,7 +313,7 @@ func (l *diskLog) DeleteRange(lo, hi uint64) error {
 
 func (l *diskLog) deleteChunk(lo, hi uint64) (err error) {
 	defer recoverDamage(l.path, lo, &err)
-	return l.bolt.DeleteRange(lo, hi)
+	return l.write(func() error { return l.bolt.DeleteRange(lo, hi) })
 }
 
 // chunks cuts lo … hi into ranges of at most deleteChunk, in the order in
