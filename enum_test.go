@@ -48,7 +48,7 @@ func checkEnum[T ~uint8, P enum[T]](t *testing.T, first T, n int) {
 }
 
 func TestEnumTexts(t *testing.T) {
-	checkEnum(t, gpuai.OK, 16)
+	checkEnum(t, gpuai.OK, 17)
 	checkEnum(t, gpuai.Batch, 2)
 	checkEnum(t, gpuai.ClassUnset, gpuai.NumClasses)
 	checkEnum(t, gpuai.CauseFailure, 3)

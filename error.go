@@ -22,6 +22,7 @@ const (
 	OutcomeUnknown
 	TooLarge
 	Internal
+	DiskLow
 	numCodes
 )
 
@@ -29,7 +30,7 @@ var codeNames = [numCodes]string{
 	"ok", "invalid_spec", "not_found", "conflict", "precondition_failed",
 	"unauthenticated", "forbidden", "quota_exceeded", "budget_exceeded",
 	"unschedulable", "idempotency_mismatch", "rate_limited", "no_leader",
-	"outcome_unknown", "too_large", "internal",
+	"outcome_unknown", "too_large", "internal", "disk_low",
 }
 
 // String returns the code's stable text.

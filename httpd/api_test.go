@@ -59,7 +59,7 @@ func TestCodesAndStatuses(t *testing.T) {
 		gpuai.InvalidSpec: 400, gpuai.NotFound: 404, gpuai.Conflict: 409, gpuai.PreconditionFailed: 412,
 		gpuai.Unauthenticated: 401, gpuai.Forbidden: 403, gpuai.QuotaExceeded: 403, gpuai.BudgetExceeded: 402,
 		gpuai.Unschedulable: 422, gpuai.IdempotencyMismatch: 422, gpuai.RateLimited: 429, gpuai.NoLeader: 503,
-		gpuai.OutcomeUnknown: 504, gpuai.TooLarge: 413, gpuai.Internal: 500,
+		gpuai.OutcomeUnknown: 504, gpuai.TooLarge: 413, gpuai.Internal: 500, gpuai.DiskLow: 503,
 	}
 	b := newTwin()
 	s, doc := serve(t, b), newContract(t)

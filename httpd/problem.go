@@ -36,6 +36,7 @@ var answers = [...]answer{
 	gpuai.OutcomeUnknown:      {http.StatusGatewayTimeout, "Whether it was done is not known"},
 	gpuai.TooLarge:            {http.StatusRequestEntityTooLarge, "The request is too large"},
 	gpuai.Internal:            {http.StatusInternalServerError, "This server erred"},
+	gpuai.DiskLow:             {http.StatusServiceUnavailable, "The servers' disks are nearly full"},
 }
 
 // A statusError is an error whose status HTTP itself prescribes, such as 405,

@@ -35,6 +35,7 @@ var codeExits = map[gpuai.Code]int{
 	gpuai.Conflict: exitConflict, gpuai.PreconditionFailed: exitConflict, gpuai.IdempotencyMismatch: exitConflict,
 	gpuai.Unschedulable: exitNeverFits,
 	gpuai.RateLimited:   exitNoServer, gpuai.NoLeader: exitNoServer, gpuai.OutcomeUnknown: exitNoServer,
+	gpuai.DiskLow:  exitNoServer,
 	gpuai.Internal: exitOther,
 }
 
