@@ -106,6 +106,16 @@ func TestCase7FullDiskIsTriedAgain(t *testing.T) {
 	}
 }
 
+func TestDiskFree(t *testing.T) {
+	free, total, err := DiskFree(t.TempDir())
+	if err != nil || free == 0 || total < free {
+		t.Errorf("%d of %d bytes are free, %v", free, total, err)
+	}
+	if _, _, err := DiskFree("/nowhere/at/all"); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("a path that is not there: %v", err)
+	}
+}
+
 // checkRange expects exactly the entries first … last, readable.
 func checkRange(t *testing.T, l *Log, first, last uint64) {
 	t.Helper()
