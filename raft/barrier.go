@@ -33,6 +33,9 @@ func (n *Node) Barrier(ctx context.Context) (index uint64, err error) {
 	if !n.IsLeader() {
 		return 0, n.notLeading()
 	}
+	if err := n.admitAny(); err != nil {
+		return 0, err
+	}
 	b := &n.barriers
 	b.mu.Lock()
 	if b.next == nil {

@@ -65,6 +65,14 @@ type Config struct {
 	// directory of another cluster. The process should print it and stop.
 	OnDamage func(error)
 
+	// DiskLow and DiskHard are marks of the room on Dir's disk, in bytes:
+	// below the low one AdmitClient refuses, below the hard one nothing is
+	// proposed. 0 is 1 GiB or a tenth of the disk, whichever is less, and a
+	// quarter of the low mark.
+	DiskLow, DiskHard uint64
+	// DiskFree reads the room on a path's disk; nil is store.DiskFree.
+	DiskFree func(path string) (free, total uint64, err error)
+
 	// Dial opens a connection to a peer's address; nil is TCP.
 	Dial    func(ctx context.Context, addr string) (net.Conn, error)
 	Logger  *slog.Logger          // nil discards
@@ -82,6 +90,9 @@ func (c *Config) validate() error {
 	if c.Dial == nil {
 		c.Dial = dialTCP
 	}
+	if c.DiskFree == nil {
+		c.DiskFree = store.DiskFree
+	}
 	switch {
 	case c.Dir == nil || c.Listener == nil:
 		return errors.New("raft: Dir and Listener are required")
@@ -89,6 +100,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("raft: server ID %q is not a name (1 to 63 of a-z, 0-9 and '-')", c.ID)
 	case c.Region == "":
 		return errors.New("raft: Region is required")
+	case c.DiskHard > c.DiskLow:
+		return fmt.Errorf("raft: the hard mark of the disk, %d bytes, is above the low one, %d", c.DiskHard, c.DiskLow)
 	case c.Multiplier < 1 || c.Multiplier > MaxMultiplier:
 		return fmt.Errorf("raft: the timeout multiplier is %d and must be 1 to %d", c.Multiplier, MaxMultiplier)
 	}
@@ -135,6 +148,14 @@ type tuning struct {
 	queueCommands    int           // waiting in the proposer
 	queueBytes       int
 	rpcTimeout       time.Duration // of one exchange with a peer
+	snapshotTimeout  time.Duration // until a snapshot that goes on is not waited for
+	writeStall       time.Duration // a write of the log that takes longer silences a leader
+	applyStall       time.Duration // an entry applied for longer has leadership handed over …
+	handOver         time.Duration // … and silences a leader that long after
+	diskCheck        time.Duration // how often the room on the disk is read
+
+	fault func(write func() error) error // of tests: does, fails or holds up a write of the log
+	bare  bool                           // of tests: the library without gate and stall guard
 }
 
 func defaultTuning(multiplier int) tuning {
@@ -149,6 +170,11 @@ func defaultTuning(multiplier int) tuning {
 		queueCommands:    65_536,
 		queueBytes:       64 << 20,
 		rpcTimeout:       time.Duration(multiplier) * 5 * time.Second,
+		snapshotTimeout:  15 * time.Minute,
+		writeStall:       max(time.Second, time.Duration(multiplier)*heartbeatTimeout),
+		applyStall:       time.Duration(multiplier) * 3 * time.Second,
+		handOver:         time.Duration(multiplier) * time.Second,
+		diskCheck:        time.Second,
 	}
 }
 

@@ -11,12 +11,29 @@ import (
 )
 
 // guard stands between hraft and the log. hraft panics when it cannot read an
-// entry; a damaged one must end in one sentence instead.
+// entry or store its term; both must end in one sentence instead. Writes are
+// in stall.go.
 type guard struct {
 	*store.Log
 	running atomic.Bool // hraft's goroutines run; before, NewRaft's caller recovers
 	damage  func(error)
 	closing <-chan struct{}
+	gate    *gate
+	writing *stopwatch
+	full    func(error)                    // the disk is; called once a write
+	fault   func(write func() error) error // does it, but in tests
+	bare    bool                           // hraft's own behaviour, for the conformance tests
+}
+
+func newGuard(n *Node, log *store.Log) *guard {
+	g := &guard{
+		Log: log, damage: n.damaged, closing: n.closing, gate: n.gate,
+		writing: newStopwatch(), full: n.noSpaceLeft, fault: n.tune.fault, bare: n.tune.bare,
+	}
+	if g.fault == nil {
+		g.fault = func(write func() error) error { return write() }
+	}
+	return g
 }
 
 var _ hraft.LogStore = (*guard)(nil)

@@ -132,43 +132,6 @@ func (n *Node) notLeading() error {
 	return noLeader(fmt.Sprintf("server %s knows no leader that takes commands; retry", n.cfg.ID))
 }
 
-// TransferLeadership hands leadership to the most up-to-date other member and
-// returns when this server has let go, within ctx and 5 seconds.
-func (n *Node) TransferLeadership(ctx context.Context) error {
-	if n.raft.State() != hraft.Leader {
-		return n.notLeading()
-	}
-	ctx, cancel := context.WithTimeout(ctx, transferTimeout)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- n.raft.LeadershipTransfer().Error() }()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if err != nil {
-		return fmt.Errorf("transfer leadership of server %s: %w", n.cfg.ID, err)
-	}
-	return nil
-}
-
-// otherVoters counts the members that could lead instead.
-func (n *Node) otherVoters() int {
-	f := n.raft.GetConfiguration()
-	if f.Error() != nil {
-		return 0
-	}
-	voters := 0
-	for _, s := range f.Configuration().Servers {
-		if s.Suffrage == hraft.Voter && gpuai.ServerID(s.ID) != n.cfg.ID {
-			voters++
-		}
-	}
-	return voters
-}
-
 // ignoreNothingNew hides that a snapshot would have been the last one again.
 func ignoreNothingNew(err error) error {
 	if errors.Is(err, hraft.ErrNothingNewToSnapshot) {

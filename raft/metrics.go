@@ -25,6 +25,12 @@ type metrics struct {
 	unknown       prometheus.Counter
 	barriers      prometheus.Counter
 	restores      prometheus.Counter
+	restoreAlarms prometheus.Counter
+	gated         prometheus.Counter
+	writeStalls   prometheus.Counter
+	applyStalls   prometheus.Counter
+	fullWrites    prometheus.Counter
+	handOvers     prometheus.Counter
 }
 
 func newMetrics(n *Node) *metrics {
@@ -37,6 +43,7 @@ func newMetrics(n *Node) *metrics {
 	m.unknown = m.counter("gpuai_proposer_outcome_unknown_total", "Commands whose outcome this leader could not tell.")
 	m.barriers = m.counter("gpuai_read_barriers_total", "Barriers made for linearizable reads; each serves all reads of its window.")
 	m.restores = m.counter("gpuai_snapshot_restores_total", "Snapshots restored since the start.")
+	m.shield(n)
 	m.entryCommands = m.histogram("gpuai_proposer_entry_commands", "Commands in a proposed log entry.", prometheus.ExponentialBuckets(1, 2, 11))
 	m.entryBytes = m.histogram("gpuai_proposer_entry_bytes", "Bytes of a proposed log entry.", prometheus.ExponentialBuckets(256, 2, 11))
 	m.gauge("gpuai_raft_applied_index", "Index of the last entry applied to this replica's machine.",

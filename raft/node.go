@@ -40,6 +40,7 @@ type Node struct {
 	proposer *proposer
 	metrics  *metrics
 
+	shield
 	members  membership
 	barriers barrierGate
 	clock    clock
@@ -75,6 +76,7 @@ func open(cfg Config, t tuning) (*Node, error) {
 		forks:   make(chan struct{}, maxForks),
 		closing: make(chan struct{}),
 	}
+	n.shield.init(n)
 	if err := n.start(); err != nil {
 		close(n.closing)
 		if n.mux != nil {
@@ -97,7 +99,6 @@ func (n *Node) start() error {
 	if err := n.openStore(); err != nil {
 		return err
 	}
-	n.metrics = newMetrics(n)
 	opts := fsm.Options{Region: n.cfg.Region}
 	n.replica = &replica{
 		opts:      opts,
@@ -106,20 +107,24 @@ func (n *Node) start() error {
 		onRestore: n.cfg.OnRestore,
 		damage:    n.damaged,
 		metrics:   n.metrics,
+		applying:  newStopwatch(),
+		restored:  n.restored,
 	}
 	n.mux = newMux(n.cfg.Listener, n)
 	n.peers = n.mux.listener(kindPeer)
-	trans := n.newTransport()
-	if err := n.startLibrary(trans); err != nil {
-		trans.Close()
+	n.trans = n.newTransport()
+	if err := n.startLibrary(n.trans); err != nil {
+		n.trans.Close()
 		return err
 	}
+	n.gate.raft.Store(n.raft)
 	n.log.running.Store(true)
 	n.replica.running.Store(true)
 	n.proposer = newProposer(n.raft, &n.clock, n.tune, n.metrics)
 	n.wg.Go(n.watchLeadership)
 	n.wg.Go(n.maintain)
 	n.wg.Go(n.askAround)
+	n.wg.Go(n.watch)
 	if err := n.metrics.register(n.cfg.Metrics, n.cfg.ID); err != nil {
 		return errors.Join(err, n.halt())
 	}
@@ -131,7 +136,7 @@ func (n *Node) openStore() error {
 	if err != nil {
 		return err
 	}
-	n.log = &guard{Log: log, damage: n.damaged, closing: n.closing}
+	n.log = newGuard(n, log)
 	n.snaps, err = store.OpenSnapshots(n.cfg.Dir, telemetry.LineWriter(n.cfg.Logger))
 	if err != nil {
 		return err
@@ -152,7 +157,7 @@ func (n *Node) startLibrary(trans *transport) (err error) {
 			err = startPanic(p)
 		}
 	}()
-	n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, n.snaps, trans)
+	n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, n.snaps, n.seenByLibrary(trans))
 	if err != nil && err.Error() == "failed to load any existing snapshots" {
 		return fmt.Errorf("%w: none of the snapshots in %s can be read; rebuild this server with 'gpuai server rejoin --wipe'",
 			store.ErrLost, n.cfg.Dir.Path("snapshots"))
@@ -232,7 +237,9 @@ func (n *Node) Snapshot() error {
 		return net.ErrClosed
 	}
 	defer func() { <-n.forks }()
-	if err := ignoreNothingNew(n.raft.Snapshot().Error()); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), n.tune.snapshotTimeout)
+	defer cancel()
+	if err := ignoreNothingNew(n.await(ctx, n.raft.Snapshot())); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	return n.persistApplied()
@@ -282,19 +289,18 @@ func (n *Node) stop() error {
 	n.metrics.close()
 	n.proposer.close(noLeader("this server is stopping; retry"))
 	close(n.closing)
-	n.wg.Wait()
-	n.proposer.shutdown(drainTimeout)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		n.raft.Shutdown().Error()
-	}()
-	select {
-	case <-done:
-	case <-time.After(shutdownTimeout):
-		// The log must stay open: somebody may still read it.
+	if !within(shutdownTimeout, n.wg.Wait) { // a hung disk may hold any of them
+		n.raft.Shutdown()
+		n.trans.Close()
 		n.mux.close()
-		return errors.New("raft did not stop in time")
+		return errors.New("this server's own goroutines did not stop in time; does its disk answer?")
+	}
+	n.proposer.shutdown(drainTimeout)
+	if !within(shutdownTimeout, func() { n.raft.Shutdown().Error() }) {
+		// The log must stay open: somebody may still read it.
+		n.trans.Close()
+		n.mux.close()
+		return errors.New("raft did not stop in time; does the disk answer?")
 	}
 	n.mux.close()
 	return errors.Join(n.persistApplied(), n.log.Close())

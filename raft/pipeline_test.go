@@ -20,7 +20,7 @@ func TestAPipelineWithoutAConsumerEnds(t *testing.T) {
 	}()
 	for _, how := range []string{"in time", "when the node stops"} {
 		closing := make(chan struct{})
-		tr := &transport{NetworkTransport: listenTransport(t), timeout: 100 * time.Millisecond, closing: closing}
+		tr := &transport{NetworkTransport: listenTransport(t), timeout: 100 * time.Millisecond, closing: closing, unfit: func() error { return nil }}
 		if how != "in time" {
 			tr.timeout = time.Hour
 			time.AfterFunc(50*time.Millisecond, func() { close(closing) })

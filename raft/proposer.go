@@ -204,6 +204,9 @@ func (n *Node) do(ctx context.Context, c *call) error {
 		}
 		size += len(cmd)
 	}
+	if err := n.admitAny(); err != nil {
+		return err
+	}
 	c.next, c.since = 0, time.Now()
 	c.err.Store(nil)
 	c.left.Store(int64(len(c.cmds)))

@@ -23,6 +23,8 @@ type replica struct {
 	onRestore func()
 	damage    func(error)
 	metrics   *metrics
+	applying  *stopwatch // what hraft's goroutine for the machine is in
+	restored  func()     // after each restore
 
 	mu sync.RWMutex // guards m and what is in it
 	m  *fsm.Machine
@@ -71,6 +73,8 @@ func (r *replica) ApplyBatch(logs []*hraft.Log) []any {
 }
 
 func (r *replica) apply(l *hraft.Log) *fsm.Output {
+	r.applying.begin()
+	defer r.applying.end()
 	if r.failed.Load() {
 		return nil
 	}
@@ -186,6 +190,8 @@ func (r *replica) regionTime() gpuai.Instant { return gpuai.Instant(r.time.Load(
 
 // Snapshot forks the machine for hraft.
 func (r *replica) Snapshot() (hraft.FSMSnapshot, error) {
+	r.applying.begin()
+	defer r.applying.end()
 	if r.failed.Load() {
 		return nil, errFailed
 	}
@@ -243,7 +249,7 @@ func (r *replica) Restore(src io.ReadCloser) error {
 	r.commands.Store(0)
 	r.bytes.Store(0)
 	r.advance(m.Index(), m.Term())
-	r.metrics.restores.Inc()
+	r.restored()
 	if r.onRestore != nil && r.running.Load() {
 		r.onRestore()
 	}

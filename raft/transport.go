@@ -64,7 +64,10 @@ func (n *Node) newTransport() *transport {
 		Timeout:                 n.tune.rpcTimeout,
 		MsgpackUseNewTimeFormat: true,
 	})
-	return &transport{NetworkTransport: inner, timeout: n.tune.rpcTimeout, closing: n.closing}
+	return &transport{
+		NetworkTransport: inner, timeout: n.tune.rpcTimeout, handOff: 2 * n.heartbeat(), closing: n.closing,
+		gate: n.gate, unfit: n.unfit, refuse: n.refuseRPC, peers: &n.views,
+	}
 }
 
 func (n *Node) hello(kind byte, to gpuai.ServerID) hello {
