@@ -46,6 +46,9 @@ func (s *Server) Submit(ctx context.Context, r httpd.SubmitRequest) (gpuai.Submi
 	if err != nil {
 		return out, err
 	}
+	if err := s.node.AdmitClient(); err != nil {
+		return out, err
+	}
 	began := time.Now()
 	a, err := s.node.Propose(ctx, cmd)
 	if err != nil {
@@ -127,6 +130,9 @@ func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key st
 			return nil, err
 		}
 	}
+	if err := s.node.AdmitClient(); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	applied, err := s.node.ProposeAll(ctx, cmds)
 	if err != nil {
@@ -198,8 +204,11 @@ func (s *Server) StopJob(ctx context.Context, ref, key string) (gpuai.Job, error
 	return s.Job(id.String(), false)
 }
 
-// command proposes one command and makes an error of a rejection.
+// command proposes one command of a client and makes an error of a rejection.
 func (s *Server) command(ctx context.Context, cmd []byte) (raft.Applied, error) {
+	if err := s.node.AdmitClient(); err != nil {
+		return raft.Applied{}, err
+	}
 	a, err := s.node.Propose(ctx, cmd)
 	if err == nil && a.Result.Code != gpuai.OK {
 		err = refusedError(&a.Result)
