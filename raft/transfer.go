@@ -62,6 +62,9 @@ func (n *Node) TransferLeadership(ctx context.Context) error {
 	if n.raft.State() != hraft.Leader {
 		return n.notLeading()
 	}
+	if err := n.unfit(); err != nil { // nobody hears of it from a silent leader
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, transferTimeout)
 	defer cancel()
 	heir, err := n.awaitHeir(ctx)
