@@ -4,7 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"testing"
 	"time"
+
+	hraft "github.com/hashicorp/raft"
 
 	"github.com/gpuai/gpuai"
 )
@@ -157,3 +160,15 @@ func (c *cluster) submitBut(old *Node) (at Applied, id gpuai.JobID) {
 
 // pass lets virtual time go by: only for bubbles of synctest.
 func pass(d time.Duration) { <-time.After(d) }
+
+// voterOf returns a member as n's configuration has it.
+func (n *Node) voterOf(t *testing.T, of *Node) hraft.Server {
+	t.Helper()
+	for _, s := range n.voters() {
+		if gpuai.ServerID(s.ID) == of.cfg.ID {
+			return s
+		}
+	}
+	t.Fatalf("server %s is no voter", of.cfg.ID)
+	return hraft.Server{}
+}
