@@ -79,7 +79,7 @@ func TestCase7DiskFillsUp(t *testing.T) {
 		if got := counterValue(t, old.metrics.handOvers); got != 1 {
 			t.Errorf("leadership was handed over %v times", got)
 		}
-		pass(time.Minute)
+		pass(15 * time.Second)
 		if !next.IsLeader() {
 			t.Error("leadership did not stay where there is room")
 		}
@@ -102,7 +102,7 @@ func TestCase7DiskFillsUp(t *testing.T) {
 		if err := next.AdmitClient(); code(err) != gpuai.DiskLow {
 			t.Errorf("with no room: %v", err)
 		}
-		pass(time.Minute)
+		pass(15 * time.Second)
 		if !next.IsLeader() {
 			t.Error("the leader stepped down though nobody has room")
 		}
@@ -169,7 +169,7 @@ func TestCase7FullDisk(t *testing.T) {
 			t.Error("a job was acknowledged by one disk of three")
 		}
 		cancel()
-		pass(time.Minute)
+		pass(15 * time.Second)
 		for _, d := range disks {
 			d.heal()
 		}

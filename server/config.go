@@ -35,6 +35,10 @@ type Config struct {
 	Bootstrap bool
 	// Multiplier 1 … 10 scales Raft's timeouts; 0 is 1.
 	Multiplier int
+	// DiskLow, DiskHard and DiskFree are raft.Config's: marks of the room on
+	// DataDir's disk in bytes, 0 for the defaults, and how it is read.
+	DiskLow, DiskHard uint64
+	DiskFree          func(path string) (free, total uint64, err error)
 	// InsecurePlaintext allows listening on other addresses than loopback:
 	// nothing on the wire is encrypted or authenticated yet.
 	InsecurePlaintext bool

@@ -129,6 +129,7 @@ func (s *Server) openNode() error {
 		ID: s.cfg.ID, Region: s.cfg.Region, Dir: dir,
 		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
 		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier,
+		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
 		OnApply: s.applied, OnRestore: s.restored, OnDamage: s.fail,
 		Logger: s.log, Metrics: s.cfg.Metrics,
 	})

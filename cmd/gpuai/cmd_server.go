@@ -53,6 +53,8 @@ type serverConfig struct {
 	Peers      []string // id=host:port of every member, this one included; none: alone
 	Bootstrap  bool     // form a new cluster of Peers where Data is empty
 	Multiplier int      // 1 … 10, scales Raft's timeouts
+	DiskLow    uint64   // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
+	DiskHard   uint64   // MiB free below which nothing is written; 0: a quarter of DiskLow
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -82,6 +84,7 @@ func (c *serverConfig) Validate() error {
 		}
 	}
 	bad(c.Multiplier >= 1 && c.Multiplier <= 10, "--raft-multiplier must be between 1 and 10, not %d", c.Multiplier)
+	bad(c.DiskHard <= c.DiskLow && c.DiskLow <= maxDiskMiB, "--disk-hard-mib (%d) must not be above --disk-low-mib (%d)", c.DiskHard, c.DiskLow)
 	peers, err := c.peers()
 	if err != nil {
 		errs = append(errs, err)
@@ -91,6 +94,9 @@ func (c *serverConfig) Validate() error {
 	_, err = c.Log.level()
 	return errors.Join(append(errs, err)...)
 }
+
+// maxDiskMiB is an exbibyte.
+const maxDiskMiB = 1 << 40
 
 // A peer is one entry of --peers.
 type peer = struct {
@@ -159,6 +165,8 @@ first. A region has three servers, or five; each is started with the same --peer
 	f.StringSliceVar(&cfg.Peers, "peers", nil, "all servers as id=host:port of --raft, comma-separated; none for a region of one")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
 	f.IntVar(&cfg.Multiplier, "raft-multiplier", cfg.Multiplier, "1 to 10, scales Raft's timeouts: 2 for busy disks, 5 between sites")
+	f.Uint64Var(&cfg.DiskLow, "disk-low-mib", 0, "MiB free on the disk of --data below which clients' commands are refused; 0: 1024, or a tenth of the disk")
+	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
@@ -174,6 +182,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		return usageError{err}
 	}
 	sc := server.Config{
+		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
