@@ -125,17 +125,61 @@ func TestCase8WriteFails(t *testing.T) {
 				if err := c.damaged()[id].Error(); !strings.Contains(err, bad.log.Path()) || !strings.Contains(err, "input/output error") {
 					t.Errorf("it says %q", err)
 				}
+				if leads {
+					c.leaderBut(bad)
+				}
 				pass(5 * time.Second) // nobody ends the process
 				if got := disks[id].count() - tries; got != 1 {
 					t.Errorf("the log was written %d times", got)
 				}
-				c.kill(id)
+				stopping := time.Now()
+				if c.stop(id); time.Since(stopping) > drainTimeout+time.Second {
+					t.Errorf("it needed %v to stop", time.Since(stopping))
+				}
 				if _, after := c.submitBut(bad); !c.has(c.leader(), after) || !c.has(c.leader(), acked) {
 					t.Error("an acknowledged job is missing")
 				}
 			})
 		})
 	}
+}
+
+// TestCase12OfflineFollower is the first part of case 12: a follower is away
+// for longer than the log is kept, under load.
+func TestCase12OfflineFollower(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newVirtual(t, 3)
+		c.tune.trailingLogs = 64
+		c.start(c.ids...)
+		leader, away := c.leader(), c.follower()
+		c.submit(leader)
+		s := submitUntilStopped(2, 10*time.Millisecond, func() []*Node { return []*Node{leader} })
+		c.mem.isolate(c.addr[away.cfg.ID])
+		for range 3 {
+			at := s.count()
+			until(t, "the log goes on", func() bool { return s.count() > at+100 })
+			if err := leader.Snapshot(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.mem.isolate()
+		at := s.count()
+		until(t, "it has caught up under load", func() bool {
+			return s.count() > at+50 && away.AppliedIndex()+10 > leader.AppliedIndex()
+		})
+		acked, _ := s.finish()
+		if got := counterValue(t, away.metrics.restores); got < 1 || got > 2 {
+			t.Errorf("%v snapshots were restored", got)
+		}
+		last := acked[len(acked)-1]
+		until(t, "it has the last job", func() bool { return c.has(away, last) })
+		for _, id := range acked {
+			if !c.has(away, id) {
+				t.Fatalf("the acknowledged job %s is missing", id)
+			}
+		}
+	})
 }
 
 // TestCase20SlowApply is case 20: the state machine of the leader does not

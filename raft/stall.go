@@ -126,6 +126,9 @@ func isHeartbeat(r *hraft.AppendEntriesRequest) bool {
 // #503, #614), for its main goroutine alone could step down, and waits for the
 // disk.
 func (n *Node) unfit() error {
+	if n.broken.Load() {
+		return fmt.Errorf("server %s must not lead: it can go on no longer", n.cfg.ID)
+	}
 	if d := n.log.writing.running(); d > n.tune.writeStall {
 		return fmt.Errorf("server %s must not lead: a write of its log has been running for %v", n.cfg.ID, d.Round(time.Millisecond))
 	}
