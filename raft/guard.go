@@ -27,7 +27,7 @@ type guard struct {
 
 func newGuard(n *Node, log *store.Log) *guard {
 	g := &guard{
-		Log: log, damage: n.damaged, closing: n.closing, gate: n.gate,
+		Log: log, damage: n.lostLog, closing: n.closing, gate: n.gate,
 		writing: newStopwatch(), full: n.noSpaceLeft, fault: n.tune.fault, bare: n.tune.bare,
 	}
 	if g.fault == nil {

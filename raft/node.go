@@ -186,7 +186,6 @@ func startPanic(p any) error {
 // damaged reports once that this replica must stop. It returns at once.
 func (n *Node) damaged(err error) {
 	n.damageOnce.Do(func() {
-		n.broken.Store(true)
 		n.cfg.Logger.Error("this server can go on no longer", "error", err)
 		if n.cfg.OnDamage != nil {
 			go n.cfg.OnDamage(err)

@@ -18,7 +18,7 @@ type shield struct {
 	transfers   transfers
 	disk        *disk
 	stuck       atomic.Pointer[gpuai.Error] // why no commands are taken; nil while Apply returns
-	broken      atomic.Bool                 // this server can go on no longer
+	broken      atomic.Bool                 // the log can be read or written no longer
 	handing     atomic.Bool                 // a hand-over is under way
 	restoreRate restoreRate
 }

@@ -88,6 +88,13 @@ func (g *guard) write(do func() error) error {
 	}
 }
 
+// lostLog reports that the log can be read or written no longer. A leader
+// falls silent at once: the process may need seconds to end.
+func (n *Node) lostLog(err error) {
+	n.broken.Store(true)
+	n.damaged(err)
+}
+
 // A peerView is what the answers to heartbeats said of another server.
 type peerView struct {
 	heard   time.Time
@@ -127,7 +134,7 @@ func isHeartbeat(r *hraft.AppendEntriesRequest) bool {
 // disk.
 func (n *Node) unfit() error {
 	if n.broken.Load() {
-		return fmt.Errorf("server %s must not lead: it can go on no longer", n.cfg.ID)
+		return fmt.Errorf("server %s must not lead: its log can be read or written no longer", n.cfg.ID)
 	}
 	if d := n.log.writing.running(); d > n.tune.writeStall {
 		return fmt.Errorf("server %s must not lead: a write of its log has been running for %v", n.cfg.ID, d.Round(time.Millisecond))
