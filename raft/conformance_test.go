@@ -173,7 +173,7 @@ func TestCase12StaleSuffix(t *testing.T) {
 			t.Fatalf("the old leader has %d entries that nobody else has", suffix)
 		}
 		leader := c.leaderBut(old)
-		for leader.raft.LastIndex() < base+max(suffix-2, 3*c.tune.trailingLogs) {
+		for leader.raft.LastIndex() < base+max(suffix, 3*c.tune.trailingLogs)-2 {
 			c.submit(leader)
 		}
 		if err := leader.Snapshot(); err != nil {
