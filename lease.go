@@ -47,12 +47,15 @@ const (
 	CauseGang
 	// CauseRunTime is the end of the job's run-time limit.
 	CauseRunTime
+	// CauseRestored is the restore of the region from a backup, to which every
+	// lease is void.
+	CauseRestored
 	numLeaseCauses
 )
 
 var leaseCauseNames = [numLeaseCauses]string{
 	"", "done", "failed", "stopped", "preempted", "drained", "expired", "fenced",
-	"node_restarted", "gpu_error", "gang", "run_time",
+	"node_restarted", "gpu_error", "gang", "run_time", "restored",
 }
 
 // String returns the cause's text.

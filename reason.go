@@ -24,11 +24,13 @@ const (
 	ImagePull
 	Preempted
 	RegionUnreachable
-	// InsufficientCPU, InsufficientMemory and BackOff are ours beside the
-	// published list.
+	// InsufficientCPU and what follows it are ours beside the published list.
 	InsufficientCPU
 	InsufficientMemory
 	BackOff
+	// Quiet is the time behind a restore in which runners from before it may
+	// still hold their devices.
+	Quiet
 	numReasons
 )
 
@@ -40,7 +42,7 @@ var reasonNames = [numReasons]string{
 	"NoSuchDevice", "TopologyUnsatisfied", "GangIncomplete", "QuotaExceeded",
 	"BudgetExceeded", "PriceAboveLimit", "NodesUnhealthy", "NoNodes", "Dependency",
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
-	"InsufficientCPU", "InsufficientMemory", "BackOff",
+	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
 }
 
 // String returns the reason's text.

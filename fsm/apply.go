@@ -29,8 +29,8 @@ const (
 // Apply applies one committed entry. Data is read during the call only. The
 // slices of out are reused when they have room; what they hold is not kept.
 //
-// It never panics. It returns ErrDamaged or ErrUnknownCommand, wrapped, without
-// having applied anything: the server must stop. An index that was applied
+// It never panics. It returns ErrDamaged, ErrUnknownCommand or ErrLevel, wrapped,
+// without having applied anything: the server must stop. An index that was applied
 // before is passed over.
 func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	*out = Output{Index: index, Results: out.Results[:0], Events: out.Events[:0]}
@@ -38,7 +38,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	if err != nil {
 		return fmt.Errorf("log entry %d: %w (%w)", index, ErrDamaged, err)
 	}
-	if err := known(e); err != nil {
+	if err := known(e, m.opts.maxLevel()); err != nil {
 		return fmt.Errorf("log entry %d: %w", index, err)
 	}
 	meta := m.meta.Get()
@@ -66,11 +66,15 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	return nil
 }
 
-// known reports whether this build knows every command of an entry.
-func known(e wire.Entry) error {
+// known reports whether this machine knows every command of an entry, and the
+// level that one may set.
+func known(e wire.Entry, maxLevel uint32) error {
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
 		if c.Type == 0 || c.Type >= numTypes || c.Version != 1 {
 			return fmt.Errorf("%w (type %d, version %d)", ErrUnknownCommand, c.Type, c.Version)
+		}
+		if err := levelOf(&c, maxLevel); err != nil {
+			return err
 		}
 	}
 	return nil

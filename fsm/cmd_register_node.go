@@ -10,7 +10,8 @@ import (
 //
 // Result: OK and the node's incarnation. The same (BootID, Nonce) as the
 // current life is answered again. A new life adopts the leases of Held that
-// are live, on this node and were started in this boot; it frees nothing.
+// are live, on this node and were started in this boot; it frees nothing. An
+// incarnation from before a restore is void: any other such may replace it.
 //
 // Rejected: InvalidSpec (see gpuai.NodeSpec.Validate), Conflict with the
 // current incarnation when Replaces names another, RateLimited when the region
@@ -61,8 +62,9 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 	}
 	n := m.nodes.Get(slot)
 	old := m.nodeBody(slot)
-	same := old.boot == c.BootID && old.nonce == c.Nonce
-	if !same && n.incarnation != c.Replaces {
+	void := m.void(n.incarnation) && m.void(c.Replaces) // whoever registers first has the node
+	same := old.boot == c.BootID && old.nonce == c.Nonce && !m.void(n.incarnation)
+	if !same && n.incarnation != c.Replaces && !void {
 		res := rejected(gpuai.Conflict, "another agent holds this node's identity: give this host another node name, or stop the other agent and start this one with --take-over")
 		res.Incarnation = n.incarnation
 		return res

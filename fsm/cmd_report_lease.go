@@ -9,7 +9,8 @@ import (
 // Seq) and counts only from the incarnation that the lease belongs to.
 //
 // Rejected: NotFound for a token that is not kept, Conflict for one that has
-// ended, belongs to another incarnation or another node. Neither changes
+// ended, belongs to another incarnation or another node, or was granted before
+// the region was restored from a backup. Neither changes
 // anything: a stale runner's report has no effect.
 type ReportLease struct {
 	Node   gpuai.NodeID
@@ -32,6 +33,9 @@ func (m *Machine) applyReportLease(r *wire.Reader) Result {
 	node, ok := m.nodeSlot(id)
 	if !ok {
 		return rejected(gpuai.NotFound, "no such node")
+	}
+	if rep.Lease.Epoch() < m.Epoch() {
+		return rejected(gpuai.Conflict, "the lease is void: it was granted before the region was restored from a backup")
 	}
 	slot, ok := m.leaseSlot(rep.Lease)
 	if !ok {

@@ -8,8 +8,8 @@ import (
 // SetFeatureLevel raises the level that the machine behaves by. The leader
 // proposes it once every voter has said that it knows the level.
 //
-// Rejected: Conflict for a level that is not above the present one, InvalidSpec
-// for one that this build does not know: its servers must be upgraded first.
+// Rejected: Conflict for a level that is not above the present one. A machine
+// that does not know the level stops before it applies the entry (ErrLevel).
 type SetFeatureLevel struct{ Level uint32 }
 
 // Append appends the encoded command to dst.
@@ -24,8 +24,6 @@ func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
 		return malformed
 	case level <= m.Level():
 		return rejected(gpuai.Conflict, "the feature level only grows")
-	case level > MaxLevel:
-		return rejected(gpuai.InvalidSpec, "this version does not know the feature level")
 	}
 	m.meta.Mut().level = level
 	m.emit(gpuai.Event{Kind: gpuai.LevelSet})

@@ -72,7 +72,7 @@ func (m *Machine) nodeOfLife(id gpuai.NodeID, inc gpuai.Incarnation) (uint32, Re
 	if !ok {
 		return 0, rejected(gpuai.NotFound, "no such node"), false
 	}
-	if cur := m.nodes.Get(slot).incarnation; cur != inc {
+	if cur := m.nodes.Get(slot).incarnation; cur != inc || m.void(cur) {
 		res := rejected(gpuai.Conflict, "the node is in another incarnation")
 		res.Incarnation = cur
 		return 0, res, false

@@ -52,9 +52,20 @@ type Output struct {
 	Panic  string
 }
 
-// Options are what a machine is made with. All replicas must agree on them.
+// Options are what a machine is made with.
 type Options struct {
-	Region gpuai.RegionID
+	Region gpuai.RegionID // all replicas must agree on it
+	// MaxLevel is the newest feature level that this machine takes part in; 0
+	// is the newest that this build knows. A machine never behaves otherwise
+	// for it: it stops before the level is passed.
+	MaxLevel uint32
+}
+
+func (o *Options) maxLevel() uint32 {
+	if o.MaxLevel == 0 {
+		return MaxLevel
+	}
+	return min(o.MaxLevel, MaxLevel)
 }
 
 // A Digest sums up a machine: the chain over all commands and results, and the
@@ -100,9 +111,12 @@ type SnapshotInfo struct {
 	Wall      gpuai.WallTime `json:"wall_time_unix_ms"`
 	Epoch     uint8          `json:"epoch"`
 	RestoreID string         `json:"restore_id"`
-	Digest    string         `json:"digest"`
-	Nodes     uint32         `json:"nodes"`
-	Jobs      uint32         `json:"jobs"`
-	Leases    uint32         `json:"leases"`
-	Bytes     uint64         `json:"bytes"`
+	// QuietUntil is the region time before which nothing is granted; 0 when no
+	// backup was restored.
+	QuietUntil gpuai.Instant `json:"quiet_until_ms"`
+	Digest     string        `json:"digest"`
+	Nodes      uint32        `json:"nodes"`
+	Jobs       uint32        `json:"jobs"`
+	Leases     uint32        `json:"leases"`
+	Bytes      uint64        `json:"bytes"`
 }

@@ -79,17 +79,32 @@ func restartOn(cause gpuai.LeaseCause) gpuai.RestartOn {
 		return gpuai.OnGPUError
 	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted:
 		return gpuai.OnNodeLost
-	default: // drained, preempted, gang
+	default: // drained, preempted, gang, restored
 		return 0
 	}
 }
 
 // finalStatus is a task's last state after an end that is not retried.
 func finalStatus(cause gpuai.LeaseCause) gpuai.TaskStatus {
-	if restartOn(cause) == gpuai.OnNodeLost {
+	if restartOn(cause) == gpuai.OnNodeLost || cause == gpuai.CauseRestored {
 		return gpuai.TaskLost
 	}
 	return gpuai.TaskFailed
+}
+
+// isOver reports whether a task, or a gang, whose lease ended by cause after
+// used attempts is not placed again.
+func (r *groupRec) isOver(cause gpuai.LeaseCause, used uint16) bool {
+	switch on := restartOn(cause); {
+	case cause == gpuai.CauseRunTime:
+		return true
+	case cause == gpuai.CauseRestored: // its outcome is unknown, and no attempt of its own failed
+		return r.on&gpuai.OnNodeLost == 0
+	case on == 0:
+		return false
+	default:
+		return r.on&on == 0 || used >= r.tries
+	}
 }
 
 // retryOrFail places a task again, now or after its back-off, or ends it.
@@ -97,7 +112,7 @@ func (m *Machine) retryOrFail(task uint32, cause gpuai.LeaseCause) {
 	group := m.tasks.Get(task).group.slot()
 	g := m.groups.Get(group)
 	on := restartOn(cause)
-	if cause == gpuai.CauseRunTime || on != 0 && (g.on&on == 0 || m.tasks.Get(task).used >= g.tries) {
+	if g.isOver(cause, m.tasks.Get(task).used) {
 		m.setTask(task, finalStatus(cause))
 		return
 	}

@@ -58,6 +58,10 @@ func (m *Machine) explainGroup(x *gpuai.Explanation, group uint32, j *gpuai.Job)
 func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 	g := m.groups.Get(group)
 	var out []gpuai.Reason
+	if q := m.QuietUntil(); q > 0 {
+		out = append(out, gpuai.Reason{Code: gpuai.Quiet, Message: fmt.Sprintf(
+			"the region was restored from a backup and grants nothing for another %s: until then tasks from before it may run", gpuai.Duration(q-m.Time()))})
+	}
 	switch {
 	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
 		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})
@@ -106,6 +110,8 @@ func helpsOf(why *gpuai.GroupWhy) []gpuai.Helpful {
 // whyBucket names the one reason why the first group of a bucket waits, cheaply.
 func (m *Machine) whyBucket(b *bucketRec) gpuai.ReasonCode {
 	switch {
+	case m.QuietUntil() > 0:
+		return gpuai.Quiet
 	case m.nodes.Len() == 0:
 		return gpuai.NoNodes
 	case b.unseen:

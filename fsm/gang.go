@@ -34,7 +34,7 @@ func severity(c gpuai.LeaseCause) int {
 		return 1
 	case gpuai.CauseDrained, gpuai.CausePreempted:
 		return 2
-	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted:
+	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted, gpuai.CauseRestored:
 		return 3
 	case gpuai.CauseGPU:
 		return 4
@@ -79,7 +79,7 @@ func (m *Machine) gangAgain(group uint32) {
 	g := m.groups.Mut(group)
 	cause := g.broken
 	on := restartOn(cause)
-	if cause == gpuai.CauseRunTime || on != 0 && (g.on&on == 0 || g.used >= g.tries) {
+	if g.isOver(cause, g.used) {
 		m.gangEnd(group, finalStatus(cause))
 		return
 	}

@@ -35,10 +35,3 @@ const (
 	workEnd     = 20
 	workLook    = 1
 )
-
-// MaxLevel is the newest feature level that this build can run, MinLevel the
-// oldest that it still can.
-const (
-	MinLevel uint32 = 1
-	MaxLevel uint32 = 1
-)

@@ -144,6 +144,15 @@ func (m *Machine) RestoreID() string {
 	return ""
 }
 
+// QuietUntil returns the region time before which nothing is granted, since a
+// backup was restored; 0 when none was, or Time is past it.
+func (m *Machine) QuietUntil() gpuai.Instant {
+	if q := m.meta.Get().quietUntil; q > m.Time() {
+		return q
+	}
+	return 0
+}
+
 // Level returns the feature level of the state.
 func (m *Machine) Level() uint32 { return m.meta.Get().level }
 
@@ -154,13 +163,14 @@ func (m *Machine) Policy() gpuai.Policy { return m.policy.Get().Policy }
 // there is a backlog, MaxInstant when nothing is due. Remembered answers are
 // dropped in passing and want none.
 func (m *Machine) NextDeadline() gpuai.Instant {
+	at := gpuai.MaxInstant
 	if m.backlog() {
-		return m.Time()
+		at = max(m.Time(), m.QuietUntil())
 	}
 	if e, ok := m.timers.next(); ok {
-		return e.at
+		at = min(at, e.at)
 	}
-	return gpuai.MaxInstant
+	return at
 }
 
 // Digest returns the digest of the state.

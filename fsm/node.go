@@ -215,10 +215,16 @@ func (m *Machine) flapped(r *nodeRec) bool {
 
 // quarantineOver ends a node's quarantine.
 func (m *Machine) quarantineOver(slot uint32) {
-	if r := m.nodes.Mut(slot); r.state == gpuai.NodeQuarantined {
-		r.flaps, r.until = 0, 0
-		m.setNodeState(slot, gpuai.NodeReady)
+	r := m.nodes.Mut(slot)
+	if r.state != gpuai.NodeQuarantined {
+		return
 	}
+	r.flaps, r.until = 0, 0
+	state := gpuai.NodeSuspect // its next beat makes it ready
+	if m.Level() < LevelRestore {
+		state = gpuai.NodeReady
+	}
+	m.setNodeState(slot, state)
 }
 
 // lendPort takes the lowest free port of a node; 0 when it has none left.

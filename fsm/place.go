@@ -42,6 +42,9 @@ func (m *Machine) backlog() bool {
 // refill places what waits on what has become free, in queue order, within the
 // entry's budget. What the budget leaves over stays marked.
 func (m *Machine) refill() {
+	if m.meta.Get().quietUntil > m.now.time {
+		return
+	}
 	for m.now.work > 0 {
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {

@@ -165,6 +165,12 @@ func TestRandomLogs(t *testing.T) {
 		w := newWalk(t, seed)
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
+		if seed%2 == 1 {
+			w.do(&SetFeatureLevel{Level: MaxLevel})
+			if err := other.Apply(w.index, w.term, w.log[0], &Output{}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for range 150 {
 			w.step()
 			entry := w.log[len(w.log)-1]

@@ -38,6 +38,7 @@ type metaRec struct {
 	liveLeases  uint32
 	revoking    uint32
 	jobStates   [5]uint32
+	quietUntil  gpuai.Instant // before it nothing is granted; from LevelRestore on
 }
 
 func (r *metaRec) put(b []byte) []byte {
@@ -58,6 +59,9 @@ func (r *metaRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.revoking)
 	for _, n := range r.jobStates {
 		b = le.AppendUint32(b, n)
+	}
+	if r.level >= LevelRestore {
+		b = put64(b, int64(r.quietUntil))
 	}
 	return b
 }

@@ -19,9 +19,10 @@ func errSnapshot(what string) error { return fmt.Errorf("%w: %s", ErrSnapshot, w
 
 // A frameReader reads the frames of a snapshot.
 type frameReader struct {
-	r    io.Reader
-	read uint64
-	buf  []byte
+	r        io.Reader
+	maxLevel uint32
+	read     uint64
+	buf      []byte
 	// count is the number of records in the frame that next returned.
 	count uint32
 }
@@ -34,10 +35,13 @@ func (f *frameReader) header(info *SnapshotInfo) error {
 	f.read += uint64(len(head))
 	info.Format, info.Level = le.Uint32(head[8:]), le.Uint32(head[12:])
 	if info.Format != snapshotFormat {
-		return errSnapshot(fmt.Sprintf("it has format %d, this version reads %d", info.Format, snapshotFormat))
+		return errSnapshot(fmt.Sprintf("it has format %d, this version of gpuai reads %d: use the version that wrote it", info.Format, snapshotFormat))
 	}
-	if info.Level < MinLevel || info.Level > MaxLevel {
-		return errSnapshot(fmt.Sprintf("it has feature level %d, this version knows %d to %d", info.Level, MinLevel, MaxLevel))
+	if info.Level > f.maxLevel {
+		return fmt.Errorf("%w: %w (it has feature level %d, this server goes to %d)", ErrSnapshot, ErrLevel, info.Level, f.maxLevel)
+	}
+	if info.Level < MinLevel {
+		return errSnapshot(fmt.Sprintf("it has feature level %d, this version of gpuai reads %d to %d: use an older version", info.Level, MinLevel, MaxLevel))
 	}
 	return nil
 }
@@ -75,7 +79,7 @@ func Restore(r io.Reader, o Options) (m *Machine, err error) {
 			m, err = nil, errSnapshot(fmt.Sprint("its records contradict each other: ", p))
 		}
 	}()
-	fr := &frameReader{r: r}
+	fr := &frameReader{r: r, maxLevel: o.maxLevel()}
 	if err := fr.header(&SnapshotInfo{}); err != nil {
 		return nil, err
 	}

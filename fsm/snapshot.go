@@ -177,7 +177,7 @@ func writeTable[T any, P putter[T]](f *frameWriter, section uint8, t *mem.Table[
 // InspectSnapshot reads a snapshot through, checks every frame and says what it
 // is. The state itself is not built.
 func InspectSnapshot(r io.Reader) (SnapshotInfo, error) {
-	fr := &frameReader{r: r}
+	fr := &frameReader{r: r, maxLevel: MaxLevel}
 	info := SnapshotInfo{}
 	if err := fr.header(&info); err != nil {
 		return info, err
@@ -233,6 +233,7 @@ func (s *snapshotMeta) describe(info *SnapshotInfo) {
 	if s.meta.restore != [16]byte{} {
 		info.RestoreID = Digest(s.meta.restore).String()
 	}
+	info.QuietUntil = s.meta.quietUntil
 	info.Nodes, info.Jobs, info.Leases = s.nodes, s.jobs, s.leases
 }
 
@@ -254,5 +255,8 @@ func (r *metaRec) get(rd *wire.Reader) {
 	r.revoking = rd.U32()
 	for i := range r.jobStates {
 		r.jobStates[i] = rd.U32()
+	}
+	if r.level >= LevelRestore {
+		r.quietUntil = gpuai.Instant(rd.I64())
 	}
 }

@@ -1,0 +1,187 @@
+package fsm
+
+import (
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the digests and snapshots of the golden logs anew, and logs that are missing")
+
+// Golden logs: a recorded log must give the digests that it gave when it was
+// recorded. A changed digest needs a new feature level (DESIGN.md, law 8). A
+// log is lines, of which each is one of
+//
+//	<hexadecimal>        an entry
+//	digest <digest>      that the machine must have now
+//	snapshot <file>      what it must write now, to the byte; the log goes on
+//	                     with a machine that was restored from the file
+//	epoch <n> <id> <ttl> a restore from a backup, see BeginEpoch
+//
+// Those of old levels are kept for as long as a region may hold such a log.
+func TestGoldenLogs(t *testing.T) {
+	if *rewrite {
+		recordMissing(t)
+	}
+	logs, _ := filepath.Glob("testdata/*.log")
+	levels := map[uint32]bool{}
+	for _, path := range logs {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := golden{t: t, path: path, m: New(Options{Region: "test"}), levels: levels}
+		for i, line := range strings.Split(strings.TrimSpace(string(data)), "\n") {
+			g.line = i + 1
+			g.step(line)
+		}
+		if *rewrite {
+			if err := os.WriteFile(path, []byte(strings.Join(g.out, "\n")+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for level := MinLevel; level <= MaxLevel; level++ {
+		if !levels[level] {
+			t.Errorf("no golden log holds a snapshot of level %d", level)
+		}
+	}
+}
+
+// A golden replays one log.
+type golden struct {
+	t      *testing.T
+	path   string
+	line   int
+	m      *Machine
+	levels map[uint32]bool // of which there was a snapshot
+	out    []string        // the log as it would be recorded now
+}
+
+func (g *golden) fatal(format string, args ...any) {
+	g.t.Helper()
+	g.t.Fatalf("%s:%d: %s", g.path, g.line, fmt.Sprintf(format, args...))
+}
+
+func (g *golden) step(line string) {
+	g.t.Helper()
+	var err error
+	switch f := strings.Fields(line); {
+	case len(f) == 2 && f[0] == "digest":
+		now := "digest " + g.m.Digest().String()
+		if now != line && !*rewrite {
+			g.t.Errorf("%s:%d: %s, want %s", g.path, g.line, now, line)
+		}
+		line = now
+	case len(f) == 2 && f[0] == "snapshot":
+		g.snapshot(filepath.Join(filepath.Dir(g.path), f[1]))
+	case len(f) == 4 && f[0] == "epoch":
+		e := NewEpoch{}
+		if _, err = fmt.Sscan(f[1]+" "+f[3], &e.Epoch, (*int64)(&e.MaxTTL)); err == nil {
+			_, err = hex.Decode(e.RestoreID[:], []byte(f[2]))
+		}
+		if err == nil {
+			err = g.m.BeginEpoch(e)
+		}
+	default:
+		var entry []byte
+		if entry, err = hex.DecodeString(line); err != nil {
+			break
+		}
+		e, _ := wire.OpenEntry(entry)
+		err = g.m.Apply(g.m.Index()+1, e.Header.Term, entry, &Output{})
+	}
+	if err != nil {
+		g.fatal("%v", err)
+	}
+	g.out = append(g.out, line)
+}
+
+func (g *golden) snapshot(file string) {
+	var b bytes.Buffer
+	if err := g.m.Fork().WriteSnapshot(&b); err != nil {
+		g.fatal("%v", err)
+	}
+	if *rewrite {
+		if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+			g.fatal("%v", err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		g.fatal("%v", err)
+	}
+	if !bytes.Equal(b.Bytes(), want) {
+		g.t.Errorf("%s:%d: the machine writes another snapshot than %s: a region of mixed versions would not agree", g.path, g.line, file)
+	}
+	info, err := InspectSnapshot(bytes.NewReader(want))
+	if err != nil || info.Level != g.m.Level() || info.Digest != g.m.Digest().String() {
+		g.fatal("%s is inspected as %+v, %v; the machine has level %d", file, info, err, g.m.Level())
+	}
+	g.levels[info.Level] = true
+	if g.m, err = Restore(bytes.NewReader(want), Options{Region: "test"}); err != nil {
+		g.fatal("%s: %v", file, err)
+	}
+}
+
+// recordMissing writes the logs that are not there.
+func recordMissing(t *testing.T) {
+	for name, record := range map[string]func(w *goldenWalk){
+		"level-1": func(w *goldenWalk) { w.steps(60); w.say("snapshot level-1.snap"); w.steps(60) },
+		"level-2": func(w *goldenWalk) {
+			w.steps(40)
+			w.apply(&SetFeatureLevel{Level: 2})
+			w.flush()
+			w.steps(40)
+			w.say("snapshot level-2.snap")
+			w.steps(40)
+		},
+		"level-2-restored": func(w *goldenWalk) {
+			w.steps(60)
+			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}
+			w.say(fmt.Sprintf("epoch %d %x %d", e.Epoch, e.RestoreID, int64(e.MaxTTL)))
+			if err := w.m.BeginEpoch(e); err != nil {
+				t.Fatal(err)
+			}
+			w.index = w.m.Index()
+			w.say("snapshot level-2-restored.snap")
+			w.steps(80)
+		},
+	} {
+		path := "testdata/" + name + ".log"
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		w := &goldenWalk{walk: newWalk(t, 177)}
+		record(w)
+		if err := os.WriteFile(path, []byte(strings.Join(w.lines, "\n")+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type goldenWalk struct {
+	*walk
+	lines []string
+}
+
+func (w *goldenWalk) steps(n int) {
+	for range n {
+		w.step()
+		w.flush()
+	}
+	w.say("digest " + w.m.Digest().String())
+}
+
+// flush writes the entry that was applied last.
+func (w *goldenWalk) flush() { w.say(hex.EncodeToString(w.log[len(w.log)-1])) }
+
+func (w *goldenWalk) say(line string) { w.lines = append(w.lines, line) }
