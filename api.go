@@ -66,22 +66,28 @@ type QueueEntry struct {
 
 // A RaftStatus is one server's view of its Raft group.
 type RaftStatus struct {
-	Server       ServerID     `json:"server"`
-	Cluster      ClusterID    `json:"cluster"`
-	Region       RegionID     `json:"region"`
-	State        string       `json:"state"` // "leader", "follower", "candidate", "shutdown"
-	Term         uint64       `json:"term"`
-	Leader       ServerID     `json:"leader,omitzero"`
-	CommitIndex  uint64       `json:"commit_index"`
-	AppliedIndex uint64       `json:"applied_index"`
-	LastIndex    uint64       `json:"last_index"`
-	FirstIndex   uint64       `json:"first_index"`
-	SnapshotAt   uint64       `json:"snapshot_index"`
-	LastContact  Duration     `json:"last_contact_ms"` // of a follower with its leader
-	RegionTime   Instant      `json:"region_time_ms"`
-	FeatureLevel uint32       `json:"feature_level"`
-	Epoch        uint8        `json:"epoch"`
-	Members      []RaftMember `json:"members"`
+	Server       ServerID  `json:"server"`
+	Cluster      ClusterID `json:"cluster"`
+	Region       RegionID  `json:"region"`
+	State        string    `json:"state"` // "leader", "follower", "candidate", "shutdown"
+	Term         uint64    `json:"term"`
+	Leader       ServerID  `json:"leader,omitzero"`
+	CommitIndex  uint64    `json:"commit_index"`
+	AppliedIndex uint64    `json:"applied_index"`
+	LastIndex    uint64    `json:"last_index"`
+	FirstIndex   uint64    `json:"first_index"`
+	SnapshotAt   uint64    `json:"snapshot_index"`
+	LastContact  Duration  `json:"last_contact_ms"` // of a follower with its leader
+	RegionTime   Instant   `json:"region_time_ms"`
+	FeatureLevel uint32    `json:"feature_level"`
+	// MaxFeatureLevel is the newest level that this server takes part in.
+	MaxFeatureLevel uint32 `json:"max_feature_level"`
+	Epoch           uint8  `json:"epoch"`
+	RestoreID       string `json:"restore_id,omitzero"` // of the restore that began the epoch
+	// QuietUntil is the region time before which nothing is granted, since the
+	// region was restored from a backup.
+	QuietUntil Instant      `json:"quiet_until_ms,omitzero"`
+	Members    []RaftMember `json:"members"`
 }
 
 // A RaftMember is one member of a Raft group.

@@ -30,6 +30,9 @@ func newMembership() membership {
 
 // identify writes or checks the directory's identity.
 func (c *Config) identify() error {
+	if err := c.checkLevel(); err != nil {
+		return err
+	}
 	return c.Dir.Update(func(id *store.Identity) {
 		id.Server, id.Region = c.ID, c.Region // refused where it is a change
 		if id.Cluster == "" && c.Bootstrap && !id.Formed && c.mints() {

@@ -53,6 +53,10 @@ type Config struct {
 	// 0 is 1. 2 suits busy or cloud disks, 5 wide area networks.
 	Multiplier int
 
+	// MaxFeatureLevel holds the region's feature level back: this server takes
+	// part in levels up to it and in none beyond. 0 is fsm.MaxLevel.
+	MaxFeatureLevel uint32
+
 	// OnApply is called on every replica after each applied entry, in order,
 	// outside the lock; the first calls may come before Open returns. It must
 	// not block. The output is not reused; it must not be changed.
@@ -87,6 +91,9 @@ func (c *Config) validate() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.MaxFeatureLevel == 0 {
+		c.MaxFeatureLevel = fsm.MaxLevel
+	}
 	if c.Dial == nil {
 		c.Dial = dialTCP
 	}
@@ -102,6 +109,8 @@ func (c *Config) validate() error {
 		return errors.New("raft: Region is required")
 	case c.DiskHard > c.DiskLow:
 		return fmt.Errorf("raft: the hard mark of the disk, %d bytes, is above the low one, %d", c.DiskHard, c.DiskLow)
+	case c.MaxFeatureLevel < fsm.MinLevel || c.MaxFeatureLevel > fsm.MaxLevel:
+		return fmt.Errorf("raft: the newest feature level is %d and must be %d to %d in this version", c.MaxFeatureLevel, fsm.MinLevel, fsm.MaxLevel)
 	case c.Multiplier < 1 || c.Multiplier > MaxMultiplier:
 		return fmt.Errorf("raft: the timeout multiplier is %d and must be 1 to %d", c.Multiplier, MaxMultiplier)
 	}

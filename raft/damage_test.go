@@ -32,63 +32,6 @@ func flip(t *testing.T, path string) {
 	}
 }
 
-// TestDamagedSnapshot is case 11 of the reliability document.
-func TestDamagedSnapshot(t *testing.T) {
-	t.Parallel()
-	cases := []struct {
-		name     string
-		trailing uint64
-		damage   func(t *testing.T, files []string)
-		want     string // "" = starts, with all that was acknowledged
-	}{
-		{"newest, and the log covers the gap", 1000, func(t *testing.T, f []string) { flip(t, f[1]) }, ""},
-		{"newest truncated", 1000, func(t *testing.T, f []string) { os.Truncate(f[1], 10) }, ""},
-		{"newest, and the log does not", 1, func(t *testing.T, f []string) { flip(t, f[1]) }, "rejoin --wipe"},
-		{"all", 1000, func(t *testing.T, f []string) { flip(t, f[0]); flip(t, f[1]) }, "none of the snapshots"},
-	}
-	for _, k := range cases {
-		t.Run(k.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newVirtual(t, 1)
-				c.tune.trailingLogs = k.trailing
-				c.start("a")
-				var acked []gpuai.JobID
-				for range 2 {
-					for range 20 {
-						_, id := c.submit(c.leader())
-						acked = append(acked, id)
-					}
-					if err := c.leader().Snapshot(); err != nil {
-						t.Fatal(err)
-					}
-				}
-				c.kill("a")
-				files := c.snapshotFiles("a")
-				if len(files) != 2 {
-					t.Fatalf("snapshots: %v", files)
-				}
-				k.damage(t, files)
-				err := c.tryStart("a")
-				if k.want != "" {
-					if err == nil || !strings.Contains(err.Error(), k.want) {
-						t.Errorf("got %v, want %q in it", err, k.want)
-					}
-					return
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				n := c.leader()
-				for _, id := range acked {
-					if !c.has(n, id) {
-						t.Fatalf("job %s is lost", id)
-					}
-				}
-			})
-		})
-	}
-}
-
 // TestOneBootstraps has the other members learn cluster and configuration.
 func TestOneBootstraps(t *testing.T) {
 	t.Parallel()

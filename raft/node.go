@@ -99,7 +99,7 @@ func (n *Node) start() error {
 	if err := n.openStore(); err != nil {
 		return err
 	}
-	opts := fsm.Options{Region: n.cfg.Region}
+	opts := fsm.Options{Region: n.cfg.Region, MaxLevel: n.cfg.MaxFeatureLevel}
 	n.replica = &replica{
 		opts:      opts,
 		m:         fsm.New(opts),
@@ -152,15 +152,16 @@ func (n *Node) startLibrary(trans *transport) (err error) {
 	if err := n.cfg.bootstrap(lib, n.log, n.snaps, trans); err != nil {
 		return err
 	}
+	snaps := &startSnapshots{SnapshotStore: n.snaps, node: n}
+	n.replica.start = snaps
 	defer func() {
 		if p := recover(); p != nil {
 			err = startPanic(p)
 		}
 	}()
-	n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, n.snaps, n.seenByLibrary(trans))
+	n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, snaps, n.seenByLibrary(trans))
 	if err != nil && err.Error() == "failed to load any existing snapshots" {
-		return fmt.Errorf("%w: none of the snapshots in %s can be read; rebuild this server with 'gpuai server rejoin --wipe'",
-			store.ErrLost, n.cfg.Dir.Path("snapshots"))
+		return snaps.failure()
 	}
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
@@ -221,11 +222,12 @@ func (n *Node) maintain() {
 // persistApplied records how far this server has come, so that an older log
 // put in place of its own is noticed.
 func (n *Node) persistApplied() error {
-	index, term := n.replica.position()
-	if index == 0 {
+	var p store.Progress
+	if p.Applied, p.Term = n.replica.position(); p.Applied == 0 {
 		return nil
 	}
-	return n.cfg.Dir.Advance(index, term)
+	n.View(func(m *fsm.Machine) { p.Epoch, p.Level = m.Epoch(), m.Level() })
+	return n.cfg.Dir.Advance(p)
 }
 
 // Snapshot writes the machine to disk and lets go of the log before it, but

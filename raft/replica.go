@@ -23,8 +23,9 @@ type replica struct {
 	onRestore func()
 	damage    func(error)
 	metrics   *metrics
-	applying  *stopwatch // what hraft's goroutine for the machine is in
-	restored  func()     // after each restore
+	applying  *stopwatch      // what hraft's goroutine for the machine is in
+	restored  func()          // after each restore
+	start     *startSnapshots // judges what is restored before running
 
 	mu sync.RWMutex // guards m and what is in it
 	m  *fsm.Machine
@@ -239,8 +240,11 @@ func (s *snapshot) Release() { s.machine = nil }
 func (r *replica) Restore(src io.ReadCloser) error {
 	defer src.Close()
 	m, err := fsm.Restore(bufio.NewReaderSize(src, snapshotBuffer), r.opts)
+	if err == nil && !r.running.Load() {
+		err = r.start.judge(m)
+	}
 	if err != nil {
-		return fmt.Errorf("restore snapshot: %w", err)
+		return r.notRestored(err)
 	}
 	r.mu.Lock()
 	r.m = m
@@ -255,4 +259,18 @@ func (r *replica) Restore(src io.ReadCloser) error {
 	}
 	r.wake()
 	return nil
+}
+
+// notRestored is the error of a snapshot that was not taken over. A running
+// server that a leader sends a snapshot of a newer level must stop: it would
+// ask for it for ever.
+func (r *replica) notRestored(err error) error {
+	err = fmt.Errorf("restore snapshot: %w", err)
+	switch {
+	case !r.running.Load():
+		r.start.note(err)
+	case errors.Is(err, fsm.ErrLevel):
+		r.damage(err)
+	}
+	return err
 }

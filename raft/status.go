@@ -32,7 +32,10 @@ func (n *Node) Status() gpuai.RaftStatus {
 	}
 	s.FirstIndex, _ = n.log.FirstIndex()
 	s.SnapshotAt, _ = strconv.ParseUint(n.raft.Stats()["last_snapshot_index"], 10, 64)
-	n.View(func(m *fsm.Machine) { s.FeatureLevel, s.Epoch = m.Level(), m.Epoch() })
+	s.MaxFeatureLevel = n.cfg.MaxFeatureLevel
+	n.View(func(m *fsm.Machine) {
+		s.FeatureLevel, s.Epoch, s.RestoreID, s.QuietUntil = m.Level(), m.Epoch(), m.RestoreID(), m.QuietUntil()
+	})
 	return s
 }
 

@@ -175,12 +175,20 @@ func (d *Dir) Update(f func(*Identity)) error {
 	return d.set(id)
 }
 
-// Advance records that entries up to (applied, term) were applied. It is a
-// no-op when the identity already says so.
-func (d *Dir) Advance(applied, term uint64) error {
+// A Progress is how far a server has come.
+type Progress struct {
+	Applied, Term uint64
+	Epoch         uint8
+	Level         uint32
+}
+
+// Advance records that entries up to Applied were applied, and the epoch and
+// level of the state. It is a no-op when the identity already says so.
+func (d *Dir) Advance(p Progress) error {
 	return d.Update(func(id *Identity) {
-		if applied > id.Applied {
-			id.Formed, id.Applied, id.AppliedTerm = true, applied, term
+		id.Epoch, id.Level = max(id.Epoch, p.Epoch), max(id.Level, p.Level)
+		if p.Applied > id.Applied {
+			id.Formed, id.Applied, id.AppliedTerm = true, p.Applied, p.Term
 		}
 	})
 }

@@ -3,6 +3,8 @@ package store
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,24 +127,24 @@ func TestIdentityIsKept(t *testing.T) {
 	if err := d.SetIdentity(want); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Advance(9, 3); err != nil {
+	if err := d.Advance(Progress{9, 3, 2, 1}); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Advance(8, 3); err != nil { // behind: kept as it is
+	if err := d.Advance(Progress{8, 3, 1, 1}); err != nil { // behind: kept as it is
 		t.Fatal(err)
 	}
 	d.Close()
-	if err := d.Advance(10, 3); err == nil {
+	if err := d.Advance(Progress{Applied: 10, Term: 3}); err == nil {
 		t.Error("a closed directory was written")
 	}
-	want.Applied, want.AppliedTerm, want.FormatVersion = 9, 3, FormatVersion
+	want.Applied, want.AppliedTerm, want.FormatVersion, want.Epoch, want.Level = 9, 3, FormatVersion, 2, 1
 	if got, ok := openDir(t, path).Identity(); !ok || got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
 func TestIdentityRefusesAnother(t *testing.T) {
-	base := Identity{Cluster: "c1", Server: "a", Region: "local", Formed: true, Applied: 7, AppliedTerm: 2}
+	base := Identity{Cluster: "c1", Server: "a", Region: "local", Formed: true, Applied: 7, AppliedTerm: 2, Epoch: 3, Level: 2}
 	cases := []struct {
 		name   string
 		change func(*Identity)
@@ -153,6 +155,8 @@ func TestIdentityRefusesAnother(t *testing.T) {
 		{"region", func(i *Identity) { i.Region = "eu" }, "it belongs to region local and not to eu"},
 		{"applied", func(i *Identity) { i.Applied = 6 }, "cannot go back to 6"},
 		{"formed", func(i *Identity) { i.Formed = false }, "cannot go back"},
+		{"epoch", func(i *Identity) { i.Epoch = 2 }, "cannot go back to epoch 2 at level 2"},
+		{"level", func(i *Identity) { i.Level = 1 }, "cannot go back to epoch 3 at level 1"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -167,6 +171,16 @@ func TestIdentityRefusesAnother(t *testing.T) {
 				t.Errorf("got %v, want %q in it", err, c.want)
 			}
 		})
+	}
+}
+
+// Files of before there were epochs and levels are read on.
+func TestIdentityOfAnOlderVersion(t *testing.T) {
+	const text = "format 1\ncluster c1\nserver a\nregion local\nformed true\napplied 7\nterm 2\n"
+	whole := fmt.Sprintf("%scrc32c %08x\n", text, crc32.Checksum([]byte(text), castagnoli))
+	got, err := decodeIdentity(whole)
+	if want := (Identity{Cluster: "c1", Server: "a", Region: "local", FormatVersion: 1, Formed: true, Applied: 7, AppliedTerm: 2}); err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strconv"
+	"strings"
 
 	hraft "github.com/hashicorp/raft"
 )
@@ -38,6 +41,28 @@ func CheckHistory(d *Dir, l *Log, snaps hraft.SnapshotStore) error {
 	if !id.Formed {
 		return nil
 	}
+	list, err := snaps.List()
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	var snapshot uint64
+	if len(list) > 0 {
+		snapshot = list[0].Index
+	} else if id.Epoch > 0 {
+		return lost("it has no snapshot that can be read, but it was restored from a backup (epoch %d)", id.Epoch)
+	}
+	if err := CheckSnapshot(d, l, snapshot); err != nil {
+		return err
+	}
+	return checkTerm(l, id)
+}
+
+// CheckSnapshot reports whether a snapshot that ends at an index and the log
+// behind it are all that this server has applied. A newer snapshot that cannot
+// be read says how far that is, too: what is in it was committed. Without this
+// check an older snapshot beside an empty log would pass for the whole.
+func CheckSnapshot(d *Dir, l *Log, index uint64) error {
+	id, _ := d.Identity()
 	first, err := l.FirstIndex()
 	if err != nil {
 		return err
@@ -46,26 +71,35 @@ func CheckHistory(d *Dir, l *Log, snaps hraft.SnapshotStore) error {
 	if err != nil {
 		return err
 	}
-	list, err := snaps.List()
-	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
+	need := max(id.Applied, newestName(d))
+	if end := max(last, index); end == 0 || end < need {
+		return lost("its log ends at %d and its snapshot at %d, but it had applied %d", last, index, need)
 	}
-	var snapshot uint64
-	if len(list) > 0 {
-		snapshot = list[0].Index
+	if first > index+1 {
+		return lost("its log begins at %d and its snapshot ends at %d", first, index)
 	}
-	if end := max(last, snapshot); end == 0 || end < id.Applied {
-		return lost("its log ends at %d and its newest snapshot at %d, but it had applied %d", last, snapshot, id.Applied)
+	return nil
+}
+
+// newestName returns the newest index that a snapshot's directory, which is
+// called <term>-<index>-<time>, is named after; 0 for none.
+func newestName(d *Dir) (newest uint64) {
+	entries, _ := os.ReadDir(d.Path(snapshotDir)) // without it there are none
+	for _, e := range entries {
+		parts := strings.Split(e.Name(), "-")
+		if len(parts) != 3 || !e.IsDir() || strings.HasSuffix(e.Name(), ".tmp") {
+			continue
+		}
+		if index, err := strconv.ParseUint(parts[1], 10, 64); err == nil {
+			newest = max(newest, index)
+		}
 	}
-	if first > snapshot+1 {
-		return lost("its log begins at %d and its newest snapshot ends at %d", first, snapshot)
-	}
-	return checkTerm(l, id, first, last)
+	return newest
 }
 
 // checkTerm finds another server's log, or another past of this one, that is
 // long enough to pass for ours.
-func checkTerm(l *Log, id Identity, first, last uint64) error {
+func checkTerm(l *Log, id Identity) error {
 	term, err := l.GetUint64(keyCurrentTerm)
 	if err != nil && err.Error() != "not found" {
 		return fmt.Errorf("read the current term: %w", err)
@@ -73,8 +107,13 @@ func checkTerm(l *Log, id Identity, first, last uint64) error {
 	if term < id.AppliedTerm {
 		return lost("its log knows term %d, but it had applied an entry of term %d", term, id.AppliedTerm)
 	}
-	if id.Applied == 0 || id.Applied < first || id.Applied > last {
-		return nil
+	first, err := l.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := l.LastIndex()
+	if err != nil || id.Applied == 0 || id.Applied < first || id.Applied > last {
+		return err
 	}
 	var e hraft.Log
 	err = l.GetLog(id.Applied, &e)

@@ -29,6 +29,10 @@ type Identity struct {
 	// History that ends before it has lost committed entries, and possibly a
 	// vote.
 	Applied, AppliedTerm uint64
+	// Epoch is the newest restore epoch that this server has lived in, Level
+	// the newest feature level of its state. They only grow.
+	Epoch uint8
+	Level uint32
 }
 
 // allows reports why the directory of i cannot become that of next.
@@ -42,6 +46,8 @@ func (i Identity) allows(next Identity) error {
 		return fmt.Errorf("%w: it belongs to region %s and not to %s; use a directory of this region, or an empty one", ErrIdentity, i.Region, next.Region)
 	case next.Applied < i.Applied || i.Formed && !next.Formed:
 		return fmt.Errorf("%w: it has applied index %d and cannot go back to %d", ErrIdentity, i.Applied, next.Applied)
+	case next.Epoch < i.Epoch || next.Level < i.Level:
+		return fmt.Errorf("%w: it has lived in epoch %d at feature level %d and cannot go back to epoch %d at level %d", ErrIdentity, i.Epoch, i.Level, next.Epoch, next.Level)
 	}
 	return nil
 }
@@ -62,6 +68,8 @@ func (i Identity) encode() []byte {
 	line("formed", strconv.FormatBool(i.Formed))
 	line("applied", strconv.FormatUint(i.Applied, 10))
 	line("term", strconv.FormatUint(i.AppliedTerm, 10))
+	line("epoch", strconv.FormatUint(uint64(i.Epoch), 10))
+	line("level", strconv.FormatUint(uint64(i.Level), 10))
 	return fmt.Appendf(b, "%s%08x\n", crcName, crc32.Checksum(b, castagnoli))
 }
 
@@ -95,10 +103,22 @@ func decodeIdentity(text string) (Identity, error) {
 		Server:  gpuai.ServerID(fields["server"]),
 		Region:  gpuai.RegionID(fields["region"]),
 	}
-	var errs [4]error
+	var errs [6]error
 	id.FormatVersion, errs[0] = strconv.Atoi(fields["format"])
 	id.Formed, errs[1] = strconv.ParseBool(fields["formed"])
 	id.Applied, errs[2] = strconv.ParseUint(fields["applied"], 10, 64)
 	id.AppliedTerm, errs[3] = strconv.ParseUint(fields["term"], 10, 64)
+	var epoch, level uint64
+	epoch, errs[4] = optional(fields["epoch"], 8)
+	level, errs[5] = optional(fields["level"], 32)
+	id.Epoch, id.Level = uint8(epoch), uint32(level)
 	return id, errors.Join(errs[:]...)
+}
+
+// optional reads a number that files of older versions do not have.
+func optional(text string, bits int) (uint64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	return strconv.ParseUint(text, 10, bits)
 }

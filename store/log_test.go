@@ -292,12 +292,13 @@ func TestCheckHistory(t *testing.T) {
 		{"applied nothing yet", Identity{}, 0, nil, ""},
 		{"log ends before", Identity{Applied: 151, AppliedTerm: 2}, 0, nil, "its log ends at 150"},
 		{"snapshot covers it", Identity{Applied: 151, AppliedTerm: 2}, 151, nil, ""},
-		{"snapshot and log too short", Identity{Applied: 161, AppliedTerm: 2}, 160, nil, "newest snapshot at 160"},
+		{"snapshot and log too short", Identity{Applied: 161, AppliedTerm: 2}, 160, nil, "its snapshot at 160"},
 		{"other term", Identity{Applied: 50, AppliedTerm: 2}, 0, nil, "term 1 at index 50"},
 		{"term never seen", Identity{Applied: 150, AppliedTerm: 3}, 0, nil, "knows term 2"},
 		{"emptied", Identity{Applied: 1, AppliedTerm: 1}, 0, func(l *Log) error { return l.DeleteRange(1, 150) }, "ends at 0"},
 		{"emptied before anything applied", Identity{}, 0, func(l *Log) error { return l.DeleteRange(1, 150) }, "ends at 0"},
 		{"all in the snapshot", Identity{Applied: 150, AppliedTerm: 2}, 150, func(l *Log) error { return l.DeleteRange(1, 150) }, ""},
+		{"restored, and no snapshot", Identity{Applied: 150, AppliedTerm: 2, Epoch: 1}, 0, nil, "restored from a backup (epoch 1)"},
 		{"front is gone", Identity{Applied: 150, AppliedTerm: 2}, 10, func(l *Log) error { return l.DeleteRange(1, 20) }, "begins at 21"},
 	}
 	for _, c := range cases {
