@@ -39,6 +39,10 @@ type Config struct {
 	// DataDir's disk in bytes, 0 for the defaults, and how it is read.
 	DiskLow, DiskHard uint64
 	DiskFree          func(path string) (free, total uint64, err error)
+	// MaxFeatureLevel holds the region's feature level back while servers are
+	// upgraded: a server with it can be replaced by the older version that
+	// knows no newer level. 0 is the newest that this version knows.
+	MaxFeatureLevel uint32
 	// InsecurePlaintext allows listening on other addresses than loopback:
 	// nothing on the wire is encrypted or authenticated yet.
 	InsecurePlaintext bool

@@ -70,6 +70,12 @@ func listen(t *testing.T) net.Listener {
 // startRegion runs n servers and waits until all are ready.
 func startRegion(t *testing.T, n int) *region {
 	t.Helper()
+	return startRegionOf(t, n, func(int, *Config) {})
+}
+
+// startRegionOf is startRegion with a change to each server's configuration.
+func startRegionOf(t *testing.T, n int, change func(i int, c *Config)) *region {
+	t.Helper()
 	r := &region{t: t}
 	var peers []raft.Peer
 	for i := range n {
@@ -80,8 +86,9 @@ func startRegion(t *testing.T, n int) *region {
 			ID: id, DataDir: t.TempDir(), HTTP: listen(t), Raft: l, Bootstrap: true, Logger: testLogger(t),
 		}})
 	}
-	for _, m := range r.servers {
+	for i, m := range r.servers {
 		m.cfg.Peers = peers
+		change(i, &m.cfg)
 		r.start(m)
 	}
 	for _, m := range r.servers {

@@ -51,7 +51,7 @@ func (s *Server) newPeerTransport() *http.Transport {
 func (s *Server) peerHandler(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	for path, serve := range map[string]func(context.Context, []byte) ([]byte, error){
-		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer,
+		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}

@@ -77,6 +77,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	wg.Go(func() { r.windows(ctx) })
 	wg.Go(func() { r.ticks(ctx) })
 	wg.Go(func() { r.checkpoints(ctx) })
+	wg.Go(func() { r.levels(ctx) })
 	wg.Wait()
 }
 

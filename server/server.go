@@ -128,7 +128,7 @@ func (s *Server) openNode() error {
 	node, err := raft.Open(raft.Config{
 		ID: s.cfg.ID, Region: s.cfg.Region, Dir: dir,
 		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
-		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier,
+		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier, MaxFeatureLevel: s.cfg.MaxFeatureLevel,
 		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
 		OnApply: s.applied, OnRestore: s.restored, OnDamage: s.fail,
 		Logger: s.log, Metrics: s.cfg.Metrics,
@@ -174,7 +174,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("server: Run was called twice")
 	}
 	for _, f := range []func(context.Context){
-		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run,
+		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run, s.joinLevel,
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}

@@ -44,9 +44,10 @@ func newRaftCmd(a *app) *cobra.Command {
 func raftText(w io.Writer, s *gpuai.RaftStatus) error {
 	err := columns(w, [][]string{
 		{"server", string(s.Server)}, {"state", s.State}, {"leader", string(s.Leader)}, {"term", num(s.Term)},
-		{"region", string(s.Region)}, {"cluster", string(s.Cluster)}, {"epoch", num(s.Epoch)}, {"feature level", num(s.FeatureLevel)},
+		{"region", string(s.Region)}, {"cluster", string(s.Cluster)}, {"epoch", num(s.Epoch)}, {"restore ID", s.RestoreID},
+		{"feature level", num(s.FeatureLevel)}, {"newest feature level", num(s.MaxFeatureLevel)},
 		{"commit index", num(s.CommitIndex)}, {"applied index", num(s.AppliedIndex)}, {"log", num(s.FirstIndex) + ".." + num(s.LastIndex)},
-		{"snapshot index", num(s.SnapshotAt)}, {"last contact", short(s.LastContact)}, {"region time", gpuai.Duration(s.RegionTime).String()},
+		{"snapshot index", num(s.SnapshotAt)}, {"last contact", short(s.LastContact)}, {"region time", gpuai.Duration(s.RegionTime).String()}, {"grants begin in", quietLeft(s)},
 	})
 	if err != nil {
 		return err
@@ -59,6 +60,14 @@ func raftText(w io.Writer, s *gpuai.RaftStatus) error {
 		return err
 	}
 	return columns(w, rows)
+}
+
+// quietLeft is the rest of the quiet time behind a restore.
+func quietLeft(s *gpuai.RaftStatus) string {
+	if s.QuietUntil <= s.RegionTime {
+		return ""
+	}
+	return gpuai.Duration(s.QuietUntil - s.RegionTime).String()
 }
 
 func newDigestCmd(a *app) *cobra.Command {

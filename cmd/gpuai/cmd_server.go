@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/server"
@@ -55,6 +56,7 @@ type serverConfig struct {
 	Multiplier int      // 1 … 10, scales Raft's timeouts
 	DiskLow    uint64   // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
 	DiskHard   uint64   // MiB free below which nothing is written; 0: a quarter of DiskLow
+	MaxLevel   uint32   // newest feature level to take part in; 0: the newest known
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -85,6 +87,7 @@ func (c *serverConfig) Validate() error {
 	}
 	bad(c.Multiplier >= 1 && c.Multiplier <= 10, "--raft-multiplier must be between 1 and 10, not %d", c.Multiplier)
 	bad(c.DiskHard <= c.DiskLow && c.DiskLow <= maxDiskMiB, "--disk-hard-mib (%d) must not be above --disk-low-mib (%d)", c.DiskHard, c.DiskLow)
+	bad(c.MaxLevel <= fsm.MaxLevel, "--max-feature-level must be %d to %d in this version, or 0 for the newest, not %d", fsm.MinLevel, fsm.MaxLevel, c.MaxLevel)
 	peers, err := c.peers()
 	if err != nil {
 		errs = append(errs, err)
@@ -167,6 +170,7 @@ first. A region has three servers, or five; each is started with the same --peer
 	f.IntVar(&cfg.Multiplier, "raft-multiplier", cfg.Multiplier, "1 to 10, scales Raft's timeouts: 2 for busy disks, 5 between sites")
 	f.Uint64Var(&cfg.DiskLow, "disk-low-mib", 0, "MiB free on the disk of --data below which clients' commands are refused; 0: 1024, or a tenth of the disk")
 	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
+	f.Uint32Var(&cfg.MaxLevel, "max-feature-level", 0, "hold the region at this feature level while its servers are upgraded, so that they can still go back; 0 for the newest")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
@@ -185,7 +189,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
-		Bootstrap: cfg.Bootstrap, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
+		Bootstrap: cfg.Bootstrap, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure, MaxFeatureLevel: cfg.MaxLevel,
 		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
 	}
 	for _, p := range peers {
