@@ -95,6 +95,9 @@ func lockDir(path string) (*os.File, error) {
 // load checks the format, writing it into a new directory, and reads the
 // identity.
 func (d *Dir) load() error {
+	if _, err := os.Stat(d.Path(restoreFile)); err == nil {
+		return fmt.Errorf("data directory %s %w", d.path, ErrRestoring)
+	}
 	switch b, err := os.ReadFile(d.Path(formatFile)); {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := d.create(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -86,15 +87,21 @@ func CheckSnapshot(d *Dir, l *Log, index uint64) error {
 func newestName(d *Dir) (newest uint64) {
 	entries, _ := os.ReadDir(d.Path(snapshotDir)) // without it there are none
 	for _, e := range entries {
-		parts := strings.Split(e.Name(), "-")
-		if len(parts) != 3 || !e.IsDir() || strings.HasSuffix(e.Name(), ".tmp") {
-			continue
-		}
-		if index, err := strconv.ParseUint(parts[1], 10, 64); err == nil {
+		if index, ok := nameIndex(e); ok {
 			newest = max(newest, index)
 		}
 	}
 	return newest
+}
+
+// nameIndex returns the index in a snapshot's name.
+func nameIndex(e fs.DirEntry) (uint64, bool) {
+	parts := strings.Split(e.Name(), "-")
+	if len(parts) != 3 || !e.IsDir() || strings.HasSuffix(e.Name(), ".tmp") {
+		return 0, false
+	}
+	index, err := strconv.ParseUint(parts[1], 10, 64)
+	return index, err == nil
 }
 
 // checkTerm finds another server's log, or another past of this one, that is
