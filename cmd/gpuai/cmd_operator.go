@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ func newOperatorCmd(a *app) *cobra.Command {
 	return group("operator", "Operate a region: consensus, policy, snapshots",
 		newRaftCmd(a), newDigestCmd(a),
 		group("policy", "Look at the region's policy and set it", newPolicyGetCmd(a), newPolicySetCmd(a)),
-		group("snapshot", "Save and inspect snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a)))
+		group("snapshot", "Save, inspect and restore snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a), newSnapshotRestoreCmd(a)),
+		newVerifyCmd(a))
 }
 
 func newRaftCmd(a *app) *cobra.Command {
@@ -313,10 +315,7 @@ func saveSnapshot(ctx context.Context, c *client.Client, path string) (info fsm.
 	if err := c.Snapshot(ctx, f); err != nil {
 		return info, err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return info, fmt.Errorf("saving the snapshot: %w", err)
-	}
-	if info, err = fsm.InspectSnapshot(f); err != nil {
+	if info, err = proveSnapshot(f); err != nil {
 		return info, fmt.Errorf("the snapshot that came is damaged, ask again: %w", err)
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
@@ -325,9 +324,25 @@ func saveSnapshot(ctx context.Context, c *client.Client, path string) (info fsm.
 	return info, os.Rename(tmp, path)
 }
 
+// proveSnapshot reads a snapshot, and restores it into memory: a backup that was
+// never restored is none.
+func proveSnapshot(f io.ReadSeeker) (info fsm.SnapshotInfo, err error) {
+	if _, err = f.Seek(0, io.SeekStart); err == nil {
+		info, err = fsm.InspectSnapshot(bufio.NewReader(f))
+	}
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err == nil {
+		_, err = fsm.Restore(bufio.NewReader(f), fsm.Options{})
+	}
+	return info, err
+}
+
 func newSnapshotInspectCmd(a *app) *cobra.Command {
 	return a.prints(&cobra.Command{
 		Use: "inspect FILE", Short: "Check a snapshot and show what is in it", Args: cobra.ExactArgs(1),
+		Long:    "Check a snapshot by restoring it into memory, and show what is in it.",
 		Example: `  gpuai operator snapshot inspect region.snap -o json`,
 		RunE: does(func(ctx context.Context, args []string) error {
 			if err := a.checkFormat(); err != nil {
@@ -338,7 +353,7 @@ func newSnapshotInspectCmd(a *app) *cobra.Command {
 				return usageError{err}
 			}
 			defer f.Close()
-			info, err := fsm.InspectSnapshot(f)
+			info, err := proveSnapshot(f)
 			if err != nil {
 				return fmt.Errorf("%s is not a whole snapshot: %w", args[0], err)
 			}
@@ -353,7 +368,7 @@ func snapshotView(path string, s *fsm.SnapshotInfo) *view {
 		return columns(w, [][]string{
 			{"file", path}, {"bytes", num(s.Bytes)}, {"format", num(s.Format)}, {"feature level", num(s.Level)},
 			{"region", string(s.Region)}, {"index", num(s.Index)}, {"term", num(s.Term)}, {"epoch", num(s.Epoch)},
-			{"region time", gpuai.Duration(s.Time).String()}, {"digest", s.Digest},
+			{"restore ID", s.RestoreID}, {"region time", gpuai.Duration(s.Time).String()}, {"digest", s.Digest},
 			{"nodes", num(s.Nodes)}, {"jobs", num(s.Jobs)}, {"leases", num(s.Leases)},
 		})
 	}
