@@ -34,16 +34,17 @@ type member struct {
 	http, raft string
 	dir        string
 	client     *client.Client // of this server alone
+	flags      []string       // further ones
 }
 
 // startRegion starts three servers and waits until all are ready.
-func startRegion(t *testing.T) *region {
+func startRegion(t *testing.T, flags ...string) *region {
 	t.Helper()
 	r := &region{t: t, dir: scratch(t)}
 	var peers []string
 	for i := range r.servers {
 		id := fmt.Sprintf("s%d", i+1)
-		m := &member{id: id, http: freeAddr(t), raft: freeAddr(t), dir: filepath.Join(r.dir, id)}
+		m := &member{id: id, http: freeAddr(t), raft: freeAddr(t), dir: filepath.Join(r.dir, id), flags: flags}
 		m.client = newClient(t, nil, m.http)
 		r.servers[i] = m
 		peers = append(peers, id+"="+m.raft)
@@ -63,7 +64,7 @@ func (r *region) start(m *member) {
 }
 
 func (r *region) args(m *member) []string {
-	return []string{"server", "run", "--id", m.id, "--data", m.dir, "--http", m.http, "--raft", m.raft, "--peers", r.peers, "--bootstrap"}
+	return append([]string{"server", "run", "--id", m.id, "--data", m.dir, "--http", m.http, "--raft", m.raft, "--peers", r.peers, "--bootstrap"}, m.flags...)
 }
 
 // awaitReady waits until every server that runs says that it is ready.
