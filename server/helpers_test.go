@@ -111,6 +111,12 @@ func (r *region) start(m *member) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.run(m, s)
+}
+
+// run runs a server that was opened.
+func (r *region) run(m *member, s *Server) {
+	r.t.Helper()
 	m.Server, m.done = s, make(chan error, 1)
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(context.Background())

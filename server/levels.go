@@ -16,7 +16,9 @@ import (
 const (
 	// pathLevel is where servers tell each other their feature levels: asked
 	// with the newest that the asker takes part in, answered with the
-	// answerer's, and the level of its state.
+	// answerer's, the level of its state, and its ID: a version that does not
+	// know the path takes it for a client's request, and forwards it to the
+	// leader, who would answer itself.
 	pathLevel = "/peer/v1/level"
 	// levelEvery is how often the leader asks while it could raise the level,
 	// and a server that starts asks whether it is new enough.
@@ -42,7 +44,8 @@ func (s *Server) levelPeer(_ context.Context, body []byte) ([]byte, error) {
 	if w.number(); w.err != nil {
 		return nil, w.err
 	}
-	return binary.AppendUvarint(binary.AppendUvarint(nil, uint64(s.maxLevel())), uint64(s.level())), nil
+	b := binary.AppendUvarint(binary.AppendUvarint(nil, uint64(s.maxLevel())), uint64(s.level()))
+	return appendBytes(b, string(s.cfg.ID)), nil
 }
 
 // askLevel asks another server. A version that does not know the question does
@@ -56,6 +59,9 @@ func (s *Server) askLevel(ctx context.Context, id gpuai.ServerID) (newest, level
 	}
 	w := wireReader{b: answer}
 	newest, level = uint32(w.number()), uint32(w.number())
+	if by := gpuai.ServerID(w.bytes()); w.err == nil && by != id {
+		return 0, 0, fmt.Errorf("server %s was asked for its feature level, and %s answered", id, by)
+	}
 	return newest, level, w.err
 }
 

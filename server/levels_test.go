@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -81,5 +82,52 @@ func TestLevelPeerRefusesGarbage(t *testing.T) {
 	}
 	if _, _, err := s.askLevel(t.Context(), gpuai.ServerID("nobody")); err == nil {
 		t.Error("nobody answered")
+	}
+}
+
+// A version that does not know the question forwards it to the leader, as any
+// request of a client: the leader's own answer must not count for it.
+func TestLevelWaitsForAServerThatDoesNotKnowTheQuestion(t *testing.T) {
+	t.Parallel()
+	r := startRegionOf(t, 3, func(_ int, c *Config) { c.MaxFeatureLevel = 1 })
+	m := r.followers()[0]
+	r.halt(m)
+	m.cfg.HTTP, m.cfg.Raft, m.cfg.RaftAddr = listen(t), nil, m.RaftAddr()
+	s, err := Open(m.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	knows := s.peers.Handler
+	s.peers.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == pathLevel {
+			s.public.Handler.ServeHTTP(w, req)
+			return
+		}
+		knows.ServeHTTP(w, req)
+	})
+	r.run(m, s)
+	eventually(t, "ready server again", func() bool { return m.Status().Ready })
+	for _, other := range r.servers {
+		if other != m {
+			r.halt(other)
+			other.cfg.MaxFeatureLevel = 0
+			r.restart(other)
+		}
+	}
+	var lead *reign
+	eventually(t, "leader of a newer version", func() bool {
+		for _, other := range r.servers {
+			if lead = other.reign.Load(); lead != nil && other != m {
+				return true
+			}
+		}
+		_ = m.node.TransferLeadership(t.Context()) // it may not lead
+		return false
+	})
+	if common, behind := lead.commonLevel(t.Context()); common != 0 || behind != string(m.cfg.ID) {
+		t.Errorf("level %d is common, and %q is behind", common, behind)
+	}
+	if level := m.level(); level != 1 {
+		t.Errorf("the level is %d", level)
 	}
 }
