@@ -288,6 +288,7 @@ func TestBarrier(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3)
 	leader, follower := c.leader(), c.follower()
+	until(t, "the follower has heard of its leader", func() bool { _, ok := follower.Leader(); return ok })
 	if _, err := follower.Barrier(t.Context()); code(err) != gpuai.NoLeader || !strings.Contains(err.Error(), "ask server "+string(leader.cfg.ID)) {
 		t.Errorf("on a follower: %v", err)
 	}

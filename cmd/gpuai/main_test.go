@@ -34,7 +34,9 @@ func TestScripts(t *testing.T) {
 			srv := httptest.NewServer(c)
 			e.Defer(srv.Close)
 			e.Setenv("GPUAI_ADDR", srv.URL)
-			return nil
+			golden, err := filepath.Abs("../../fsm/testdata/level-1.snap")
+			e.Setenv("SNAPSHOT", golden)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})
