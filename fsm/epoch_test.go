@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"testing"
@@ -83,7 +84,7 @@ func TestCase38RestoreVoidsEveryLease(t *testing.T) {
 	for _, id := range []gpuai.JobID{plain, both} {
 		r.status(id, gpuai.JobRunning)
 		for _, l := range r.leases(id) {
-			if l.ID <= slices.MaxFunc(old, func(a, b gpuai.Lease) int { return int(int64(a.ID) - int64(b.ID)) }).ID || l.ID.Epoch() != 1 || l.Incarnation != again {
+			if l.ID <= slices.MaxFunc(old, func(a, b gpuai.Lease) int { return cmp.Compare(a.ID, b.ID) }).ID || l.ID.Epoch() != 1 || l.Incarnation != again {
 				t.Errorf("%+v", l)
 			}
 		}
@@ -155,7 +156,7 @@ func TestBeginEpochRefuses(t *testing.T) {
 // Whatever the state, a restore keeps the invariants, ends every lease, is the
 // same on every server, and the region goes on from it.
 func TestRestoreOfRandomStates(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(12) {
 		w := newWalk(t, 500+seed)
 		for range 60 {
 			w.step()
