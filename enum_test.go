@@ -55,7 +55,7 @@ func TestEnumTexts(t *testing.T) {
 	checkEnum(t, gpuai.JobPending, 5)
 	checkEnum(t, gpuai.TaskPending, gpuai.NumTaskStatus)
 	checkEnum(t, gpuai.LeaseGranted, 4)
-	checkEnum(t, gpuai.CauseNone, 12)
+	checkEnum(t, gpuai.CauseNone, 13)
 	checkEnum(t, gpuai.NodeReady, 4)
 	checkEnum(t, gpuai.DeviceHealthy, 5)
 	checkEnum(t, gpuai.JobSubmitted, 13)
