@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
 	"github.com/gpuai/gpuai/examples/beat"
+	"github.com/gpuai/gpuai/integration/oracle"
 )
 
 // The policy of these tests: the shortest TTL that is allowed, and the shortest
@@ -96,7 +98,7 @@ func beatJob(t *testing.T, name, dir string, on ...string) *gpuai.JobSpec {
 	g := gpuai.Group{
 		Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: 1}, CPU: 1000, Memory: 64 << 20},
 		Restart:   gpuai.Restart{Attempts: 5, Backoff: 100 * gpuai.Millisecond, On: []gpuai.RestartCause{gpuai.CauseNodeLost}},
-		Task:      gpuai.TaskSpec{Command: []string{self}, Env: map[string]string{envRole: roleBeat, beat.EnvDir: dir}},
+		Task:      gpuai.TaskSpec{Command: []string{self}, Env: map[string]string{oracle.EnvTask: oracle.TaskBeat, beat.EnvDir: dir}},
 	}
 	if len(on) > 0 {
 		g.Constraints = []gpuai.Constraint{{Attribute: "label.name", Op: gpuai.In, Values: on}}
@@ -185,18 +187,10 @@ func oneRunner(t *testing.T, dir string) []beat.Run {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slices.SortFunc(runs, func(a, b beat.Run) int { return int(min(1, max(-1, a.First-b.First))) })
-	for i := range runs {
-		for j := range i {
-			a, b := runs[j], runs[i]
-			if a.Job != b.Job || a.Group != b.Group || a.Task != b.Task {
-				continue
-			}
-			if a.Last >= b.First || a.Token >= b.Token {
-				t.Errorf("two runners at once: lease %s beat until %d, lease %s from %d", a.Token, a.Last, b.Token, b.First)
-			}
-		}
+	if _, err := oracle.OneRunner(runs); err != nil {
+		t.Error(err)
 	}
+	slices.SortFunc(runs, func(a, b beat.Run) int { return cmp.Compare(a.First, b.First) })
 	return runs
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
 	"github.com/gpuai/gpuai/examples/beat"
+	"github.com/gpuai/gpuai/integration/cable"
 )
 
 // away bounds the time from a node's silence to its task running elsewhere.
@@ -100,25 +101,25 @@ func (p *pair) unchanged(next gpuai.Task) {
 // TestCase21Partition cuts an agent off while its task runs.
 func TestCase21Partition(t *testing.T) {
 	t.Parallel()
-	var cables []*cable
+	var cables []*cable.Cable
 	p := startPair(t, func(r *region) (addrs []string) {
 		for _, m := range r.servers {
 			c := newCable(t, m.http)
 			cables = append(cables, c)
-			addrs = append(addrs, c.addr)
+			addrs = append(addrs, c.Addr)
 		}
 		return addrs
 	})
 	since := beat.Boottime()
 	for _, c := range cables {
-		c.set(true)
+		c.Set(true)
 	}
 	next := p.moved(since)
 	if !p.first.alive() {
 		t.Error("the agent that was cut off has ended")
 	}
 	for _, c := range cables {
-		c.set(false)
+		c.Set(false)
 	}
 	p.unchanged(next)
 	p.equalDigests(0)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/examples/beat"
+	"github.com/gpuai/gpuai/integration/nursery"
+	"github.com/gpuai/gpuai/integration/oracle"
 )
 
 // killLeader kills the leading server with -9, and measures until another one
@@ -22,10 +24,10 @@ func (d *demo) killLeader(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the policy: %w", err)
 	}
-	d.gangBeforeDeath = d.watcher.live(d.gang)
+	d.gangBeforeDeath = d.watcher.Live(d.gang)
 	d.deadServer = lead
 	d.say("killing the leader %s with -9, at step %d of the training", lead.id, d.training.step())
-	if err := lead.proc.signal(syscall.SIGKILL); err != nil {
+	if err := lead.proc.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	died := time.Now()
@@ -36,7 +38,7 @@ func (d *demo) killLeader(ctx context.Context) error {
 		written <- err
 	}()
 	var next *member
-	err = poll(ctx, "a new leader", 5*time.Millisecond, func() (bool, error) {
+	err = nursery.Poll(ctx, "a new leader", 5*time.Millisecond, func() (bool, error) {
 		m, t := leader(ctx, d.region.except(lead))
 		next, d.term = m, t
 		return m != nil && t > term, nil
@@ -57,25 +59,25 @@ func (d *demo) afterLeader(ctx context.Context) error {
 	if err := d.waitStep(ctx, d.training.step()+30); err != nil {
 		return err
 	}
-	err := poll(ctx, "all hosts to be ready at the new leader", 100*time.Millisecond, func() (bool, error) {
+	err := nursery.Poll(ctx, "all hosts to be ready at the new leader", 100*time.Millisecond, func() (bool, error) {
 		n, err := d.region.readyHosts(ctx)
 		return n == len(d.region.hosts), err
 	})
 	if err != nil {
 		return err
 	}
-	lost := d.watcher.all(func(l *lease) bool { return l.ended != 0 && l.cause != gpuai.CauseDone })
-	if len(lost) > 0 || tokens(d.watcher.live(d.gang)) != tokens(d.gangBeforeDeath) {
-		return fmt.Errorf("the leader's death cost %d tasks their leases; the gang had %s before, and has %s", len(lost), tokens(d.gangBeforeDeath), tokens(d.watcher.live(d.gang)))
+	lost := d.watcher.All(func(l *oracle.Lease) bool { return l.Ended != 0 && l.Cause != gpuai.CauseDone })
+	if len(lost) > 0 || tokens(d.watcher.Live(d.gang)) != tokens(d.gangBeforeDeath) {
+		return fmt.Errorf("the leader's death cost %d tasks their leases; the gang had %s before, and has %s", len(lost), tokens(d.gangBeforeDeath), tokens(d.watcher.Live(d.gang)))
 	}
 	d.say("all hosts beat at the new leader, no task was lost")
 	return nil
 }
 
-func tokens(ls []lease) string {
+func tokens(ls []oracle.Lease) string {
 	var out []string
 	for i := range ls {
-		out = append(out, ls[i].token.String())
+		out = append(out, ls[i].Token.String())
 	}
 	return strings.Join(out, " ")
 }
@@ -84,9 +86,9 @@ func tokens(ls []lease) string {
 // agent: its tasks run on below its watchdog.
 func (d *demo) killAgent(ctx context.Context) error {
 	count := map[gpuai.NodeID]int{}
-	for _, l := range d.watcher.live("") {
-		if count[l.node]++; l.task.job == d.gang {
-			count[l.node] += 1000
+	for _, l := range d.watcher.Live("") {
+		if count[l.Node]++; l.Task.Job == d.gang {
+			count[l.Node] += 1000
 		}
 	}
 	for _, h := range d.region.hosts {
@@ -95,20 +97,20 @@ func (d *demo) killAgent(ctx context.Context) error {
 		}
 	}
 	dead := d.deadHost.id
-	on := d.watcher.all(func(l *lease) bool { return l.started != 0 && l.ended == 0 && l.node == dead })
+	on := d.watcher.All(func(l *oracle.Lease) bool { return l.Started != 0 && l.Ended == 0 && l.Node == dead })
 	if count[dead] < 1000 {
-		return fmt.Errorf("no host runs a member of the gang, so that there is nothing to show: %d tasks run", len(d.watcher.live("")))
+		return fmt.Errorf("no host runs a member of the gang, so that there is nothing to show: %d tasks run", len(d.watcher.Live("")))
 	}
 	d.say("killing the agent of %s with -9: %d members of the gang and %d other tasks run on there", dead, count[dead]/1000, len(on)-count[dead]/1000)
-	if err := d.deadHost.proc.signal(syscall.SIGKILL); err != nil {
+	if err := d.deadHost.proc.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	d.hostDiedAt = beat.Boottime()
 	d.onDeadHost = on
-	return poll(ctx, "the gang to run elsewhere", 50*time.Millisecond, func() (bool, error) {
+	return nursery.Poll(ctx, "the gang to run elsewhere", 50*time.Millisecond, func() (bool, error) {
 		elsewhere := 0
-		for _, l := range d.watcher.live(d.gang) {
-			if l.granted > d.hostDiedAt && l.node != dead {
+		for _, l := range d.watcher.Live(d.gang) {
+			if l.Granted > d.hostDiedAt && l.Node != dead {
 				elsewhere++
 			}
 		}
@@ -134,7 +136,7 @@ func (d *demo) digests(ctx context.Context) error {
 	if err := d.region.waitReady(ctx, d.deadServer); err != nil {
 		return err
 	}
-	return poll(ctx, "an index that three servers remember", 100*time.Millisecond, func() (bool, error) {
+	return nursery.Poll(ctx, "an index that three servers remember", 100*time.Millisecond, func() (bool, error) {
 		return d.compareDigests(ctx)
 	})
 }

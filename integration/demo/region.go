@@ -12,11 +12,12 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/integration/nursery"
 )
 
 // A region is the servers and agents of the demo.
 type region struct {
-	nursery *nursery
+	nursery *nursery.Nursery
 	dir     string
 	bin     string
 	servers []*member
@@ -28,7 +29,7 @@ type region struct {
 type member struct {
 	id         gpuai.ServerID
 	http, raft string
-	proc       *process
+	proc       *nursery.Process
 	api        *client.Client // of this server alone
 }
 
@@ -37,7 +38,7 @@ type host struct {
 	id      gpuai.NodeID
 	devices []devices
 	port    int // first of its gangs' ports
-	proc    *process
+	proc    *nursery.Process
 }
 
 // devices are equal simulated devices, as in the driver's configuration.
@@ -70,9 +71,9 @@ func fleet() []*host {
 }
 
 // newRegion chooses ports and names; nothing runs yet.
-func newRegion(n *nursery, dir, bin string) (*region, error) {
+func newRegion(n *nursery.Nursery, dir, bin string) (*region, error) {
 	r := &region{nursery: n, dir: dir, bin: bin, hosts: fleet()}
-	port, err := freePorts(2*servers + gangPorts*len(r.hosts))
+	port, err := nursery.FreePorts(2*servers + gangPorts*len(r.hosts))
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +106,7 @@ func (r *region) startServer(m *member) (err error) {
 	for _, p := range r.servers {
 		peers = append(peers, string(p.id)+"="+p.raft)
 	}
-	m.proc, err = r.nursery.start(string(m.id), filepath.Join(r.bin, "gpuai"), "server", "run",
+	m.proc, err = r.nursery.Start(string(m.id), nil, filepath.Join(r.bin, "gpuai"), "server", "run",
 		"--id", string(m.id), "--data", filepath.Join(r.dir, string(m.id)),
 		"--http", m.http, "--raft", m.raft, "--peers", strings.Join(peers, ","), "--bootstrap")
 	return err
@@ -125,7 +126,7 @@ func (r *region) startAgent(h *host) error {
 	for _, m := range r.servers {
 		urls = append(urls, "http://"+m.http)
 	}
-	h.proc, err = r.nursery.start(string(h.id), filepath.Join(r.bin, "gpuai"), "agent", "run",
+	h.proc, err = r.nursery.Start(string(h.id), nil, filepath.Join(r.bin, "gpuai"), "agent", "run",
 		"--id", string(h.id), "--data", filepath.Join(r.dir, string(h.id)), "--servers", strings.Join(urls, ","),
 		"--driver", "sim="+filepath.Join(r.bin, "gpuai-driver-sim")+","+file,
 		"--ports", fmt.Sprintf("%d-%d", h.port, h.port+gangPorts-1),
@@ -150,14 +151,14 @@ func (r *region) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return poll(ctx, "all hosts to offer their devices", 50*time.Millisecond, func() (bool, error) {
+	return nursery.Poll(ctx, "all hosts to offer their devices", 50*time.Millisecond, func() (bool, error) {
 		n, err := r.readyHosts(ctx)
 		return n == len(r.hosts), err
 	})
 }
 
 func (r *region) waitReady(ctx context.Context, m *member) error {
-	return poll(ctx, string(m.id)+" to be ready", 20*time.Millisecond, func() (bool, error) {
+	return nursery.Poll(ctx, string(m.id)+" to be ready", 20*time.Millisecond, func() (bool, error) {
 		bounded, cancel := context.WithTimeout(ctx, requestLimit)
 		defer cancel()
 		return m.api.Ready(bounded) == nil, nil

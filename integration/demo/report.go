@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/integration/oracle"
 )
 
 // A report is what the demo measured; all claims held, or there is none.
@@ -25,13 +26,13 @@ type report struct {
 	// Elections are those after the one that the demo caused, as a slow disk
 	// or processor brings about: each makes the region wait longer for silent
 	// agents.
-	Elections    uint64     `json:"further_elections"`
-	AgentDeath   agentDeath `json:"agent_death"`
-	Training     training   `json:"training"`
-	Digests      digests    `json:"digests"`
-	GangRestarts uint32     `json:"gang_restarts"`
-	ArrayRestart uint32     `json:"array_restarts"`
-	Runners      runners    `json:"runners"`
+	Elections    uint64         `json:"further_elections"`
+	AgentDeath   agentDeath     `json:"agent_death"`
+	Training     training       `json:"training"`
+	Digests      digests        `json:"digests"`
+	GangRestarts uint32         `json:"gang_restarts"`
+	ArrayRestart uint32         `json:"array_restarts"`
+	Runners      oracle.Runners `json:"runners"`
 }
 
 // A latency sums up times, in milliseconds.
@@ -64,12 +65,6 @@ type training struct {
 type digests struct {
 	Index    uint64            `json:"index"`
 	ByServer map[string]string `json:"by_server"`
-}
-
-type runners struct {
-	Tasks int `json:"tasks"`
-	Runs  int `json:"runs"`
-	Beats int `json:"beats"`
 }
 
 func (r *report) restarted(gang bool, n uint32) {

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/gpuai/gpuai/integration/oracle"
 )
 
 func TestQuantiles(t *testing.T) {
@@ -32,7 +34,7 @@ func TestReport(t *testing.T) {
 	r := report{
 		NewLeaderMS: 812.5, Allocation: latency{N: 75, P50: 4.25, P99: 9},
 		Digests: digests{Index: 42, ByServer: map[string]string{"a": "ff", "b": "ff", "c": "ff"}},
-		Runners: runners{Tasks: 279, Runs: 290, Beats: 12345},
+		Runners: oracle.Runners{Tasks: 279, Runs: 290, Beats: 12345},
 	}
 	var text, data bytes.Buffer
 	if err := r.write(&text, "text"); err != nil {

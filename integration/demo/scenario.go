@@ -12,6 +12,8 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
 	"github.com/gpuai/gpuai/examples/beat"
+	"github.com/gpuai/gpuai/integration/nursery"
+	"github.com/gpuai/gpuai/integration/oracle"
 )
 
 // A demo is one run of it.
@@ -23,25 +25,25 @@ type demo struct {
 	told     time.Time // of the last progress
 	programs programs
 	region   *region
-	watcher  *watcher
+	watcher  *oracle.Watcher
 	report   report
 
-	probed          map[taskKey]int64 // CLOCK_BOOTTIME of the submit call, by probe
-	gang, array     string            // job IDs
-	submitted       int64             // CLOCK_BOOTTIME of the array's submit call
+	probed          map[oracle.TaskKey]int64 // CLOCK_BOOTTIME of the submit call, by probe
+	gang, array     string                   // job IDs
+	submitted       int64                    // CLOCK_BOOTTIME of the array's submit call
 	deadServer      *member
 	deadHost        *host
-	term            uint64  // of the leader after it
-	hostDiedAt      int64   // CLOCK_BOOTTIME
-	onDeadHost      []lease // what ran there then
+	term            uint64         // of the leader after it
+	hostDiedAt      int64          // CLOCK_BOOTTIME
+	onDeadHost      []oracle.Lease // what ran there then
 	training        *trainingLog
-	gangBeforeDeath []lease
+	gangBeforeDeath []oracle.Lease
 }
 
 func newDemo(o *options, dir string, out io.Writer) *demo {
 	return &demo{
 		options: o, dir: dir, out: out, began: time.Now(), programs: programs{dir: dir},
-		watcher: newWatcher(), probed: map[taskKey]int64{}, training: newTrainingLog(),
+		watcher: oracle.NewWatcher(), probed: map[oracle.TaskKey]int64{}, training: newTrainingLog(),
 	}
 }
 
@@ -55,12 +57,12 @@ func (d *demo) say(format string, args ...any) {
 func (d *demo) run(ctx context.Context) (err error) {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	n, err := newNursery(filepath.Join(d.dir, "logs"), fail)
+	n, err := nursery.New(filepath.Join(d.dir, "logs"), fail)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if left := n.clear(); left != nil && err == nil {
+		if left := n.Clear(); left != nil && err == nil {
 			err = left
 		}
 	}()
@@ -128,7 +130,7 @@ func (d *demo) watch(fail func(error)) func(context.Context) error {
 			return fmt.Errorf("read the queue: %w", err)
 		}
 		go func() {
-			if err := d.watcher.follow(ctx, d.region.api, q.Index); ctx.Err() == nil {
+			if err := d.watcher.Follow(ctx, d.region.api, q.Index); ctx.Err() == nil {
 				fail(fmt.Errorf("the stream of events ended: %w", err))
 			}
 		}()
@@ -148,15 +150,15 @@ func (d *demo) probe(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("submit a probe: %w", err)
 		}
-		d.probed[taskKey{s.Job.ID.String(), 0}] = called
+		d.probed[oracle.TaskKey{Job: s.Job.ID.String(), Task: 0}] = called
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-pace.C:
 		}
 	}
-	return poll(ctx, "the probes to end", 50*time.Millisecond, func() (bool, error) {
-		ended := d.watcher.all(func(l *lease) bool { return l.ended != 0 && d.probed[l.task] != 0 })
+	return nursery.Poll(ctx, "the probes to end", 50*time.Millisecond, func() (bool, error) {
+		ended := d.watcher.All(func(l *oracle.Lease) bool { return l.Ended != 0 && d.probed[l.Task] != 0 })
 		return len(ended) >= probes, nil
 	})
 }
@@ -180,7 +182,7 @@ func (d *demo) submit(ctx context.Context) error {
 // waitStep waits until the training has printed a step, and has a checkpoint.
 func (d *demo) waitStep(ctx context.Context, step int) error {
 	what := fmt.Sprintf("the training to reach step %d", step)
-	return poll(ctx, what, 200*time.Millisecond, func() (bool, error) {
+	return nursery.Poll(ctx, what, 200*time.Millisecond, func() (bool, error) {
 		d.readTraining(ctx)
 		_, err := os.Stat(d.programs.checkpoint())
 		return err == nil && d.training.step() >= step, nil
@@ -191,13 +193,13 @@ func (d *demo) waitStep(ctx context.Context, step int) error {
 func (d *demo) readTraining(ctx context.Context) {
 	bounded, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
-	for _, l := range d.watcher.live(d.gang) {
-		if l.task.task > 0 {
+	for _, l := range d.watcher.Live(d.gang) {
+		if l.Task.Task > 0 {
 			continue
 		}
-		c, err := d.region.api.Logs(bounded, client.LogQuery{Job: d.gang, Lease: l.token})
+		c, err := d.region.api.Logs(bounded, client.LogQuery{Job: d.gang, Lease: l.Token})
 		if err == nil {
-			d.training.take(l.token, string(c.Data))
+			d.training.take(l.Token, string(c.Data))
 		}
 	}
 }
@@ -205,7 +207,7 @@ func (d *demo) readTraining(ctx context.Context) {
 // finishJobs waits until both jobs have ended well.
 func (d *demo) finishJobs(ctx context.Context) error {
 	for _, id := range []string{d.gang, d.array} {
-		err := poll(ctx, "job "+id+" to end", 200*time.Millisecond, func() (bool, error) {
+		err := nursery.Poll(ctx, "job "+id+" to end", 200*time.Millisecond, func() (bool, error) {
 			d.readTraining(ctx)
 			job, err := d.region.api.Job(ctx, id)
 			if err != nil || !job.Status.Final() {
@@ -245,21 +247,21 @@ func (d *demo) progress(ctx context.Context) {
 func (d *demo) shutDown(context.Context) error {
 	d.say("stopping everything")
 	for _, h := range d.region.hosts {
-		if err := h.proc.signal(os.Interrupt); err != nil {
+		if err := h.proc.Signal(os.Interrupt); err != nil {
 			return err
 		}
 	}
 	for _, h := range d.region.hosts {
 		select {
-		case <-h.proc.done:
+		case <-h.proc.Done:
 		case <-time.After(10 * time.Second):
 			return fmt.Errorf("the agent of %s did not end within 10 s after SIGINT", h.id)
 		}
 	}
 	for _, m := range d.region.servers {
-		if err := m.proc.signal(os.Interrupt); err != nil {
+		if err := m.proc.Signal(os.Interrupt); err != nil {
 			return err
 		}
 	}
-	return d.region.nursery.clear()
+	return d.region.nursery.Clear()
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/integration/nursery"
 )
 
 // A trainingLog is what rank 0 has printed, over all its runs.
@@ -113,7 +114,7 @@ func (d *demo) readLastTraining(ctx context.Context) error {
 // train runs the same training outside of the region, at full speed and
 // unbroken, and returns what rank 0 prints.
 func (d *demo) train(ctx context.Context) (string, error) {
-	port, err := freePorts(1)
+	port, err := nursery.FreePorts(1)
 	if err != nil {
 		return "", err
 	}

@@ -1,4 +1,4 @@
-package main
+package nursery
 
 import (
 	"errors"
@@ -9,10 +9,10 @@ import (
 	"strconv"
 )
 
-// freePorts returns the first of n successive ports of loopback on which nobody
+// FreePorts returns the first of n successive ports of loopback on which nobody
 // listens. They are below those that the kernel gives to outgoing connections,
 // so that none is taken while a killed server is down.
-func freePorts(n int) (int, error) {
+func FreePorts(n int) (int, error) {
 	const lowest = 10_000
 	highest := 32_768
 	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
@@ -21,7 +21,7 @@ func freePorts(n int) (int, error) {
 		}
 	}
 	if highest-n <= lowest {
-		return 0, fmt.Errorf("the ports of outgoing connections start at %d: the demo needs %d free ones between %d and there", highest, n, lowest)
+		return 0, fmt.Errorf("the ports of outgoing connections start at %d: %d free ones are needed between %d and there", highest, n, lowest)
 	}
 	for range 200 {
 		first := lowest + rand.IntN(highest-n-lowest)

@@ -1,4 +1,4 @@
-package main
+package oracle
 
 import (
 	"testing"
@@ -19,18 +19,18 @@ func grantAndEnd() []gpuai.Event {
 }
 
 func TestWatcher(t *testing.T) {
-	w := newWatcher()
+	w := NewWatcher()
 	events := grantAndEnd()
 	for range 2 { // a resumed stream gives the last index whole again
 		for i := range events {
 			w.take(&events[i], int64(100*(i+1)))
 		}
 	}
-	got := w.all(func(*lease) bool { return true })
-	if len(got) != 2 || got[0].granted != 100 || got[0].started != 300 || got[0].ended != 400 || got[1].granted != 200 {
+	got := w.All(func(*Lease) bool { return true })
+	if len(got) != 2 || got[0].Granted != 100 || got[0].Started != 300 || got[0].Ended != 400 || got[1].Granted != 200 {
 		t.Errorf("%+v", got)
 	}
-	if live := w.live(""); len(live) != 0 {
+	if live := w.Live(""); len(live) != 0 {
 		t.Errorf("live: %+v", live)
 	}
 }
