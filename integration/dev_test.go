@@ -12,6 +12,8 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+
+	"github.com/gpuai/gpuai/integration/nursery"
 )
 
 // devReady is how soon gpuai dev must be ready, also after kill -9.
@@ -116,7 +118,7 @@ func TestDevOutlivesKill(t *testing.T) {
 		t.Errorf("exit code %d after SIGTERM", code)
 	}
 	eventually(t, 5*time.Second, "end of all its processes", func(context.Context) error {
-		if left := processesOf(dir); len(left) > 0 {
+		if left := nursery.Naming(dir); len(left) > 0 {
 			return fmt.Errorf("these are left: %v", left)
 		}
 		return nil

@@ -4,17 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gpuai/gpuai/integration/nursery"
 )
 
 // patience bounds every wait for something that should come at once; the
@@ -153,47 +151,9 @@ func scratch(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	t.Cleanup(func() {
-		deadline := time.After(patience)
-		for pids := processesOf(dir); len(pids) > 0; pids = processesOf(dir) {
-			for _, p := range pids {
-				_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended
-			}
-			select {
-			case <-time.After(pollEvery):
-			case <-deadline:
-				t.Errorf("these processes cannot be killed: %v", pids)
-				return
-			}
+		if err := nursery.KillNaming(dir, patience); err != nil {
+			t.Error(err)
 		}
 	})
 	return dir
-}
-
-// A process is one that /proc lists.
-type process struct {
-	pid  int
-	line string // its command line
-}
-
-// String names the process in a failure.
-func (p process) String() string { return fmt.Sprintf("%d (%s)", p.pid, p.line) }
-
-// processesOf returns the processes, zombies aside, whose command line, working
-// directory or environment names dir.
-func processesOf(dir string) []process {
-	var out []process
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, d := range dirs {
-		line, _ := os.ReadFile(d + "/cmdline") // empty for a zombie, an error for one that is gone
-		env, _ := os.ReadFile(d + "/environ")
-		cwd, _ := os.Readlink(d + "/cwd")
-		pid, err := strconv.Atoi(filepath.Base(d))
-		if err != nil || pid == os.Getpid() || len(line) == 0 {
-			continue
-		}
-		if bytes.Contains(line, []byte(dir)) || bytes.Contains(env, []byte(dir)) || strings.HasPrefix(cwd, dir) {
-			out = append(out, process{pid, string(bytes.ReplaceAll(line, []byte{0}, []byte{' '}))})
-		}
-	}
-	return out
 }

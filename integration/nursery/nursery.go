@@ -34,6 +34,7 @@ type Nursery struct {
 
 	mu    sync.Mutex // guards below
 	count map[string]int
+	deaf  bool
 }
 
 // A Process is a child.
@@ -96,11 +97,24 @@ func (n *Nursery) Start(name string, env []string, argv ...string) (*Process, er
 func (n *Nursery) await(p *Process) {
 	_ = p.cmd.Wait() // its state says the same
 	defer close(p.Done)
+	n.mu.Lock()
+	deaf := n.deaf
+	n.mu.Unlock()
 	select {
 	case <-p.end:
 	default:
+		if deaf {
+			return
+		}
 		n.died(fmt.Errorf("%s %w (%s); the end of its log: %s", p.Name, ErrEnded, p.cmd.ProcessState, LastLine(p.Log)))
 	}
+}
+
+// Deaf ends all calls of died: from now on any process may end.
+func (n *Nursery) Deaf() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deaf = true
 }
 
 // ErrEnded is wrapped by what died is told.

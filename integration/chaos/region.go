@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/integration/nursery"
+	"github.com/gpuai/gpuai/internal/loadgen"
+)
+
+// A region is some server processes, with what they acknowledged.
+type region struct {
+	*scene
+	members []*member
+	ledger  *ledger
+	api     *client.Client // of all servers, with retries
+	fleet   *loadgen.Fleet // nil in a region without simulated nodes
+}
+
+// A member is one server, that may be killed and started again.
+type member struct {
+	id           string
+	http         string   // address for clients
+	listen, raft string   // as the process is told
+	dir          string   // data directory
+	wrap         []string // words before the command
+	insecure     bool     // its addresses are not loopback
+	proc         *nursery.Process
+	api          *client.Client // of this server alone, without retries
+}
+
+// newRegion chooses the addresses of n servers; shape, which may be nil,
+// changes a member before its first start. Nothing runs yet.
+func (s *scene) newRegion(n int, shape func(i int, m *member) error) (*region, error) {
+	r := &region{scene: s}
+	port, err := s.run.ports(2 * n)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	name := fmt.Sprintf("r%d-", len(s.leave)+port) // of this region alone
+	s.mu.Unlock()
+	for i := range n {
+		id := fmt.Sprintf("s%d", i+1)
+		m := &member{
+			id: id, dir: filepath.Join(s.dir, name+id),
+			raft: fmt.Sprint("127.0.0.1:", port+2*i), http: fmt.Sprint("127.0.0.1:", port+2*i+1),
+		}
+		m.listen = m.http
+		if shape != nil {
+			if err := shape(i, m); err != nil {
+				return nil, err
+			}
+		}
+		if m.api, err = newClient(-1, time.Second, m.http); err != nil {
+			return nil, err
+		}
+		r.members = append(r.members, m)
+	}
+	r.ledger = newLedger(r)
+	r.api, err = newClient(patience, 5*time.Second, r.addrs()...)
+	return r, err
+}
+
+// startRegion starts n servers, waits until all are ready, and gives them
+// simulated nodes that hold every lease for ever.
+func (s *scene) startRegion(n int, shape func(i int, m *member) error) (*region, error) {
+	r, err := s.newRegion(n, shape)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.startAll(); err != nil {
+		return nil, err
+	}
+	r.fleet, err = loadgen.StartFleet(s, loadgen.FleetConfig{Addrs: urls(r.addrs()), To: 4, GPUs: 8, OnLease: func(gpuai.JobID, int64) {}})
+	if err != nil {
+		return nil, err
+	}
+	s.cleanup(func() error { r.fleet.Stop(); return nil })
+	return r, nil
+}
+
+// newClient returns a client of some servers. It retries for so long, -1 not at
+// all, and gives each server so much time to answer.
+func newClient(retry, attempt time.Duration, addrs ...string) (*client.Client, error) {
+	t := &http.Transport{DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, MaxIdleConnsPerHost: 16, IdleConnTimeout: 10 * time.Second}
+	return client.New(client.Config{Addrs: urls(addrs), HTTP: &http.Client{Transport: t}, RetryFor: retry, AttemptTimeout: attempt})
+}
+
+func urls(addrs []string) (out []string) {
+	for _, a := range addrs {
+		out = append(out, "http://"+a)
+	}
+	return out
+}
+
+func (r *region) addrs() (out []string) {
+	for _, m := range r.members {
+		out = append(out, m.http)
+	}
+	return out
+}
+
+// start starts a server on its data directory.
+func (r *region) start(m *member) (err error) {
+	var peers []string
+	for _, p := range r.members {
+		peers = append(peers, p.id+"="+p.raft)
+	}
+	argv := append(append([]string(nil), m.wrap...), r.run.program("gpuai"), "server", "run", "--id", m.id, "--data", m.dir,
+		"--http", m.listen, "--raft", m.raft, "--peers", strings.Join(peers, ","), "--bootstrap")
+	if m.insecure {
+		argv = append(argv, "--insecure-plaintext")
+	}
+	m.proc, err = r.nursery.Start(m.id, nil, argv...)
+	return err
+}
+
+// startAll starts the servers that do not run, and waits until all are ready.
+func (r *region) startAll() error {
+	for _, m := range r.members {
+		if m.proc != nil && m.proc.Alive() {
+			continue
+		}
+		if err := r.start(m); err != nil {
+			return err
+		}
+	}
+	return r.ready()
+}
+
+// ready waits until every server that runs says that it is ready.
+func (r *region) ready() error {
+	for _, m := range r.members {
+		if m.proc == nil || !m.proc.Alive() {
+			continue
+		}
+		err := r.until(patience, "server "+m.id+" to be ready", func(ctx context.Context) error {
+			if !m.proc.Alive() {
+				return fmt.Errorf("it ended: %s", nursery.LastLine(m.proc.Log))
+			}
+			return m.api.Ready(ctx)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leader waits for the server that leads.
+func (r *region) leader() (found *member, term uint64, err error) {
+	err = r.until(patience, "a leader", func(ctx context.Context) error {
+		found, term = nil, 0
+		for _, m := range r.members {
+			if m.proc == nil || !m.proc.Alive() {
+				continue
+			}
+			st, err := m.api.Raft(ctx)
+			if err == nil && st.State == "leader" && st.Term > term {
+				found, term = m, st.Term
+			}
+		}
+		if found == nil {
+			return errors.New("no server leads")
+		}
+		return nil
+	})
+	return found, term, err
+}
+
+// follower returns a server that does not lead.
+func (r *region) follower() (*member, error) {
+	lead, _, err := r.leader()
+	if err != nil {
+		return nil, err
+	}
+	others := r.except(lead)
+	return others[r.rng.IntN(len(others))], nil
+}
+
+// except returns the servers without some.
+func (r *region) except(some ...*member) (out []*member) {
+next:
+	for _, m := range r.members {
+		for _, not := range some {
+			if m == not {
+				continue next
+			}
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// setPolicy changes the region's policy.
+func (r *region) setPolicy(change func(*gpuai.Policy)) error {
+	p, err := r.api.Policy(r)
+	if err != nil {
+		return fmt.Errorf("read the policy: %w", err)
+	}
+	change(&p)
+	if err := r.api.SetPolicy(r, p); err != nil {
+		return fmt.Errorf("set the policy: %w", err)
+	}
+	return nil
+}
+
+// digests waits until all servers have applied at least index least, and
+// compares their digests at an index that all have reached.
+func (r *region) digests(w *row, least uint64) error {
+	common := ^uint64(0)
+	for _, m := range r.members {
+		err := r.until(patience, fmt.Sprintf("server %s to apply index %d", m.id, least), func(ctx context.Context) error {
+			d, err := m.api.Digest(ctx, 0)
+			if err == nil && d.Index < least {
+				err = fmt.Errorf("it has applied index %d", d.Index)
+			}
+			if err == nil {
+				common = min(common, d.Index)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	var want gpuai.DigestAt
+	for i, m := range r.members {
+		var got gpuai.DigestAt
+		err := r.until(patience, "the digest of server "+m.id, func(ctx context.Context) (err error) {
+			got, err = m.api.Digest(ctx, common)
+			return err
+		})
+		switch {
+		case err != nil:
+			return err
+		case i == 0:
+			want = got
+		case got != want || got.Digest == "":
+			w.lose(1, "the digests differ at index %d: %s has %s, %s has %s", common, r.members[0].id, want.Digest, m.id, got.Digest)
+		}
+	}
+	return nil
+}

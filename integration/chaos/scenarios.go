@@ -1,0 +1,35 @@
+package main
+
+import "time"
+
+// scenarios are all there are, in the order in which they are played.
+var scenarios = []*scenario{
+	{
+		name: "leader", cases: []string{"1"}, what: "kill -9 of the leader",
+		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.leaderKills)*20*time.Second },
+		play:  playLeaderKills,
+	},
+	{
+		name: "killall", cases: []string{"2"}, what: "kill -9 of all servers",
+		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.allKills)*20*time.Second },
+		play:  playAllKills,
+	},
+	{
+		name: "power", cases: []string{"3"}, what: "power cuts of one server, and of all",
+		limit: func(p profile) time.Duration {
+			return time.Minute + time.Duration(p.powerOne+p.powerAll)*20*time.Second
+		},
+		play: playPowerCuts,
+	},
+	{
+		name: "stop", cases: []string{"4"}, what: "the leader stopped for a while",
+		limit: func(p profile) time.Duration {
+			d := time.Minute
+			for _, stop := range p.stops {
+				d += stop + 30*time.Second
+			}
+			return d
+		},
+		play: playStops,
+	},
+}
