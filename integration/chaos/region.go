@@ -145,7 +145,7 @@ func (r *region) ready() error {
 		}
 		err := r.until(patience, "server "+m.id+" to be ready", func(ctx context.Context) error {
 			if !m.proc.Alive() {
-				return fmt.Errorf("it ended: %s", nursery.LastLine(m.proc.Log))
+				return fmt.Errorf("%w: it ended: %s", errHopeless, r.without(nursery.LastLine(m.proc.Log)))
 			}
 			return m.api.Ready(ctx)
 		})

@@ -32,4 +32,14 @@ var scenarios = []*scenario{
 		},
 		play: playStops,
 	},
+	{
+		name: "damage", cases: []string{"9", "10"}, what: "damaged logs",
+		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.damages*len(damages))*time.Minute },
+		play:  playDamages,
+	},
+	{
+		name: "snapshot", cases: []string{"11"}, what: "damaged snapshots",
+		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.damages*len(spoils))*time.Minute },
+		play:  playSnapshots,
+	},
 }

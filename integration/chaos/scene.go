@@ -164,6 +164,9 @@ func (s *scene) killAll() error {
 	return nursery.KillNaming(s.dir, patience)
 }
 
+// errHopeless, wrapped, ends until at once.
+var errHopeless = errors.New("there is nothing to wait for")
+
 // until polls until ok returns nil, or says what did not come, and why.
 func (s *scene) until(d time.Duration, what string, ok func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(s, d)
@@ -175,6 +178,9 @@ func (s *scene) until(d time.Duration, what string, ok func(context.Context) err
 		err := ok(ctx)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, errHopeless) {
+			return fmt.Errorf("waited for %s: %w", what, err)
 		}
 		if last == nil || ctx.Err() == nil {
 			last = err // what went wrong says more than that the time is over
