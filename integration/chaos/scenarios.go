@@ -42,4 +42,11 @@ var scenarios = []*scenario{
 		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.damages*len(spoils))*time.Minute },
 		play:  playSnapshots,
 	},
+	{
+		name: "disk", cases: []string{"7"}, what: "full disks",
+		limit: func(p profile) time.Duration {
+			return 2*time.Minute + time.Duration(len(fullnesses))*(p.full+time.Minute)
+		},
+		play: playFullDisks,
+	},
 }
