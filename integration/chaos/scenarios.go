@@ -49,4 +49,11 @@ var scenarios = []*scenario{
 		},
 		play: playFullDisks,
 	},
+	{
+		name: "partition", cases: []string{"13"}, what: "every cut between five servers",
+		limit: func(p profile) time.Duration {
+			return 3*time.Minute + time.Duration(len(cuts)*p.cutRounds)*(p.cut+time.Minute)
+		},
+		play: playPartitions,
+	},
 }

@@ -72,6 +72,8 @@ var owners = map[string]string{
 	"google.golang.org/grpc":                   "plugins",
 	"google.golang.org/protobuf":               "plugins",
 
+	"github.com/anishathalye/porcupine": "integration",
+
 	"github.com/getkin/kin-openapi":   "",
 	"github.com/rogpeppe/go-internal": "",
 	"pgregory.net/rapid":              "",
