@@ -170,17 +170,22 @@ func (r *run) open() (err error) {
 // beside them.
 func (r *run) playAll(ctx context.Context, list []*scenario) {
 	results := make([][]*row, len(list))
+	play := func(i int) {
+		if ctx.Err() == nil {
+			r.say(list[i].name, "begins: %s", list[i].what)
+			results[i] = r.play(ctx, list[i])
+		}
+	}
 	var lanes sync.WaitGroup
-	for _, patient := range []bool{false, true} {
-		lanes.Go(func() {
-			for i, sc := range list {
-				if sc.patient != patient || ctx.Err() != nil {
-					continue
-				}
-				r.say(sc.name, "begins: %s", sc.what)
-				results[i] = r.play(ctx, sc)
-			}
-		})
+	for i, sc := range list {
+		if sc.patient {
+			lanes.Go(func() { play(i) })
+		}
+	}
+	for i, sc := range list {
+		if !sc.patient {
+			play(i)
+		}
 	}
 	lanes.Wait()
 	for _, rows := range results {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -146,8 +147,9 @@ func (p *split) flap(ctx context.Context, i int) error {
 // playPartitions makes every cut once and more between five servers.
 func playPartitions(s *scene) error {
 	const expected = "jobs are placed wherever a majority is connected both ways; the clients' history is linearizable; nothing is lost; the digests are equal once it is over"
+	chosen := s.someCuts()
 	if err := netns.Available(); err != nil {
-		for _, c := range cuts {
+		for _, c := range chosen {
 			s.skip(s.row("13", c.fault, expected), err)
 		}
 		return nil
@@ -163,7 +165,7 @@ func playPartitions(s *scene) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range cuts {
+	for _, c := range chosen {
 		w := s.row("13", c.fault, expected)
 		w.Recovered = "from the cut, or where that leaves no majority from its end, to the first lease of a job submitted after it"
 		before := h.log.Len()
@@ -186,6 +188,16 @@ func playPartitions(s *scene) error {
 	}
 	s.end(w)
 	return nil
+}
+
+// someCuts returns as many kinds of cuts as the profile has, in their order.
+func (s *scene) someCuts() (out []cut) {
+	kinds := s.rng.Perm(len(cuts))[:s.counts.cutKinds]
+	slices.Sort(kinds)
+	for _, k := range kinds {
+		out = append(out, cuts[k])
+	}
+	return out
 }
 
 // splitRegion starts five servers in namespaces of their own. Clients reach

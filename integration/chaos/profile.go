@@ -19,6 +19,7 @@ type profile struct {
 	stops       []time.Duration
 	damages     int           // times that each kind of damage is done
 	cut         time.Duration // how long each cut of a partition lasts
+	cutKinds    int           // different cuts of a partition, chosen by the seed
 	cutRounds   int           // times that each cut is made
 	agentRounds int           // times that agents are cut off, stopped and killed
 	skewed      time.Duration // how long clocks are watched
@@ -30,18 +31,18 @@ type profile struct {
 var profiles = []profile{
 	{
 		name: "short", leaderKills: 3, allKills: 2, perRegion: 25, powerOne: 2, powerAll: 2,
-		stops: []time.Duration{3 * time.Second}, damages: 1, cut: 2 * time.Second, cutRounds: 1,
+		stops: []time.Duration{3 * time.Second}, damages: 1, cut: 2 * time.Second, cutKinds: 5, cutRounds: 1,
 		agentRounds: 1, skewed: 3 * time.Second, full: 3 * time.Second,
 	},
 	{
 		name: "full", leaderKills: 20, allKills: 15, perRegion: 25, powerOne: 10, powerAll: 10,
-		stops: []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}, damages: 1, cut: 5 * time.Second, cutRounds: 1,
+		stops: []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}, damages: 1, cut: 5 * time.Second, cutKinds: len(cuts), cutRounds: 1,
 		agentRounds: 3, skewed: 20 * time.Second, full: 8 * time.Second,
 	},
 	{
 		name: "long", leaderKills: 100, allKills: 200, perRegion: 25, powerOne: 100, powerAll: 100,
 		stops:   []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * time.Minute},
-		damages: 5, cut: 15 * time.Second, cutRounds: 4, agentRounds: 10, skewed: 2 * time.Minute, full: 30 * time.Second,
+		damages: 5, cut: 15 * time.Second, cutKinds: len(cuts), cutRounds: 4, agentRounds: 10, skewed: 2 * time.Minute, full: 30 * time.Second,
 	},
 }
 

@@ -56,4 +56,19 @@ var scenarios = []*scenario{
 		},
 		play: playPartitions,
 	},
+	{
+		name: "agents", cases: []string{"21", "22", "23"}, what: "agents cut off, stopped and killed", patient: true,
+		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.agentRounds)*2*time.Minute },
+		play:  playAgents,
+	},
+	{
+		name: "clock", cases: []string{"16"}, what: "clocks of servers and agents bent", patient: true,
+		limit: func(p profile) time.Duration { return 4*time.Minute + 16*p.skewed },
+		play:  playClocks,
+	},
+	{
+		name: "vanish", cases: []string{"27"}, what: "30 % of the nodes gone at once", patient: true,
+		limit: func(profile) time.Duration { return 3 * time.Minute },
+		play:  playVanish,
+	},
 }

@@ -110,11 +110,16 @@ func (n *Nursery) await(p *Process) {
 	}
 }
 
-// Deaf ends all calls of died: from now on any process may end.
-func (n *Nursery) Deaf() {
+// Deaf stops all calls of died: from now on any process may end.
+func (n *Nursery) Deaf() { n.setDeaf(true) }
+
+// Hear ends Deaf.
+func (n *Nursery) Hear() { n.setDeaf(false) }
+
+func (n *Nursery) setDeaf(deaf bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.deaf = true
+	n.deaf = deaf
 }
 
 // ErrEnded is wrapped by what died is told.
