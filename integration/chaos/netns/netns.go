@@ -88,10 +88,13 @@ func New(prefix string, n int) (*Network, error) {
 func (w *Network) ns(i int) string { return fmt.Sprintf("%s-s%d", w.prefix, i+1) }
 func (w *Network) hub() string     { return w.prefix + "-hub" }
 
-// Peer returns a server's address among the servers, Client the one for
-// clients; Wrap the words before a command that runs it as that server.
-func (w *Network) Peer(i int) string   { return fmt.Sprint("10.77.0.", i+1) }
+// Peer returns a server's address among the servers.
+func (w *Network) Peer(i int) string { return fmt.Sprint("10.77.0.", i+1) }
+
+// Client returns a server's address for clients.
 func (w *Network) Client(i int) string { return fmt.Sprint("10.78.0.", i+1) }
+
+// Wrap returns the words before a command that make it run as a server.
 func (w *Network) Wrap(i int) []string { return []string{"ip", "netns", "exec", w.ns(i)} }
 
 // Dial connects from the hub to a server's address for clients.
