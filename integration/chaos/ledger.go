@@ -74,7 +74,7 @@ func (l *ledger) work(ctx context.Context, c *client.Client, prefix string) {
 	pace := time.NewTicker(loadEvery)
 	defer pace.Stop()
 	for i := 0; ; i++ {
-		if err := l.submit(ctx, c, fmt.Sprintf("%s-%d", prefix, i)); err != nil && ctx.Err() == nil {
+		if _, err := l.submit(ctx, c, fmt.Sprintf("%s-%d", prefix, i)); err != nil && ctx.Err() == nil {
 			l.complain("%v", err)
 		}
 		select {
@@ -85,18 +85,19 @@ func (l *ledger) work(ctx context.Context, c *client.Client, prefix string) {
 	}
 }
 
-// submit submits one job and enters what comes of it.
-func (l *ledger) submit(ctx context.Context, c *client.Client, name string) error {
+// submit submits one job, enters what comes of it, and returns how many leases
+// it got.
+func (l *ledger) submit(ctx context.Context, c *client.Client, name string) (leases int, err error) {
 	begun := time.Now()
 	sub, err := c.Submit(ctx, client.SubmitRequest{Spec: smallJob(name), Key: name})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
 		l.open = append(l.open, name)
-		return fmt.Errorf("submit %s: %w", name, err)
+		return 0, fmt.Errorf("submit %s: %w", name, err)
 	}
 	l.all = append(l.all, entry{name, sub, begun, time.Now()})
-	return nil
+	return len(sub.Leases), nil
 }
 
 func (l *ledger) complain(format string, args ...any) {
@@ -150,7 +151,7 @@ func (l *ledger) firstPlacement(t time.Time, of []*member) (time.Duration, error
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				name := fmt.Sprintf("probe-%d-%s-%d", t.UnixNano(), m.id, i)
-				if l.submit(ctx, m.api, name) == nil {
+				if leases, _ := l.submit(ctx, m.api, name); leases > 0 {
 					break
 				}
 				select {

@@ -241,10 +241,10 @@ func (r *region) cut(w *row, network *netns.Network, c *cut) error {
 	}
 	ctx, stop := context.WithCancel(r)
 	defer stop()
-	began, before := time.Now(), len(r.ledger.entries())
 	if err := c.make(p); err != nil {
 		return err
 	}
+	began, before := time.Now(), len(r.ledger.entries())
 	w.Injected++
 	var during sync.WaitGroup
 	var flapped error

@@ -35,7 +35,7 @@ var profiles = []profile{
 		agentRounds: 1, skewed: 3 * time.Second, full: 3 * time.Second,
 	},
 	{
-		name: "full", leaderKills: 20, allKills: 15, perRegion: 25, powerOne: 10, powerAll: 10,
+		name: "full", leaderKills: 30, allKills: 25, perRegion: 25, powerOne: 20, powerAll: 20,
 		stops: []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}, damages: 1, cut: 5 * time.Second, cutKinds: len(cuts), cutRounds: 1,
 		agentRounds: 3, skewed: 20 * time.Second, full: 8 * time.Second,
 	},

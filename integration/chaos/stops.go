@@ -21,13 +21,17 @@ const longStop = 20 * time.Second
 // playStops stops the leader for longer and longer, and lets it go on.
 func playStops(s *scene) error {
 	w := s.row("4", "SIGSTOP of the leader beyond the election timeout, then SIGCONT",
-		"another server leads meanwhile; the old leader steps down, answers no linearizable read with an older state, and what it acknowledges is in the log; no divergence")
+		"another server leads meanwhile; the old leader steps down, answers no linearizable read with an older state, so that the clients' history is linearizable, and what it acknowledges is in the log; no divergence")
 	w.Recovered = "from SIGSTOP of the leader to the first lease of a job submitted after it"
 	r, err := s.startRegion(3, nil)
 	if err != nil {
 		return err
 	}
 	if err := r.ledger.load("stops"); err != nil {
+		return err
+	}
+	h, err := r.observe()
+	if err != nil {
 		return err
 	}
 	for i, d := range s.counts.stops {
@@ -38,6 +42,8 @@ func playStops(s *scene) error {
 			return err
 		}
 	}
+	h.halt()
+	h.judge(w)
 	if err := r.ledger.settle(w); err != nil {
 		return err
 	}
@@ -124,7 +130,7 @@ func (r *region) askStopped(w *row, m *member, round int, mark entry) (await fun
 				refused.add()
 			}
 		})
-		wg.Go(func() { _ = r.ledger.submit(ctx, c, fmt.Sprintf("late-%d-%d", round, i)) }) // the ledger judges it
+		wg.Go(func() { _, _ = r.ledger.submit(ctx, c, fmt.Sprintf("late-%d-%d", round, i)) }) // the ledger judges it
 	}
 	sent.Wait()
 	r.pause(50 * time.Millisecond) // for the requests to reach its sockets
