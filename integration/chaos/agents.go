@@ -234,13 +234,13 @@ func (f *field) moved(w *row, t *tracked, since int64, fast float64) (err error)
 // oneRunner judges all beats: no task had two runners at once.
 func (f *field) oneRunner(w *row) {
 	runs, err := beat.ReadRuns(f.beats)
-	if err == nil {
-		var seen oracle.Runners
-		seen, err = oracle.OneRunner(runs)
-		w.note("%d beats of %d runs of %d tasks were checked", seen.Beats, seen.Runs, seen.Tasks)
-	}
 	if err != nil {
-		w.DoubleRunners++
+		w.fail("%v", err)
+	}
+	seen, wrong := oracle.Judge(runs)
+	w.note("%d beats of %d runs of %d tasks were checked", seen.Beats, seen.Runs, seen.Tasks)
+	w.DoubleRunners += len(wrong)
+	for _, err := range wrong {
 		w.fail("%v", err)
 	}
 }

@@ -22,10 +22,10 @@ type ledger struct {
 
 	mu      sync.Mutex // guards below
 	all     []entry
-	open    []string // names of jobs whose submit had no answer when the load ended
-	bad     []string // answers that a client cannot go on from
-	counted int      // of all, that a row has counted
-	opened  int      // of open, likewise
+	unknown int                                 // submits of which it is not known whether they were taken
+	refused int                                 // submits that were surely not
+	bad     []string                            // answers that a client cannot go on from
+	counted struct{ all, unknown, refused int } // what a row has counted
 }
 
 // An entry is a submit that was acknowledged.
@@ -74,9 +74,7 @@ func (l *ledger) work(ctx context.Context, c *client.Client, prefix string) {
 	pace := time.NewTicker(loadEvery)
 	defer pace.Stop()
 	for i := 0; ; i++ {
-		if _, err := l.submit(ctx, c, fmt.Sprintf("%s-%d", prefix, i)); err != nil && ctx.Err() == nil {
-			l.complain("%v", err)
-		}
+		_, _ = l.submit(ctx, c, fmt.Sprintf("%s-%d", prefix, i)) // the judge sees refusals
 		select {
 		case <-pace.C:
 		case <-ctx.Done():
@@ -92,8 +90,14 @@ func (l *ledger) submit(ctx context.Context, c *client.Client, name string) (lea
 	sub, err := c.Submit(ctx, client.SubmitRequest{Spec: smallJob(name), Key: name})
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var api *gpuai.Error
+	switch {
+	case errors.As(err, &api) && api.Code != gpuai.OutcomeUnknown && ctx.Err() == nil:
+		l.refused++
+	case err != nil:
+		l.unknown++
+	}
 	if err != nil {
-		l.open = append(l.open, name)
 		return 0, fmt.Errorf("submit %s: %w", name, err)
 	}
 	l.all = append(l.all, entry{name, sub, begun, time.Now()})
@@ -180,7 +184,7 @@ func (l *ledger) firstPlacement(t time.Time, of []*member) (time.Duration, error
 func (l *ledger) account(w *row) error {
 	all := l.entries()
 	l.mu.Lock()
-	bad, open := l.bad, len(l.open)
+	bad, unknown, refused := l.bad, l.unknown, l.refused
 	l.bad = nil
 	l.mu.Unlock()
 	for _, b := range bad {
@@ -197,12 +201,13 @@ func (l *ledger) account(w *row) error {
 	for i := range all {
 		l.find(w, &all[i], jobs[all[i].name], held)
 	}
-	for _, e := range all[l.counted:] {
+	for _, e := range all[l.counted.all:] {
 		w.Acknowledged++
 		w.Leases += len(e.sub.Leases)
 	}
-	w.Unknown += open - l.opened
-	l.counted, l.opened = len(all), open
+	w.Unknown += unknown - l.counted.unknown
+	w.Refused += refused - l.counted.refused
+	l.counted.all, l.counted.unknown, l.counted.refused = len(all), unknown, refused
 	return nil
 }
 

@@ -63,9 +63,11 @@ type row struct {
 	Reason   string  `json:"reason,omitzero"` // of skipped
 	Injected int     `json:"injected"`
 	// Acknowledged counts submits that were answered, Leases those that came
-	// with them, Unknown the submits of which it is not known.
+	// with them, Refused the submits that were surely not taken, Unknown those
+	// of which it is not known.
 	Acknowledged  int `json:"acknowledged"`
 	Leases        int `json:"acknowledged_leases"`
+	Refused       int `json:"refused"`
 	Unknown       int `json:"unknown"`
 	Lost          int `json:"lost"`
 	DoubleRunners int `json:"double_runners"`

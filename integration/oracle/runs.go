@@ -4,6 +4,7 @@ package oracle
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -19,25 +20,31 @@ type Runners struct {
 
 // OneRunner checks that no task ever had two runners: of two of its runs, the
 // last beat of the one comes before the first beat of the other, which has the
-// greater token.
+// greater token. The error is one of errors.Join, of all that are wrong.
 func OneRunner(runs []beat.Run) (Runners, error) {
+	seen, wrong := Judge(runs)
+	return seen, errors.Join(wrong...)
+}
+
+// Judge is OneRunner with one error for each pair of runs that is wrong.
+func Judge(runs []beat.Run) (seen Runners, wrong []error) {
 	byTask := map[TaskKey][]beat.Run{}
-	out := Runners{Runs: len(runs)}
+	seen.Runs = len(runs)
 	for _, r := range runs {
 		key := TaskKey{r.Job + "/" + r.Group, r.Task}
 		byTask[key] = append(byTask[key], r)
-		out.Beats += r.Beats
+		seen.Beats += r.Beats
 	}
-	out.Tasks = len(byTask)
+	seen.Tasks = len(byTask)
 	for _, of := range byTask {
 		slices.SortFunc(of, func(a, b beat.Run) int { return cmp.Compare(a.First, b.First) })
 		for i := 1; i < len(of); i++ {
 			if err := apart(&of[i-1], &of[i]); err != nil {
-				return out, err
+				wrong = append(wrong, err)
 			}
 		}
 	}
-	return out, nil
+	return seen, wrong
 }
 
 // apart checks one run against the next of the same task.
