@@ -297,6 +297,10 @@ func (s *scene) agentRound(rows []*row, round int) error {
 	if err != nil {
 		return err
 	}
+	_, term, err := f.leader()
+	if err != nil {
+		return err
+	}
 	since := beat.Boottime()
 	for _, c := range cables {
 		c.Set(true)
@@ -320,6 +324,9 @@ func (s *scene) agentRound(rows []*row, round int) error {
 		if err != nil {
 			w.fail("round %d: %v", round+1, err)
 		}
+	}
+	if _, now, err := f.leader(); err != nil || now != term {
+		rows[0].note("round %d: another server led in the end, in term %d and not %d (%v): it counts the silence of nodes from its own election", round+1, now, term, err)
 	}
 	s.say("round %d: all tasks of three agents run elsewhere after %.1f s", round+1, float64(beat.Boottime()-since)/1e9)
 	return f.heal(rows, hosts, cables)

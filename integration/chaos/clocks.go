@@ -128,12 +128,12 @@ func (f *field) lastDeath(w *row, victim *host, term uint64, fast float64) error
 
 // ahead starts a host in a time namespace of its own, with a task.
 func (f *field) ahead(w *row) error {
-	w.Injected++
 	wrap := []string{"unshare", "--time", "--boottime", "3600", "--monotonic", "3600"}
 	if out, err := exec.Command(wrap[0], append(wrap[1:], "true")...).CombinedOutput(); err != nil {
-		f.skip(w, fmt.Errorf("time namespaces cannot be made here: %s", strings.TrimSpace(string(out))))
+		f.skip(w, fmt.Errorf("time namespaces cannot be made here: %w: %s", err, strings.TrimSpace(string(out))))
 		return nil
 	}
+	w.Injected++
 	if _, err := f.startHost("ahead", 1, wrap, f.addrs()); err != nil {
 		return err
 	}

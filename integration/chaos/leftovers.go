@@ -60,8 +60,8 @@ func clearLeftovers(say func(who, format string, args ...any)) error {
 	var errs []error
 	for _, dir := range dirs {
 		f, err := lockDir(dir)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			continue // it is alive
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EACCES) {
+			continue // it is alive, or another user's
 		}
 		if err != nil {
 			errs = append(errs, err)

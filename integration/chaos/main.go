@@ -5,7 +5,7 @@
 // what it did and found, as text or JSON, and writes a page for people.
 //
 // Everything is real but the devices: the binaries of make build, TCP, files
-// with fsync, processes. Power cuts, full disks, partitions and wrong clocks
+// with fsync, processes. Power cuts, full disks, partitions and time namespaces
 // need root on Linux; without it they are reported as skipped. docs/chaos.md
 // says what each fault is.
 package main
