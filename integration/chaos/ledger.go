@@ -174,9 +174,20 @@ func (l *ledger) firstPlacement(t time.Time, of []*member) (time.Duration, error
 		}
 	}
 	if first == 0 {
-		return 0, context.Cause(ctx)
+		return 0, fmt.Errorf("%w; %s", context.Cause(ctx), l.waiting(t))
 	}
 	return first, nil
+}
+
+// waiting says why the last job that was submitted after t waits.
+func (l *ledger) waiting(t time.Time) string {
+	all := l.entries()
+	for i := len(all) - 1; i >= 0 && all[i].begun.After(t); i-- {
+		if len(all[i].sub.Leases) == 0 {
+			return fmt.Sprintf("job %s was acknowledged at index %d and waits: %+v", all[i].name, all[i].sub.Index, all[i].sub.Reasons)
+		}
+	}
+	return "none was acknowledged"
 }
 
 // account adds to a row what was acknowledged since the last call, and checks

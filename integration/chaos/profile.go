@@ -10,6 +10,9 @@ import (
 // A profile says how often each fault is injected.
 type profile struct {
 	name string
+	// nodes is how many simulated nodes hold the leases of a region under load;
+	// a node holds 1,024 at most.
+	nodes int
 
 	leaderKills int // kill -9 of the leader
 	allKills    int // kill -9 of all servers
@@ -30,17 +33,17 @@ type profile struct {
 // for a release.
 var profiles = []profile{
 	{
-		name: "short", leaderKills: 3, allKills: 2, perRegion: 25, powerOne: 2, powerAll: 2,
+		name: "short", nodes: 16, leaderKills: 3, allKills: 2, perRegion: 25, powerOne: 2, powerAll: 2,
 		stops: []time.Duration{3 * time.Second}, damages: 1, cut: 2 * time.Second, cutKinds: 5, cutRounds: 1,
 		agentRounds: 1, skewed: 3 * time.Second, full: 3 * time.Second,
 	},
 	{
-		name: "full", leaderKills: 30, allKills: 25, perRegion: 25, powerOne: 20, powerAll: 20,
+		name: "full", nodes: 32, leaderKills: 30, allKills: 25, perRegion: 25, powerOne: 20, powerAll: 20,
 		stops: []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}, damages: 1, cut: 5 * time.Second, cutKinds: len(cuts), cutRounds: 1,
 		agentRounds: 3, skewed: 20 * time.Second, full: 8 * time.Second,
 	},
 	{
-		name: "long", leaderKills: 100, allKills: 200, perRegion: 25, powerOne: 100, powerAll: 100,
+		name: "long", nodes: 160, leaderKills: 100, allKills: 200, perRegion: 25, powerOne: 100, powerAll: 100,
 		stops:   []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * time.Minute},
 		damages: 5, cut: 15 * time.Second, cutKinds: len(cuts), cutRounds: 4, agentRounds: 10, skewed: 2 * time.Minute, full: 30 * time.Second,
 	},

@@ -80,7 +80,7 @@ func (s *scene) startRegion(n int, shape func(i int, m *member) error) (*region,
 	if err := r.startAll(); err != nil {
 		return nil, err
 	}
-	r.fleet, err = loadgen.StartFleet(s, loadgen.FleetConfig{Addrs: urls(r.addrs()), To: 4, GPUs: 8, OnLease: func(gpuai.JobID, int64) {}})
+	r.fleet, err = loadgen.StartFleet(s, loadgen.FleetConfig{Addrs: urls(r.addrs()), To: s.counts.nodes, GPUs: 8, OnLease: func(gpuai.JobID, int64) {}})
 	if err != nil {
 		return nil, err
 	}
