@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -96,7 +97,7 @@ func (s *scene) inRegionsOf(w *row, rounds int, shape func(int, *member) error, 
 			}
 			w.Injected++
 			done++
-			if err := r.ledger.account(w); err != nil {
+			if err := errors.Join(r.ledger.account(w), r.digests(w, 0)); err != nil {
 				return fmt.Errorf("round %d: %w", done, err)
 			}
 		}

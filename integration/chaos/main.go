@@ -85,7 +85,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, []*scenario, error
 		f.PrintDefaults()
 		fmt.Fprintf(stderr, "\nscenarios: %s\n", names())
 	}
-	f.StringVar(&o.profile, "profile", "short", "how often each fault is injected: short (about 90 s), full (about 10 minutes), long (hours)")
+	f.StringVar(&o.profile, "profile", "short", "how often each fault is injected: short (about 90 s), full (at most 10 minutes), long (about an hour)")
 	f.StringVar(&o.only, "only", "", "comma-separated scenarios or cases to play, such as 2,partition; all when empty")
 	f.Uint64Var(&o.seed, "seed", 0, "seed of all choices; 0 takes a new one and prints it")
 	f.StringVar(&o.output, "o", "text", "format of the report on stdout: text or json")

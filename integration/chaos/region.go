@@ -70,6 +70,11 @@ func (s *scene) newRegion(n int, shape func(i int, m *member) error) (*region, e
 	return r, err
 }
 
+// ledgerTTL is the time to live of the leases of a region with a ledger: no
+// fault takes so long, so that a simulated node whose server stands still does
+// not lose them. Leases that expire are looked at with real agents.
+const ledgerTTL = 30 * gpuai.Minute
+
 // startRegion starts n servers, waits until all are ready, and gives them
 // simulated nodes that hold every lease for ever.
 func (s *scene) startRegion(n int, shape func(i int, m *member) error) (*region, error) {
@@ -85,7 +90,10 @@ func (s *scene) startRegion(n int, shape func(i int, m *member) error) (*region,
 		return nil, err
 	}
 	s.cleanup(func() error { r.fleet.Stop(); return nil })
-	return r, nil
+	return r, r.setPolicy(func(p *gpuai.Policy) {
+		p.TTLInference, p.TTLTraining, p.TTLFinetune, p.TTLBatch = ledgerTTL, ledgerTTL, ledgerTTL, ledgerTTL
+		p.FlapLimit = 1_000
+	})
 }
 
 // newClient returns a client of some servers. It retries for so long, -1 not at

@@ -227,6 +227,14 @@ func (r *report) summary() string {
 		r.Profile, word, r.Seed, t.Faults, t.Acknowledged, t.Leases, t.Lost, t.DoubleRunners, t.Passed, t.Failed, t.Skipped, r.Seconds)
 }
 
+// Times are the two times that the project has goals for, for people.
+func (r *report) Times() []string {
+	return []string{
+		fmt.Sprintf("leader kill -9 to the first new placement: %s; the goal is a p50 of 1.3 s", r.LeaderKill),
+		fmt.Sprintf("agent death to its tasks running elsewhere, beyond TTL + grace: %s; the goal is 1 s", r.AgentDeath),
+	}
+}
+
 // write prints the report as text or JSON.
 func (r *report) write(w io.Writer, format string) error {
 	if format == "json" {
@@ -248,8 +256,9 @@ func (r *report) write(w io.Writer, format string) error {
 			fmt.Fprintf(&b, "         %s\n", n)
 		}
 	}
-	fmt.Fprintf(&b, "leader kill -9 to the first new placement: %s\n", r.LeaderKill)
-	fmt.Fprintf(&b, "agent death to its tasks running elsewhere, beyond TTL + grace: %s\n", r.AgentDeath)
+	for _, l := range r.Times() {
+		fmt.Fprintln(&b, l)
+	}
 	fmt.Fprintln(&b, r.summary())
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -38,7 +38,7 @@ func playStops(s *scene) error {
 		if err := r.stopLeader(w, i, d); err != nil {
 			return fmt.Errorf("stopped for %s: %w", d, err)
 		}
-		if err := r.ledger.account(w); err != nil {
+		if err := errors.Join(r.ledger.account(w), r.digests(w, 0)); err != nil {
 			return err
 		}
 	}
