@@ -23,6 +23,7 @@ const (
 	typeSetFeatureLevel
 	typeCheckpoint
 	typeRetireJobs
+	typeRetireServer
 	numTypes
 )
 
@@ -240,6 +241,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetFeatureLevel(r)
 	case typeCheckpoint:
 		return m.applyCheckpoint(r)
+	case typeRetireServer:
+		return m.applyRetireServer(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

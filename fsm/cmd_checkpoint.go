@@ -28,7 +28,9 @@ func (m *Machine) applyCheckpoint(r *wire.Reader) Result {
 	}
 	if index < m.now.index && index+DigestsKept > m.now.index && m.digests != nil {
 		mine := m.digests[index%DigestsKept]
-		m.out.Diverged = m.out.Diverged || mine != Digest{} && mine != Digest(b)
+		if mine != (Digest{}) && mine != Digest(b) {
+			m.out.Diverged, m.out.DivergedAt, m.out.Theirs = true, index, Digest(b)
+		}
 	}
 	return Result{Code: gpuai.OK}
 }

@@ -46,6 +46,9 @@ type Output struct {
 	// Diverged is set when a Checkpoint of this entry named a digest other
 	// than ours at its index: this replica or the leader is damaged.
 	Diverged bool
+	// DivergedAt is that index, and Theirs the digest that was named for it.
+	DivergedAt uint64
+	Theirs     Digest
 	// Panics counts commands of this entry that were taken back because they
 	// panicked; Panic is the first one's text.
 	Panics uint32

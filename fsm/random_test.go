@@ -112,6 +112,9 @@ func (w *walk) command() Command {
 		p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
 		return &SetPolicy{Policy: p}
 	case 14:
+		if w.r.IntN(4) == 0 {
+			return &RetireServer{Server: gpuai.ServerID([]string{"s1", "s2", "s3", "No"}[w.r.IntN(4)])}
+		}
 		return &Checkpoint{Index: w.index, Digest: w.m.Digest()}
 	default:
 		if ls, _ := w.m.Leases(w.r.Uint32N(20), 20, true); len(ls) > 0 {

@@ -78,6 +78,7 @@ const (
 	seedResult
 	seedBucket
 	seedChain
+	seedRetired
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

@@ -40,7 +40,8 @@ const (
 	secResults
 	secBuckets
 	secDirty
-	secEnd = 255
+	secRetired // only where there are some: builds that do not know it read the rest
+	secEnd     = 255
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -114,6 +115,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		f.added()
 	}
 	f.end()
+	m.writeRetired(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)
@@ -136,6 +138,18 @@ func (m *Machine) writeMeta(f *frameWriter) {
 	f.buf = meta.put(f.buf)
 	f.buf = m.policy.Get().put(f.buf)
 	f.added()
+	f.end()
+}
+
+func (m *Machine) writeRetired(f *frameWriter) {
+	if m.retired.Len() == 0 {
+		return
+	}
+	f.begin(secRetired)
+	for s := range m.retired.Len() {
+		f.buf = m.retired.Get(s).put(f.buf)
+		f.added()
+	}
 	f.end()
 }
 
