@@ -94,19 +94,50 @@ func (n *Node) cluster() gpuai.ClusterID {
 var _ gatekeeper = (*Node)(nil)
 
 // admit judges a handshake from another server.
-func (n *Node) admit(h hello) (gpuai.ClusterID, error) {
-	if h.to != "" && h.to != n.cfg.ID {
-		return n.cluster(), fmt.Errorf("this is server %s, not %s: correct the peers' addresses", n.cfg.ID, h.to)
+func (n *Node) admit(h hello) (cluster gpuai.ClusterID, status byte, err error) {
+	switch cluster = n.cluster(); {
+	case h.to != "" && h.to != n.cfg.ID:
+		err = fmt.Errorf("this is server %s, not %s: correct the peers' addresses", n.cfg.ID, h.to)
+	case h.kind == kindJoin:
+		err = n.admitJoin(h.cluster)
+	case h.cluster == cluster && n.gone(h.from):
+		return cluster, statusRemoved, fmt.Errorf("server %s was removed from this region", h.from)
+	default:
+		cluster, err = n.agree(h.from, h.cluster)
 	}
-	return n.agree(h.from, h.cluster)
+	if err != nil {
+		return cluster, statusRefused, err
+	}
+	return cluster, statusOK, nil
+}
+
+// admitJoin judges somebody who may be no member: who belongs to another
+// cluster has come to the wrong place, which says nothing of ours.
+func (n *Node) admitJoin(theirs gpuai.ClusterID) error {
+	switch ours := n.cluster(); {
+	case ours == "":
+		return fmt.Errorf("server %s has no cluster itself yet: name a member that runs", n.cfg.ID)
+	case theirs != "" && theirs != ours:
+		return fmt.Errorf("this server belongs to cluster %s, not to %s: name a member of that one", ours, theirs)
+	}
+	return nil
 }
 
 // greet judges the answer to a handshake of ours. Who refuses us may still
 // have told us the cluster.
-func (n *Node) greet(peer gpuai.ServerID, cluster gpuai.ClusterID, refused string) error {
-	_, err := n.agree(peer, cluster)
-	if err == nil && refused != "" {
-		err = errors.New(refused)
+func (n *Node) greet(h hello, cluster gpuai.ClusterID, status byte, reason string) error {
+	if h.kind == kindJoin { // a member adopts a cluster only once it is admitted
+		if status != statusOK {
+			return errors.New(reason)
+		}
+		return nil
+	}
+	_, err := n.agree(h.to, cluster)
+	if err == nil && status == statusRemoved {
+		n.damaged(n.removedError("server " + string(h.to) + " says so"))
+	}
+	if err == nil && status != statusOK {
+		err = errors.New(reason)
 	}
 	return err
 }
@@ -122,8 +153,8 @@ func (n *Node) agree(peer gpuai.ServerID, theirs gpuai.ClusterID) (ours gpuai.Cl
 		return "", errors.New("the cluster is not formed yet: start the server with the lowest ID")
 	case theirs == "":
 		// It takes over ours from the answer, if it is one of us.
-		if _, ok := n.cfg.addr(peer); !ok {
-			return ours, fmt.Errorf("server %s is not among the peers of %s", peer, n.cfg.ID)
+		if _, ok := n.Member(peer); !ok {
+			return ours, fmt.Errorf("server %s is not among the members that %s knows", peer, n.cfg.ID)
 		}
 		return ours, nil
 	case theirs == ours:
@@ -142,8 +173,8 @@ func (n *Node) agree(peer gpuai.ServerID, theirs gpuai.ClusterID) (ours gpuai.Cl
 }
 
 func (n *Node) adopt(peer gpuai.ServerID, theirs gpuai.ClusterID) (gpuai.ClusterID, error) {
-	if _, ok := n.cfg.addr(peer); !ok {
-		return "", fmt.Errorf("server %s is not among the peers of %s", peer, n.cfg.ID)
+	if _, ok := n.Member(peer); !ok {
+		return "", fmt.Errorf("server %s is not among the members that %s knows", peer, n.cfg.ID)
 	}
 	if err := n.cfg.Dir.Update(func(id *store.Identity) { id.Cluster = theirs }); err != nil {
 		return "", err
@@ -156,12 +187,13 @@ func (n *Node) adopt(peer gpuai.ServerID, theirs gpuai.ClusterID) (gpuai.Cluster
 // cluster: then it is this server that is in the wrong place.
 func (n *Node) countForeign(ours, theirs gpuai.ClusterID) {
 	var who []string
-	for _, p := range n.cfg.Peers {
+	all := n.Members()
+	for _, p := range all {
 		if n.members.foreign[p.ID] == theirs {
 			who = append(who, string(p.ID))
 		}
 	}
-	if 2*len(who) > len(n.cfg.Peers) {
+	if 2*len(who) > len(all) {
 		n.damaged(fmt.Errorf("data directory %s belongs to cluster %s, but servers %s belong to cluster %s: "+
 			"use this server's own directory, or rebuild it with 'gpuai server rejoin --wipe'",
 			n.cfg.Dir.Path(), ours, strings.Join(who, ", "), theirs))
@@ -187,7 +219,7 @@ func (n *Node) askAround() {
 		case <-n.closing:
 			return
 		}
-		for _, p := range n.cfg.Peers {
+		for _, p := range n.Members() {
 			if p.ID != n.cfg.ID {
 				n.askPeer(ctx, p.ID)
 			}

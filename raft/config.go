@@ -28,8 +28,8 @@ type Peer struct {
 // MaxMultiplier bounds Config.Multiplier.
 const MaxMultiplier = 10
 
-// A Config says which member of which group to run. Dir, Listener, ID, Region
-// and Peers are required.
+// A Config says which member of which group to run. Dir, Listener, ID and
+// Region are required.
 type Config struct {
 	ID     gpuai.ServerID
 	Region gpuai.RegionID
@@ -38,12 +38,13 @@ type Config struct {
 	// Listener is the Raft port; the Node owns and closes it. The first byte
 	// of a connection says what it is: 1 Raft, 2 HTTP between servers.
 	Listener net.Listener
-	// Advertise is this server's address as others reach it; "" is the
-	// listener's.
+	// Advertise is this server's address as others reach it; "" is the one in
+	// Peers, else the listener's.
 	Advertise string
-	// Peers are the members' current addresses, this server's included. They
-	// override those in the Raft configuration, so ports may change between
-	// starts.
+	// Peers are the first members, this server included. Once the cluster is
+	// formed the members are those of the Raft configuration, and Peers are
+	// further addresses at which they are looked for, so that all may change
+	// their ports between starts. A server that joins a cluster has none.
 	Peers []Peer
 	// Bootstrap forms a new cluster of Peers when Dir is empty; each of its
 	// first members sets it. The member with the lowest ID mints the cluster
@@ -114,8 +115,17 @@ func (c *Config) validate() error {
 	case c.Multiplier < 1 || c.Multiplier > MaxMultiplier:
 		return fmt.Errorf("raft: the timeout multiplier is %d and must be 1 to %d", c.Multiplier, MaxMultiplier)
 	}
+	if addr, ok := c.addr(c.ID); c.Advertise == "" && ok {
+		c.Advertise = addr
+	}
 	if c.Advertise == "" {
 		c.Advertise = c.Listener.Addr().String()
+	}
+	if len(c.Peers) == 0 {
+		if c.Bootstrap {
+			return errors.New("raft: a new cluster is formed of Peers, and there are none")
+		}
+		return nil
 	}
 	return c.validatePeers()
 }
@@ -217,6 +227,7 @@ func (c *Config) library(t tuning, notify chan<- bool) *hraft.Config {
 	h.PreVoteDisabled = false
 	h.NoLegacyTelemetry = true
 	h.NotifyCh = notify
+	h.ShutdownOnRemove = false // a removed server stops by itself, with a sentence
 	h.Logger = telemetry.HCLog(c.Logger)
 	return h
 }

@@ -77,12 +77,12 @@ func TestStrangerIsNotAdmitted(t *testing.T) {
 		}{
 			{hello{kindRaft, n.cluster(), "a", "a"}, ""},
 			{hello{kindRaft, "", "a", ""}, ""},
-			{hello{kindRaft, "", "x", "a"}, "server x is not among the peers"},
+			{hello{kindRaft, "", "x", "a"}, "server x is not among the members"},
 			{hello{kindRaft, "other", "a", "a"}, "this server belongs to cluster"},
 			{hello{kindRaft, n.cluster(), "a", "b"}, "this is server a, not b"},
 		}
 		for _, k := range cases {
-			_, err := n.admit(k.h)
+			_, _, err := n.admit(k.h)
 			if (err == nil) != (k.want == "") || err != nil && !strings.Contains(err.Error(), k.want) {
 				t.Errorf("%+v: %v, want %q", k.h, err, k.want)
 			}

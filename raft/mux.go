@@ -26,6 +26,7 @@ import (
 const (
 	kindRaft = 1
 	kindPeer = 2
+	kindJoin = 3 // HTTP from who is no member yet, or at an address that nobody vouches for
 
 	helloVersion  = 1
 	helloLimit    = 1024 // bytes behind the fixed part
@@ -34,6 +35,7 @@ const (
 
 	statusOK      = 0
 	statusRefused = 1
+	statusRemoved = 2 // refused: the dialler was removed from the cluster
 )
 
 // hello is what a dialler says.
@@ -45,10 +47,11 @@ type hello struct {
 
 // gatekeeper judges handshakes. Both methods are called concurrently.
 type gatekeeper interface {
-	// admit judges a dialler; its cluster is what the answer names.
-	admit(h hello) (cluster gpuai.ClusterID, err error)
-	// greet is called with the answer to a handshake of ours with peer.
-	greet(peer gpuai.ServerID, cluster gpuai.ClusterID, refused string) error
+	// admit judges a dialler; its cluster is what the answer names, with the
+	// status of a refusal.
+	admit(h hello) (cluster gpuai.ClusterID, status byte, err error)
+	// greet is called with the answer to a handshake h of ours.
+	greet(h hello, cluster gpuai.ClusterID, status byte, reason string) error
 }
 
 // mux shares one listener between the kinds, and closes every connection made
@@ -75,6 +78,7 @@ func newMux(ln net.Listener, gate gatekeeper) *mux {
 		done:  make(chan struct{}),
 		open:  make(map[*trackedConn]struct{}),
 	}
+	m.conns[kindJoin] = m.conns[kindPeer]
 	m.wg.Go(m.accept)
 	return m
 }
@@ -128,10 +132,10 @@ func (m *mux) answer(c net.Conn) (kind byte, err error) {
 	if err != nil {
 		return 0, err
 	}
-	cluster, refusal := m.gate.admit(h)
-	status, reason := byte(statusOK), ""
+	cluster, status, refusal := m.gate.admit(h)
+	reason := ""
 	if refusal != nil {
-		status, reason = statusRefused, refusal.Error()
+		reason = refusal.Error()
 	}
 	if _, err := c.Write(frame([]byte{status}, string(cluster), reason)); err != nil {
 		return 0, err
@@ -142,9 +146,13 @@ func (m *mux) answer(c net.Conn) (kind byte, err error) {
 // dial connects to addr and does the dialler's half. An empty h.to accepts
 // whoever answers.
 func (m *mux) dial(ctx context.Context, dial func(context.Context, string) (net.Conn, error), addr string, h hello) (net.Conn, error) {
+	who := "a server"
+	if h.to != "" {
+		who = "server " + string(h.to)
+	}
 	raw, err := dial(ctx, addr)
 	if err != nil {
-		return nil, fmt.Errorf("connect to server %s at %s: %w", h.to, addr, err)
+		return nil, fmt.Errorf("connect to %s at %s: %w", who, addr, err)
 	}
 	c, err := m.track(raw)
 	if err != nil {
@@ -152,7 +160,7 @@ func (m *mux) dial(ctx context.Context, dial func(context.Context, string) (net.
 	}
 	if err := m.introduce(ctx, c, h); err != nil {
 		c.Close()
-		return nil, fmt.Errorf("connect to server %s at %s: %w", h.to, addr, err)
+		return nil, fmt.Errorf("connect to %s at %s: %w", who, addr, err)
 	}
 	return c, nil
 }
@@ -176,11 +184,7 @@ func (m *mux) introduce(ctx context.Context, c net.Conn, h hello) error {
 	if err != nil {
 		return err
 	}
-	refused := ""
-	if status[0] != statusOK {
-		refused = parts[1]
-	}
-	if err := m.gate.greet(h.to, gpuai.ClusterID(parts[0]), refused); err != nil {
+	if err := m.gate.greet(h, gpuai.ClusterID(parts[0]), status[0], parts[1]); err != nil {
 		return err
 	}
 	return c.SetDeadline(time.Time{})
@@ -191,7 +195,7 @@ func readHello(r io.Reader) (hello, error) {
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return hello{}, err
 	}
-	if head[0] != kindRaft && head[0] != kindPeer || head[1] != helloVersion {
+	if head[0] < kindRaft || head[0] > kindJoin || head[1] != helloVersion {
 		return hello{}, fmt.Errorf("a connection of kind %d, version %d", head[0], head[1])
 	}
 	parts, err := readParts(r, 3)

@@ -44,7 +44,7 @@ func TestPeersTalkOverTheRaftPort(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	if _, err := c.nodes["a"].DialPeer(t.Context(), "z"); err == nil || !strings.Contains(err.Error(), "not among the peers") {
+	if _, err := c.nodes["a"].DialPeer(t.Context(), "z"); err == nil || !strings.Contains(err.Error(), "not among the members") {
 		t.Errorf("a stranger: %v", err)
 	}
 	c.kill("b")
@@ -68,10 +68,16 @@ func TestSwappedAddresses(t *testing.T) {
 			n.cfg.Peers[i].Addr = c.addr["c"]
 		}
 	}
-	_, err := n.DialPeer(t.Context(), "b")
+	_, err := n.dialWithin(t.Context(), c.addr["c"], n.hello(kindPeer, "b"), 1)
 	if err == nil || !strings.Contains(err.Error(), "this is server c, not b") {
 		t.Errorf("got %v", err)
 	}
+	n.book.answered("b", c.addr["c"]) // whatever was believed
+	conn, err := n.DialPeer(t.Context(), "b")
+	if err != nil {
+		t.Fatalf("b is found at none of its addresses: %v", err)
+	}
+	conn.Close()
 	c.kill(c.ids...)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 
+	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/store"
@@ -41,7 +42,9 @@ type Node struct {
 	metrics  *metrics
 
 	shield
+	lib      atomic.Pointer[hraft.Raft] // raft, for what runs before it is started
 	members  membership
+	book     addressBook
 	barriers barrierGate
 	clock    clock
 	leading  atomic.Bool
@@ -71,6 +74,7 @@ func open(cfg Config, t tuning) (*Node, error) {
 		cfg:     cfg,
 		tune:    t,
 		members: newMembership(),
+		book:    addressBook{last: make(map[gpuai.ServerID]string), told: make(map[gpuai.ServerID]string)},
 		notify:  make(chan bool, notifyBuffer),
 		terms:   make(chan Term, 1),
 		forks:   make(chan struct{}, maxForks),
@@ -106,6 +110,7 @@ func (n *Node) start() error {
 		onApply:   n.cfg.OnApply,
 		onRestore: n.cfg.OnRestore,
 		damage:    n.damaged,
+		configure: n.configured,
 		metrics:   n.metrics,
 		applying:  newStopwatch(),
 		restored:  n.restored,
@@ -166,6 +171,7 @@ func (n *Node) startLibrary(trans *transport) (err error) {
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	n.lib.Store(n.raft)
 	return nil
 }
 

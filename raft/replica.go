@@ -22,6 +22,7 @@ type replica struct {
 	onApply   func(*fsm.Output)
 	onRestore func()
 	damage    func(error)
+	configure func(index uint64, members []Member)
 	metrics   *metrics
 	applying  *stopwatch      // what hraft's goroutine for the machine is in
 	restored  func()          // after each restore
@@ -82,6 +83,9 @@ func (r *replica) apply(l *hraft.Log) *fsm.Output {
 	if l.Type != hraft.LogCommand { // a configuration: hraft's own
 		r.advance(l.Index, l.Term)
 		r.wake()
+		if l.Type == hraft.LogConfiguration {
+			r.configure(l.Index, membersOf(hraft.DecodeConfiguration(l.Data)))
+		}
 		return nil
 	}
 	out := new(fsm.Output) // fresh: waiters and watchers keep it

@@ -61,9 +61,6 @@ func (n *Node) statusMembers(leader gpuai.ServerID) []gpuai.RaftMember {
 			Voter:   s.Suffrage == hraft.Voter,
 			Leader:  gpuai.ServerID(s.ID) == leader,
 		}
-		if addr, ok := n.cfg.addr(m.Server); ok {
-			m.Address = addr
-		}
 		out = append(out, m)
 	}
 	return out

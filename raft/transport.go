@@ -21,8 +21,8 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 }
 
 // streams is hraft's StreamLayer. As an address hraft is given the server's
-// ID where Peers knows it (see addresses), so that an address is looked up
-// when it is dialled and checked to be the server that was meant.
+// ID (see addresses), so that an address is looked up when it is dialled and
+// checked to be the server that was meant.
 type streams struct {
 	*muxListener
 	n *Node
@@ -30,33 +30,26 @@ type streams struct {
 
 var _ hraft.StreamLayer = (*streams)(nil)
 
-// Dial connects to a server by ID, or to an address that is no ID.
+// Dial connects to a server by ID.
 func (s *streams) Dial(address hraft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	id := gpuai.ServerID(address)
-	if _, ok := s.n.cfg.addr(id); ok {
-		return s.n.connect(ctx, kindRaft, id)
-	}
-	return s.n.mux.dial(ctx, s.n.cfg.Dial, string(address), s.n.hello(kindRaft, ""))
+	return s.n.connect(ctx, kindRaft, gpuai.ServerID(address))
 }
 
-// addresses gives the ID as the address of every known peer.
-type addresses struct{ n *Node }
+// addresses gives the ID as every server's address.
+type addresses struct{}
 
 var _ hraft.ServerAddressProvider = addresses{}
 
 // ServerAddr implements hraft.ServerAddressProvider.
-func (a addresses) ServerAddr(id hraft.ServerID) (hraft.ServerAddress, error) {
-	if _, ok := a.n.cfg.addr(gpuai.ServerID(id)); !ok {
-		return "", fmt.Errorf("server %s is not among the peers of %s", id, a.n.cfg.ID)
-	}
+func (addresses) ServerAddr(id hraft.ServerID) (hraft.ServerAddress, error) {
 	return hraft.ServerAddress(id), nil
 }
 
 func (n *Node) newTransport() *transport {
 	inner := hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
-		ServerAddressProvider:   addresses{n},
+		ServerAddressProvider:   addresses{},
 		Logger:                  telemetry.HCLog(n.cfg.Logger).Named("raft-net"),
 		Stream:                  &streams{muxListener: n.mux.listener(kindRaft), n: n},
 		MaxPool:                 maxPool,
@@ -74,12 +67,34 @@ func (n *Node) hello(kind byte, to gpuai.ServerID) hello {
 	return hello{kind: kind, cluster: n.cluster(), from: n.cfg.ID, to: to}
 }
 
+// connect tries a member's addresses in turn, sharing the time between them.
 func (n *Node) connect(ctx context.Context, kind byte, id gpuai.ServerID) (net.Conn, error) {
-	addr, ok := n.cfg.addr(id)
-	if !ok {
-		return nil, fmt.Errorf("server %s is not among the peers of %s", id, n.cfg.ID)
+	all := n.addressesOf(id)
+	if len(all) == 0 {
+		return nil, fmt.Errorf("server %s is not among the members that %s knows", id, n.cfg.ID)
 	}
-	return n.mux.dial(ctx, n.cfg.Dial, addr, n.hello(kind, id))
+	var first error
+	for i, addr := range all {
+		conn, err := n.dialWithin(ctx, addr, n.hello(kind, id), len(all)-i)
+		if err == nil {
+			n.book.answered(id, addr)
+			return conn, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, first
+}
+
+// dialWithin spends a part of the time that is left on one address.
+func (n *Node) dialWithin(ctx context.Context, addr string, h hello, parts int) (net.Conn, error) {
+	if d, ok := ctx.Deadline(); ok && parts > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(d)/time.Duration(parts))
+		defer cancel()
+	}
+	return n.mux.dial(ctx, n.cfg.Dial, addr, h)
 }
 
 // DialPeer opens a connection to the HTTP side of another server's Raft port.
@@ -91,6 +106,3 @@ func (n *Node) DialPeer(ctx context.Context, id gpuai.ServerID) (net.Conn, error
 // PeerListener accepts what other servers open by DialPeer. It ends with the
 // Node.
 func (n *Node) PeerListener() net.Listener { return n.peers }
-
-// Peers returns the members as configured.
-func (n *Node) Peers() []Peer { return append([]Peer(nil), n.cfg.Peers...) }

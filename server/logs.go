@@ -136,8 +136,9 @@ func (s *Server) readLogsElsewhere(ctx context.Context, q logQuestion) (gpuai.Lo
 		chunk gpuai.LogChunk
 		err   error
 	}
-	answers, asked := make(chan answer, len(s.node.Peers())), 0
-	for _, p := range s.node.Peers() {
+	members := s.node.Members()
+	answers, asked := make(chan answer, len(members)), 0
+	for _, p := range members {
 		if p.ID == s.cfg.ID {
 			continue
 		}

@@ -215,7 +215,7 @@ func (s *Server) Close() error {
 
 func (s *Server) stop() error {
 	s.readiness.stop()
-	if s.node.IsLeader() && len(s.node.Peers()) > 1 {
+	if s.node.IsLeader() && len(s.node.Members()) > 1 {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		if err := s.node.TransferLeadership(ctx); err != nil {
 			s.log.Warn("stopping without a hand-over of leadership", "error", err)
