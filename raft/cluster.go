@@ -187,7 +187,7 @@ func (n *Node) adopt(peer gpuai.ServerID, theirs gpuai.ClusterID) (gpuai.Cluster
 // cluster: then it is this server that is in the wrong place.
 func (n *Node) countForeign(ours, theirs gpuai.ClusterID) {
 	var who []string
-	all := n.Members()
+	all := n.around()
 	for _, p := range all {
 		if n.members.foreign[p.ID] == theirs {
 			who = append(who, string(p.ID))
@@ -200,12 +200,27 @@ func (n *Node) countForeign(ours, theirs gpuai.ClusterID) {
 	}
 }
 
+// around returns who must be asked for their cluster: what the operator says,
+// if that is something. The log of a server in the wrong place names others.
+func (n *Node) around() []Member {
+	if len(n.cfg.Peers) == 0 {
+		return n.Members()
+	}
+	var out []Member
+	for _, p := range n.cfg.Peers {
+		out = append(out, Member{ID: p.ID, Addr: p.Addr, Voter: true})
+	}
+	return out
+}
+
 // askEvery bounds how often the members are asked for their cluster.
 const askEvery = time.Second
 
 // askAround asks all members for their cluster when one has named another: a
 // leader calls this server, the others may never. Without it a server that has
-// the directory of a smaller cluster would lead that one for ever.
+// the directory of a smaller cluster would lead that one for ever. It asks too
+// while nobody leads this server: one that was removed is sent nothing more, and
+// learns it by the answer.
 func (n *Node) askAround() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -213,23 +228,42 @@ func (n *Node) askAround() {
 		<-n.closing
 		cancel()
 	}()
+	every := time.NewTicker(askEvery)
+	defer every.Stop()
+	foreign := false
 	for {
 		select {
 		case <-n.members.ask:
+			foreign = true
+			continue // at the next tick
+		case <-every.C:
 		case <-n.closing:
 			return
 		}
-		for _, p := range n.Members() {
+		if !foreign && !n.forgotten() {
+			continue
+		}
+		foreign = false
+		for _, p := range n.around() {
 			if p.ID != n.cfg.ID {
 				n.askPeer(ctx, p.ID)
 			}
 		}
-		select {
-		case <-time.After(askEvery):
-		case <-n.closing:
-			return
-		}
 	}
+}
+
+// forgotten reports whether this member of a cluster is told nothing: it knows
+// no leader, or the newest configuration is without it.
+func (n *Node) forgotten() bool {
+	if n.cluster() == "" {
+		return false
+	}
+	if _, led := n.Leader(); !led {
+		return true
+	}
+	conf := membersOf(n.configuration())
+	_, member := find(conf, n.cfg.ID)
+	return len(conf) > 0 && !member
 }
 
 // askPeer has a member's handshake judged.

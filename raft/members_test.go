@@ -387,7 +387,7 @@ func TestANonvoterDoesNotCount(t *testing.T) {
 		if m.Voter {
 			t.Fatal("it votes at once")
 		}
-		down := c.follower().cfg.ID
+		down := without(c.voters(), c.leader().cfg.ID)[0]
 		c.kill(down, "d")
 		c.submit(c.leader())
 		if st := c.leader().Status(); len(st.Members) != 4 {
