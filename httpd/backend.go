@@ -22,6 +22,7 @@ type Backend interface {
 	Writer
 	Streams
 	Operator
+	Members
 }
 
 // Status is what this server knows of itself and its region right now.

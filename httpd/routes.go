@@ -58,6 +58,10 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/operator/policy", class: classRead, where: onLeaderOrStale, handle: (*call).getPolicy},
 	{method: "PUT", path: "/v1/operator/policy", class: classWrite, write: true, handle: (*call).putPolicy},
 	{method: "GET", path: "/v1/operator/raft", class: classStatus, where: here, handle: (*call).raft},
+	{method: "GET", path: "/v1/operator/members", class: classStatus, where: onLeaderOrStale, handle: (*call).listMembers},
+	{method: "POST", path: "/v1/operator/members", class: classWrite, write: true, handle: (*call).addMember},
+	{method: "POST", path: "/v1/operator/members/{server}/promote", class: classWrite, write: true, handle: (*call).promoteMember},
+	{method: "POST", path: "/v1/operator/members/{server}/remove", class: classWrite, write: true, handle: (*call).removeMember},
 	{method: "GET", path: "/v1/operator/digest", class: classStatus, where: here, query: []string{"index"}, handle: (*call).digest},
 	{method: "GET", path: "/v1/operator/snapshot", class: classStream, where: onLeaderOrStale, handle: (*call).snapshot},
 

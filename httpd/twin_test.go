@@ -43,6 +43,8 @@ type twin struct {
 	ended    bool   // the output is all there is
 	batch    []string
 	agent    func(context.Context, AgentConn) error
+	members  []gpuai.MemberStatus
+	removed  []gpuai.ServerID
 }
 
 var _ Backend = (*twin)(nil)
@@ -50,7 +52,9 @@ var _ Backend = (*twin)(nil)
 func newTwin() *twin {
 	t := &twin{
 		index: 10, changed: make(chan struct{}), policy: gpuai.DefaultPolicy(), free: 4, keys: map[string]gpuai.Submitted{},
-		status: Status{Server: "s1", Leader: "s1", IsLeader: true, Ready: true},
+		status:  Status{Server: "s1", Leader: "s1", IsLeader: true, Ready: true},
+		members: []gpuai.MemberStatus{{Server: "s1", Address: "127.0.0.1:1", Voter: true, Leader: true, Reachable: true, AppliedIndex: 10}},
+		removed: []gpuai.ServerID{},
 	}
 	for i := range 3 {
 		t.nodes = append(t.nodes, gpuai.Node{

@@ -136,8 +136,8 @@ func (c *Caller) greet(h hello, cluster gpuai.ClusterID, status byte, reason str
 	return nil
 }
 
-// checkAddr refuses what others could not connect to.
-func checkAddr(addr string) error {
+// CheckAddr refuses what others could not connect to.
+func CheckAddr(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" {
 		return fmt.Errorf("its address must be host:port, not %q", addr)

@@ -242,7 +242,7 @@ func checkMember(id gpuai.ServerID, addr string) error {
 	if !gpuai.ValidName(string(id)) {
 		return gpuai.NewError(gpuai.InvalidSpec, fmt.Sprintf("a server's ID is 1 to 63 of a-z, 0-9 and '-', not %q", id))
 	}
-	if err := checkAddr(addr); err != nil {
+	if err := CheckAddr(addr); err != nil {
 		return gpuai.NewError(gpuai.InvalidSpec, fmt.Sprintf("server %s: %v", id, err))
 	}
 	return nil
@@ -359,6 +359,9 @@ func (n *Node) RemoveMember(ctx context.Context, id gpuai.ServerID) error {
 	}
 	all := membersOf(conf)
 	m, ok := find(all, id)
+	if !ok && n.retired(id) {
+		return nil // it was removed before: asked again
+	}
 	if !ok {
 		return n.noMember(id, all)
 	}
@@ -405,11 +408,7 @@ func (n *Node) noMember(id gpuai.ServerID, all []Member) error {
 	for _, m := range all {
 		names = append(names, string(m.ID))
 	}
-	detail := fmt.Sprintf("no server %s is a member: the members are %s", id, strings.Join(names, ", "))
-	if n.retired(id) {
-		detail = fmt.Sprintf("server %s was removed from this region already", id)
-	}
-	return gpuai.NewError(gpuai.NotFound, detail)
+	return gpuai.NewError(gpuai.NotFound, fmt.Sprintf("no server %s is a member: the members are %s", id, strings.Join(names, ", ")))
 }
 
 func (n *Node) retired(id gpuai.ServerID) (ok bool) {

@@ -28,11 +28,16 @@ type Config struct {
 	HTTP, Raft         net.Listener
 	// Advertise is the Raft port as others reach it; "" is the listener's.
 	Advertise string
-	// Peers are the members with their current addresses. Empty means this
-	// server alone.
+	// Peers are the members that form a new cluster, and further addresses
+	// of members later on. Empty means this server alone, where it forms one.
 	Peers []raft.Peer
 	// Bootstrap forms a new cluster of Peers when DataDir is empty.
 	Bootstrap bool
+	// Join are Raft addresses of members: this server joins their cluster,
+	// as a non-voter until it has caught up.
+	Join []string
+	// NonVoter keeps it from asking for a vote then.
+	NonVoter bool
 	// Multiplier 1 … 10 scales Raft's timeouts; 0 is 1.
 	Multiplier int
 	// DiskLow, DiskHard and DiskFree are raft.Config's: marks of the room on
@@ -75,6 +80,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("region %q is not a name: use 1 to 63 of a-z, 0-9 and '-'", c.Region)
 	case c.DataDir == "":
 		return errors.New("a server needs a data directory: set one with --data")
+	case c.Bootstrap && len(c.Join) > 0:
+		return errors.New("a server forms a new region or joins one: give --bootstrap or --join, and not both")
 	}
 	return nil
 }
@@ -131,9 +138,10 @@ func (c *Config) close() {
 	}
 }
 
-// peers returns the members; a server without peers is its own only one.
+// peers returns the first members; a server without peers that forms a cluster
+// is its own only one.
 func (c *Config) peers() []raft.Peer {
-	if len(c.Peers) > 0 {
+	if len(c.Peers) > 0 || !c.Bootstrap {
 		return c.Peers
 	}
 	addr := c.Advertise

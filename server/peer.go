@@ -23,6 +23,11 @@ const (
 	pathLogs    = "/peer/v1/logs"
 	pathIndex   = "/peer/v1/index"
 
+	pathJoin     = "/peer/v1/join"
+	pathMember   = "/peer/v1/member"
+	pathMembers  = "/peer/v1/members"
+	pathPosition = "/peer/v1/position"
+
 	// maxPeerBody bounds a body in either direction.
 	maxPeerBody = 16 << 20
 	// codeHeader carries the code of an answer that is an error.
@@ -52,6 +57,7 @@ func (s *Server) peerHandler(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	for path, serve := range map[string]func(context.Context, []byte) ([]byte, error){
 		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
+		pathJoin: s.joinPeer, pathMember: s.memberPeer, pathMembers: s.membersPeer, pathPosition: s.positionPeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}
@@ -89,18 +95,23 @@ func (s *Server) askLeader(ctx context.Context, path string, body []byte) ([]byt
 
 // askPeer posts a body to another server.
 func (s *Server) askPeer(ctx context.Context, id gpuai.ServerID, path string, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(id)+peerDomain+path, bytes.NewReader(body))
+	return post(ctx, s.peerHTTP, string(id)+peerDomain, "server "+string(id), path, body)
+}
+
+// post posts a body to a server, which who names. Its errors are *gpuai.Error.
+func post(ctx context.Context, rt http.RoundTripper, host, who, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+host+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.peerHTTP.RoundTrip(req)
+	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return nil, gpuai.NewError(gpuai.OutcomeUnknown, fmt.Sprintf("server %s did not answer (%v); retry", id, err))
+		return nil, gpuai.NewError(gpuai.OutcomeUnknown, fmt.Sprintf("%s did not answer (%v); retry", who, err))
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxPeerBody))
 	if err != nil {
-		return nil, gpuai.NewError(gpuai.OutcomeUnknown, fmt.Sprintf("server %s's answer was cut short (%v); retry", id, err))
+		return nil, gpuai.NewError(gpuai.OutcomeUnknown, fmt.Sprintf("%s's answer was cut short (%v); retry", who, err))
 	}
 	if resp.StatusCode != http.StatusOK {
 		code, err := strconv.Atoi(resp.Header.Get(codeHeader))

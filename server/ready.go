@@ -87,6 +87,8 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 	switch {
 	case len(s.failed) > 0:
 		return false, r.why
+	case st.Leader == "" && s.announcer.obstacle() != "":
+		return false, s.announcer.obstacle()
 	case st.Leader == "":
 		return false, "no leader is known"
 	case st.Leader == s.cfg.ID && !s.node.IsLeader():

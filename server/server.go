@@ -46,11 +46,14 @@ type Server struct {
 	sessions  *registry
 	collector *collector
 	lane      *lane
-	explainer *explainer
-	readiness readiness
-	changed   changes
-	metrics   *metrics
-	reign     atomic.Pointer[reign] // nil while another server leads
+	announcer *announcer
+
+	quarantine quarantine
+	explainer  *explainer
+	readiness  readiness
+	changed    changes
+	metrics    *metrics
+	reign      atomic.Pointer[reign] // nil while another server leads
 
 	web
 	life
@@ -106,6 +109,7 @@ func Open(cfg Config) (*Server, error) {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
+	s.announcer = newAnnouncer(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	if err := s.openNode(); err != nil {
@@ -175,6 +179,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, f := range []func(context.Context){
 		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run, s.joinLevel,
+		s.announcer.run,
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/server"
+	"github.com/gpuai/gpuai/store"
 )
 
 // A logConfig says what is logged and how.
@@ -53,6 +54,8 @@ type serverConfig struct {
 	Advertise  string   // Raft address as others reach it; "" is the listener's
 	Peers      []string // id=host:port of every member, this one included; none: alone
 	Bootstrap  bool     // form a new cluster of Peers where Data is empty
+	Join       []string // Raft addresses of members of the region to join
+	NonVoter   bool     // do not ask for a vote once caught up
 	Multiplier int      // 1 … 10, scales Raft's timeouts
 	DiskLow    uint64   // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
 	DiskHard   uint64   // MiB free below which nothing is written; 0: a quarter of DiskLow
@@ -94,6 +97,8 @@ func (c *serverConfig) Validate() error {
 	}
 	self := slices.ContainsFunc(peers, func(p peer) bool { return string(p.ID) == c.ID })
 	bad(len(peers) == 0 || self, "--peers must name this server %q too", c.ID)
+	bad(!c.Bootstrap || len(c.Join) == 0, "--bootstrap forms a new region and --join joins one: give one of them, not both")
+	errs = append(errs, checkJoin(c.Join), c.checkAdvertise())
 	_, err = c.Log.level()
 	return errors.Join(append(errs, err)...)
 }
@@ -123,6 +128,32 @@ func (c *serverConfig) peers() ([]peer, error) {
 	return out, nil
 }
 
+// checkJoin checks addresses of Raft ports.
+func checkJoin(addrs []string) error {
+	for _, addr := range addrs {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || !validPort(port) {
+			return fmt.Errorf("--join has addresses of Raft ports as host:port, not %q", addr)
+		}
+	}
+	return nil
+}
+
+// checkAdvertise refuses to tell others an address that they cannot reach.
+func (c *serverConfig) checkAdvertise() error {
+	addr, flag := c.Advertise, "--advertise"
+	if addr == "" && len(c.Join) == 0 {
+		return nil // --peers say where this server is
+	}
+	if addr == "" {
+		addr, flag = c.Raft, "--raft, which the others are told without --advertise,"
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err != nil || host == "" || ip != nil && ip.IsUnspecified() {
+		return fmt.Errorf("%s must be host:port as the other servers reach it, not %q", flag, addr)
+	}
+	return nil
+}
+
 func validPort(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return err == nil && n > 0
@@ -146,7 +177,7 @@ func checkListen(addr string, insecure bool) error {
 }
 
 func newServerCmd(a *app) *cobra.Command {
-	return group("server", "Run a member of a region", newServerRunCmd(a))
+	return group("server", "Run a member of a region", newServerRunCmd(a), newMembersCmd(a), newRejoinCmd(a))
 }
 
 func newServerRunCmd(a *app) *cobra.Command {
@@ -154,18 +185,24 @@ func newServerRunCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "run", Short: "Run one server of a region", Args: cobra.NoArgs,
 		Long: `Run one server of a region until SIGINT or SIGTERM. Leadership is handed over
-first. A region has three servers, or five; each is started with the same --peers.`,
+first. A region has three servers, or five. The first ones are started with the
+same --peers; another joins with --join, and votes once it has caught up. Later
+starts need neither: the data directory knows the members. A server that comes
+back at another address tells the others.`,
 		Example: `  gpuai server run --id a --data /var/lib/gpuai/a --http 127.0.0.1:7470 --raft 127.0.0.1:7471 \
-      --peers a=127.0.0.1:7471,b=127.0.0.1:7481,c=127.0.0.1:7491 --bootstrap`,
+      --peers a=127.0.0.1:7471,b=127.0.0.1:7481,c=127.0.0.1:7491 --bootstrap
+  gpuai server run --id d --data /var/lib/gpuai/d --http 127.0.0.1:7500 --raft 127.0.0.1:7501 --join 127.0.0.1:7471`,
 	}
 	f := c.Flags()
-	f.StringVar(&cfg.ID, "id", "", "name of this server, unique in the region (required)")
+	f.StringVar(&cfg.ID, "id", "", "name of this server, unique in the region for ever (default: the data directory's)")
 	f.StringVar(&cfg.Region, "region", cfg.Region, "name of the region")
 	f.StringVar(&cfg.Data, "data", "", "data directory (required)")
 	f.StringVar(&cfg.HTTP, "http", cfg.HTTP, "listen address of the HTTP API")
 	f.StringVar(&cfg.Raft, "raft", cfg.Raft, "listen address for the other servers")
 	f.StringVar(&cfg.Advertise, "advertise", "", "address of --raft as the others reach it")
 	f.StringSliceVar(&cfg.Peers, "peers", nil, "all servers as id=host:port of --raft, comma-separated; none for a region of one")
+	f.StringSliceVar(&cfg.Join, "join", nil, "join the region of these servers: host:port of their --raft, comma-separated")
+	f.BoolVar(&cfg.NonVoter, "nonvoter", false, "stay a non-voter after --join, until 'gpuai server members promote'")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
 	f.IntVar(&cfg.Multiplier, "raft-multiplier", cfg.Multiplier, "1 to 10, scales Raft's timeouts: 2 for busy disks, 5 between sites")
 	f.Uint64Var(&cfg.DiskLow, "disk-low-mib", 0, "MiB free on the disk of --data below which clients' commands are refused; 0: 1024, or a tenth of the disk")
@@ -178,6 +215,13 @@ first. A region has three servers, or five; each is started with the same --peer
 }
 
 func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
+	if cfg.ID == "" && cfg.Data != "" {
+		id, err := store.ServerOf(cfg.Data)
+		if err != nil {
+			return err
+		}
+		cfg.ID = string(id)
+	}
 	if err := cfg.Validate(); err != nil {
 		return usageError{err}
 	}
@@ -189,7 +233,8 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
-		Bootstrap: cfg.Bootstrap, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure, MaxFeatureLevel: cfg.MaxLevel,
+		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
+		MaxFeatureLevel: cfg.MaxLevel,
 		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
 	}
 	for _, p := range peers {

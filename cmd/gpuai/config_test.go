@@ -83,6 +83,10 @@ func TestServerConfig(t *testing.T) {
 		`form id=host:port, not "a=:1"`: func(c *serverConfig) { c.Peers = []string{"a=:1"} },
 		`"a=h:2" twice`:                 func(c *serverConfig) { c.Peers = []string{"a=h:1", "a=h:2"} },
 		`this server "a" too`:           func(c *serverConfig) { c.Peers = []string{"b=h:1"} },
+		"give one of them":              func(c *serverConfig) { c.Bootstrap, c.Join = true, []string{"h:1"} },
+		`as host:port, not "h"`:         func(c *serverConfig) { c.Join = []string{"h"} },
+		"--advertise must be":           func(c *serverConfig) { c.Advertise = "0.0.0.0:7" },
+		"told without --advertise":      func(c *serverConfig) { c.Join, c.Raft, c.Insecure = []string{"h:1"}, "0.0.0.0:7471", true },
 		`not "loud"`:                    func(c *serverConfig) { c.Log.Level = "loud" },
 		`"xml"`:                         func(c *serverConfig) { c.Log.Format = "xml" },
 	} {
