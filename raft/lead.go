@@ -77,6 +77,7 @@ func (n *Node) begin() *reign {
 // enthrone passes a barrier in the current term, anchors region time, opens
 // the proposer and announces the term.
 func (n *Node) enthrone(ctx context.Context) {
+	n.awaitTrust(ctx)
 	for ctx.Err() == nil {
 		term := n.raft.CurrentTerm()
 		err := n.barrier(ctx)
@@ -99,6 +100,9 @@ func (n *Node) accede(ctx context.Context, term uint64) {
 	})
 	n.proposer.open(term)
 	n.leading.Store(true)
+	if n.Quarantined() { // meanwhile
+		n.silence()
+	}
 	n.cfg.Logger.Info("leading", "term", term, "index", index)
 	select {
 	case n.terms <- Term{Number: term, Index: index, Ctx: ctx}:

@@ -115,6 +115,11 @@ func (n *Node) start() error {
 		applying:  newStopwatch(),
 		restored:  n.restored,
 	}
+	reason, err := n.cfg.Dir.Quarantine()
+	if err != nil {
+		return err
+	}
+	n.replica.quarantined.Store(reason != "")
 	n.mux = newMux(n.cfg.Listener, n)
 	n.peers = n.mux.listener(kindPeer)
 	n.trans = n.newTransport()
@@ -130,6 +135,9 @@ func (n *Node) start() error {
 	n.wg.Go(n.maintain)
 	n.wg.Go(n.askAround)
 	n.wg.Go(n.watch)
+	if reason != "" {
+		go n.leadNoMore() // ends with the Node
+	}
 	if err := n.metrics.register(n.cfg.Metrics, n.cfg.ID); err != nil {
 		return errors.Join(err, n.halt())
 	}

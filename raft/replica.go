@@ -31,6 +31,13 @@ type replica struct {
 	mu sync.RWMutex // guards m and what is in it
 	m  *fsm.Machine
 
+	feeding sync.Mutex // held by hraft's goroutine, entry by entry; guards below
+	// handed is the newest entry that hraft has given us, and its term: in
+	// quarantine it goes on where index stands still.
+	handed, handedTerm uint64
+
+	quarantined atomic.Bool // the machine is not trusted: nothing is applied
+
 	running atomic.Bool  // started: a restore from now on is news
 	failed  atomic.Bool  // an entry could not be applied: nothing is, from then on
 	time    atomic.Int64 // the machine's gpuai.Instant, without the lock
@@ -75,9 +82,18 @@ func (r *replica) ApplyBatch(logs []*hraft.Log) []any {
 }
 
 func (r *replica) apply(l *hraft.Log) *fsm.Output {
+	r.feeding.Lock()
+	defer r.feeding.Unlock()
 	r.applying.begin()
 	defer r.applying.end()
 	if r.failed.Load() {
+		return nil
+	}
+	r.handed, r.handedTerm = l.Index, l.Term
+	if r.quarantined.Load() {
+		if l.Type == hraft.LogConfiguration {
+			r.configure(l.Index, membersOf(hraft.DecodeConfiguration(l.Data)))
+		}
 		return nil
 	}
 	if l.Type != hraft.LogCommand { // a configuration: hraft's own
@@ -108,6 +124,12 @@ func (r *replica) apply(l *hraft.Log) *fsm.Output {
 	}
 	r.wake()
 	return out
+}
+
+func (r *replica) lastHanded() uint64 {
+	r.feeding.Lock()
+	defer r.feeding.Unlock()
+	return r.handed
 }
 
 func (r *replica) advance(index, term uint64) {
@@ -200,6 +222,9 @@ func (r *replica) Snapshot() (hraft.FSMSnapshot, error) {
 	if r.failed.Load() {
 		return nil, errFailed
 	}
+	if r.quarantined.Load() {
+		return nil, errQuarantined
+	}
 	s := &snapshot{replica: r, machine: r.fork(), commands: r.commands.Load(), bytes: r.bytes.Load()}
 	return s, nil
 }
@@ -250,6 +275,9 @@ func (r *replica) Restore(src io.ReadCloser) error {
 	if err != nil {
 		return r.notRestored(err)
 	}
+	r.feeding.Lock()
+	defer r.feeding.Unlock()
+	r.handed, r.handedTerm = m.Index(), m.Term()
 	r.mu.Lock()
 	r.m = m
 	r.mu.Unlock()

@@ -20,6 +20,7 @@ type shield struct {
 	stuck       atomic.Pointer[gpuai.Error] // why no commands are taken; nil while Apply returns
 	broken      atomic.Bool                 // the log can be read or written no longer
 	handing     atomic.Bool                 // a hand-over is under way
+	muted       atomic.Bool                 // quarantined, leading, and unable to hand over
 	restoreRate restoreRate
 }
 

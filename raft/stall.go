@@ -133,6 +133,9 @@ func isHeartbeat(r *hraft.AppendEntriesRequest) bool {
 // #503, #614), for its main goroutine alone could step down, and waits for the
 // disk.
 func (n *Node) unfit() error {
+	if n.muted.Load() {
+		return fmt.Errorf("server %s must not lead: its state is quarantined", n.cfg.ID)
+	}
 	if n.broken.Load() {
 		return fmt.Errorf("server %s must not lead: its log can be read or written no longer", n.cfg.ID)
 	}
@@ -150,6 +153,9 @@ func (n *Node) unfit() error {
 func (n *Node) refuseRPC(rpc hraft.RPC) error {
 	if _, ok := rpc.Command.(*hraft.TimeoutNowRequest); !ok {
 		return nil
+	}
+	if n.Quarantined() {
+		return fmt.Errorf("server %s takes no leadership over: its state is quarantined", n.cfg.ID)
 	}
 	if level := n.disk.level(); level != diskAmple {
 		return fmt.Errorf("server %s takes no leadership over: %s", n.cfg.ID, n.disk.sentence())

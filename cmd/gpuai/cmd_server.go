@@ -235,7 +235,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel,
-		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
+		JobSchema:       jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
 	}
 	for _, p := range peers {
 		sc.Peers = append(sc.Peers, p)
