@@ -36,6 +36,9 @@ type Status struct {
 	IsLeader    bool
 	Ready       bool
 	NotReady    string // why not, one sentence; "" when Ready
+	// Quarantined says why nothing may be answered from this server's own
+	// state; "" when it may.
+	Quarantined string
 }
 
 // A Page asks for one page of a list.

@@ -76,6 +76,9 @@ func (c *call) serve(known []string) error {
 		return err
 	}
 	if c.rt.where == here || c.stale() {
+		if err := c.trusted(); err != nil {
+			return err
+		}
 		return c.rt.handle(c)
 	}
 	transport, err := c.api.backend.Forward(c.r.Context())
@@ -86,6 +89,22 @@ func (c *call) serve(known []string) error {
 		return c.forward(transport)
 	}
 	return c.rt.handle(c)
+}
+
+// trusted refuses to answer from a state that is not the region's. What says how
+// this server is goes on.
+func (c *call) trusted() error {
+	if c.rt.class == classStatus {
+		return nil
+	}
+	st := c.api.backend.Status()
+	if st.Quarantined == "" {
+		return nil
+	}
+	return &gpuai.Error{
+		Code: gpuai.NoLeader, RetryAfter: 5 * gpuai.Second,
+		Detail: "server " + string(st.Server) + " is quarantined, " + st.Quarantined + ": ask another server",
+	}
 }
 
 // describe sets the headers that every answer has.
@@ -177,7 +196,7 @@ func (c *call) readPoint() error {
 		}
 	}
 	c.setIndex(c.api.backend.Status().Index)
-	return nil
+	return c.trusted() // it may have been quarantined while the call waited
 }
 
 func (c *call) setIndex(index uint64) {

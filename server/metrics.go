@@ -37,6 +37,7 @@ type metrics struct {
 	tripped    prometheus.Counter
 	held       prometheus.Gauge
 	open       prometheus.Gauge
+	divergence *prometheus.CounterVec
 
 	entries chan *fsm.Output // to be measured
 
@@ -69,11 +70,22 @@ func newMetrics(s *Server) *metrics {
 	m.open = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "gpuai_breaker_open", Help: "1 while expiry is slowed down because too many nodes fell silent.",
 	})
+	m.divergence = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpuai_fsm_divergence_total", Help: "Differences between servers' states that this server judged, by what it found of its own. Any is damage or a defect.",
+	}, []string{"verdict"})
+	quarantined := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "gpuai_quarantined", Help: "1 while this server serves nothing because its state is not the majority's.",
+	}, func() float64 {
+		if s.quarantine.why() != "" {
+			return 1
+		}
+		return 0
+	})
 	sessions := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gpuai_agent_sessions", Help: "Agents connected to this server.",
 	}, func() float64 { return float64(s.sessions.len()) })
 	m.all = []prometheus.Collector{
-		m.results, m.allocation, m.expired, m.recovery, m.tripped, m.held, m.open, sessions, newStateCollector(s),
+		m.results, m.allocation, m.expired, m.recovery, m.tripped, m.held, m.open, sessions, m.divergence, quarantined, newStateCollector(s),
 	}
 	return m
 }

@@ -28,6 +28,10 @@ const (
 	pathMembers  = "/peer/v1/members"
 	pathPosition = "/peer/v1/position"
 
+	pathDigest = "/peer/v1/digest"
+	pathState  = "/peer/v1/state"
+	pathLog    = "/peer/v1/log"
+
 	// maxPeerBody bounds a body in either direction.
 	maxPeerBody = 16 << 20
 	// codeHeader carries the code of an answer that is an error.
@@ -58,9 +62,11 @@ func (s *Server) peerHandler(api http.Handler) http.Handler {
 	for path, serve := range map[string]func(context.Context, []byte) ([]byte, error){
 		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
 		pathJoin: s.joinPeer, pathMember: s.memberPeer, pathMembers: s.membersPeer, pathPosition: s.positionPeer,
+		pathDigest: s.digestPeer, pathLog: s.logPeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}
+	mux.HandleFunc("POST "+pathState, s.statePeer)
 	mux.Handle("/", api)
 	return mux
 }

@@ -87,6 +87,8 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 	switch {
 	case len(s.failed) > 0:
 		return false, r.why
+	case s.quarantine.why() != "":
+		return false, "it is quarantined: " + s.quarantine.why()
 	case st.Leader == "" && s.announcer.obstacle() != "":
 		return false, s.announcer.obstacle()
 	case st.Leader == "":
@@ -146,6 +148,7 @@ func (s *Server) Status() httpd.Status {
 	st := httpd.Status{Server: s.cfg.ID, Index: s.node.AppliedIndex(), IsLeader: s.node.IsLeader()}
 	st.Leader, _ = s.node.Leader()
 	st.Ready, st.NotReady = s.readiness.get()
+	st.Quarantined = s.quarantine.why()
 	if st.Ready && s.cfg.NotReady != nil {
 		st.NotReady = s.cfg.NotReady()
 		st.Ready = st.NotReady == ""

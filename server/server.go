@@ -47,6 +47,7 @@ type Server struct {
 	collector *collector
 	lane      *lane
 	announcer *announcer
+	tribunal  *tribunal
 
 	quarantine quarantine
 	explainer  *explainer
@@ -109,7 +110,7 @@ func Open(cfg Config) (*Server, error) {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
-	s.announcer = newAnnouncer(s)
+	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	if err := s.openNode(); err != nil {
@@ -179,7 +180,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, f := range []func(context.Context){
 		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run, s.joinLevel,
-		s.announcer.run,
+		s.announcer.run, s.tribunal.run,
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}
@@ -269,7 +270,7 @@ func (s *Server) applied(out *fsm.Output) {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
 	}
 	if out.Diverged {
-		s.fail(fmt.Errorf("the state of this server differs from its leader's (found at index %d): one of the two is damaged; compare 'gpuai operator raft' and rebuild the one that is alone with 'gpuai server rejoin --wipe'", out.Index))
+		s.tribunal.accuse(out.DivergedAt)
 	}
 	if r := s.reign.Load(); r != nil {
 		r.observe(out)
