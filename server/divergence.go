@@ -73,6 +73,7 @@ type tribunal struct {
 
 	mu    sync.Mutex // guards below
 	index uint64     // where they differ
+	named string     // the digest that was named there, not this server's
 	// heard is what others have, or had before they stopped, at an index.
 	heard   map[gpuai.ServerID]string
 	heardAt uint64
@@ -80,10 +81,11 @@ type tribunal struct {
 
 func newTribunal(s *Server) *tribunal { return &tribunal{s: s, suspect: make(chan struct{}, 1)} }
 
-// accuse says that somebody differs at an index. It does not block.
-func (t *tribunal) accuse(index uint64) {
+// accuse says that a digest was named for an index that this server does not
+// have. It does not block.
+func (t *tribunal) accuse(index uint64, named string) {
 	t.mu.Lock()
-	t.index = index
+	t.index, t.named = index, named
 	t.mu.Unlock()
 	nudge(t.suspect)
 }
@@ -115,9 +117,9 @@ func (t *tribunal) run(ctx context.Context) {
 			return
 		}
 		t.mu.Lock()
-		index := t.index
+		index, named := t.index, t.named
 		t.mu.Unlock()
-		if t.judge(ctx, index) {
+		if t.judge(ctx, index, named) {
 			t.rebuild(ctx)
 		}
 	}
@@ -125,7 +127,7 @@ func (t *tribunal) run(ctx context.Context) {
 
 // judge reports whether this server's state is wrong at an index; it is
 // quarantined then. Where no majority agrees on any digest the server ends.
-func (t *tribunal) judge(ctx context.Context, index uint64) (rebuild bool) {
+func (t *tribunal) judge(ctx context.Context, index uint64, named string) (rebuild bool) {
 	s := t.s
 	deadline := time.Now().Add(s.scaled(verdictTimeout))
 	for {
@@ -146,8 +148,8 @@ func (t *tribunal) judge(ctx context.Context, index uint64) (rebuild bool) {
 			return true
 		case late || !waits:
 			s.metrics.divergence.WithLabelValues(v.String()).Inc()
-			s.fail(fmt.Errorf("at index %d the servers' states differ and no majority has the same (%s): no server knows which is right, so this one stops; "+
-				"compare them with 'gpuai operator digest --index %d' and restore the region from a backup, or rebuild all but one with 'gpuai server rejoin --wipe'", index, ds.String(), index))
+			s.fail(fmt.Errorf("at index %d the servers' states differ and no majority has the same (%s; named was %s): no server knows which is right, so this one stops; "+
+				"compare them with 'gpuai operator digest --index %d' and restore the region from a backup, or rebuild all but one with 'gpuai server rejoin --wipe'", index, ds.String(), named, index))
 			return false
 		}
 		select {
@@ -170,6 +172,9 @@ func (t *tribunal) ask(ctx context.Context, index uint64) (v verdict, ds digests
 	if m, _ := t.s.node.Member(t.s.cfg.ID); m.Voter {
 		ds.of[t.s.cfg.ID] = mine.Digest
 		ds.answered++
+		if ds.voters == 1 { // nobody else knows; its own log says otherwise
+			return undecided, ds, false
+		}
 	}
 	return ds.judge(mine.Digest), ds, ds.answered < ds.voters
 }
@@ -279,7 +284,7 @@ func (s *Server) digestPeer(_ context.Context, body []byte) ([]byte, error) {
 		s.tribunal.hear(q.Index, q.From, q.Mine)
 	}
 	if a.Digest != "" && q.Mine != "" && a.Digest != q.Mine && s.quarantine.why() == "" {
-		s.tribunal.accuse(q.Index)
+		s.tribunal.accuse(q.Index, q.Mine)
 	}
 	return json.Marshal(&a)
 }

@@ -270,7 +270,7 @@ func (s *Server) applied(out *fsm.Output) {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
 	}
 	if out.Diverged {
-		s.tribunal.accuse(out.DivergedAt)
+		s.tribunal.accuse(out.DivergedAt, out.Theirs.String())
 	}
 	if r := s.reign.Load(); r != nil {
 		r.observe(out)
