@@ -3,6 +3,7 @@ package httpd
 import (
 	"context"
 	"net/http"
+	"slices"
 
 	"github.com/gpuai/gpuai"
 )
@@ -23,11 +24,17 @@ func (c *call) listMembers() error {
 	if err := c.readPoint(); err != nil {
 		return err
 	}
-	return c.replyMembers()
+	return c.replyMembers("")
 }
 
-func (c *call) replyMembers() error {
+// replyMembers answers with the members. A server that has just removed itself
+// may not know it yet: gone is no member any more.
+func (c *call) replyMembers(gone gpuai.ServerID) error {
 	list := c.api.backend.Members(c.r.Context())
+	list.Members = slices.DeleteFunc(list.Members, func(m gpuai.MemberStatus) bool { return m.Server == gone })
+	if gone != "" && !slices.Contains(list.Removed, gone) {
+		list.Removed = append(list.Removed, gone)
+	}
 	c.setIndex(list.Index)
 	return c.reply(http.StatusOK, &list)
 }
@@ -41,24 +48,33 @@ func (c *call) addMember() error {
 	if err := c.api.backend.AddMember(c.r.Context(), r.Server, r.Address); err != nil {
 		return err
 	}
-	return c.replyMembers()
+	return c.replyMembers("")
 }
 
-// promoteMember answers POST /v1/operator/members/{server}/promote, removeMember
-// its neighbour.
-func (c *call) promoteMember() error { return c.changeMember(c.api.backend.PromoteMember) }
-func (c *call) removeMember() error  { return c.changeMember(c.api.backend.RemoveMember) }
+// promoteMember answers POST /v1/operator/members/{server}/promote.
+func (c *call) promoteMember() error {
+	if _, err := c.changeMember(c.api.backend.PromoteMember); err != nil {
+		return err
+	}
+	return c.replyMembers("")
+}
 
-func (c *call) changeMember(change func(context.Context, gpuai.ServerID) error) error {
-	id, err := c.variable("server")
+// removeMember answers POST /v1/operator/members/{server}/remove.
+func (c *call) removeMember() error {
+	id, err := c.changeMember(c.api.backend.RemoveMember)
 	if err != nil {
 		return err
 	}
+	return c.replyMembers(id)
+}
+
+func (c *call) changeMember(change func(context.Context, gpuai.ServerID) error) (gpuai.ServerID, error) {
+	id, err := c.variable("server")
+	if err != nil {
+		return "", err
+	}
 	if err := c.noBody(); err != nil {
-		return err
+		return "", err
 	}
-	if err := change(c.r.Context(), gpuai.ServerID(id)); err != nil {
-		return err
-	}
-	return c.replyMembers()
+	return gpuai.ServerID(id), change(c.r.Context(), gpuai.ServerID(id))
 }

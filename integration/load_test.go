@@ -38,11 +38,12 @@ type load struct {
 	all []answered
 }
 
-// startLoad submits from now on until halt. round makes its names its own.
-func (r *region) startLoad(round string) *load {
+// startLoad submits from now on until halt. round makes its names its own; more
+// are addresses beside the servers' of now.
+func (r *region) startLoad(round string, more ...string) *load {
 	r.t.Helper()
 	j := newJudge(r.t)
-	l := &load{t: r.t, r: r, judge: j, client: newClient(r.t, j, r.addrs()...)}
+	l := &load{t: r.t, r: r, judge: j, client: newClient(r.t, j, append(r.addrs(), more...)...)}
 	var ctx context.Context
 	ctx, l.stop = context.WithCancel(context.Background())
 	r.t.Cleanup(func() { l.stop(); l.wg.Wait() })

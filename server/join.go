@@ -100,7 +100,7 @@ func (a *announcer) run(ctx context.Context) {
 			return
 		}
 		if a.final(err) {
-			a.s.fail(fmt.Errorf("this server cannot be a member: %w", err))
+			a.s.fail(fmt.Errorf("this server cannot be a member: %v", err)) // no answer of an API any more
 			return
 		}
 		a.say(err)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -62,14 +63,14 @@ func Rejoin(ctx context.Context, cfg RejoinConfig) (Rejoined, error) {
 	r := newRejoin(&cfg, &out)
 	list, err := r.others(ctx)
 	if err != nil {
-		return out, fmt.Errorf("nothing was changed: %w", err)
+		return out, fmt.Errorf("nothing was changed: %v", err) // the whole sentence, not the API's error in it
 	}
 	out.Cluster = list.Cluster
 	if out.New, err = cfg.newID(out.Old, &list); err != nil {
 		return out, err
 	}
 	if err := r.remove(ctx, &list); err != nil {
-		return out, fmt.Errorf("the data directory was not touched: %w", err)
+		return out, fmt.Errorf("the data directory was not touched: %v", err)
 	}
 	out.Kept, err = dir.Wipe(store.Identity{Cluster: out.Cluster, Server: out.New, Region: out.Region})
 	if err != nil {
@@ -147,8 +148,29 @@ func newRejoin(cfg *RejoinConfig, out *Rejoined) *rejoin {
 	}}
 }
 
-// ask asks the servers of --join in turn, until one has an answer of its own.
+const (
+	// leaderWait is how long a rejoin waits for the others to have a leader:
+	// the server that is rebuilt may have led until a moment ago.
+	leaderWait  = 5 * time.Second
+	leaderRetry = 250 * time.Millisecond
+)
+
+// ask asks the servers of --join until one has an answer of its own.
 func (r *rejoin) ask(ctx context.Context, path string, body []byte) ([]byte, error) {
+	for deadline := time.Now().Add(leaderWait); ; {
+		answer, err := r.askOnce(ctx, path, body)
+		if err == nil || !isCode(err, gpuai.OutcomeUnknown) && !isCode(err, gpuai.NoLeader) || time.Now().After(deadline) {
+			return answer, err
+		}
+		select {
+		case <-time.After(leaderRetry):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func (r *rejoin) askOnce(ctx context.Context, path string, body []byte) ([]byte, error) {
 	var all []error
 	for _, addr := range r.cfg.Join {
 		answer, err := post(ctx, r.http, addr, "the server at "+addr, path, body)
