@@ -24,7 +24,7 @@ func (c *RetireServer) Append(dst []byte, env Envelope) []byte {
 
 // A retiredRec is a server that was removed.
 type retiredRec struct {
-	name  uint32 // string number
+	name  uint32 // string number; 0: forgotten
 	index uint64 // of the entry that retired it
 }
 
@@ -56,11 +56,19 @@ func (m *Machine) applyRetireServer(r *wire.Reader) Result {
 	return Result{}
 }
 
+// forgetRetired lets every ID be used again: a restored region is another
+// cluster, and no server of the old one can vote in it.
+func (m *Machine) forgetRetired() {
+	for s := range m.retired.Len() {
+		*m.retired.Mut(s) = retiredRec{}
+	}
+}
+
 // ServerRetired reports whether a server was removed from the region, or is
 // about to be: its ID must not be used again.
 func (m *Machine) ServerRetired(id gpuai.ServerID) bool {
 	for s := range m.retired.Len() {
-		if m.strs.Get(m.retired.Get(s).name) == string(id) {
+		if r := m.retired.Get(s); r.name != 0 && m.strs.Get(r.name) == string(id) {
 			return true
 		}
 	}
@@ -70,7 +78,9 @@ func (m *Machine) ServerRetired(id gpuai.ServerID) bool {
 // RetiredServers returns the servers that were removed, oldest first.
 func (m *Machine) RetiredServers() (out []gpuai.ServerID) {
 	for s := range m.retired.Len() {
-		out = append(out, gpuai.ServerID(m.strs.Get(m.retired.Get(s).name)))
+		if r := m.retired.Get(s); r.name != 0 {
+			out = append(out, gpuai.ServerID(m.strs.Get(r.name)))
+		}
 	}
 	return out
 }
@@ -91,7 +101,11 @@ func (m *Machine) checkRetired() error {
 		return fmt.Errorf("%d removed servers are remembered, more than %d", n, MaxRetiredServers)
 	}
 	for s := range m.retired.Len() {
-		name := m.retired.Get(s).name
+		r := m.retired.Get(s)
+		if *r == (retiredRec{}) {
+			continue
+		}
+		name := r.name
 		if name == 0 || name >= m.strs.Len() {
 			return fmt.Errorf("removed server %d has no name", s)
 		}

@@ -33,6 +33,26 @@ func TestRetiredServersAreRemembered(t *testing.T) {
 	}
 }
 
+// A restored region is another cluster: its servers may have any ID.
+func TestARestoreForgetsRetiredServers(t *testing.T) {
+	r := newRegion(t)
+	r.apply(&RetireServer{Server: "a"})
+	r.restore(testEpoch)
+	restored, err := Restore(bytes.NewReader(snapshotOf(t, r.m)), Options{Region: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Machine{r.m, restored} {
+		if got := m.RetiredServers(); len(got) != 0 || m.ServerRetired("a") || m.ServerRetired("") {
+			t.Errorf("after the restore %v are retired", got)
+		}
+	}
+	r.apply(&RetireServer{Server: "a"})
+	if got := r.m.RetiredServers(); !slices.Equal(got, []gpuai.ServerID{"a"}) {
+		t.Errorf("retired are %v", got)
+	}
+}
+
 func TestRetiredServersAreBounded(t *testing.T) {
 	r := newRegion(t)
 	r.check = false

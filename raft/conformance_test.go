@@ -291,7 +291,7 @@ func stuckAfterTransfer(t *testing.T, bare bool) bool {
 	// Another one is elected while the library still waits for the slow one.
 	depose := &hraft.TimeoutNowRequest{RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax}}
 	next := others[1]
-	if err := slow.trans.NetworkTransport.TimeoutNow("", hraft.ServerAddress(next.cfg.ID), depose, new(hraft.TimeoutNowResponse)); err != nil {
+	if err := slow.trans.NetworkTransport.TimeoutNow(hraft.ServerID(next.cfg.ID), hraft.ServerAddress(next.cfg.ID), depose, new(hraft.TimeoutNowResponse)); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the leader steps down", func() bool { return old.raft.State() != hraft.Leader })
