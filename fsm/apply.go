@@ -24,6 +24,7 @@ const (
 	typeCheckpoint
 	typeRetireJobs
 	typeRetireServer
+	typeMoveServer
 	numTypes
 )
 
@@ -243,6 +244,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyCheckpoint(r)
 	case typeRetireServer:
 		return m.applyRetireServer(r)
+	case typeMoveServer:
+		return m.applyMoveServer(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

@@ -13,7 +13,7 @@ import (
 // looks at everything: for tests, restores and samples.
 func (m *Machine) Check() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkRetired, m.checkHash, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.checkHash, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -209,7 +209,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 
 func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
-		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.retired.Sum() + m.sched.Sum()
+		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
 		return fmt.Errorf("the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
 	}

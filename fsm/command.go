@@ -49,6 +49,8 @@ type Output struct {
 	// DivergedAt is that index, and Theirs the digest that was named for it.
 	DivergedAt uint64
 	Theirs     Digest
+	// Servers says that what Machine.Servers returns has changed.
+	Servers bool
 	// Panics counts commands of this entry that were taken back because they
 	// panicked; Panic is the first one's text.
 	Panics uint32

@@ -16,8 +16,8 @@ const (
 	MaxBlocks     = 1 << 24 // blocks of 120 bytes for specs
 	MaxNodeLeases = 1_024   // live leases of one node
 	MaxRetire     = 1_000   // jobs of one RetireJobs
-	// MaxRetiredServers is how many removed servers are remembered.
-	MaxRetiredServers = 4_096
+	// MaxServers is how many servers are remembered, removed ones above all.
+	MaxServers = 4_096
 
 	// MaxLeasesPerEntry is how many tokens one index has.
 	MaxLeasesPerEntry = gpuai.MaxTokenOrdinal

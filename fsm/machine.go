@@ -43,7 +43,7 @@ type Machine struct {
 	bucketSlots *mem.Slots
 	bucketByKey *mem.Hash
 
-	retired *mem.Table[retiredRec] // servers, in the order of their removal
+	servers *mem.Table[serverRec] // in the order in which they became known
 
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
@@ -90,7 +90,7 @@ func New(o Options) *Machine {
 		resultByKey: mem.NewHash(s),
 		buckets:     mem.NewHashed(s, 6, hasher[bucketRec](seedBucket)), bucketSlots: mem.NewSlots(s),
 		bucketByKey: mem.NewHash(s),
-		retired:     mem.NewHashed(s, 5, hasher[retiredRec](seedRetired)),
+		servers:     mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		dirty:       mem.NewBitmap(s), unseen: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
@@ -120,7 +120,7 @@ func (m *Machine) Fork() *Machine {
 		resultByKey: m.resultByKey.Fork(s),
 		buckets:     m.buckets.Fork(s), bucketSlots: m.bucketSlots.Fork(s),
 		bucketByKey: m.bucketByKey.Fork(s),
-		retired:     m.retired.Fork(s),
+		servers:     m.servers.Fork(s),
 		dirty:       m.dirty.Fork(s), unseen: m.unseen.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}

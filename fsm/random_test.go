@@ -113,7 +113,11 @@ func (w *walk) command() Command {
 		return &SetPolicy{Policy: p}
 	case 14:
 		if w.r.IntN(4) == 0 {
-			return &RetireServer{Server: gpuai.ServerID([]string{"s1", "s2", "s3", "No"}[w.r.IntN(4)])}
+			id := gpuai.ServerID([]string{"s1", "s2", "s3", "No"}[w.r.IntN(4)])
+			if w.r.IntN(2) == 0 {
+				return &MoveServer{Server: id, Address: []string{"h:1", "h:2", ""}[w.r.IntN(3)]}
+			}
+			return &RetireServer{Server: id}
 		}
 		return &Checkpoint{Index: w.index, Digest: w.m.Digest()}
 	default:

@@ -78,7 +78,7 @@ const (
 	seedResult
 	seedBucket
 	seedChain
-	seedRetired
+	seedServer
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

@@ -131,8 +131,8 @@ func (m *Machine) restoreFrame(section uint8, count uint32, rd *wire.Reader, s *
 		readTable(rd, count, m.results, m.resultSlots)
 	case secBuckets:
 		readTable(rd, count, m.buckets, m.bucketSlots)
-	case secRetired:
-		readRetired(rd, count, m.retired)
+	case secServers:
+		readServers(rd, count, m.servers)
 	case secDirty:
 		for range count {
 			m.dirty.Set(rd.U32() & (mem.MaxSlots - 1))

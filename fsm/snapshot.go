@@ -40,7 +40,7 @@ const (
 	secResults
 	secBuckets
 	secDirty
-	secRetired // only where there are some: builds that do not know it read the rest
+	secServers // only where there are some: builds that do not know it read the rest
 	secEnd     = 255
 )
 
@@ -115,7 +115,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		f.added()
 	}
 	f.end()
-	m.writeRetired(f)
+	m.writeServers(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)
@@ -141,13 +141,13 @@ func (m *Machine) writeMeta(f *frameWriter) {
 	f.end()
 }
 
-func (m *Machine) writeRetired(f *frameWriter) {
-	if m.retired.Len() == 0 {
+func (m *Machine) writeServers(f *frameWriter) {
+	if m.servers.Len() == 0 {
 		return
 	}
-	f.begin(secRetired)
-	for s := range m.retired.Len() {
-		f.buf = m.retired.Get(s).put(f.buf)
+	f.begin(secServers)
+	for s := range m.servers.Len() {
+		f.buf = m.servers.Get(s).put(f.buf)
 		f.added()
 	}
 	f.end()

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
 )
 
 // newcomer returns a server that is not started yet.
@@ -48,6 +49,18 @@ func (r *region) join(m *member, at string) {
 	})
 }
 
+// awaitLevel waits until the region remembers its servers.
+func (r *region) awaitLevel() {
+	r.t.Helper()
+	eventually(r.t, patience, "feature level", func(ctx context.Context) error {
+		st, err := r.leader().client.Raft(ctx)
+		if err == nil && st.FeatureLevel < fsm.LevelServers {
+			err = fmt.Errorf("it is %d", st.FeatureLevel)
+		}
+		return err
+	})
+}
+
 // command runs the command, which must succeed, and returns what it prints.
 func (r *region) command(args ...string) string {
 	r.t.Helper()
@@ -65,6 +78,7 @@ func TestCase15ReplaceAllServers(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t)
 	r.register("n1")
+	r.awaitLevel()
 	var fresh [members]*member
 	var more []string
 	for i := range fresh {
@@ -120,6 +134,7 @@ func TestRejoinWipe(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t)
 	r.register("n1")
+	r.awaitLevel()
 	l := r.startLoad("rejoin")
 	l.await(30)
 	m := r.servers[2]
@@ -173,6 +188,7 @@ func TestRejoinWipe(t *testing.T) {
 func TestCase14ServerMoves(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t)
+	r.awaitLevel()
 	m := r.servers[1]
 	m.signal(sigTerm)
 	if code := m.exit(patience); code != 0 {

@@ -58,14 +58,34 @@ func (n *Node) Members() []Member {
 		}
 		return out
 	}
-	return membersOf(conf)
+	return n.membersIn(conf)
 }
 
 func membersOf(conf hraft.Configuration) (out []Member) {
 	for _, s := range conf.Servers {
-		out = append(out, Member{ID: gpuai.ServerID(s.ID), Addr: string(s.Address), Voter: s.Suffrage == hraft.Voter})
+		addr := strings.TrimPrefix(string(s.Address), string(s.ID)+"@")
+		out = append(out, Member{ID: gpuai.ServerID(s.ID), Addr: addr, Voter: s.Suffrage == hraft.Voter})
 	}
 	return out
+}
+
+// newAddress is how a new server's address is written into a configuration,
+// which must not hold one twice: that of a server that moved stays in it.
+func newAddress(conf hraft.Configuration, id gpuai.ServerID, addr string) hraft.ServerAddress {
+	if slices.ContainsFunc(conf.Servers, func(s hraft.Server) bool { return string(s.Address) == addr }) {
+		return hraft.ServerAddress(string(id) + "@" + addr)
+	}
+	return hraft.ServerAddress(addr)
+}
+
+// writtenAddress is how a member's is written.
+func writtenAddress(conf hraft.Configuration, id gpuai.ServerID) hraft.ServerAddress {
+	for _, s := range conf.Servers {
+		if gpuai.ServerID(s.ID) == id {
+			return s.Address
+		}
+	}
+	return ""
 }
 
 // Member returns one member of the group.
@@ -135,10 +155,13 @@ func (n *Node) addressesOf(id gpuai.ServerID) []string {
 			add(p.Addr)
 		}
 	}
-	if m, ok := find(membersOf(n.configuration()), id); ok {
+	if m, ok := find(n.membersIn(n.configuration()), id); ok {
 		add(m.Addr)
 	}
 	add(told)
+	if m, ok := find(membersOf(n.configuration()), id); ok {
+		add(m.Addr) // where it began
+	}
 	return out
 }
 
@@ -258,7 +281,7 @@ func (n *Node) AddMember(ctx context.Context, id gpuai.ServerID, addr string) er
 	if err != nil {
 		return err
 	}
-	all := membersOf(conf)
+	all := n.membersIn(conf)
 	if m, ok := find(all, id); ok {
 		if m.Addr == addr {
 			return nil
@@ -274,7 +297,7 @@ func (n *Node) AddMember(ctx context.Context, id gpuai.ServerID, addr string) er
 	if len(all) >= MaxMembers {
 		return conflict("the region has %d servers, as many as it can", len(all))
 	}
-	return n.change(ctx, n.raft.AddNonvoter(hraft.ServerID(id), hraft.ServerAddress(addr), index, n.tune.enqueueTimeout))
+	return n.change(ctx, n.raft.AddNonvoter(hraft.ServerID(id), newAddress(conf, id, addr), index, n.tune.enqueueTimeout))
 }
 
 // PromoteMember makes a non-voter a voter. The caller has seen that it is
@@ -284,7 +307,7 @@ func (n *Node) PromoteMember(ctx context.Context, id gpuai.ServerID) error {
 	if err != nil {
 		return err
 	}
-	all := membersOf(conf)
+	all := n.membersIn(conf)
 	m, ok := find(all, id)
 	switch {
 	case !ok:
@@ -299,7 +322,7 @@ func (n *Node) PromoteMember(ctx context.Context, id gpuai.ServerID) error {
 	if err := n.needMajority(ctx, "promoting server "+string(id), after); err != nil {
 		return err
 	}
-	return n.change(ctx, n.raft.AddVoter(hraft.ServerID(id), hraft.ServerAddress(m.Addr), index, n.tune.enqueueTimeout))
+	return n.change(ctx, n.raft.AddVoter(hraft.ServerID(id), writtenAddress(conf, id), index, n.tune.enqueueTimeout))
 }
 
 // SetMemberAddr records a member's new address. It refuses while a server of
@@ -308,11 +331,11 @@ func (n *Node) SetMemberAddr(ctx context.Context, id gpuai.ServerID, addr string
 	if err := checkMember(id, addr); err != nil {
 		return err
 	}
-	conf, index, err := n.beginChange()
+	conf, _, err := n.beginChange()
 	if err != nil {
 		return err
 	}
-	all := membersOf(conf)
+	all := n.membersIn(conf)
 	m, ok := find(all, id)
 	switch {
 	case !ok:
@@ -320,21 +343,23 @@ func (n *Node) SetMemberAddr(ctx context.Context, id gpuai.ServerID, addr string
 	case m.Addr == addr:
 		return nil
 	}
-	if i := slices.IndexFunc(all, func(m Member) bool { return m.Addr == addr }); i >= 0 {
-		return conflict("the address %s is still recorded as that of server %s: start that one at its new address first", addr, all[i].ID)
-	}
 	if id != n.cfg.ID && n.answersAt(ctx, id, m.Addr) {
 		return conflict("a server %s answers at %s and another says that it is at %s: two servers must not have one ID; stop the one that is wrong, and give it a new ID with 'gpuai server rejoin --wipe'", id, m.Addr, addr)
 	}
-	set := n.raft.AddNonvoter
-	if m.Voter {
-		set = n.raft.AddVoter
-	}
-	if err := n.change(ctx, set(hraft.ServerID(id), hraft.ServerAddress(addr), index, n.tune.enqueueTimeout)); err != nil {
+	if err := n.command(ctx, &fsm.MoveServer{Server: id, Address: addr}); err != nil {
 		return err
 	}
 	n.cfg.Logger.Info("a member's address changed", "member", id, "from", m.Addr, "to", addr)
 	return nil
+}
+
+// command has a command of the region's own applied.
+func (n *Node) command(ctx context.Context, cmd fsm.Command) error {
+	a, err := n.Propose(ctx, cmd.Append(nil, fsm.Envelope{Actor: "operator"}))
+	if err == nil && a.Result.Code != gpuai.OK {
+		err = &gpuai.Error{Code: a.Result.Code, Detail: a.Result.Detail, Index: a.Index}
+	}
+	return err
 }
 
 func (n *Node) answersAt(ctx context.Context, id gpuai.ServerID, addr string) bool {
@@ -357,7 +382,7 @@ func (n *Node) RemoveMember(ctx context.Context, id gpuai.ServerID) error {
 	if err != nil {
 		return err
 	}
-	all := membersOf(conf)
+	all := n.membersIn(conf)
 	m, ok := find(all, id)
 	if !ok && n.retired(id) {
 		return nil // it was removed before: asked again
@@ -383,15 +408,18 @@ func (n *Node) RemoveMember(ctx context.Context, id gpuai.ServerID) error {
 	return n.expel(ctx, id)
 }
 
-// expel retires the ID first: a removal without that would let it come back.
+// expel retires the ID first: a removal without that would let it come back. In
+// a region of a lower level a version that does not know the command may run:
+// it is removed without, so that a dead server cannot hold an upgrade up.
 func (n *Node) expel(ctx context.Context, id gpuai.ServerID) error {
-	cmd := &fsm.RetireServer{Server: id}
-	a, err := n.Propose(ctx, cmd.Append(nil, fsm.Envelope{Actor: "operator"}))
-	if err != nil {
-		return err
-	}
-	if a.Result.Code != gpuai.OK {
-		return &gpuai.Error{Code: a.Result.Code, Detail: a.Result.Detail, Index: a.Index}
+	var level uint32
+	n.View(func(m *fsm.Machine) { level = m.Level() })
+	if level >= fsm.LevelServers {
+		if err := n.command(ctx, &fsm.RetireServer{Server: id}); err != nil {
+			return err
+		}
+	} else {
+		n.cfg.Logger.Warn("a server is removed below the feature level that remembers it: do not use its ID again", "member", id, "level", level)
 	}
 	conf, index, err := n.beginChange()
 	if err != nil {
@@ -409,11 +437,6 @@ func (n *Node) noMember(id gpuai.ServerID, all []Member) error {
 		names = append(names, string(m.ID))
 	}
 	return gpuai.NewError(gpuai.NotFound, fmt.Sprintf("no server %s is a member: the members are %s", id, strings.Join(names, ", ")))
-}
-
-func (n *Node) retired(id gpuai.ServerID) (ok bool) {
-	n.replica.view(func(m *fsm.Machine) { ok = m.ServerRetired(id) })
-	return ok
 }
 
 // gone reports whether a server's removal is known here to be committed.

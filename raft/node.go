@@ -45,6 +45,7 @@ type Node struct {
 	lib      atomic.Pointer[hraft.Raft] // raft, for what runs before it is started
 	members  membership
 	book     addressBook
+	atStart  store.AddressBook // where members were when this server last ran
 	barriers barrierGate
 	clock    clock
 	leading  atomic.Bool
@@ -96,7 +97,7 @@ func open(cfg Config, t tuning) (*Node, error) {
 }
 
 // start brings the parts up in the order in which they need each other.
-func (n *Node) start() error {
+func (n *Node) start() (err error) {
 	if err := n.cfg.identify(); err != nil {
 		return err
 	}
@@ -111,9 +112,13 @@ func (n *Node) start() error {
 		onRestore: n.cfg.OnRestore,
 		damage:    n.damaged,
 		configure: n.configured,
+		moved:     n.moved,
 		metrics:   n.metrics,
 		applying:  newStopwatch(),
 		restored:  n.restored,
+	}
+	if n.atStart, err = n.cfg.Dir.Addresses(); err != nil {
+		return err
 	}
 	reason, err := n.cfg.Dir.Quarantine()
 	if err != nil {

@@ -158,6 +158,7 @@ func (n *Node) swap(ctx context.Context, m *fsm.Machine, at uint64) error {
 	r.mu.Lock()
 	r.m = m
 	r.mu.Unlock()
+	r.noteServers(m)
 	r.time.Store(int64(m.Time()))
 	r.commands.Store(0)
 	r.bytes.Store(0)

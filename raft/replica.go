@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/store"
 )
 
 // replica adapts the machine to hraft. hraft calls Apply, ApplyBatch, Snapshot
@@ -35,6 +36,9 @@ type replica struct {
 	// handed is the newest entry that hraft has given us, and its term: in
 	// quarantine it goes on where index stands still.
 	handed, handedTerm uint64
+
+	servers atomic.Pointer[records]
+	moved   func(store.AddressBook) // told of new addresses
 
 	quarantined atomic.Bool // the machine is not trusted: nothing is applied
 
@@ -118,6 +122,9 @@ func (r *replica) apply(l *hraft.Log) *fsm.Output {
 	r.commands.Add(uint64(len(out.Results)))
 	r.bytes.Add(uint64(len(l.Data)))
 	r.metrics.applied(out)
+	if out.Servers {
+		r.noteServers(r.m)
+	}
 	r.advance(l.Index, l.Term)
 	if r.onApply != nil {
 		r.onApply(out)
@@ -281,6 +288,7 @@ func (r *replica) Restore(src io.ReadCloser) error {
 	r.mu.Lock()
 	r.m = m
 	r.mu.Unlock()
+	r.noteServers(m)
 	r.time.Store(int64(m.Time()))
 	r.commands.Store(0)
 	r.bytes.Store(0)

@@ -54,14 +54,8 @@ func (n *Node) statusMembers(leader gpuai.ServerID) []gpuai.RaftMember {
 		return nil
 	}
 	var out []gpuai.RaftMember
-	for _, s := range f.Configuration().Servers {
-		m := gpuai.RaftMember{
-			Server:  gpuai.ServerID(s.ID),
-			Address: string(s.Address),
-			Voter:   s.Suffrage == hraft.Voter,
-			Leader:  gpuai.ServerID(s.ID) == leader,
-		}
-		out = append(out, m)
+	for _, m := range n.membersIn(f.Configuration()) {
+		out = append(out, gpuai.RaftMember{Server: m.ID, Address: m.Addr, Voter: m.Voter, Leader: m.ID == leader})
 	}
 	return out
 }

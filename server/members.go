@@ -66,7 +66,13 @@ func (s *Server) Members(ctx context.Context) gpuai.MemberList {
 		}
 		out.Members = append(out.Members, st)
 	}
-	s.node.View(func(m *fsm.Machine) { out.Removed = append(out.Removed, m.RetiredServers()...) })
+	var known []fsm.ServerRecord
+	s.node.View(func(m *fsm.Machine) { known = m.Servers() })
+	for _, k := range known {
+		if _, member := s.node.Member(k.ID); k.Retired && !member {
+			out.Removed = append(out.Removed, k.ID)
+		}
+	}
 	out.Index = s.node.AppliedIndex()
 	return out
 }

@@ -28,6 +28,12 @@ func (r *region) newcomer(id gpuai.ServerID, change func(*Config)) *member {
 	return m
 }
 
+// awaitLevel waits until the region remembers servers.
+func (r *region) awaitLevel() {
+	r.t.Helper()
+	eventually(r.t, "feature level that remembers servers", func() bool { return r.leader().level() >= fsm.LevelServers })
+}
+
 // awaitVoter waits until the leader counts a server's vote.
 func (r *region) awaitVoter(id gpuai.ServerID) {
 	r.t.Helper()
@@ -70,6 +76,7 @@ func TestCase15ServerJoinsAndTheLeaderLeaves(t *testing.T) {
 	a := join(t, r.servers[1].Server, helloOf("n1", 8))
 	defer a.keepBeating()()
 	first := r.submit(jobSpec("before", 1), "")
+	r.awaitLevel()
 	d := r.newcomer("s4", nil)
 	r.awaitVoter("s4")
 	eventually(t, "ready newcomer", func() bool { return d.Status().Ready })
@@ -157,6 +164,7 @@ func TestPromotionWaitsForTheLog(t *testing.T) {
 func TestCase14MemberMoves(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)
+	r.awaitLevel()
 	m := r.followers()[0]
 	was := m.RaftAddr()
 	r.halt(m)
@@ -219,6 +227,7 @@ func TestCase14ForeignServerIsRefused(t *testing.T) {
 func TestRejoinMintsANewServer(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)
+	r.awaitLevel()
 	r.submit(jobSpec("before", 1), "")
 	m := r.followers()[0]
 	old := m.cfg.ID
