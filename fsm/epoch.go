@@ -85,7 +85,7 @@ func (m *Machine) beginEpoch(e *NewEpoch) {
 			m.endLease(s, gpuai.CauseRestored, 0)
 		}
 	}
-	m.forgetRetired()
+	m.forgetServers()
 }
 
 // void reports whether an incarnation is from before the region was restored.

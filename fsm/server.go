@@ -17,7 +17,7 @@ const MaxAddress = 262
 // A serverRec is a server of which something is to be remembered that Raft's
 // configuration does not hold.
 type serverRec struct {
-	name    uint32 // string number
+	name    uint32 // string number; 0: forgotten
 	addr    uint32 // string number of its address; 0: as in Raft's configuration
 	retired bool   // it was removed, or is about to be
 }
@@ -47,6 +47,9 @@ type ServerRecord struct {
 func (m *Machine) Servers() (out []ServerRecord) {
 	for s := range m.servers.Len() {
 		r := m.servers.Get(s)
+		if r.name == 0 {
+			continue
+		}
 		x := ServerRecord{ID: gpuai.ServerID(m.strs.Get(r.name)), Retired: r.retired}
 		if r.addr != 0 {
 			x.Address = m.strs.Get(r.addr)
@@ -67,7 +70,7 @@ func (m *Machine) serverFor(id string) (slot uint32, bad Result) {
 	}
 	m.now.work -= workLook * int64(m.servers.Len())
 	for s := range m.servers.Len() {
-		if m.strs.Get(m.servers.Get(s).name) == id {
+		if r := m.servers.Get(s); r.name != 0 && m.strs.Get(r.name) == id {
 			return s, Result{}
 		}
 	}
@@ -78,6 +81,15 @@ func (m *Machine) serverFor(id string) (slot uint32, bad Result) {
 		return 0, rejected(gpuai.TooLarge, "the region holds as many distinct names as it can")
 	}
 	return m.servers.Append(serverRec{name: m.strs.Intern(id)}), Result{}
+}
+
+// forgetServers lets every ID be used again, and no address be known: a
+// restored region is another cluster, and no server of the old one can vote in
+// it.
+func (m *Machine) forgetServers() {
+	for s := range m.servers.Len() {
+		*m.servers.Mut(s) = serverRec{}
+	}
 }
 
 func readServers(rd *wire.Reader, count uint32, t *mem.Table[serverRec]) {
@@ -97,6 +109,9 @@ func (m *Machine) checkServers() error {
 	}
 	for s := range m.servers.Len() {
 		r := m.servers.Get(s)
+		if *r == (serverRec{}) {
+			continue
+		}
 		if r.name == 0 || r.name >= m.strs.Len() || r.addr >= m.strs.Len() {
 			return fmt.Errorf("remembered server %d has no name, or no address", s)
 		}

@@ -46,6 +46,27 @@ func TestServersAreRemembered(t *testing.T) {
 	}
 }
 
+// A restored region is another cluster: its servers may have any ID.
+func TestARestoreForgetsServers(t *testing.T) {
+	r := newRegion(t)
+	r.apply(&SetFeatureLevel{Level: LevelServers})
+	r.apply(&RetireServer{Server: "a"})
+	r.restore(testEpoch)
+	restored, err := Restore(bytes.NewReader(snapshotOf(t, r.m)), Options{Region: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Machine{r.m, restored} {
+		if got := m.Servers(); len(got) != 0 {
+			t.Errorf("after the restore %v are remembered", got)
+		}
+	}
+	r.apply(&RetireServer{Server: "a"})
+	if got := r.m.Servers(); !slices.Equal(got, []ServerRecord{{ID: "a", Retired: true}}) {
+		t.Errorf("remembered are %v", got)
+	}
+}
+
 func TestServersAreBounded(t *testing.T) {
 	r := newRegion(t)
 	r.check = false
