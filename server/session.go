@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/server/frames"
 )
 
 const (
@@ -51,7 +52,7 @@ type session struct {
 	mu       sync.Mutex // guards below
 	full     bool       // the whole set is due
 	dirty    []gpuai.Token
-	acks     []ackDue
+	acks     []frames.AckDue
 	answers  []gpuai.Reported
 	requests []gpuai.LogRequest
 	jobs     []agentCommand
@@ -59,16 +60,7 @@ type session struct {
 	end      error // why the session is over
 	refusal  *gpuai.SessionError
 
-	// Of the sender only.
-	known  map[gpuai.Token]struct{} // leases that the agent was told of
-	held   map[gpuai.Token]struct{} // leases that it told of
-	policy gpuai.Policy             // that it was told
-}
-
-// ackDue is a confirmed beat that is not answered yet.
-type ackDue struct {
-	seq  uint64
-	sent int64
+	teller *frames.Teller // of the sender only
 }
 
 // Offer implements hub.Sink.
@@ -130,7 +122,7 @@ func (se *session) ack(seq uint64, sent int64) {
 	if len(se.acks) == maxAcks {
 		se.acks = se.acks[1:] // a newer one says more
 	}
-	se.acks = append(se.acks, ackDue{seq, sent})
+	se.acks = append(se.acks, frames.AckDue{Seq: seq, Sent: sent})
 	se.mu.Unlock()
 	nudge(se.wake)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/server/frames"
 )
 
 // maxSessions bounds the agents of one server.
@@ -189,15 +190,12 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 		ref:        fsm.NodeRef{Node: h.Node.ID, Incarnation: out.Incarnation},
 		registered: out.Index, full: true,
 		wake: make(chan struct{}, 1), work: make(chan struct{}, 1),
-		held: make(map[gpuai.Token]struct{}),
 	}
-	for _, l := range h.Held {
-		se.held[l.Lease] = struct{}{}
-	}
+	se.teller = frames.New(se.ref, h.Held)
 	if err := se.firstBeat(ctx); err != nil {
 		return nil, err
 	}
-	se.acks = []ackDue{{0, h.Sent}}
+	se.acks = []frames.AckDue{{Sent: h.Sent}}
 	if !s.sessions.add(se) {
 		return nil, refuse(gpuai.NoLeader, "this server takes no more agents; go on at another")
 	}
