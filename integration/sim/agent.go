@@ -13,6 +13,7 @@ import (
 type journal struct {
 	identity decide.Identity
 	nonce    string
+	boot     string // in which unclean was found
 	records  map[gpuai.Token]*record
 	unclean  map[gpuai.DeviceID]bool
 }
@@ -42,7 +43,7 @@ func newJournal(nonce string) *journal {
 // clone copies a journal, as does who copies a host's disk.
 func (j *journal) clone() *journal {
 	c := newJournal(j.nonce)
-	c.identity = j.identity
+	c.identity, c.boot = j.identity, j.boot
 	for t, r := range j.records {
 		x := *r
 		x.unsent = slices.Clone(r.unsent)
@@ -97,6 +98,9 @@ func (a *agent) begin() {
 	a.workers, a.acts, a.line, a.failures, a.told, a.halted = map[gpuai.Token]*worker{}, nil, nil, 0, nil, ""
 	a.lines = 0
 	a.server = a.w.rnd.IntN(len(a.w.servers))
+	if j := a.h.journal; j.boot != a.h.bootID() {
+		j.boot, j.unclean = a.h.bootID(), map[gpuai.DeviceID]bool{} // a reboot cleans
+	}
 	a.attach()
 	a.adopt()
 	a.settle()
@@ -501,13 +505,24 @@ func (x *worker) kill(decide.Kill) {
 	wd.end(wt, byKill)
 }
 
-// lost settles a task that the watchdog does not know.
+// lost settles a task that the watchdog does not know: it looks for what is
+// left of it, and goes on until that is gone.
 func (x *worker) lost() {
 	x.busy = true
-	x.a.after(x.a.w.between(ms, 100*ms), func() {
-		x.free()
-		x.a.handle(decide.TaskEnded{Lease: x.assign.Lease.ID, By: decide.ByLoss})
-	})
+	x.a.after(x.a.w.between(ms, 100*ms), func() { x.sweep(true) })
+}
+
+func (x *worker) sweep(first bool) {
+	t := x.assign.Lease.ID
+	if slices.ContainsFunc(x.a.h.runners, func(r *runner) bool { return r.token == t }) {
+		if first {
+			x.a.handle(decide.TaskUnkillable{Lease: t, Reason: "what is left of it cannot be killed"})
+		}
+		x.a.after(sec, func() { x.sweep(false) })
+		return
+	}
+	x.free()
+	x.a.handle(decide.TaskEnded{Lease: t, By: decide.ByLoss})
 }
 
 // release gives the devices back.

@@ -258,6 +258,14 @@ func (c *checker) end() {
 			c.fail("lost acknowledgement", fmt.Sprintf("job %s was stopped at index %d and is %s", j.ID, x.index, j.Status))
 		}
 	}
+	if c.failed() {
+		for _, n := range nodesOf(first.m) {
+			w.tracef("node %s", n)
+		}
+		for _, h := range w.hosts {
+			w.tracef("%s: up %v, agent up %v, halted %q, retired %v", h.name, h.up, h.agent.up, h.agent.halted, h.retired)
+		}
+	}
 	if n := first.m.Counts(); n.Leases > 0 {
 		c.fail("stuck lease", fmt.Sprintf("%d leases are left after the heal", n.Leases))
 	}
@@ -281,6 +289,18 @@ func why(m *fsm.Machine, id gpuai.JobID) string {
 		}
 	}
 	return "no task is left"
+}
+
+// nodesOf says how the region sees its nodes.
+func nodesOf(m *fsm.Machine) (out []string) {
+	for _, n := range m.Nodes("", 20) {
+		s := fmt.Sprintf("%s %s, incarnation %s, drained %v, %d leases, free:", n.ID, n.State, n.Incarnation, n.Drained, n.Leases)
+		for _, d := range n.Devices {
+			s += fmt.Sprintf(" %s %s %d", d.ID, d.Health, d.Free)
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 func allJobs(m *fsm.Machine) (all []gpuai.Job) {

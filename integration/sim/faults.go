@@ -366,6 +366,7 @@ func (w *world) heal() {
 	for _, n := range sortedKeys(byNode) {
 		w.oneHost(byNode[n])
 		w.users.eligibility(n, false)
+		w.after(30*sec, func() { w.users.eligibility(n, false) }) // behind any that was late
 	}
 }
 

@@ -1,32 +1,114 @@
-// Command sim runs the region in a seeded simulation.
+// Command sim runs the region in a seeded simulation: the real machine, the
+// real liveness and the real decisions of agents and sessions, on one goroutine
+// and in simulated time, with faults, and with checkers that see only what can
+// be seen from outside. DESIGN.md says what is real and what is a model.
+//
+//	sim --seed 42                 one seed, with all that happened
+//	sim --first 1 --seeds 100000  many seeds; the last line is a summary
+//	sim --variant no-watchdog --seeds 100
+//
+// It ends with status 1 when a seed breaks a promise, and says how to run that
+// seed again.
 package main
 
 import (
+	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"os"
-	"strconv"
-
-	"github.com/gpuai/gpuai"
+	"runtime"
+	"strings"
+	"time"
 )
 
-func nodeName(i int) gpuai.NodeID { return gpuai.NodeID("n" + strconv.Itoa(i)) }
+func main() { os.Exit(start(os.Args[1:], os.Stdout, os.Stderr)) }
 
-func (v variant) bias(w *world, p *profile) {}
+// options are the command line's.
+type options struct {
+	seed     uint64
+	replay   bool
+	first    uint64
+	seeds    uint64
+	budget   time.Duration
+	atLeast  uint64
+	parallel int
+	variant  variant
+	keepOn   bool
+	output   string
+}
 
-func main() {
-	seed, _ := strconv.ParseUint(os.Args[1], 10, 64)
-	n := 1
-	if len(os.Args) > 2 {
-		n, _ = strconv.Atoi(os.Args[2])
+func parse(args []string, stderr io.Writer) (options, error) {
+	o := options{}
+	f := flag.NewFlagSet("sim", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.Uint64Var(&o.seed, "seed", 0, "run this seed alone and print everything that happens")
+	f.Uint64Var(&o.first, "first", 1, "the first of several seeds")
+	f.Uint64Var(&o.seeds, "seeds", 1_000, "how many seeds")
+	f.DurationVar(&o.budget, "budget", 0, "begin no seed after this time, as in 240s; 0 is no bound")
+	f.Uint64Var(&o.atLeast, "at-least", 0, "how many seeds to run whatever the budget says")
+	f.IntVar(&o.parallel, "parallel", runtime.NumCPU(), "how many simulations run side by side")
+	f.BoolVar(&o.keepOn, "keep-on", false, "go on after a seed that breaks a promise")
+	f.StringVar(&o.output, "o", "text", "how the summary is written: text or json")
+	name := f.String("variant", "", "run a protocol that lacks a rule, which must be caught:\n"+strings.Join(variantNames[1:], ", "))
+	if err := f.Parse(args); err != nil {
+		return o, err
 	}
-	for i := range n {
-		var tr *tracer
-		if n == 1 {
-			tr = &tracer{print: func(s string) { fmt.Println(s) }}
-		}
-		r := runSeed(seed+uint64(i), sound, tr)
-		if len(r.Violations) > 0 || n == 1 {
-			fmt.Printf("%+v\n", r)
-		}
+	f.Visit(func(x *flag.Flag) { o.replay = o.replay || x.Name == "seed" })
+	var known bool
+	if o.variant, known = variantNamed(*name); !known {
+		return o, fmt.Errorf("there is no variant %q; there are: %s", *name, strings.Join(variantNames[1:], ", "))
 	}
+	switch {
+	case f.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q: see sim --help", f.Arg(0))
+	case o.output != "text" && o.output != "json":
+		return o, fmt.Errorf("-o is %q and must be text or json", o.output)
+	case o.seeds == 0 || o.parallel < 1:
+		return o, errors.New("--seeds and --parallel must be at least 1")
+	}
+	return o, nil
+}
+
+// start runs the command and returns its exit status.
+func start(args []string, stdout, stderr io.Writer) int {
+	o, err := parse(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintln(stderr, "sim:", err)
+		return 2
+	case o.replay:
+		return replay(&o, stdout)
+	}
+	b := newBatch(&o)
+	b.progress = stderr
+	s := b.run()
+	for i := range s.Failed {
+		fmt.Fprint(stderr, explain(&s.Failed[i], o.variant))
+	}
+	if err := s.write(stdout, o.output); err != nil {
+		fmt.Fprintln(stderr, "sim: write the summary:", err)
+		return 2
+	}
+	if len(s.Failed) > 0 {
+		return 1
+	}
+	return 0
+}
+
+// replay runs one seed and prints everything.
+func replay(o *options, stdout io.Writer) int {
+	tr := &tracer{print: func(line string) { fmt.Fprintln(stdout, line) }}
+	r := runSeed(o.seed, o.variant, tr)
+	fmt.Fprintf(stdout, "seed %d: %d nodes, %d events in %.1f simulated seconds, %d task runs, %d acknowledged jobs, %d violations\n",
+		r.Seed, r.Nodes, r.Events, r.SimulatedS, r.Runs, r.Acked, len(r.Violations))
+	for _, v := range r.Violations {
+		fmt.Fprintf(stdout, "violation of %s: %s\n", v.Check, v.Text)
+	}
+	if len(r.Violations) > 0 {
+		return 1
+	}
+	return 0
 }

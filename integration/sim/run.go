@@ -2,6 +2,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"strconv"
 
 	"github.com/gpuai/gpuai"
 )
@@ -105,3 +106,5 @@ func (w *world) devices() (out []gpuai.Device) {
 	}
 	return out
 }
+
+func nodeName(i int) gpuai.NodeID { return gpuai.NodeID("n" + strconv.Itoa(i)) }

@@ -91,7 +91,7 @@ func (u *users) drain() {
 func (u *users) eligibility(node gpuai.NodeID, drained bool) {
 	u.pending++
 	u.call(func() []byte {
-		return (&fsm.SetNodeEligibility{Node: node, Drained: drained}).Append(nil, fsm.Envelope{Actor: "operator"})
+		return (&fsm.SetNodeEligibility{Node: node, Drained: drained && !u.w.healed}).Append(nil, fsm.Envelope{Actor: "operator"})
 	}, func(applied, bool) {})
 }
 
@@ -177,7 +177,7 @@ func (u *users) spec() *gpuai.JobSpec {
 	}
 	s := &gpuai.JobSpec{}
 	switch n := w.rnd.IntN(10); {
-	case n < 4:
+	case n < 4, w.prof.gpus < 2 && n >= 7:
 	case n < 7:
 		s.Array.Size = uint32(w.between(2, 8))
 	default:

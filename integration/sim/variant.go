@@ -231,3 +231,6 @@ func (a *agent) rogues() {
 // skipQuiet is by how much a restored region's clock is put forward, so that
 // its quiet period is over.
 func (w *world) skipQuiet(*fsm.Machine) gpuai.Duration { return 0 }
+
+// bias makes the faults of a profile show what a variant lacks.
+func (v variant) bias(w *world, p *profile) {}
