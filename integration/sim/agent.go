@@ -246,7 +246,7 @@ func (a *agent) settle() {
 	if next == 1<<63-1 {
 		return
 	}
-	a.after(max(0, a.h.clock.when(next)-a.w.now), func() {
+	a.after(max(0, a.h.clock.when(next)-a.w.now)+a.w.wakeLate(), func() {
 		if gen == a.wakeGen {
 			a.settle()
 		}

@@ -96,6 +96,10 @@ func (a *agent) send(session uint64, f gpuai.Frame) {
 		return
 	}
 	c := a.line.c
+	if f.Kind == gpuai.FrameBeat && !a.w.healed && a.w.chance(a.w.prof.stillOnBeat) {
+		h := a.h
+		a.w.after(ms/10, func() { a.w.standStill(h) })
+	}
 	c.up.send(func() {
 		if se := c.server.sessions[a.h.node]; se != nil && se.c == c {
 			se.received(f)

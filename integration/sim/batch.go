@@ -59,7 +59,7 @@ func (b *batch) run() *summary {
 	for range b.o.parallel {
 		wg.Go(func() {
 			for seed, ok := b.take(); ok; seed, ok = b.take() {
-				b.add(runSeed(seed, b.o.variant, nil))
+				b.add(simulate(b.o.plan(seed), nil))
 			}
 		})
 	}
@@ -135,9 +135,9 @@ const traceKept = 60
 
 // explain runs a failed seed again and says what led to its violation, and how
 // to see all of it.
-func explain(r *result, weak variant) string {
+func explain(r *result, p plan) string {
 	tr := &tracer{limit: 4_000}
-	runSeed(r.Seed, weak, tr)
+	simulate(p, tr)
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d breaks a promise:\n", r.Seed)
 	for _, v := range r.Violations {
@@ -148,8 +148,10 @@ func explain(r *result, weak variant) string {
 		fmt.Fprintln(&b, l.String())
 	}
 	fmt.Fprintf(&b, "to see all of it: go run ./integration/sim --seed %d", r.Seed)
-	if weak != sound {
-		fmt.Fprintf(&b, " --variant %s", weak)
+	if p.weak != sound {
+		fmt.Fprintf(&b, " --variant %s", p.weak)
+	} else if p.bias != sound {
+		fmt.Fprintf(&b, " --profile %s", p.bias)
 	}
 	b.WriteString("\n")
 	return b.String()

@@ -51,7 +51,8 @@ type profile struct {
 	jobs, stops, drains  int
 	policy               gpuai.Policy
 	longTasks, taskFails float64
-	alwaysRestart        bool
+	alwaysRestart        bool    // and soon
+	singles              bool    // jobs of one task
 	skewed               float64 // clocks at the bound
 
 	snapshotEvery, trailing uint64
@@ -61,6 +62,7 @@ type profile struct {
 	spike, loss, repeat, reorder, loseSet, missEvent, loseAnswer float64
 	slowDisk, slowApply, slowRaft, slowWindow                    float64
 	lateWake, slowKill, unkillable                               float64
+	holdExpiry, stillOnBeat                                      float64
 	spikeMax, slowRaftMean, slowWindowMean                       int64
 
 	// Means between faults of a kind, 0: there are none.
@@ -335,6 +337,60 @@ func (w *world) cloneHost() {
 	c.journal = h.journal.clone()
 	w.tracef("%s is a copy of %s", c.name, h.name)
 	c.powerOn()
+}
+
+// holdUp lets an expiry wait between the scan and the proposal, while the node
+// comes back, another server leads, and this one leads again.
+func (w *world) holdUp(r *reign, propose func()) {
+	hold := w.between(4*sec, 10*sec)
+	w.tracef("server %d holds an expiry for %d ms", r.s.id, hold/ms)
+	r.s.after(hold, propose)
+	w.after(w.between(100*ms, sec), w.net.heal)
+	w.after(sec, func() { w.isolate(r.s, 2*sec) })
+	w.after(hold-w.between(sec, 3*sec), func() {
+		for _, o := range w.servers {
+			if o != r.s && !o.leads() && o.stops == 0 { // so that it is this one's turn
+				w.count(serverPause)
+				o.stop()
+				w.after(2*sec, o.cont)
+				break
+			}
+		}
+		for _, o := range w.servers {
+			if o.leads() && o != r.s {
+				o.raft.follow() // it hands its leadership over
+			}
+		}
+	})
+}
+
+// isolate cuts a server off from the others.
+func (w *world) isolate(s *server, d int64) {
+	w.count(partition)
+	var links []link
+	for i := range w.servers {
+		if i != s.id {
+			links = append(links, link{i, s.id}, link{s.id, i})
+		}
+	}
+	w.net.cut(links, d)
+}
+
+// standStill suspends a host right after it has sent a beat; when it resumes it
+// finds the ack, and no network.
+func (w *world) standStill(h *host) {
+	if !h.active() || h.agent.stops > 0 || w.now > w.prof.chaos {
+		return
+	}
+	w.count(hostSuspend)
+	d := int64(w.prof.policy.FenceAfter(w.prof.policy.TTLBatch))*ms - w.between(200*ms, 3*sec)
+	h.suspend(d)
+	p := w.hostPlace(h)
+	var links []link
+	for i := range w.servers {
+		links = append(links, link{p, i}, link{i, p})
+	}
+	w.after(d-sec, func() { w.net.cut(links, w.between(15*sec, 30*sec)) })
 }
 
 // heal ends every fault: what is cut is mended, what stands still goes on, what

@@ -34,6 +34,7 @@ type options struct {
 	atLeast  uint64
 	parallel int
 	variant  variant
+	profile  variant
 	keepOn   bool
 	output   string
 }
@@ -51,6 +52,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.BoolVar(&o.keepOn, "keep-on", false, "go on after a seed that breaks a promise")
 	f.StringVar(&o.output, "o", "text", "how the summary is written: text or json")
 	name := f.String("variant", "", "run a protocol that lacks a rule, which must be caught:\n"+strings.Join(variantNames[1:], ", "))
+	bias := f.String("profile", "", "run the real protocol with the faults that show this variant")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -59,7 +61,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if o.variant, known = variantNamed(*name); !known {
 		return o, fmt.Errorf("there is no variant %q; there are: %s", *name, strings.Join(variantNames[1:], ", "))
 	}
+	if o.profile, known = variantNamed(*bias); !known {
+		return o, fmt.Errorf("there is no profile %q: it is the name of a variant", *bias)
+	}
 	switch {
+	case o.variant != sound && o.profile != sound:
+		return o, errors.New("--variant brings its profile with it: leave --profile away")
 	case f.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q: see sim --help", f.Arg(0))
 	case o.output != "text" && o.output != "json":
@@ -68,6 +75,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, errors.New("--seeds and --parallel must be at least 1")
 	}
 	return o, nil
+}
+
+func (o *options) plan(seed uint64) plan {
+	return plan{seed: seed, bias: max(o.variant, o.profile), weak: o.variant}
 }
 
 // start runs the command and returns its exit status.
@@ -86,7 +97,7 @@ func start(args []string, stdout, stderr io.Writer) int {
 	b.progress = stderr
 	s := b.run()
 	for i := range s.Failed {
-		fmt.Fprint(stderr, explain(&s.Failed[i], o.variant))
+		fmt.Fprint(stderr, explain(&s.Failed[i], o.plan(s.Failed[i].Seed)))
 	}
 	if err := s.write(stdout, o.output); err != nil {
 		fmt.Fprintln(stderr, "sim: write the summary:", err)
@@ -101,7 +112,7 @@ func start(args []string, stdout, stderr io.Writer) int {
 // replay runs one seed and prints everything.
 func replay(o *options, stdout io.Writer) int {
 	tr := &tracer{print: func(line string) { fmt.Fprintln(stdout, line) }}
-	r := runSeed(o.seed, o.variant, tr)
+	r := simulate(o.plan(o.seed), tr)
 	fmt.Fprintf(stdout, "seed %d: %d nodes, %d events in %.1f simulated seconds, %d task runs, %d acknowledged jobs, %d violations\n",
 		r.Seed, r.Nodes, r.Events, r.SimulatedS, r.Runs, r.Acked, len(r.Violations))
 	for _, v := range r.Violations {

@@ -162,7 +162,11 @@ func (r *reign) window() {
 	r.trace(&d)
 	c.done = func(out []applied, code gpuai.Code) { r.windowOver(batch, out, code) }
 	w := r.s.w
-	if w.healed || !w.chance(w.prof.slowWindow) {
+	switch {
+	case !w.healed && len(d.Expire) > 0 && w.chance(w.prof.holdExpiry):
+		w.holdUp(r, func() { r.proposeWindow(c) })
+		return
+	case w.healed || !w.chance(w.prof.slowWindow):
 		r.proposeWindow(c)
 		return
 	}

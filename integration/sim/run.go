@@ -22,11 +22,18 @@ type result struct {
 	faults     [numFaults]int
 }
 
-// newWorld makes the world of a seed, at time zero.
-func newWorld(seed uint64, weak variant, tr *tracer) *world {
-	w := &world{seed: seed, rnd: rand.New(rand.NewPCG(seed, 0x67707561)), weak: weak, tr: tr}
+// A plan says what is run: a seed, with faults that lean towards a variant, of
+// the real protocol or of a variant.
+type plan struct {
+	seed       uint64
+	bias, weak variant
+}
+
+// newWorld makes the world of a plan, at time zero.
+func newWorld(p plan, tr *tracer) *world {
+	w := &world{seed: p.seed, rnd: rand.New(rand.NewPCG(p.seed, 0x67707561)), weak: p.weak, tr: tr}
 	w.prof = w.draw()
-	weak.bias(w, &w.prof)
+	p.bias.bias(w, &w.prof)
 	w.net = &network{w: w, cuts: map[link]int{}}
 	w.check = newChecker(w)
 	w.users = &users{w: w}
@@ -42,9 +49,9 @@ func newWorld(seed uint64, weak variant, tr *tracer) *world {
 	return w
 }
 
-// runSeed runs a simulation to its end or its first violation.
-func runSeed(seed uint64, weak variant, tr *tracer) result {
-	w := newWorld(seed, weak, tr)
+// simulate runs a plan to its end or its first violation.
+func simulate(p plan, tr *tracer) result {
+	w := newWorld(p, tr)
 	for _, s := range w.servers {
 		s.boot()
 	}
@@ -66,7 +73,7 @@ func runSeed(seed uint64, weak variant, tr *tracer) result {
 		w.check.end()
 	}
 	return result{
-		Seed: seed, Violations: w.check.violations, Events: w.events, Runs: w.check.starts,
+		Seed: p.seed, Violations: w.check.violations, Events: w.events, Runs: w.check.starts,
 		Acked: len(w.check.acked), Nodes: w.prof.nodes, SimulatedS: float64(w.now) / float64(sec), faults: w.faults,
 	}
 }

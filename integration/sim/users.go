@@ -177,6 +177,7 @@ func (u *users) spec() *gpuai.JobSpec {
 	}
 	s := &gpuai.JobSpec{}
 	switch n := w.rnd.IntN(10); {
+	case w.prof.singles:
 	case n < 4, w.prof.gpus < 2 && n >= 7:
 	case n < 7:
 		s.Array.Size = uint32(w.between(2, 8))
@@ -198,6 +199,9 @@ func (u *users) spec() *gpuai.JobSpec {
 	if g.Restart.On == nil || len(g.Restart.On) > 0 {
 		g.Restart.Attempts = uint32(w.between(1, 8))
 		g.Restart.Backoff = gpuai.Duration(w.between(100, 3_000))
+	}
+	if w.prof.alwaysRestart {
+		g.Restart.Attempts, g.Restart.Backoff = 100, 1
 	}
 	if w.chance(0.15) && !g.Gang {
 		g.Resources.GPU.Share.Milli = 500

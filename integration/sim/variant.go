@@ -221,9 +221,14 @@ func (a *agent) rogues() {
 	}
 	known := a.core.Views()
 	for _, t := range sortedKeys(a.h.wd.tasks) {
-		if !slices.ContainsFunc(known, func(v decide.View) bool { return v.Lease == t }) && a.h.journal.records[t] == nil {
-			a.h.wd.end(a.h.wd.tasks[t], byKill)
+		wt := a.h.wd.tasks[t]
+		switch {
+		case slices.ContainsFunc(known, func(v decide.View) bool { return v.Lease == t }) || a.h.journal.records[t] != nil:
+		case wt.state == wdExited:
 			a.h.release(t)
+			a.h.wd.forget(t)
+		default:
+			a.h.wd.end(wt, byKill)
 		}
 	}
 }
@@ -231,6 +236,3 @@ func (a *agent) rogues() {
 // skipQuiet is by how much a restored region's clock is put forward, so that
 // its quiet period is over.
 func (w *world) skipQuiet(*fsm.Machine) gpuai.Duration { return 0 }
-
-// bias makes the faults of a profile show what a variant lacks.
-func (v variant) bias(w *world, p *profile) {}
