@@ -12,16 +12,15 @@ func (v variant) bias(w *world, p *profile) {
 	end := int64(p.policy.TTLBatch+p.policy.Grace) * ms
 	switch v {
 	case ackOvertakes:
-		// Nodes come back just when they are given up, and windows are slow.
-		p.every[hostCut], p.every[agentPause] = 2*sec, 3*sec
-		p.cut = [2]int64{end - 3*sec, end + 3*sec}
-		p.slowWindow, p.slowWindowMean = 0.2, sec
-		p.loseSet = 0
-	case noTermCheck, currentTerm:
-		// Expiries are held up while leaders change to and fro.
-		p.every[hostCut] = 2 * sec
+		// Nodes come back while the expiry that gives them up is held up.
+		p.every[hostCut] = 12 * sec
 		p.cut = [2]int64{end, end + 6*sec}
 		p.holdExpiry = 0.8
+	case noTermCheck, currentTerm:
+		// Expiries are held up while leaders change to and fro.
+		p.every[hostCut] = 12 * sec
+		p.cut = [2]int64{end, end + 6*sec}
+		p.holdExpiry, p.flip = 0.8, true
 	case fromReceipt:
 		// Hosts stand still between a beat and its ack, and are cut off then.
 		p.stillOnBeat = 0.05
@@ -38,7 +37,7 @@ func (v variant) bias(w *world, p *profile) {
 	case registeringFrees:
 		p.every[identityClone], p.every[hostCut] = 5*sec, 4*sec
 	case expiryAcross:
-		p.every[hostPowerLoss] = 3 * sec
+		p.every[hostPowerLoss], p.longTasks = 15*sec, 0.8
 		p.cut = [2]int64{sec, 5 * sec}
 	case oldTimers:
 		p.every[serverPause], p.every[partition] = 5*sec, 5*sec
@@ -47,7 +46,7 @@ func (v variant) bias(w *world, p *profile) {
 		p.every[agentCrash], p.every[agentPause] = 3*sec, 4*sec
 		p.cut = [2]int64{end, end + 15*sec}
 	case noMargins:
-		p.every[hostCut] = 2 * sec
+		p.every[hostCut] = 12 * sec
 		p.cut = [2]int64{end, end + 10*sec}
 		p.skewed, p.lateWake, p.slowKill = 1, 1, 1
 	}

@@ -53,6 +53,7 @@ type profile struct {
 	longTasks, taskFails float64
 	alwaysRestart        bool    // and soon
 	singles              bool    // jobs of one task
+	flip                 bool    // leaders change while an expiry is held up
 	skewed               float64 // clocks at the bound
 
 	snapshotEvery, trailing uint64
@@ -346,6 +347,9 @@ func (w *world) holdUp(r *reign, propose func()) {
 	w.tracef("server %d holds an expiry for %d ms", r.s.id, hold/ms)
 	r.s.after(hold, propose)
 	w.after(w.between(100*ms, sec), w.net.heal)
+	if !w.prof.flip {
+		return
+	}
 	w.after(sec, func() { w.isolate(r.s, 2*sec) })
 	w.after(hold-w.between(sec, 3*sec), func() {
 		for _, o := range w.servers {
@@ -452,6 +456,16 @@ func (w *world) oneHost(hosts []*host) {
 		a.takeOver = true
 	default:
 		a.takeOver = true
+	}
+}
+
+// operate is what an operator does after the heal: start agents that halted.
+func (w *world) operate() {
+	for _, h := range w.hosts {
+		if h.up && !h.retired && !h.agent.up {
+			h.agent.begin()
+			h.agent.takeOver = true
+		}
 	}
 }
 

@@ -83,6 +83,9 @@ func (w *world) everySecond() {
 	if s := pick(w, w.servers); s.up {
 		w.check.acknowledged(s)
 	}
+	if w.healed {
+		w.operate()
+	}
 	w.after(sec, w.everySecond)
 }
 
