@@ -236,13 +236,13 @@ func (m *Machine) stopGroup(group uint32) {
 			m.revoke(x.lease.slot(), gpuai.CauseStopped)
 		}
 		if x.status == gpuai.TaskPending {
-			if x.timer != 0 {
+			x.qnext = 0
+			switch {
+			case x.timer != 0: // in its back-off: no bucket counts it
 				m.timers.clear(&x.timer)
 				x.retryAt = 0
 				g.waiting--
-			}
-			x.qnext = 0
-			if g.bucket != 0 {
+			case g.bucket != 0:
 				m.buckets.Mut(g.bucket.slot()).tasks--
 			}
 			m.setTask(t.slot(), gpuai.TaskStopped)

@@ -102,6 +102,9 @@ func (b *batch) add(r result) {
 		s.ByCheck[r.Violations[0].Check]++
 		s.Failed = append(s.Failed, r)
 		b.stopped = !b.o.keepOn
+		if b.progress != nil {
+			fmt.Fprintf(b.progress, "seed %d breaks a promise: %s: %s\n", r.Seed, r.Violations[0].Check, r.Violations[0].Text)
+		}
 	}
 	if b.progress != nil && time.Since(b.said) >= progressEvery {
 		b.said = time.Now()
