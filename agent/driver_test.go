@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/decide"
 	"github.com/gpuai/gpuai/plugins"
 )
 
@@ -183,6 +184,30 @@ func TestUncleanDeviceStaysOut(t *testing.T) {
 	})
 	d.change(func(s *plugins.Snapshot) { s.Devices[0].Health = gpuai.DeviceHealthy })
 	eventually(t, "the device to come back", func() bool { return f.health("GPU-1") == gpuai.DeviceHealthy })
+}
+
+// The devices of a task that outlived its kill are out until it is gone and
+// they are released clean; then they are offered again.
+func TestDevicesOfAnUnkillableTaskComeBack(t *testing.T) {
+	f := newFixture(t)
+	a := f.runWith(newDriver("GPU-1", "GPU-2"), nil)
+	lease := f.grant(testNode, gpuTask("sleep 60", "GPU-1"))
+	f.running(lease)
+	a.post(func() {
+		a.step(decide.TaskUnkillable{Lease: lease, Reason: "it outlived the kill budget"})
+		a.carryOut()
+	})
+	if r := f.last(lease); r.State != gpuai.ReportUnkillable {
+		t.Fatalf("reported %+v", r)
+	}
+	eventually(t, "the device to be taken out", func() bool { return f.health("GPU-1") == gpuai.DeviceUnhealthy })
+	if err := a.watchdog().Kill(lease, gpuai.Second); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the device to come back", func() bool { return f.health("GPU-1") == gpuai.DeviceHealthy })
+	if r := f.last(f.grant(testNode, gpuTask("exit 0", "GPU-1"))); r.State != gpuai.ReportDone {
+		t.Errorf("on the device that came back: %+v", r)
+	}
 }
 
 func TestFailedDeviceEndsItsTask(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -211,7 +212,7 @@ func (a *Agent) recordReport(r gpuai.Report) {
 	case gpuai.ReportRunning:
 	case gpuai.ReportUnkillable:
 		rec.State = store.JournalUnkillable
-		a.taint(r.Unclean, r.Reason)
+		a.taint(r.Unclean, unkillable(r.Lease))
 	default:
 		rec.State = store.JournalEnded
 		a.taint(r.Unclean, r.Reason)
@@ -219,15 +220,38 @@ func (a *Agent) recordReport(r gpuai.Report) {
 	a.dirty[r.Lease] = true
 }
 
-// taint takes devices out of use until they are seen clean.
+// taint takes devices out of use until they are seen clean. What was not clean
+// at a release outranks a task that could not be killed: the end of the task
+// says nothing of it.
 func (a *Agent) taint(ids []gpuai.DeviceID, why string) {
 	if len(ids) == 0 {
 		return
 	}
 	for _, id := range ids {
-		a.devices.unclean[id] = why
+		if old, tainted := a.devices.unclean[id]; !tainted || strings.HasPrefix(old, unkillablePrefix) {
+			a.devices.unclean[id] = why
+		}
 	}
 	a.saveTaints()
+}
+
+const unkillablePrefix = "a task on it could not be killed, lease "
+
+// unkillable is why the devices of a task are unclean that outlived its kill.
+func unkillable(t gpuai.Token) string { return unkillablePrefix + t.String() }
+
+// cleaned takes the devices back into use of a task that could not be killed,
+// is gone now, and whose devices its driver has released clean.
+func (a *Agent) cleaned(l *gpuai.Lease, unclean []gpuai.DeviceID) {
+	why, n := unkillable(l.ID), len(a.devices.unclean)
+	for _, d := range l.Devices {
+		if a.devices.unclean[d] == why && !slices.Contains(unclean, d) {
+			delete(a.devices.unclean, d)
+		}
+	}
+	if len(a.devices.unclean) < n {
+		a.saveTaints()
+	}
 }
 
 // saveTaints journals which devices are unclean, and offers the rest.

@@ -257,7 +257,10 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 // release gives the devices back.
 func (w *worker) release() {
 	unclean, why := release(context.Background(), w.a.devices.drivers, &w.lease)
-	w.tell(decide.Released{Lease: w.lease.ID, Unclean: unclean, Reason: why})
+	w.a.post(func() {
+		w.a.cleaned(&w.lease, unclean)
+		w.a.step(decide.Released{Lease: w.lease.ID, Unclean: unclean, Reason: why})
+	})
 }
 
 // over reports whether the loop has ended.
