@@ -156,6 +156,9 @@ func explain(r *result, p plan) string {
 	} else if p.bias != sound {
 		fmt.Fprintf(&b, " --profile %s", p.bias)
 	}
+	if p.nodes > 0 {
+		fmt.Fprintf(&b, " --nodes %d", p.nodes)
+	}
 	b.WriteString("\n")
 	return b.String()
 }

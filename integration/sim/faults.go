@@ -72,8 +72,8 @@ type profile struct {
 }
 
 // draw makes up the profile of a seed. Each kind of fault is there in some
-// seeds only, so that the others are seen without it.
-func (w *world) draw() profile {
+// seeds only, so that the others are seen without it. nodes overrules the seed.
+func (w *world) draw(nodes int) profile {
 	p := profile{
 		servers: 3, chaos: w.between(40, 100) * sec, policy: w.drawPolicy(),
 		longTasks: 0.5, taskFails: 0.1, skewed: 0.3,
@@ -85,7 +85,9 @@ func (w *world) draw() profile {
 	if w.chance(0.2) {
 		p.servers = 5
 	}
-	p.nodes = w.drawNodes()
+	if p.nodes = w.drawNodes(); nodes > 0 {
+		p.nodes = nodes
+	}
 	p.jobs = max(4, min(p.nodes*2, 150))
 	if p.nodes > 100 {
 		p.chaos = min(p.chaos, 45*sec)
@@ -113,6 +115,9 @@ func (w *world) draw() profile {
 	return p
 }
 
+// maxNodes is how large a region is simulated.
+const maxNodes = 2_000
+
 // drawNodes is how many nodes a run has: mostly few, up to 2,000.
 func (w *world) drawNodes() int {
 	switch n := w.rnd.IntN(1_000); {
@@ -125,7 +130,7 @@ func (w *world) drawNodes() int {
 	case n < 999:
 		return int(w.between(61, 300))
 	default:
-		return int(w.between(301, 2_000))
+		return int(w.between(301, maxNodes))
 	}
 }
 

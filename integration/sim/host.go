@@ -152,8 +152,13 @@ func (h *host) ended(r *runner) {
 	h.w.check.ended(r)
 }
 
-// reserve is the driver's: it refuses a device that is held.
+// reserve is the driver's: it refuses a device that is held by another lease.
 func (h *host) reserve(l *gpuai.Lease) bool {
+	for _, d := range l.Devices {
+		if slices.ContainsFunc(h.reserved[d], func(r *reservation) bool { return r.token == l.ID }) {
+			return true
+		}
+	}
 	need := l.Share
 	if need == 0 {
 		need = gpuai.WholeDevice

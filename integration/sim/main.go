@@ -33,6 +33,7 @@ type options struct {
 	budget   time.Duration
 	atLeast  uint64
 	parallel int
+	nodes    int
 	variant  variant
 	profile  variant
 	keepOn   bool
@@ -49,6 +50,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.DurationVar(&o.budget, "budget", 0, "begin no seed after this time, as in 240s; 0 is no bound")
 	f.Uint64Var(&o.atLeast, "at-least", 0, "how many seeds to run whatever the budget says")
 	f.IntVar(&o.parallel, "parallel", runtime.NumCPU(), "how many simulations run side by side")
+	f.IntVar(&o.nodes, "nodes", 0, "nodes of each run, 1 to 2000; 0 is what the seed says, mostly few")
 	f.BoolVar(&o.keepOn, "keep-on", false, "go on after a seed that breaks a promise")
 	f.StringVar(&o.output, "o", "text", "how the summary is written: text or json")
 	name := f.String("variant", "", "run a protocol that lacks a rule, which must be caught:\n"+strings.Join(variantNames[1:], ", "))
@@ -71,6 +73,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q: see sim --help", f.Arg(0))
 	case o.output != "text" && o.output != "json":
 		return o, fmt.Errorf("-o is %q and must be text or json", o.output)
+	case o.nodes < 0 || o.nodes > maxNodes:
+		return o, fmt.Errorf("--nodes is %d and must be 0 to %d", o.nodes, maxNodes)
 	case o.seeds == 0 || o.parallel < 1:
 		return o, errors.New("--seeds and --parallel must be at least 1")
 	}
@@ -78,7 +82,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 }
 
 func (o *options) plan(seed uint64) plan {
-	return plan{seed: seed, bias: max(o.variant, o.profile), weak: o.variant}
+	return plan{seed: seed, bias: max(o.variant, o.profile), weak: o.variant, nodes: o.nodes}
 }
 
 // start runs the command and returns its exit status.

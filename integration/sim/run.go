@@ -27,12 +27,13 @@ type result struct {
 type plan struct {
 	seed       uint64
 	bias, weak variant
+	nodes      int // 0: as the seed says
 }
 
 // newWorld makes the world of a plan, at time zero.
 func newWorld(p plan, tr *tracer) *world {
 	w := &world{seed: p.seed, rnd: rand.New(rand.NewPCG(p.seed, 0x67707561)), weak: p.weak, tr: tr}
-	w.prof = w.draw()
+	w.prof = w.draw(p.nodes)
 	p.bias.bias(w, &w.prof)
 	w.net = &network{w: w, cuts: map[link]int{}}
 	w.check = newChecker(w)

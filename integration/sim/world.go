@@ -189,7 +189,7 @@ func (c *clock) read(now int64) int64 {
 // when returns the true time at which the clock shows at.
 func (c *clock) when(at int64) int64 {
 	r, rate := at-c.off, 1_000_000+c.ppm
-	t := r/rate*1_000_000 + r%rate*1_000_000/rate
+	t := r/rate*1_000_000 + r%rate*1_000_000/rate - 2
 	for c.read(t) < at {
 		t++
 	}
