@@ -103,6 +103,7 @@ func (a *agent) begin() {
 	}
 	a.attach()
 	a.adopt()
+	a.refresh()
 	a.settle()
 	a.dialAfter(a.w.between(0, 200*ms))
 }
@@ -340,11 +341,23 @@ func (a *agent) taint(ids []gpuai.DeviceID) {
 func (a *agent) offered() []gpuai.Device {
 	out := slices.Clone(a.h.devices)
 	for i := range out {
-		if a.h.journal.unclean[out[i].ID] {
+		if a.h.journal.unclean[out[i].ID] || a.h.sick[out[i].ID] {
 			out[i].Health = gpuai.DeviceUnhealthy
 		}
 	}
 	return out
+}
+
+// refresh looks at the devices anew, tells the region of changes and the core of
+// devices that failed under a task.
+func (a *agent) refresh() {
+	a.tellDevices()
+	for _, t := range sortedKeys(a.h.journal.records) {
+		r := a.h.journal.records[t]
+		if slices.ContainsFunc(r.a.Lease.Devices, func(d gpuai.DeviceID) bool { return a.h.sick[d] }) {
+			a.handle(decide.DeviceFailed{Lease: t, Reason: "its device is sick"})
+		}
+	}
 }
 
 // do carries out one action.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -55,6 +56,8 @@ func newBatch(o *options) *batch {
 // run returns when every seed is run, or the budget is used up, or a seed has
 // broken a promise.
 func (b *batch) run() *summary {
+	// Machines come and go, and little of them lives long.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	var wg sync.WaitGroup
 	for range b.o.parallel {
 		wg.Go(func() {

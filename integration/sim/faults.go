@@ -24,6 +24,7 @@ const (
 	hostPowerLoss
 	watchdogDeath
 	identityClone
+	deviceSick
 	nodeDrained
 	answerLost
 	snapshotTaken
@@ -36,7 +37,7 @@ const (
 
 var faultNames = [numFaults]string{
 	"server crash", "server pause", "partition", "one-way cut", "host cut off", "agent crash",
-	"agent pause", "host suspend", "host power loss", "watchdog death", "identity clone",
+	"agent pause", "host suspend", "host power loss", "watchdog death", "identity clone", "device sick",
 	"node drained", "answer lost", "snapshot taken", "snapshot installed", "unkillable task",
 	"expiry", "breaker tripped",
 }
@@ -150,6 +151,7 @@ var injectors = map[fault]func(*world){
 	partition: (*world).partitionServers, oneWayCut: (*world).cutOneWay, hostCut: (*world).cutHost,
 	agentCrash: (*world).crashAgent, agentPause: (*world).pauseAgent, hostSuspend: (*world).suspendHost,
 	hostPowerLoss: (*world).powerLoss, watchdogDeath: (*world).killWatchdog, identityClone: (*world).cloneHost,
+	deviceSick: (*world).sickDevice,
 }
 
 // inject begins the faults of the profile.
@@ -402,6 +404,28 @@ func (w *world) standStill(h *host) {
 	w.after(d-sec, func() { w.net.cut(links, w.between(15*sec, 30*sec)) })
 }
 
+// sickDevice has a device fail under whatever runs on it, and come back.
+func (w *world) sickDevice() {
+	h := pick(w, w.hosts)
+	if !h.active() {
+		return
+	}
+	w.count(deviceSick)
+	d := pick(w, h.devices).ID
+	w.tracef("%s: %s is sick", h.name, d)
+	h.sick[d] = true
+	h.agent.after(w.between(0, 100*ms), h.agent.refresh)
+	w.after(w.span(), func() { h.well(d) })
+}
+
+// well ends a device's sickness.
+func (h *host) well(d gpuai.DeviceID) {
+	if h.sick[d] {
+		delete(h.sick, d)
+		h.agent.after(0, h.agent.refresh)
+	}
+}
+
 // heal ends every fault: what is cut is mended, what stands still goes on, what
 // is down comes back, and operators put in order what is theirs.
 func (w *world) heal() {
@@ -422,6 +446,9 @@ func (w *world) heal() {
 		}
 		for h.agent.up && h.agent.stops > 0 {
 			h.agent.cont()
+		}
+		for _, d := range h.devices {
+			h.well(d.ID)
 		}
 	}
 	byNode := map[gpuai.NodeID][]*host{}

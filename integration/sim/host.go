@@ -24,6 +24,7 @@ type host struct {
 
 	runners   []*runner
 	reserved  map[gpuai.DeviceID][]*reservation
+	sick      map[gpuai.DeviceID]bool // as their driver says
 	resumedAt int64
 	retired   bool // its operator has switched it off for good
 }
@@ -52,7 +53,7 @@ func newHost(w *world, node gpuai.NodeID, devices []gpuai.Device) *host {
 	h := &host{proc: proc{w: w}, idx: len(w.hosts), node: node, devices: devices}
 	h.name = fmt.Sprintf("host%d(%s)", h.idx, node)
 	h.clock = clock{off: w.between(0, 100_000*sec), ppm: w.skew()}
-	h.reserved = map[gpuai.DeviceID][]*reservation{}
+	h.reserved, h.sick = map[gpuai.DeviceID][]*reservation{}, map[gpuai.DeviceID]bool{}
 	h.journal = newJournal(fmt.Sprintf("nonce-%d", w.rnd.Uint64()))
 	h.agent = &agent{proc: proc{w: w}, h: h}
 	w.hosts = append(w.hosts, h)
@@ -168,7 +169,7 @@ func (h *host) reserve(l *gpuai.Lease) bool {
 		for _, r := range h.reserved[d] {
 			sum += r.share
 		}
-		if sum > gpuai.WholeDevice || !slices.ContainsFunc(h.devices, func(x gpuai.Device) bool { return x.ID == d }) {
+		if sum > gpuai.WholeDevice || h.sick[d] || !slices.ContainsFunc(h.devices, func(x gpuai.Device) bool { return x.ID == d }) {
 			return false
 		}
 	}

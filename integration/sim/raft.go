@@ -96,7 +96,10 @@ func (r *raft) armElection() {
 
 func (r *raft) electionDue() {
 	w := r.s.w
-	if w.now >= r.electionAt && r.role != leader {
+	switch {
+	case r.role == leader:
+		r.armElection()
+	case w.now >= r.electionAt:
 		r.preCampaign()
 	}
 	r.s.after(max(r.electionAt-w.now, 10*ms), r.electionDue)

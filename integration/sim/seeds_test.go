@@ -83,7 +83,7 @@ const caughtWithin = 60
 // the rules breaks a promise within a few seeds, and the real one keeps them all
 // under the same seeds and faults.
 func TestVariantsAreCaught(t *testing.T) {
-	for v := sound + 1; v < restoreSameEpoch; v++ {
+	for v := sound + 1; v < numVariants; v++ {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			for seed := uint64(1); seed <= caughtWithin; seed++ {

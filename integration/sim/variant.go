@@ -36,7 +36,7 @@ const (
 var variantNames = [numVariants]string{
 	"", "ack-unconfirmed", "ack-overtakes", "no-term-check", "current-term", "from-receipt",
 	"ack-all", "no-first-deadline", "revoking-frees", "registering-frees", "expiry-across",
-	"old-timers", "no-watchdog", "no-margins", "restore-same-epoch", "restore-not-quiet",
+	"old-timers", "no-watchdog", "no-margins",
 }
 
 // String returns the variant's name; "" is the real protocol.
@@ -232,7 +232,3 @@ func (a *agent) rogues() {
 		}
 	}
 }
-
-// skipQuiet is by how much a restored region's clock is put forward, so that
-// its quiet period is over.
-func (w *world) skipQuiet(*fsm.Machine) gpuai.Duration { return 0 }
