@@ -28,8 +28,6 @@ const (
 	oldTimers                // a leader goes on with the timers of its former reign
 	noWatchdog               // nobody but the agent holds deadlines
 	noMargins                // G = S = 0
-	restoreSameEpoch         // a restore begins no epoch
-	restoreNotQuiet          // a restored region grants at once
 	numVariants
 )
 
