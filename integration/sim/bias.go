@@ -5,12 +5,17 @@ import "github.com/gpuai/gpuai"
 // bias leans a profile towards the faults that show what a variant lacks. The
 // real protocol must stand the same.
 func (v variant) bias(w *world, p *profile) {
-	if v == sound || v == ackUnconfirmed {
+	if v == sound {
 		return
 	}
 	p.lean(w)
 	end := int64(p.policy.TTLBatch+p.policy.Grace) * ms
 	switch v {
+	case ackUnconfirmed:
+		// Servers are cut off from each other, each with some of the hosts.
+		p.every[partition] = 25 * sec
+		p.jobs, p.longTasks = 15, 0.8
+		p.cut = [2]int64{20 * sec, 40 * sec}
 	case ackOvertakes:
 		// Nodes come back while the expiry that gives them up is held up.
 		p.every[hostCut] = 12 * sec
@@ -26,9 +31,9 @@ func (v variant) bias(w *world, p *profile) {
 		p.stillOnBeat = 0.05
 	case ackAll:
 		// Hosts stand still for as long as their silence is borne.
-		p.every[hostSuspend], p.every[agentPause] = 2*sec, 2*sec
-		p.cut = [2]int64{end - 3*sec, end + 8*sec}
-		p.loseSet, p.reorder = 0.5, 0.2
+		p.every[hostSuspend], p.every[agentPause] = 8*sec, 8*sec
+		p.cut = [2]int64{end - 1*sec, end + 8*sec}
+		p.loseSet, p.reorder = 0.4, 0.3
 	case noFirstDeadline:
 		p.every[hostSuspend], p.every[agentPause] = 2*sec, 2*sec
 		p.cut = [2]int64{end - 3*sec, end + 8*sec}
@@ -37,7 +42,8 @@ func (v variant) bias(w *world, p *profile) {
 	case registeringFrees:
 		p.every[identityClone], p.every[hostCut] = 5*sec, 4*sec
 	case expiryAcross:
-		p.every[hostPowerLoss], p.longTasks = 15*sec, 0.8
+		p.every[hostPowerLoss] = 15 * sec
+		p.jobs, p.longTasks = 15, 0.8
 		p.cut = [2]int64{sec, 5 * sec}
 	case oldTimers:
 		p.every[serverPause], p.every[partition] = 5*sec, 5*sec
@@ -46,7 +52,8 @@ func (v variant) bias(w *world, p *profile) {
 		p.every[agentCrash], p.every[agentPause] = 3*sec, 4*sec
 		p.cut = [2]int64{end, end + 15*sec}
 	case noMargins:
-		p.every[hostCut] = 12 * sec
+		p.every[hostCut] = 20 * sec
+		p.jobs, p.longTasks = 15, 0.8
 		p.cut = [2]int64{end, end + 10*sec}
 		p.skewed, p.lateWake, p.slowKill = 1, 1, 1
 	}
@@ -57,8 +64,8 @@ func (v variant) bias(w *world, p *profile) {
 func (p *profile) lean(w *world) {
 	q := *p
 	*p = profile{
-		servers: 3, nodes: int(w.between(3, 6)), chaos: 70 * sec, jobs: 60,
-		policy: q.policy, longTasks: 0.4, alwaysRestart: true, singles: true,
+		servers: 3, nodes: int(w.between(3, 6)), chaos: 80 * sec, jobs: 35,
+		policy: q.policy, longTasks: 0.3, alwaysRestart: true, singles: true,
 		snapshotEvery: q.snapshotEvery, trailing: q.trailing, checkEvery: q.checkEvery,
 		spikeMax: 50 * ms, slowRaftMean: sec, slowWindowMean: sec, slowKill: 0.8,
 		cut: [2]int64{sec, 10 * sec},

@@ -25,8 +25,8 @@ func (c *collector) reset() { c.pending, c.last, c.armed = nil, -beatWindow, fal
 
 func (c *collector) add(b heldBeat) {
 	if c.s.w.weak == ackUnconfirmed {
-		b.done(c.s.m.Index())
-		return
+		b.done(c.s.m.Index()) // and the leader hears of it when it does
+		b.done = func(uint64) {}
 	}
 	c.pending = append(c.pending, b)
 	c.kick()

@@ -108,7 +108,7 @@ func TestVariantsAreCaught(t *testing.T) {
 // caughtBy is the checks that see what a variant breaks.
 func (v variant) caughtBy() []string {
 	switch v {
-	case noFirstDeadline:
+	case noFirstDeadline, fromReceipt, ackAll, noWatchdog:
 		return []string{"two runners", "tokens"} // the later runner may be over already
 	default:
 		return []string{"two runners"}
