@@ -51,6 +51,11 @@ func (v variant) bias(w *world, p *profile) {
 	case noWatchdog:
 		p.every[agentCrash], p.every[agentPause] = 3*sec, 4*sec
 		p.cut = [2]int64{end, end + 15*sec}
+	case restoreSameEpoch:
+		p.backups, p.restoreAfter, p.jobs = 2, 20*sec, 80
+	case restoreNotQuiet:
+		p.backups, p.restoreAfter, p.longTasks = 2, 10*sec, 0.8
+		p.every[hostCut] = 10 * sec
 	case noMargins:
 		p.every[hostCut] = 20 * sec
 		p.jobs, p.longTasks = 15, 0.8

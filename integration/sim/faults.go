@@ -30,6 +30,7 @@ const (
 	snapshotTaken
 	snapshotInstalled
 	unkillableTask
+	backupRestored
 	expiry
 	breakerTripped
 	numFaults
@@ -38,7 +39,7 @@ const (
 var faultNames = [numFaults]string{
 	"server crash", "server pause", "partition", "one-way cut", "host cut off", "agent crash",
 	"agent pause", "host suspend", "host power loss", "watchdog death", "identity clone", "device sick",
-	"node drained", "answer lost", "snapshot taken", "snapshot installed", "unkillable task",
+	"node drained", "answer lost", "snapshot taken", "snapshot installed", "unkillable task", "backup restored",
 	"expiry", "breaker tripped",
 }
 
@@ -70,6 +71,9 @@ type profile struct {
 	// Means between faults of a kind, 0: there are none.
 	every [numFaults]int64
 	cut   [2]int64 // how long a cut, a pause or a death lasts
+
+	backups      int   // that are saved and put back
+	restoreAfter int64 // how long after they were saved at most
 }
 
 // draw makes up the profile of a seed. Each kind of fault is there in some
@@ -112,6 +116,9 @@ func (w *world) draw(nodes int) profile {
 	}
 	if w.chance(0.7) {
 		p.every[identityClone] = 0
+	}
+	if w.chance(0.1) {
+		p.backups, p.restoreAfter = 1+w.rnd.IntN(2), w.between(2, 30)*sec
 	}
 	return p
 }
@@ -160,6 +167,9 @@ func (w *world) inject() {
 		if injectors[f] != nil && w.prof.every[f] > 0 {
 			w.again(f)
 		}
+	}
+	for range w.prof.backups {
+		w.at(w.between(3*sec, w.prof.chaos*7/10), w.saveAndRestore)
 	}
 }
 

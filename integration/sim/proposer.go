@@ -64,6 +64,9 @@ func (p *proposer) reset() {
 func (p *proposer) open(term uint64) {
 	p.term = term
 	p.base, p.since = p.s.m.Time(), p.s.clock.read(p.s.w.now)
+	if p.s.w.weak == restoreNotQuiet {
+		p.base = p.base.Add(p.s.w.skipQuiet(p.s.m))
+	}
 	p.last = max(p.last, p.base)
 }
 

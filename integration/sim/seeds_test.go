@@ -105,9 +105,26 @@ func TestVariantsAreCaught(t *testing.T) {
 	}
 }
 
+// The real protocol keeps its promises under the faults of every variant.
+func TestEveryProfile(t *testing.T) {
+	for v := sound + 1; v < numVariants; v++ {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			for seed := range uint64(12) {
+				p := plan{seed: 1_000 + seed, bias: v}
+				if r := simulate(p, nil); len(r.Violations) > 0 {
+					t.Error(explain(&r, p))
+				}
+			}
+		})
+	}
+}
+
 // caughtBy is the checks that see what a variant breaks.
 func (v variant) caughtBy() []string {
 	switch v {
+	case restoreSameEpoch:
+		return []string{"tokens", "two runners", "stale effect"}
 	case noFirstDeadline, fromReceipt, ackAll, noWatchdog:
 		return []string{"two runners", "tokens"} // the later runner may be over already
 	default:

@@ -29,11 +29,10 @@ func (u *users) begin() {
 	for range w.prof.stops {
 		w.at(w.between(5*sec, w.prof.chaos), u.stop)
 	}
-	if w.prof.drains > 0 {
-		for range w.prof.drains {
-			w.at(w.between(5*sec, w.prof.chaos), u.drain)
-		}
+	for range w.prof.drains {
+		w.at(w.between(5*sec, w.prof.chaos), u.drain)
 	}
+	w.at(w.between(0, w.prof.chaos), u.raise)
 }
 
 func (u *users) key(kind string) string {
@@ -73,9 +72,10 @@ func (u *users) stop() {
 	u.call(func() []byte {
 		return (&fsm.StopJob{Job: job}).Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: "user", Key: key})
 	}, func(a applied, _ bool) {
-		if a.res.Code == gpuai.OK {
+		switch {
+		case a.res.Code == gpuai.OK:
 			u.w.check.stopped(job, a.res.Index)
-		} else {
+		case u.w.check.holds(job):
 			u.w.check.fail("lost acknowledgement", fmt.Sprintf("job %s was acknowledged, and a stop says %s", job, a.res.Code))
 		}
 	})
@@ -92,6 +92,15 @@ func (u *users) eligibility(node gpuai.NodeID, drained bool) {
 	u.pending++
 	u.call(func() []byte {
 		return (&fsm.SetNodeEligibility{Node: node, Drained: drained && !u.w.healed}).Append(nil, fsm.Envelope{Actor: "operator"})
+	}, func(applied, bool) {})
+}
+
+// raise has the region take the newest feature level, as its leader does once
+// all servers know it.
+func (u *users) raise() {
+	u.pending++
+	u.call(func() []byte {
+		return (&fsm.SetFeatureLevel{Level: fsm.MaxLevel}).Append(nil, fsm.Envelope{})
 	}, func(applied, bool) {})
 }
 
@@ -153,7 +162,7 @@ func (u *users) ask(cmd []byte, done func(a applied, known bool)) {
 		}
 	}
 	w.after(callTimeout, func() { end(applied{}, false) })
-	life := s.life
+	life, restores := s.life, w.restores
 	w.after(w.net.latency(), func() {
 		s.run(life, func() {
 			s.propose([][]byte{cmd}, func(out []applied, code gpuai.Code) {
@@ -162,7 +171,8 @@ func (u *users) ask(cmd []byte, done func(a applied, known bool)) {
 					return
 				}
 				a := out[0]
-				w.after(w.net.latency(), func() { end(a, code == gpuai.OK && a.index != 0) })
+				// What a region answered that was lost since is no answer.
+				w.after(w.net.latency(), func() { end(a, code == gpuai.OK && a.index != 0 && restores == w.restores) })
 			})
 		})
 	})

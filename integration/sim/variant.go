@@ -28,13 +28,15 @@ const (
 	oldTimers                // a leader goes on with the timers of its former reign
 	noWatchdog               // nobody but the agent holds deadlines
 	noMargins                // G = S = 0
+	restoreSameEpoch         // a restore begins no epoch
+	restoreNotQuiet          // a restored region grants at once
 	numVariants
 )
 
 var variantNames = [numVariants]string{
 	"", "ack-unconfirmed", "ack-overtakes", "no-term-check", "current-term", "from-receipt",
 	"ack-all", "no-first-deadline", "revoking-frees", "registering-frees", "expiry-across",
-	"old-timers", "no-watchdog", "no-margins",
+	"old-timers", "no-watchdog", "no-margins", "restore-same-epoch", "restore-not-quiet",
 }
 
 // String returns the variant's name; "" is the real protocol.

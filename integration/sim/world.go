@@ -31,6 +31,8 @@ type world struct {
 	faults  [numFaults]int
 	healed  bool
 	events  int
+
+	restores int // of backups
 }
 
 // at has f happen at a time; what is due at the same time keeps its order.
