@@ -46,7 +46,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 			change.Delete = append(change.Delete, t)
 			delete(a.records, t)
 		default: // its end is recorded, or its record is of another boot
-			if rec.BootID != a.boot && rec.State != store.JournalEnded {
+			if rec.State != store.JournalEnded || len(rec.Unsent) == 0 { // nobody asks
 				change.Delete = append(change.Delete, t)
 				delete(a.records, t)
 				continue

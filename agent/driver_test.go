@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/decide"
 	"github.com/gpuai/gpuai/plugins"
+	"github.com/gpuai/gpuai/store"
 )
 
 func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -207,6 +210,36 @@ func TestDevicesOfAnUnkillableTaskComeBack(t *testing.T) {
 	eventually(t, "the device to come back", func() bool { return f.health("GPU-1") == gpuai.DeviceHealthy })
 	if r := f.last(f.grant(testNode, gpuTask("exit 0", "GPU-1"))); r.State != gpuai.ReportDone {
 		t.Errorf("on the device that came back: %+v", r)
+	}
+}
+
+// An answer that comes when its session is over already is journaled, and the
+// agent may end before it hears another. Its next life must not hold the lease's
+// devices for a task that nobody ends. Found by the simulation, seed 1726.
+func TestAnsweredLeaseIsForgottenAfterARestart(t *testing.T) {
+	f := newFixture(t)
+	a := f.runWith(newDriver("GPU-1"), nil)
+	var was gpuai.Assignment
+	f.last(f.grant(testNode, func(a *gpuai.Assignment) {
+		gpuTask("exit 0", "GPU-1")(a)
+		was = *a
+	}))
+	a.stop(t)
+	j, err := store.OpenJournal(filepath.Join(f.dir, journalFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _, err := j.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := store.JournalLease{Assignment: was, State: store.JournalEnded, BootID: id.BootID, Seq: 2}
+	if err := errors.Join(j.Commit(store.JournalChange{Put: []store.JournalLease{rec}}), j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f.runWith(newDriver("GPU-1"), nil)
+	if r := f.last(f.grant(testNode, gpuTask("exit 0", "GPU-1"))); r.State != gpuai.ReportDone {
+		t.Errorf("the next lease of the device is reported %+v", r)
 	}
 }
 

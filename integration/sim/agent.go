@@ -148,7 +148,7 @@ func (a *agent) adopt() {
 		case decide.MoveForget:
 			delete(j.records, t)
 		default:
-			if rec.boot != a.h.bootID() && rec.state != recEnded {
+			if rec.state != recEnded || len(rec.unsent) == 0 { // nobody asks
 				delete(j.records, t)
 				continue
 			}
