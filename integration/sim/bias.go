@@ -14,7 +14,7 @@ func (v variant) bias(w *world, p *profile) {
 	case ackUnconfirmed:
 		// Servers are cut off from each other, each with some of the hosts.
 		p.every[partition] = 25 * sec
-		p.jobs, p.longTasks = 15, 0.8
+		p.nodes, p.jobs, p.longTasks = 10, 30, 0.8
 		p.cut = [2]int64{20 * sec, 40 * sec}
 	case ackOvertakes:
 		// Nodes come back while the expiry that gives them up is held up.
@@ -30,10 +30,11 @@ func (v variant) bias(w *world, p *profile) {
 		// Hosts stand still between a beat and its ack, and are cut off then.
 		p.stillOnBeat = 0.05
 	case ackAll:
-		// Hosts stand still for as long as their silence is borne.
-		p.every[hostSuspend], p.every[agentPause] = 8*sec, 8*sec
-		p.cut = [2]int64{end - 1*sec, end + 8*sec}
-		p.loseSet, p.reorder = 0.4, 0.3
+		// Hosts stand still for as long as their silence is borne, from when
+		// they are given a lease.
+		p.stillOnGrant = 0.25
+		p.cut = [2]int64{end, end + 5*sec}
+		p.loseSet, p.reorder = 0.5, 0.2
 	case noFirstDeadline:
 		p.every[hostSuspend], p.every[agentPause] = 2*sec, 2*sec
 		p.cut = [2]int64{end - 3*sec, end + 8*sec}
@@ -46,8 +47,9 @@ func (v variant) bias(w *world, p *profile) {
 		p.jobs, p.longTasks = 15, 0.8
 		p.cut = [2]int64{sec, 5 * sec}
 	case oldTimers:
-		p.every[serverPause], p.every[partition] = 5*sec, 5*sec
-		p.cut = [2]int64{3 * sec, 20 * sec}
+		p.every[serverPause] = 15 * sec
+		p.cut = [2]int64{8 * sec, 30 * sec}
+		p.nodes, p.jobs, p.longTasks = 8, 30, 0.5
 	case noWatchdog:
 		p.every[agentCrash], p.every[agentPause] = 3*sec, 4*sec
 		p.cut = [2]int64{end, end + 15*sec}

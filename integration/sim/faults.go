@@ -65,7 +65,7 @@ type profile struct {
 	spike, loss, repeat, reorder, loseSet, missEvent, loseAnswer float64
 	slowDisk, slowApply, slowRaft, slowWindow                    float64
 	lateWake, slowKill, unkillable                               float64
-	holdExpiry, stillOnBeat                                      float64
+	holdExpiry, stillOnBeat, stillOnGrant                        float64
 	spikeMax, slowRaftMean, slowWindowMean                       int64
 
 	// Means between faults of a kind, 0: there are none.
@@ -433,6 +433,16 @@ func (h *host) well(d gpuai.DeviceID) {
 	if h.sick[d] {
 		delete(h.sick, d)
 		h.agent.after(0, h.agent.refresh)
+	}
+}
+
+// standStillOnGrant suspends the host that is being given a lease.
+func (w *world) standStillOnGrant(node gpuai.NodeID) {
+	for _, h := range w.hosts {
+		if h.node == node && h.active() && h.agent.stops == 0 && !w.healed && w.now < w.prof.chaos && w.chance(w.prof.stillOnGrant) {
+			w.count(hostSuspend)
+			h.suspend(w.span())
+		}
 	}
 }
 

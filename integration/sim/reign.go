@@ -89,6 +89,8 @@ func (r *reign) observe(out *fsm.Output) {
 			if r.s.w.weak == registeringFrees {
 				r.freeSuperseded(e)
 			}
+		case gpuai.LeaseGrantedEvent:
+			r.s.w.standStillOnGrant(e.Node)
 		case gpuai.LeaseRevokingEvent:
 			if r.s.w.weak == revokingFrees {
 				r.freeRevoking(e)
