@@ -87,6 +87,9 @@ func (w *world) draw(nodes int) profile {
 		slowRaftMean: w.between(50, 4_000) * ms, slowWindowMean: w.between(50, 4_000) * ms,
 		cut: [2]int64{200 * ms, w.between(2, 50) * sec},
 	}
+	if p.snapshotEvery%2 == 0 { // so often that whoever was away needs one
+		p.snapshotEvery, p.trailing = 5+p.snapshotEvery/8, p.trailing/8
+	}
 	if w.chance(0.2) {
 		p.servers = 5
 	}

@@ -293,8 +293,6 @@ func (r *raft) replicate(o *server) {
 
 // install sends a snapshot.
 func (r *raft) install(o *server) {
-	w := r.s.w
-	w.count(snapshotInstalled)
 	r.next[o.id] = r.snapAt + 1
 	term, snap, at, atTerm := r.term, r.snap, r.snapAt, r.snapTerm
 	r.send(o, func() { o.raft.installed(r.s, term, snap, at, atTerm) })
@@ -321,6 +319,7 @@ func (r *raft) installed(from *server, term uint64, snap []byte, at, atTerm uint
 		return
 	}
 	if at > r.applied {
+		r.s.w.count(snapshotInstalled)
 		r.s.w.tracef("server %d installs the snapshot of index %d", r.s.id, at)
 		if at < r.last() && at > r.base && r.termAt(at) == atTerm {
 			r.log = slices.Clone(r.log[at-r.base:])
