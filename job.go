@@ -273,7 +273,8 @@ type Job struct {
 	SubmitTime  WallTime   `json:"submit_time_unix_ms"`
 	StartedAt   Instant    `json:"started_at_ms,omitzero"` // first lease; 0 = not yet
 	EndedAt     Instant    `json:"ended_at_ms,omitzero"`
-	Spec        *JobSpec   `json:"spec,omitzero"` // absent in lists
+	Archived    bool       `json:"archived,omitzero"` // it has left the machine for the history archive
+	Spec        *JobSpec   `json:"spec,omitzero"`     // absent in lists
 }
 
 // A Task is one task of a job.

@@ -44,7 +44,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 		return fmt.Errorf("log entry %d: %w", index, err)
 	}
 	meta := m.meta.Get()
-	if index <= meta.index {
+	if out.Prev = meta.index; index <= meta.index {
 		out.Time = meta.time
 		return nil
 	}
@@ -182,13 +182,14 @@ const commitEvery = 512
 // guard runs a step. One that panics is taken back whole, on every replica
 // alike: the last defence, for a bug of ours.
 func (m *Machine) guard(step func(*Machine)) (ok bool) {
-	now, events := m.now, len(m.out.Events)
+	now, events, retired := m.now, len(m.out.Events), len(m.out.Retired)
 	m.mark = m.sp.Mark()
 	defer func() {
 		if r := recover(); r != nil {
 			m.takeBack()
 			m.now = now
 			m.out.Events = m.out.Events[:events]
+			m.out.Retired = m.out.Retired[:retired]
 			m.panicked(r)
 			ok = false
 		}

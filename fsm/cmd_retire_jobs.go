@@ -5,9 +5,9 @@ import (
 	"github.com/gpuai/gpuai/fsm/wire"
 )
 
-// RetireJobs takes ended jobs out of the machine, with their tasks and leases.
-// Jobs that are unknown or have not ended are passed over. Nothing proposes it
-// before there is an archive that has them.
+// RetireJobs takes ended jobs out of the machine, with their tasks and leases:
+// Output.Retired is all that is left of them. Jobs that are unknown or have not
+// ended are passed over.
 type RetireJobs struct{ Jobs []gpuai.JobID }
 
 // Append appends the encoded command to dst.
@@ -40,6 +40,7 @@ func (m *Machine) applyRetireJobs(r *wire.Reader) Result {
 }
 
 func (m *Machine) retireJob(slot uint32) {
+	m.out.Retired = append(m.out.Retired, m.retired(slot))
 	j := *m.jobs.Get(slot)
 	for g := j.group; g != 0; {
 		next := m.groups.Get(g.slot()).next
@@ -61,4 +62,23 @@ func (m *Machine) retireJob(slot uint32) {
 	*m.jobs.Mut(slot) = jobRec{}
 	m.jobSlots.Free(slot)
 	m.now.work -= workEnd
+}
+
+// retired reads a job whole. The time is spent here, once in a job's life, so
+// that every replica has the same record without asking another.
+func (m *Machine) retired(slot uint32) gpuai.RetiredJob {
+	r := gpuai.RetiredJob{Job: m.job(slot, true)}
+	n := 0
+	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
+		n += int(m.groups.Get(g.slot()).made)
+	}
+	r.Tasks, r.Leases = make([]gpuai.Task, 0, n), make([]gpuai.Lease, 0, n)
+	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
+		for t := m.groups.Get(g.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
+			r.Tasks = append(r.Tasks, m.task(t.slot()))
+			r.Leases = append(r.Leases, m.lease(m.tasks.Get(t.slot()).lease.slot()))
+			m.now.work -= workLook
+		}
+	}
+	return r
 }

@@ -39,10 +39,16 @@ type Result struct {
 
 // An Output is what one entry did.
 type Output struct {
-	Index   uint64
+	Index uint64
+	// Prev is the index of the entry applied before; 0 before the first. A
+	// consumer that has not seen Prev has missed outputs.
+	Prev    uint64
 	Time    gpuai.Instant
 	Results []Result
 	Events  []gpuai.Event
+	// Retired are the jobs that this entry took out, whole: what is not kept of
+	// them now is gone.
+	Retired []gpuai.RetiredJob
 	// Diverged is set when a Checkpoint of this entry named a digest other
 	// than ours at its index: this replica or the leader is damaged.
 	Diverged bool

@@ -68,25 +68,40 @@ func (m *Machine) jobByNameOf(name string) (gpuai.JobID, bool) {
 	return gpuai.JobID{}, false
 }
 
-// Jobs returns jobs without their specs, the newest first: those after the
-// given one, or from the newest when it is zero or gone. It looks at MaxScan
-// jobs at most; last is the last one looked at, zero at the end.
-func (m *Machine) Jobs(after gpuai.JobID, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last gpuai.JobID) {
+// A JobCursor is a place in the list of jobs. The zero cursor is its newest
+// end, and as a next place its oldest.
+type JobCursor struct {
+	ID gpuai.JobID // the last job looked at
+	// Seq is its place in the order of submits. With it the list goes on in the
+	// right place when the job has been retired meanwhile.
+	Seq uint64
+}
+
+// Jobs returns jobs without their specs, the newest first: those behind the
+// given place. It looks at MaxScan jobs at most.
+func (m *Machine) Jobs(after JobCursor, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last JobCursor) {
 	at := m.meta.Get().newest
-	if slot, ok := m.jobSlot(after); ok {
+	if slot, ok := m.jobSlot(after.ID); ok {
 		at = m.jobs.Get(slot).older
 	}
-	for n := 0; at != 0; n++ {
-		if n == MaxScan || len(page) == limit {
+	scanned := 0
+	for last = after; at != 0; {
+		r := m.jobs.Get(at.slot())
+		if r.seq < after.Seq || after.Seq == 0 {
+			if len(page) == limit {
+				return page, last
+			}
+			if status == nil || r.status == *status {
+				page = append(page, m.job(at.slot(), false))
+			}
+			last.Seq = r.seq
+		}
+		last.ID, at = r.id, r.older
+		if scanned++; scanned == MaxScan && at != 0 {
 			return page, last
 		}
-		r := m.jobs.Get(at.slot())
-		if status == nil || r.status == *status {
-			page = append(page, m.job(at.slot(), false))
-		}
-		last, at = r.id, r.older
 	}
-	return page, gpuai.JobID{}
+	return page, JobCursor{}
 }
 
 // Tasks returns tasks of a job, by group and index, from the from-th on.

@@ -90,29 +90,38 @@ func (s *Server) Job(ref string, withSpec bool) (job gpuai.Job, err error) {
 
 // Jobs implements httpd.Reader.
 func (s *Server) Jobs(q httpd.JobQuery) (jobs []gpuai.Job, next string, err error) {
-	at, err := readCursor("jobs", q.Cursor)
+	after, err := readJobCursor(q.Cursor)
 	if err != nil {
 		return nil, "", err
-	}
-	var after gpuai.JobID
-	if at != "" {
-		if after, err = gpuai.ParseJobID(at); err != nil {
-			return nil, "", badCursor()
-		}
 	}
 	limit := pageSize(q.Page)
 	for hold := 0; hold < maxHolds; hold++ {
 		var page []gpuai.Job
 		s.node.View(func(m *fsm.Machine) { page, after = m.Jobs(after, limit-len(jobs), q.Status) })
 		jobs = append(jobs, page...)
-		if after.IsZero() {
+		if after == (fsm.JobCursor{}) {
 			return jobs, "", nil
 		}
 		if len(jobs) == limit {
 			break
 		}
 	}
-	return jobs, makeCursor("jobs", after.String()), nil
+	return jobs, makeCursor("jobs", after.ID.String()+":"+strconv.FormatUint(after.Seq, 10)), nil
+}
+
+func readJobCursor(cursor string) (c fsm.JobCursor, err error) {
+	at, err := readCursor("jobs", cursor)
+	if err != nil || at == "" {
+		return c, err
+	}
+	id, seq, _ := strings.Cut(at, ":")
+	if c.ID, err = gpuai.ParseJobID(id); err == nil {
+		c.Seq, err = strconv.ParseUint(seq, 10, 64)
+	}
+	if err != nil {
+		return c, badCursor()
+	}
+	return c, nil
 }
 
 // Tasks implements httpd.Reader.
