@@ -7,6 +7,7 @@
 //	identity    who this server is and how far it has applied, see Identity
 //	raft.db     the Raft log and Raft's few stable keys, see Log
 //	snapshots/  the newest three snapshots, see OpenSnapshots
+//	archive.db  jobs that have left the machine, and all events, see Archive
 //	RESTORING   only while a backup is being restored into it, see Install
 //
 // Everything that Raft acknowledges is on disk before the call returns. What
