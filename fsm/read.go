@@ -20,6 +20,12 @@ func (m *Machine) Job(id gpuai.JobID, withSpec bool) (gpuai.Job, bool) {
 	return m.job(slot, withSpec), true
 }
 
+// HasJob reports whether a job is kept.
+func (m *Machine) HasJob(id gpuai.JobID) bool {
+	_, ok := m.jobSlot(id)
+	return ok
+}
+
 // FindJob returns the job that ref names: by its ID, by the beginning of one
 // among the newest MaxScan jobs, or by its name, of which the newest counts.
 // The error is a *gpuai.Error: NotFound, or Conflict for an ambiguous beginning.

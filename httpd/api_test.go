@@ -94,7 +94,7 @@ func TestQueriesAreStrict(t *testing.T) {
 		"/v1/jobs?limt=5", "/v1/jobs?limit=0", "/v1/jobs?limit=1&limit=2", "/v1/jobs?limit=%zz", "/v1/jobs?consistency=maybe",
 		"/v1/jobs?wait=30s", "/v1/jobs?index=1&wait=6m", "/v1/jobs?index=-1", "/v1/jobs?index=1&wait=x", "/v1/jobs?fields=id,nope",
 		"/v1/jobs?filter=status+%3D%3D", "/v1/jobs?filter=" + strings.Repeat("a", maxFilter+1), "/v1/jobs?cursor=" + strings.Repeat("1", maxCursor+1),
-		"/v1/nodes/gpu-0?fields=id", "/v1/events?index=x", "/v1/leases?live=1", "/v1/operator/digest?index=x",
+		"/v1/nodes/gpu-0?fields=id", "/v1/events?index=x", "/v1/leases?live=1", "/v1/jobs?archived=1", "/v1/operator/digest?index=x",
 		"/v1/jobs/a/logs?limit=0", "/v1/jobs/a/logs?offset=x", "/v1/jobs/a/logs?wait=2m", "/v1/jobs/a/logs?group=70000", "/v1/jobs/a/logs?follow=maybe",
 	} {
 		if resp, body := ask(t, s, "GET", path, ""); resp.StatusCode != 400 || !strings.Contains(body, "invalid_spec") {

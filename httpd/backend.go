@@ -51,6 +51,9 @@ type Page struct {
 type JobQuery struct {
 	Page
 	Status *gpuai.JobStatus // nil = any
+	// Archived goes on with the jobs of the history archive when those of the
+	// machine end.
+	Archived bool
 }
 
 // A LeaseQuery asks for leases.
@@ -90,7 +93,8 @@ type LogQuery struct {
 	Wait gpuai.Duration
 }
 
-// A Reader reads the state of this server. Only ReadIndex blocks.
+// A Reader reads the state of this server, and its history archive for what has
+// left the state. Only ReadIndex and JobEvents take their time.
 type Reader interface {
 	Status() Status
 	// Changed returns a channel that is closed once the applied index is above
@@ -107,6 +111,8 @@ type Reader interface {
 	Jobs(q JobQuery) ([]gpuai.Job, string, error)
 	Tasks(ref string, p Page) ([]gpuai.Task, string, error)
 	Leases(q LeaseQuery) ([]gpuai.Lease, string, error)
+	// JobEvents returns what happened to a job, in order.
+	JobEvents(ctx context.Context, ref string, p Page) ([]gpuai.Event, string, error)
 	Lease(t gpuai.Token) (gpuai.Lease, error)
 	Nodes(p Page) ([]gpuai.Node, string, error)
 	Node(id gpuai.NodeID) (gpuai.Node, error)
@@ -157,6 +163,9 @@ type Operator interface {
 	DigestAt(index uint64) (gpuai.DigestAt, error)
 	// Snapshot writes a snapshot of the state to w.
 	Snapshot(ctx context.Context, w io.Writer) error
+	// Export calls f for each line of an export of all that is known: the
+	// archive's from after an index on, by index, the machine's as it is.
+	Export(ctx context.Context, since uint64, f func(*gpuai.ExportLine) error) error
 	// Forward returns a transport to the leader; nil, nil when this server
 	// leads; a *gpuai.Error NoLeader when nobody is known to. The transport
 	// ignores the URL's host.

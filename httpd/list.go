@@ -194,8 +194,23 @@ func (c *call) listJobs() error {
 	if err != nil {
 		return err
 	}
+	archived, err := c.boolean("archived")
+	if err != nil {
+		return err
+	}
 	return list(c, "jobs", func(p Page) ([]gpuai.Job, string, error) {
-		return c.api.backend.Jobs(JobQuery{Page: p, Status: status})
+		return c.api.backend.Jobs(JobQuery{Page: p, Status: status, Archived: archived})
+	})
+}
+
+// listJobEvents answers GET /v1/jobs/{job}/events.
+func (c *call) listJobEvents() error {
+	ref, err := c.variable("job")
+	if err != nil {
+		return err
+	}
+	return list(c, "events", func(p Page) ([]gpuai.Event, string, error) {
+		return c.api.backend.JobEvents(c.r.Context(), ref, p)
 	})
 }
 

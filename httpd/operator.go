@@ -1,8 +1,11 @@
 package httpd
 
 import (
+	"bufio"
 	"net/http"
 	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"github.com/gpuai/gpuai"
 )
@@ -40,6 +43,39 @@ func (c *call) snapshot() error {
 	if err != nil && c.status != 0 {
 		c.api.log.Warn("snapshot cut short", "request_id", c.id, "error", err)
 		panic(http.ErrAbortHandler) // the reader must see that it is not whole
+	}
+	return err
+}
+
+// exportBuffer is how much of an export is sent at once.
+const exportBuffer = 64 << 10
+
+// export answers GET /v1/operator/export with lines of JSON. An answer that
+// breaks off has no last line of the kind "end".
+func (c *call) export() error {
+	since, err := c.unsigned("since", 64)
+	if err != nil {
+		return err
+	}
+	if err := c.readPoint(); err != nil {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/x-ndjson")
+	c.w.Header().Set("Cache-Control", "no-store")
+	w := bufio.NewWriterSize(&slowWriter{c}, exportBuffer)
+	err = c.api.backend.Export(c.r.Context(), since, func(l *gpuai.ExportLine) error {
+		line, err := json.Marshal(l)
+		if err == nil {
+			_, err = w.Write(append(line, '\n'))
+		}
+		return err
+	})
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil && c.status != 0 {
+		c.api.log.Warn("export cut short", "request_id", c.id, "error", err)
+		panic(http.ErrAbortHandler)
 	}
 	return err
 }

@@ -156,6 +156,9 @@ func (t *twin) Jobs(q JobQuery) ([]gpuai.Job, string, error) {
 	defer t.mu.Unlock()
 	var rows []gpuai.Job
 	for _, j := range slices.Backward(t.jobs) {
+		if j.Archived && !q.Archived {
+			continue
+		}
 		if j.Spec = nil; q.Status == nil || *q.Status == j.Status {
 			rows = append(rows, j)
 		}
@@ -196,6 +199,22 @@ func (t *twin) Leases(q LeaseQuery) ([]gpuai.Lease, string, error) {
 		}
 	}
 	return page(rows, q.Page)
+}
+
+func (t *twin) JobEvents(_ context.Context, ref string, p Page) ([]gpuai.Event, string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, err := t.find(ref)
+	if err != nil {
+		return nil, "", err
+	}
+	var rows []gpuai.Event
+	for _, e := range t.events {
+		if e.Job == t.jobs[i].ID {
+			rows = append(rows, e)
+		}
+	}
+	return page(rows, p)
 }
 
 func (t *twin) Lease(id gpuai.Token) (gpuai.Lease, error) {
@@ -491,6 +510,31 @@ func (t *twin) Snapshot(_ context.Context, w io.Writer) error {
 	}
 	_, err = w.Write(bytes.Repeat([]byte("snapshot"), 100_000))
 	return err
+}
+
+// Export breaks off behind the jobs when it is to fail.
+func (t *twin) Export(_ context.Context, since uint64, f func(*gpuai.ExportLine) error) error {
+	t.mu.Lock()
+	failing, jobs, events, index := t.failing(), slices.Clone(t.jobs), slices.Clone(t.events), t.index
+	t.mu.Unlock()
+	lines := []gpuai.ExportLine{{Kind: gpuai.ExportBegin, Index: since, Dropped: 3, Missing: []gpuai.IndexRange{{From: 4, To: 5}}}}
+	for i := range events {
+		if e := &events[i]; e.Index > since {
+			lines = append(lines, gpuai.ExportLine{Kind: gpuai.ExportEvent, Index: e.Index, Archived: true, Event: e})
+		}
+	}
+	for i := range jobs {
+		lines = append(lines, gpuai.ExportLine{Kind: gpuai.ExportJob, Index: index, Job: &jobs[i]})
+	}
+	for i := range lines {
+		if err := f(&lines[i]); err != nil {
+			return err
+		}
+	}
+	if failing != nil {
+		return failing
+	}
+	return f(&gpuai.ExportLine{Kind: gpuai.ExportEnd, Index: index})
 }
 
 func (t *twin) Forward(context.Context) (http.RoundTripper, error) {

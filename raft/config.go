@@ -65,6 +65,10 @@ type Config struct {
 	// OnRestore is called after a snapshot replaced the machine: whatever was
 	// derived from outputs starts over.
 	OnRestore func()
+	// BeforeSnapshot is called before a snapshot at an index is written, beside
+	// Apply: the log up to there may go with it. What was made from outputs and
+	// must outlive a crash should be durable when it returns. It may block.
+	BeforeSnapshot func(index uint64)
 	// OnDamage is called at most once, from a goroutine of its own, when this
 	// replica can go on no longer: a damaged log, an unknown command, a data
 	// directory of another cluster. The process should print it and stop.

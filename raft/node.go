@@ -106,16 +106,17 @@ func (n *Node) start() (err error) {
 	}
 	opts := fsm.Options{Region: n.cfg.Region, MaxLevel: n.cfg.MaxFeatureLevel}
 	n.replica = &replica{
-		opts:      opts,
-		m:         fsm.New(opts),
-		onApply:   n.cfg.OnApply,
-		onRestore: n.cfg.OnRestore,
-		damage:    n.damaged,
-		configure: n.configured,
-		moved:     n.moved,
-		metrics:   n.metrics,
-		applying:  newStopwatch(),
-		restored:  n.restored,
+		opts:           opts,
+		m:              fsm.New(opts),
+		onApply:        n.cfg.OnApply,
+		onRestore:      n.cfg.OnRestore,
+		beforeSnapshot: n.cfg.BeforeSnapshot,
+		damage:         n.damaged,
+		configure:      n.configured,
+		moved:          n.moved,
+		metrics:        n.metrics,
+		applying:       newStopwatch(),
+		restored:       n.restored,
 	}
 	if n.atStart, err = n.cfg.Dir.Addresses(); err != nil {
 		return err
@@ -282,6 +283,11 @@ func (n *Node) Fork() (m *fsm.Machine, release func()) {
 // AppliedIndex returns the index of the last entry applied to the machine.
 // (The library's own means handed to its queue.)
 func (n *Node) AppliedIndex() uint64 { return n.replica.index.Load() }
+
+// RestoredIndex returns the index of the snapshot that the machine was last
+// made from; 0 when it was made from the log alone. Outputs up to it were never
+// given to OnApply.
+func (n *Node) RestoredIndex() uint64 { return n.replica.restoredAt.Load() }
 
 // WaitApplied returns once the entry at index, one that held commands, is
 // applied here.

@@ -19,15 +19,16 @@ import (
 // replica adapts the machine to hraft. hraft calls Apply, ApplyBatch, Snapshot
 // and Restore from one goroutine; everything else is safe for concurrent use.
 type replica struct {
-	opts      fsm.Options
-	onApply   func(*fsm.Output)
-	onRestore func()
-	damage    func(error)
-	configure func(index uint64, members []Member)
-	metrics   *metrics
-	applying  *stopwatch      // what hraft's goroutine for the machine is in
-	restored  func()          // after each restore
-	start     *startSnapshots // judges what is restored before running
+	opts           fsm.Options
+	onApply        func(*fsm.Output)
+	onRestore      func()
+	beforeSnapshot func(index uint64)
+	damage         func(error)
+	configure      func(index uint64, members []Member)
+	metrics        *metrics
+	applying       *stopwatch      // what hraft's goroutine for the machine is in
+	restored       func()          // after each restore
+	start          *startSnapshots // judges what is restored before running
 
 	mu sync.RWMutex // guards m and what is in it
 	m  *fsm.Machine
@@ -48,7 +49,8 @@ type replica struct {
 	// commands and bytes applied since the last snapshot or restore.
 	commands, bytes atomic.Uint64
 
-	index atomic.Uint64 // of the last applied entry; stored before onApply
+	index      atomic.Uint64 // of the last applied entry; stored before onApply
+	restoredAt atomic.Uint64 // of the snapshot that m was made from
 
 	waitMu  sync.Mutex // guards below
 	term    uint64     // of the entry at index
@@ -252,6 +254,9 @@ func (s *snapshot) Persist(sink hraft.SnapshotSink) error {
 	if err := s.machine.Check(); err != nil {
 		return errors.Join(fmt.Errorf("no snapshot is written of a state that is wrong; report this bug: %w", err), sink.Cancel())
 	}
+	if f := s.replica.beforeSnapshot; f != nil {
+		f(s.machine.Index())
+	}
 	w := bufio.NewWriterSize(sink, snapshotBuffer)
 	err := s.machine.WriteSnapshot(w)
 	if err == nil {
@@ -292,6 +297,7 @@ func (r *replica) Restore(src io.ReadCloser) error {
 	r.time.Store(int64(m.Time()))
 	r.commands.Store(0)
 	r.bytes.Store(0)
+	r.restoredAt.Store(m.Index())
 	r.advance(m.Index(), m.Term())
 	r.restored()
 	if r.onRestore != nil && r.running.Load() {

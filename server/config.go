@@ -7,12 +7,20 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/raft"
+)
+
+// Defaults of a Config, and the least size of a history archive.
+const (
+	DefaultRetain     = 24 * time.Hour
+	DefaultArchiveMax = 1 << 30
+	MinArchiveMax     = 1 << 20
 )
 
 // A Config says which member of which region to run. ID, DataDir and a way to
@@ -48,6 +56,14 @@ type Config struct {
 	// upgraded: a server with it can be replaced by the older version that
 	// knows no newer level. 0 is the newest that this version knows.
 	MaxFeatureLevel uint32
+	// Retain is how long a job that ended stays in the region's memory; after
+	// that it is read from the history archive. 0 is a day; negative keeps jobs
+	// until the region nears its limits, when they leave earlier in any case.
+	// The leader's counts: give all servers the same.
+	Retain time.Duration
+	// ArchiveMax bounds the bytes that this server's history archive takes on
+	// disk; the oldest history makes way. 0 is 1 GiB, the least is 1 MiB.
+	ArchiveMax int64
 	// InsecurePlaintext allows listening on other addresses than loopback:
 	// nothing on the wire is encrypted or authenticated yet.
 	InsecurePlaintext bool
@@ -73,7 +89,15 @@ func (c *Config) validate() error {
 	if c.Metrics == nil {
 		c.Metrics = telemetry.NewRegistry()
 	}
+	if c.Retain == 0 {
+		c.Retain = DefaultRetain
+	}
+	if c.ArchiveMax == 0 {
+		c.ArchiveMax = DefaultArchiveMax
+	}
 	switch {
+	case c.ArchiveMax < MinArchiveMax:
+		return fmt.Errorf("the history archive's size of %d bytes is less than %d", c.ArchiveMax, int64(MinArchiveMax))
 	case !gpuai.ValidName(string(c.ID)):
 		return fmt.Errorf("server ID %q is not a name: use 1 to 63 of a-z, 0-9 and '-'", c.ID)
 	case !gpuai.ValidName(string(c.Region)):

@@ -91,17 +91,20 @@ func explainLater() []gpuai.Reason {
 // Explain implements httpd.Reader.
 func (s *Server) Explain(ref string) (gpuai.Explanation, error) {
 	var out gpuai.Explanation
-	var err error
-	id, err := s.findJob(ref)
+	at, err := s.locate(ref)
 	if err != nil {
 		return out, err
+	}
+	id := at.id
+	if at.archived {
+		return s.explainArchived(id)
 	}
 	found := false
 	if err := s.explainer.do(s.ctx, func(m *fsm.Machine) { out, found = m.Explain(id) }); err != nil {
 		return out, err
 	}
 	if !found {
-		return out, notFound("no job " + id.String() + " is kept")
+		return s.explainArchived(id)
 	}
 	return out, nil
 }

@@ -73,6 +73,12 @@ func startRegion(t *testing.T, n int) *region {
 	return startRegionOf(t, n, func(int, *Config) {})
 }
 
+// startRegionWith is startRegion with a change to every configuration.
+func startRegionWith(t *testing.T, n int, change func(*Config)) *region {
+	t.Helper()
+	return startRegionOf(t, n, func(_ int, c *Config) { change(c) })
+}
+
 // startRegionOf is startRegion with a change to each server's configuration.
 func startRegionOf(t *testing.T, n int, change func(i int, c *Config)) *region {
 	t.Helper()

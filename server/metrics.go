@@ -34,6 +34,7 @@ type metrics struct {
 	allocation *prometheus.HistogramVec
 	expired    *prometheus.CounterVec
 	recovery   *prometheus.HistogramVec
+	retired    prometheus.Counter
 	tripped    prometheus.Counter
 	held       prometheus.Gauge
 	open       prometheus.Gauge
@@ -61,6 +62,9 @@ func newMetrics(s *Server) *metrics {
 		Name: "gpuai_recovery_duration_seconds", Buckets: allocationBuckets,
 		Help: "From the end of a lost lease until its task runs again, by class, while this server led.",
 	}, []string{"class"})
+	m.retired = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "gpuai_jobs_retired_total", Help: "Jobs that left the region's memory for the history archive while this server led.",
+	})
 	m.tripped = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "gpuai_breaker_trips_total", Help: "How often so many nodes fell silent at once that expiry was slowed down.",
 	})
@@ -85,8 +89,9 @@ func newMetrics(s *Server) *metrics {
 		Name: "gpuai_agent_sessions", Help: "Agents connected to this server.",
 	}, func() float64 { return float64(s.sessions.len()) })
 	m.all = []prometheus.Collector{
-		m.results, m.allocation, m.expired, m.recovery, m.tripped, m.held, m.open, sessions, m.divergence, quarantined, newStateCollector(s),
+		m.results, m.allocation, m.expired, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined, newStateCollector(s),
 	}
+	m.all = append(m.all, archiveMetrics(s)...)
 	return m
 }
 
@@ -155,6 +160,7 @@ func (m *metrics) measure(out *fsm.Output) {
 	for i := range out.Results {
 		m.results.WithLabelValues(out.Results[i].Code.String()).Inc()
 	}
+	m.retired.Add(float64(len(out.Retired)))
 	var fresh gpuai.JobID // submitted in this entry: Submit observes those
 	for i := range out.Events {
 		e := &out.Events[i]

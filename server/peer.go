@@ -22,6 +22,7 @@ const (
 	pathPropose = "/peer/v1/propose"
 	pathLogs    = "/peer/v1/logs"
 	pathIndex   = "/peer/v1/index"
+	pathArchive = "/peer/v1/archive"
 
 	pathJoin     = "/peer/v1/join"
 	pathMember   = "/peer/v1/member"
@@ -63,6 +64,7 @@ func (s *Server) peerHandler(api http.Handler) http.Handler {
 		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
 		pathJoin: s.joinPeer, pathMember: s.memberPeer, pathMembers: s.membersPeer, pathPosition: s.positionPeer,
 		pathDigest: s.digestPeer, pathLog: s.logPeer,
+		pathArchive: s.archivePeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}

@@ -72,41 +72,66 @@ func (s *Server) ReadIndex(ctx context.Context) error {
 	return err
 }
 
-func (s *Server) findJob(ref string) (id gpuai.JobID, err error) {
-	s.node.View(func(m *fsm.Machine) { id, err = m.FindJob(ref) })
-	return id, err
-}
-
 // Job implements httpd.Reader.
 func (s *Server) Job(ref string, withSpec bool) (job gpuai.Job, err error) {
-	s.node.View(func(m *fsm.Machine) {
-		var id gpuai.JobID
-		if id, err = m.FindJob(ref); err == nil {
-			job, _ = m.Job(id, withSpec)
-		}
-	})
-	return job, err
+	at, err := s.locate(ref)
+	if err != nil {
+		return job, err
+	}
+	return s.jobAt(at, withSpec)
+}
+
+// jobAt returns a job where it was found, or, when it has left meanwhile, from
+// the archive.
+func (s *Server) jobAt(at place, withSpec bool) (job gpuai.Job, err error) {
+	ok := false
+	if !at.archived {
+		s.node.View(func(m *fsm.Machine) { job, ok = m.Job(at.id, withSpec) })
+	}
+	if !ok {
+		return s.archivedJob(at.id, withSpec)
+	}
+	return job, nil
 }
 
 // Jobs implements httpd.Reader.
 func (s *Server) Jobs(q httpd.JobQuery) (jobs []gpuai.Job, next string, err error) {
+	limit := pageSize(q.Page)
+	if id, ok, err := readArchiveCursor(q.Cursor); q.Archived && (ok || err != nil) {
+		if err != nil {
+			return nil, "", err
+		}
+		return s.archivedJobs(&q, id, limit)
+	}
 	after, err := readJobCursor(q.Cursor)
 	if err != nil {
 		return nil, "", err
 	}
-	limit := pageSize(q.Page)
 	for hold := 0; hold < maxHolds; hold++ {
 		var page []gpuai.Job
 		s.node.View(func(m *fsm.Machine) { page, after = m.Jobs(after, limit-len(jobs), q.Status) })
 		jobs = append(jobs, page...)
 		if after == (fsm.JobCursor{}) {
-			return jobs, "", nil
+			return s.furtherJobs(&q, jobs, limit)
 		}
 		if len(jobs) == limit {
 			break
 		}
 	}
 	return jobs, makeCursor("jobs", after.ID.String()+":"+strconv.FormatUint(after.Seq, 10)), nil
+}
+
+// furtherJobs goes on in the archive, where that is wanted, when the machine
+// has no more.
+func (s *Server) furtherJobs(q *httpd.JobQuery, jobs []gpuai.Job, limit int) ([]gpuai.Job, string, error) {
+	if !q.Archived {
+		return jobs, "", nil
+	}
+	if len(jobs) == limit { // the archive's turn comes with the next page
+		return jobs, makeCursor("archive", newestJobID.String()), nil
+	}
+	more, next, err := s.archivedJobs(q, gpuai.JobID{}, limit-len(jobs))
+	return append(jobs, more...), next, err
 }
 
 func readJobCursor(cursor string) (c fsm.JobCursor, err error) {
@@ -131,12 +156,22 @@ func (s *Server) Tasks(ref string, p httpd.Page) (tasks []gpuai.Task, next strin
 		return nil, "", err
 	}
 	limit := pageSize(p)
-	s.node.View(func(m *fsm.Machine) {
-		var id gpuai.JobID
-		if id, err = m.FindJob(ref); err == nil {
-			tasks = m.Tasks(id, uint32(min(from, gpuai.MaxTasks*gpuai.MaxGroups)), limit)
-		}
-	})
+	at, err := s.locate(ref)
+	if err != nil {
+		return nil, "", err
+	}
+	ok := false
+	if !at.archived {
+		s.node.View(func(m *fsm.Machine) {
+			if ok = m.HasJob(at.id); ok {
+				tasks = m.Tasks(at.id, uint32(min(from, gpuai.MaxTasks*gpuai.MaxGroups)), limit)
+			}
+		})
+	}
+	if !ok {
+		s.archive.settle(s.ctx, s.machineIndex())
+		tasks, err = s.archivedTasks(at.id, from, limit)
+	}
 	if len(tasks) == limit {
 		next = makeCursor("tasks", strconv.FormatUint(from+uint64(limit), 10))
 	}
@@ -173,19 +208,26 @@ func (s *Server) leasesOfJob(q httpd.LeaseQuery) (leases []gpuai.Lease, next str
 		return nil, "", err
 	}
 	limit := pageSize(q.Page)
-	s.node.View(func(m *fsm.Machine) {
-		var id gpuai.JobID
-		if id, err = m.FindJob(q.Job); err == nil {
-			leases = m.LeasesOfJob(id, gpuai.Token(after), limit)
-		}
-	})
+	at, err := s.locate(q.Job)
+	if err != nil {
+		return nil, "", err
+	}
+	ok := false
+	if !at.archived {
+		s.node.View(func(m *fsm.Machine) {
+			if ok = m.HasJob(at.id); ok {
+				leases = m.LeasesOfJob(at.id, gpuai.Token(after), limit)
+			}
+		})
+	}
+	if !ok {
+		s.archive.settle(s.ctx, s.machineIndex())
+		leases, err = s.archivedLeases(at.id, gpuai.Token(after), limit)
+	}
 	if len(leases) == limit {
 		next = makeCursor("job-leases", leases[limit-1].ID.String())
 	}
-	leases = slices.DeleteFunc(leases, func(l gpuai.Lease) bool {
-		return q.Live && l.State == gpuai.LeaseEnded || q.Node != "" && l.Node != q.Node
-	})
-	return leases, next, err
+	return keepLive(leases, &q), next, err
 }
 
 // leasesOfNode returns live leases only: ended ones are found by their job.
@@ -224,10 +266,13 @@ func (s *Server) leasesOfNode(q httpd.LeaseQuery) (leases []gpuai.Lease, next st
 
 // Lease implements httpd.Reader.
 func (s *Server) Lease(t gpuai.Token) (l gpuai.Lease, err error) {
-	ok := false
-	s.node.View(func(m *fsm.Machine) { l, ok = m.Lease(t) })
+	ok, index := false, uint64(0)
+	s.node.View(func(m *fsm.Machine) {
+		l, ok = m.Lease(t)
+		index = m.Index()
+	})
 	if !ok {
-		return l, notFound("no lease " + t.String() + " is kept: of each task only the latest is")
+		return s.archivedLease(t, index)
 	}
 	return l, nil
 }

@@ -78,6 +78,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	wg.Go(func() { r.ticks(ctx) })
 	wg.Go(func() { r.checkpoints(ctx) })
 	wg.Go(func() { r.levels(ctx) })
+	wg.Go(func() { r.retirements(ctx) })
 	wg.Wait()
 }
 

@@ -63,6 +63,7 @@ type Server struct {
 // replica is the node and its files.
 type replica struct {
 	dir           *store.Dir
+	archive       *archiver
 	node          *raft.Node
 	opened        atomic.Pointer[raft.Node] // node, for its own callbacks
 	restoredEarly atomic.Bool               // … before it was opened
@@ -130,21 +131,24 @@ func (s *Server) openNode() error {
 	if err != nil {
 		return err
 	}
+	s.openArchive(dir) // before the log is applied
 	node, err := raft.Open(raft.Config{
 		ID: s.cfg.ID, Region: s.cfg.Region, Dir: dir,
 		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
 		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier, MaxFeatureLevel: s.cfg.MaxFeatureLevel,
 		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
 		OnApply: s.applied, OnRestore: s.restored, OnDamage: s.fail,
-		Logger: s.log, Metrics: s.cfg.Metrics,
+		BeforeSnapshot: s.archive.beforeSnapshot,
+		Logger:         s.log, Metrics: s.cfg.Metrics,
 	})
 	if err != nil {
-		return errors.Join(err, dir.Close())
+		return errors.Join(err, s.archive.close(), dir.Close())
 	}
 	s.dir, s.node = dir, node
 	if s.opened.Store(node); s.restoredEarly.Load() {
 		s.restored()
 	}
+	s.archive.start(node.RestoredIndex())
 	return nil
 }
 
@@ -239,7 +243,7 @@ func (s *Server) stop() error {
 	err := s.node.Close()
 	s.metrics.close()
 	s.cfg.close()
-	return errors.Join(err, s.dir.Close())
+	return errors.Join(err, s.archive.close(), s.dir.Close())
 }
 
 // shutdown lets requests under way finish, for a while.
@@ -265,6 +269,7 @@ func (s *Server) cluster() gpuai.ClusterID {
 // applied is raft's OnApply: it hands the entry's effects on and never waits.
 func (s *Server) applied(out *fsm.Output) {
 	s.hub.Publish(out.Index, out.Events)
+	s.archive.offer(out)
 	s.changed.happened()
 	if out.Panics > 0 {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
@@ -287,4 +292,5 @@ func (s *Server) restored() {
 		return
 	}
 	s.hub.Reset(node.AppliedIndex())
+	s.archive.missed(node.RestoredIndex())
 }

@@ -18,11 +18,11 @@ import (
 func (s *Server) Events(ctx context.Context, q httpd.EventQuery, f func([]gpuai.Event, uint64) error) error {
 	filter := hub.Filter{Node: q.Node}
 	if q.Job != "" {
-		id, err := s.findJob(q.Job)
+		at, err := s.locate(q.Job)
 		if err != nil {
 			return err
 		}
-		filter.Job = id
+		filter.Job = at.id
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -85,7 +85,14 @@ func (s *Server) leaseOfQuery(q *httpd.LogQuery) (gpuai.Lease, error) {
 		at += job.Spec.Groups[i].Count
 	}
 	var tasks []gpuai.Task
-	s.node.View(func(m *fsm.Machine) { tasks = m.Tasks(job.ID, at, 1) })
+	if job.Archived {
+		tasks, err = s.archivedTasks(job.ID, uint64(at), 1)
+	} else {
+		s.node.View(func(m *fsm.Machine) { tasks = m.Tasks(job.ID, at, 1) })
+	}
+	if err != nil {
+		return gpuai.Lease{}, err
+	}
 	if len(tasks) == 0 || tasks[0].Lease == 0 {
 		return gpuai.Lease{}, notFound(fmt.Sprintf("task %d of job %s has not started yet, so it has no logs", q.Task, job.ID))
 	}

@@ -58,9 +58,30 @@ func (s *Server) Submit(ctx context.Context, r httpd.SubmitRequest) (gpuai.Submi
 		return out, s.refused(ctx, &a.Result, r.Spec)
 	}
 	s.metrics.placed(r.Spec.Class, &a.Result, time.Since(began))
-	s.node.View(func(m *fsm.Machine) { out = submitted(m, &a.Result) })
+	kept := false
+	s.node.View(func(m *fsm.Machine) {
+		out = submitted(m, &a.Result)
+		kept = m.HasJob(a.Result.Job)
+	})
+	if !kept {
+		return out, s.submittedLongAgo(&out)
+	}
 	s.sayWhy(ctx, &out)
 	return out, nil
+}
+
+// submittedLongAgo completes the answer to a repeated submit whose job has left
+// the machine.
+func (s *Server) submittedLongAgo(out *gpuai.Submitted) (err error) {
+	id := out.Job.ID
+	if out.Job, err = s.archivedJob(id, false); err != nil {
+		return err
+	}
+	leases, err := s.archivedLeases(id, 0, gpuai.MaxSubmitLeases)
+	if out.Leases = leases; leases == nil {
+		out.Leases = []gpuai.Lease{}
+	}
+	return err
 }
 
 // submitted reads what a submit answers with. The caller holds the machine.
@@ -193,15 +214,24 @@ func (s *Server) StopJob(ctx context.Context, ref, key string) (gpuai.Job, error
 		if err := s.ReadIndex(ctx); err != nil {
 			return gpuai.Job{}, err
 		}
-		if id, err = s.findJob(ref); err != nil {
+		at, err := s.locate(ref)
+		if err != nil {
 			return gpuai.Job{}, err
 		}
+		if at.archived {
+			return gpuai.Job{}, s.errOver(at.id)
+		}
+		id = at.id
 	}
 	c := fsm.StopJob{Job: id}
-	if _, err := s.command(ctx, c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: actorAPI, Key: key})); err != nil {
+	_, err = s.command(ctx, c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: actorAPI, Key: key}))
+	if isCode(err, gpuai.NotFound) {
+		return gpuai.Job{}, s.errOver(id)
+	}
+	if err != nil {
 		return gpuai.Job{}, err
 	}
-	return s.Job(id.String(), false)
+	return s.jobAt(place{id: id}, false)
 }
 
 // command proposes one command of a client and makes an error of a rejection.
