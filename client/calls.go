@@ -74,6 +74,8 @@ type SubmitRequest struct {
 type JobQuery struct {
 	Page
 	Status *gpuai.JobStatus // nil is any
+	// Archived goes on with the jobs of the history archive.
+	Archived bool
 }
 
 // LeaseQuery asks for leases.
@@ -166,6 +168,9 @@ func (c *Client) Jobs(ctx context.Context, q JobQuery) ([]gpuai.Job, string, err
 	v := q.values()
 	if q.Status != nil {
 		v.Set("status", q.Status.String())
+	}
+	if q.Archived {
+		v.Set("archived", "true")
 	}
 	out, err := get[struct {
 		Jobs []gpuai.Job `json:"jobs"`

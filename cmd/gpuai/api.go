@@ -39,11 +39,16 @@ var formats = []string{formatTable, formatWide, formatJSON, formatYAML, formatNa
 
 // talks adds the flags of a command that talks to a server.
 func (a *app) talks(c *cobra.Command) *cobra.Command {
+	c.Flags().DurationVar(&a.api.timeout, "request-timeout", 10*time.Second, "limit of one API call, retries included")
+	return a.prints(a.reaches(c))
+}
+
+// reaches adds the flags that say which server to talk to.
+func (a *app) reaches(c *cobra.Command) *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&a.api.addr, "addr", "", "servers to talk to, comma-separated (default $GPUAI_ADDR, else "+defaultAddr+")")
-	f.DurationVar(&a.api.timeout, "request-timeout", 10*time.Second, "limit of one API call, retries included")
 	f.BoolVar(&a.api.curl, "curl", false, "print each API call as a curl command to standard error")
-	return a.prints(c)
+	return c
 }
 
 // prints adds the flags of a command that prints an object.

@@ -15,7 +15,7 @@ import (
 func newJobCmd(a *app) *cobra.Command {
 	return group("job", "Submit and watch jobs",
 		newJobRunCmd(a), newJobValidateCmd(a), newJobPlanCmd(a), newJobExplainCmd(a), newJobListCmd(a),
-		newJobStatusCmd(a), newJobLogsCmd(a), newJobStopCmd(a), newJobInitCmd(a))
+		newJobStatusCmd(a), newJobHistoryCmd(a), newJobLogsCmd(a), newJobStopCmd(a), newJobInitCmd(a))
 }
 
 // paging adds the flags of a list.
@@ -32,10 +32,12 @@ func newJobListCmd(a *app) *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List jobs, the newest first", Args: cobra.NoArgs,
 		Example: `  gpuai job list
   gpuai job list --status pending -o wide
+  gpuai job list --archived --status failed
   gpuai job list -o name | xargs -n1 gpuai job stop`,
 	}
 	paging(c, &q.Page)
 	c.Flags().StringVar(&status, "status", "", "only pending, running, succeeded, failed or stopped")
+	c.Flags().BoolVar(&q.Archived, "archived", false, "go on with jobs that have left the region's memory")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		if status != "" {
 			q.Status = new(gpuai.JobStatus)
@@ -101,14 +103,25 @@ func newJobStatusCmd(a *app) *cobra.Command {
 	})
 }
 
-// jobText prints a job's head and its tasks.
-func (a *app) jobText(w io.Writer, j *gpuai.Job, tasks []gpuai.Task) error {
+// jobHead prints a job in three lines.
+func (a *app) jobHead(w io.Writer, j *gpuai.Job) error {
 	fmt.Fprintf(w, "%s  %s  %v", printable(j.Name), j.ID, j.Status)
 	if j.Reason != "" {
 		fmt.Fprintf(w, "  (%s)", printable(j.Reason))
 	}
-	fmt.Fprintf(w, "\n%s\ntype %v  class %v  priority %d  restarts %d  tenant %s  region %s  submitted %s ago\n\n",
+	if j.Archived {
+		fmt.Fprint(w, "  [archived]")
+	}
+	_, err := fmt.Fprintf(w, "\n%s\ntype %v  class %v  priority %d  restarts %d  tenant %s  region %s  submitted %s ago\n\n",
 		countsText(j), j.Type, j.Class, j.Priority, j.Restarts, j.Tenant, j.Region, a.age(j.SubmitTime))
+	return err
+}
+
+// jobText prints a job's head and its tasks.
+func (a *app) jobText(w io.Writer, j *gpuai.Job, tasks []gpuai.Task) error {
+	if err := a.jobHead(w, j); err != nil {
+		return err
+	}
 	rows := [][]string{{"TASK", "STATUS", "NODE", "LEASE", "EXIT", "RESTARTS"}}
 	for _, t := range tasks {
 		lease, exit := "", ""

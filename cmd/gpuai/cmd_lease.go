@@ -30,7 +30,7 @@ func newLeaseListCmd(a *app) *cobra.Command {
 	paging(c, &q.Page)
 	c.Flags().StringVar(&q.Job, "job", "", "only those of this job")
 	c.Flags().StringVar(&node, "node", "", "only those on this node")
-	c.Flags().BoolVar(&all, "all", false, "ended ones too, while they are kept")
+	c.Flags().BoolVar(&all, "all", false, "ended ones too: of each task the latest")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		q.Node, q.Live = gpuai.NodeID(node), !all
 		v := &view{

@@ -19,8 +19,8 @@ import (
 )
 
 func newOperatorCmd(a *app) *cobra.Command {
-	return group("operator", "Operate a region: consensus, policy, snapshots",
-		newRaftCmd(a), newDigestCmd(a),
+	return group("operator", "Operate a region: consensus, policy, snapshots, history",
+		newRaftCmd(a), newDigestCmd(a), newExportCmd(a),
 		group("policy", "Look at the region's policy and set it", newPolicyGetCmd(a), newPolicySetCmd(a)),
 		group("snapshot", "Save, inspect and restore snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a), newSnapshotRestoreCmd(a)),
 		newVerifyCmd(a))

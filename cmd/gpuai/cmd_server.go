@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -60,6 +61,8 @@ type serverConfig struct {
 	DiskLow    uint64   // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
 	DiskHard   uint64   // MiB free below which nothing is written; 0: a quarter of DiskLow
 	MaxLevel   uint32   // newest feature level to take part in; 0: the newest known
+	Retain     string   // how long an ended job stays in memory, or "never" retired
+	ArchiveMax string   // size of the history archive
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -68,7 +71,7 @@ type serverConfig struct {
 func defaultServerConfig() serverConfig {
 	return serverConfig{
 		Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
-		Multiplier: 1, Log: logConfig{Format: telemetry.FormatText, Level: "info"},
+		Multiplier: 1, Retain: "24h", ArchiveMax: "1GiB", Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
 
@@ -91,6 +94,8 @@ func (c *serverConfig) Validate() error {
 	bad(c.Multiplier >= 1 && c.Multiplier <= 10, "--raft-multiplier must be between 1 and 10, not %d", c.Multiplier)
 	bad(c.DiskHard <= c.DiskLow && c.DiskLow <= maxDiskMiB, "--disk-hard-mib (%d) must not be above --disk-low-mib (%d)", c.DiskHard, c.DiskLow)
 	bad(c.MaxLevel <= fsm.MaxLevel, "--max-feature-level must be %d to %d in this version, or 0 for the newest, not %d", fsm.MinLevel, fsm.MaxLevel, c.MaxLevel)
+	_, _, err := c.history()
+	errs = append(errs, err)
 	peers, err := c.peers()
 	if err != nil {
 		errs = append(errs, err)
@@ -105,6 +110,26 @@ func (c *serverConfig) Validate() error {
 
 // maxDiskMiB is an exbibyte.
 const maxDiskMiB = 1 << 40
+
+// never is the --retain that keeps jobs until the region nears its limits.
+const never = "never"
+
+// history reads --retain and --archive-max, in the form of server.Config.
+func (c *serverConfig) history() (retain time.Duration, archiveMax int64, err error) {
+	var errs []error
+	if retain = -1; c.Retain != never {
+		d, err := gpuai.ParseDuration(c.Retain)
+		if err != nil || d < gpuai.Second || d > gpuai.MaxDuration {
+			errs = append(errs, fmt.Errorf("--retain is a time of 1s to %s, such as 24h, or %q, not %q", gpuai.MaxDuration, never, c.Retain))
+		}
+		retain = time.Duration(d) * time.Millisecond
+	}
+	size, err := jobfile.ParseSize(c.ArchiveMax)
+	if err != nil || size < server.MinArchiveMax {
+		errs = append(errs, fmt.Errorf("--archive-max is a size of at least 1MiB, such as 10GiB, not %q", c.ArchiveMax))
+	}
+	return retain, int64(size), errors.Join(errs...)
+}
 
 // A peer is one entry of --peers.
 type peer = struct {
@@ -208,6 +233,8 @@ back at another address tells the others.`,
 	f.Uint64Var(&cfg.DiskLow, "disk-low-mib", 0, "MiB free on the disk of --data below which clients' commands are refused; 0: 1024, or a tenth of the disk")
 	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
 	f.Uint32Var(&cfg.MaxLevel, "max-feature-level", 0, "hold the region at this feature level while its servers are upgraded, so that they can still go back; 0 for the newest")
+	f.StringVar(&cfg.Retain, "retain", cfg.Retain, "how long an ended job stays in the region's memory before it is read from the history archive; never: until memory is short. The same for all servers")
+	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
@@ -229,13 +256,17 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 	if err != nil {
 		return usageError{err}
 	}
+	retain, archiveMax, err := cfg.history()
+	if err != nil {
+		return usageError{err}
+	}
 	sc := server.Config{
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
-		MaxFeatureLevel: cfg.MaxLevel,
-		JobSchema:       jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
+		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax,
+		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
 	}
 	for _, p := range peers {
 		sc.Peers = append(sc.Peers, p)

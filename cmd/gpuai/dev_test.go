@@ -36,7 +36,7 @@ func TestDev(t *testing.T) {
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "gone": gone, "nodes": nodes, "exits": exitsReal},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "gone": gone, "nodes": nodes, "archived": archived, "exits": exitsReal},
 	})
 }
 
@@ -81,6 +81,20 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 			return fmt.Errorf("/readyz answers %s", res.Status)
 		}
 		return nil
+	})
+}
+
+// archived JOB waits until a job has left the region's memory.
+func archived(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: archived JOB")
+	}
+	poll(ts, 30*time.Second, func() error {
+		out, err := exec.Command(filepath.Join(ts.Getenv("BIN"), "gpuai"), "job", "status", args[0], "--jq", ".job.archived", "--addr", ts.Getenv("GPUAI_ADDR")).Output()
+		if err == nil && strings.TrimSpace(string(out)) != "true" {
+			err = fmt.Errorf("job %s is still in memory", args[0])
+		}
+		return err
 	})
 }
 
