@@ -94,6 +94,7 @@ func (s *ArchiveState) Has() []gpuai.IndexRange {
 type Archive struct {
 	path string
 	db   *bbolt.DB
+	page int64 // bytes of a page; DB.Info is not safe beside a writer
 
 	mu    sync.Mutex // guards below
 	state ArchiveState
@@ -126,7 +127,7 @@ func (a *Archive) open() error {
 	case err != nil:
 		return fmt.Errorf("open the history archive %s: %w", a.path, err)
 	}
-	a.db = db
+	a.db, a.page = db, int64(db.Info().PageSize)
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range archiveBuckets {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -387,9 +388,8 @@ func (a *Archive) Size() (used, file int64) {
 
 func (a *Archive) size() (used, file int64) {
 	s := a.db.Stats()
-	page := int64(a.db.Info().PageSize)
 	_ = a.db.View(func(tx *bbolt.Tx) error { file = tx.Size(); return nil })
-	return file - int64(s.FreePageN+s.PendingPageN)*page, file
+	return file - int64(s.FreePageN+s.PendingPageN)*a.page, file
 }
 
 // Path is the archive's file.
