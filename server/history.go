@@ -184,11 +184,16 @@ func (s *Server) JobEvents(ctx context.Context, ref string, p httpd.Page) (event
 	if err != nil {
 		return nil, "", err
 	}
+	job, err := s.jobAt(at, false)
+	if err != nil {
+		return nil, "", err
+	}
 	if err := s.archivedUpTo(ctx, s.machineIndex()); err != nil {
 		return nil, "", err
 	}
+	q := store.EventQuery{Job: job.ID, Submitted: job.SubmitIndex, After: after, Limit: pageSize(p)}
 	err = s.archivedPage(func(db *store.Archive) error {
-		page, last, more, err := db.JobEvents(at.id, after, pageSize(p))
+		page, last, more, err := db.JobEvents(q)
 		if events = page; more {
 			next = makeCursor("job-events", fmt.Sprintf("%d.%d", last.Index, last.Ordinal))
 		}

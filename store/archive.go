@@ -27,7 +27,7 @@ var ErrArchiveDamaged = errors.New("the history archive is damaged")
 var (
 	bucketState     = []byte("state")
 	bucketEntries   = []byte("entries")   // index → its events
-	bucketJobEvents = []byte("jobevents") // job, index → nothing; derived
+	bucketJobEvents = []byte("jobevents") // job, index → nothing, but for its submit; derived
 	bucketJobs      = []byte("jobs")      // job → jobRow
 	bucketRetired   = []byte("retired")   // index, ordinal → job; derived
 	bucketTasks     = []byte("tasks")     // job, group, task → taskRow
@@ -299,9 +299,13 @@ func (a *Archive) Append(entries []ArchiveEntry) error {
 // events are put in order at the end: it is what bbolt is good at.
 type rowWriter struct {
 	tx        *bbolt.Tx
-	jobEvents [][]byte
+	jobEvents []jobEventRef
+	submitted gpuai.JobID // in this entry, last
 	err       error
 }
+
+// A jobEventRef says that an entry has events of a job.
+type jobEventRef [24]byte
 
 // fillPercent is how full bbolt leaves a page that it splits. Most rows come in
 // the order of their keys.
@@ -316,6 +320,7 @@ func (w *rowWriter) put(bucket, key, value []byte) {
 }
 
 func (w *rowWriter) entry(e *ArchiveEntry) {
+	w.submitted = gpuai.JobID{}
 	if len(e.Events) > 0 {
 		key := indexKey(e.Index)
 		w.put(bucketEntries, key, sealEvents(key, e.Events))
@@ -328,13 +333,17 @@ func (w *rowWriter) entry(e *ArchiveEntry) {
 	}
 }
 
-// jobEvent files an event under its job, once an entry.
+// jobEvent files an event under its job, once an entry. What happened with the
+// submit needs none: the job itself says when that was.
 func (w *rowWriter) jobEvent(e *gpuai.Event) {
-	if e.Job.IsZero() {
+	if e.Kind == gpuai.JobSubmitted {
+		w.submitted = e.Job
+	}
+	if e.Job.IsZero() || e.Job == w.submitted {
 		return
 	}
-	key := jobEventKey(e.Job, e.Index)
-	if n := len(w.jobEvents); n == 0 || !bytes.Equal(w.jobEvents[n-1], key) {
+	key := jobEventRef(jobEventKey(e.Job, e.Index))
+	if n := len(w.jobEvents); n == 0 || w.jobEvents[n-1] != key {
 		w.jobEvents = append(w.jobEvents, key)
 	}
 }
@@ -372,9 +381,9 @@ func (w *rowWriter) task(r *taskRow, raw []byte) {
 }
 
 func (w *rowWriter) finish() error {
-	slices.SortFunc(w.jobEvents, bytes.Compare)
-	for _, key := range w.jobEvents {
-		w.put(bucketJobEvents, key, nil)
+	slices.SortFunc(w.jobEvents, func(a, b jobEventRef) int { return bytes.Compare(a[:], b[:]) })
+	for i := range w.jobEvents {
+		w.put(bucketJobEvents, w.jobEvents[i][:], nil)
 	}
 	return w.err
 }

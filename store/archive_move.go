@@ -208,6 +208,7 @@ func (r *ArchiveRow) check() error {
 func (w *rowWriter) row(r *ArchiveRow) {
 	switch r.Kind {
 	case ArchiveEvents:
+		w.submitted = gpuai.JobID{}
 		w.put(bucketEntries, r.Key, r.Value)
 		w.fail(r.Events(func(e *gpuai.Event) bool { w.jobEvent(e); return true }))
 	case ArchiveJob:

@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"encoding/binary"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -205,40 +204,63 @@ type EventPlace struct {
 	Ordinal uint32
 }
 
-// JobEvents returns events of a job, retired or not, in their order: those
-// behind a place, from the first when it is zero. more says that there are
+// An EventQuery asks for events of a job, retired or not.
+type EventQuery struct {
+	Job       gpuai.JobID
+	Submitted uint64     // index of its submit
+	After     EventPlace // zero: from the first
+	Limit     int
+}
+
+// JobEvents returns events of a job in their order. more says that there are
 // others behind last.
-func (a *Archive) JobEvents(id gpuai.JobID, after EventPlace, limit int) (events []gpuai.Event, last EventPlace, more bool, err error) {
+func (a *Archive) JobEvents(q EventQuery) (events []gpuai.Event, last EventPlace, more bool, err error) {
+	r := jobEventReader{q: q, last: q.After}
 	err = a.view(func(tx *bbolt.Tx) error {
-		events, last, more = nil, after, false
-		read := 0
+		r.tx = tx
+		if q.Submitted >= q.After.Index {
+			if err := r.entry(indexKey(q.Submitted)); err != nil || r.more {
+				return err
+			}
+		}
 		c := tx.Bucket(bucketJobEvents).Cursor()
-		for k, _ := c.Seek(jobEventKey(id, after.Index)); bytes.HasPrefix(k, id[:]); k, _ = c.Next() {
-			key := k[len(id):]
-			row := tx.Bucket(bucketEntries).Get(key)
-			if row == nil {
-				continue // dropped
-			}
-			if more = len(events) >= limit || read >= maxArchiveRead; more {
-				return nil
-			}
-			read += len(row)
-			index := binary.BigEndian.Uint64(key)
-			err := openEvents(key, row, func(e *gpuai.Event) bool {
-				if e.Job != id || index == after.Index && e.Ordinal <= after.Ordinal {
-					return true
-				}
-				if more = len(events) >= limit; !more {
-					events = append(events, *e)
-					last = EventPlace{Index: index, Ordinal: e.Ordinal}
-				}
-				return !more
-			})
-			if err != nil || more {
+		for k, _ := c.Seek(jobEventKey(q.Job, max(q.After.Index, q.Submitted+1))); bytes.HasPrefix(k, q.Job[:]); k, _ = c.Next() {
+			if err := r.entry(k[len(q.Job):]); err != nil || r.more {
 				return err
 			}
 		}
 		return nil
 	})
-	return events, last, more, err
+	return r.events, r.last, r.more, err
+}
+
+type jobEventReader struct {
+	tx     *bbolt.Tx
+	q      EventQuery
+	read   int // bytes
+	events []gpuai.Event
+	last   EventPlace
+	more   bool
+}
+
+// entry adds the job's events of one entry, if that was not dropped.
+func (r *jobEventReader) entry(key []byte) error {
+	row := r.tx.Bucket(bucketEntries).Get(key)
+	if row == nil {
+		return nil
+	}
+	if r.more = len(r.events) >= r.q.Limit || r.read >= maxArchiveRead; r.more {
+		return nil
+	}
+	r.read += len(row)
+	return openEvents(key, row, func(e *gpuai.Event) bool {
+		if e.Job != r.q.Job || e.Index == r.q.After.Index && e.Ordinal <= r.q.After.Ordinal {
+			return true
+		}
+		if r.more = len(r.events) >= r.q.Limit; !r.more {
+			r.events = append(r.events, *e)
+			r.last = EventPlace{Index: e.Index, Ordinal: e.Ordinal}
+		}
+		return !r.more
+	})
 }

@@ -127,7 +127,7 @@ func wantEvents(t *testing.T, a *Archive, id gpuai.JobID, i int) {
 	for more := true; more; {
 		var page []gpuai.Event
 		var err error
-		if page, at, more, err = a.JobEvents(id, at, 2); err != nil || len(page) > 2 {
+		if page, at, more, err = a.JobEvents(EventQuery{Job: id, Submitted: 1 + 4*uint64(i+1), After: at, Limit: 2}); err != nil || len(page) > 2 {
 			t.Fatalf("%d events, %v", len(page), err)
 		}
 		all = append(all, page...)
@@ -335,7 +335,7 @@ func TestArchiveDropsTheOldest(t *testing.T) {
 	if id, _, _ := a.FindJob(jobs[0].Job.ID.String()); !id.IsZero() {
 		t.Error("the oldest job can be found")
 	}
-	if e, _, _, err := a.JobEvents(jobs[0].Job.ID, EventPlace{}, 9); len(e) != 0 || err != nil {
+	if e, _, _, err := a.JobEvents(EventQuery{Job: jobs[0].Job.ID, Submitted: jobs[0].Job.SubmitIndex, Limit: 9}); len(e) != 0 || err != nil {
 		t.Errorf("%d events of the oldest job, %v", len(e), err)
 	}
 	s := a.State()
