@@ -95,8 +95,8 @@ func (a *archiver) start(restored uint64) {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	a.wg.Go(func() { a.run(ctx) })
-	a.wg.Go(func() { a.fill(ctx) })
 	a.wg.Go(func() { a.scrub(ctx) })
+	a.s.wg.Go(func() { a.fill(a.s.ctx) }) // which reads the log: it must end before the node does
 }
 
 // close writes what is there and ends. No output may come any more.

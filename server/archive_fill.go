@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/raft"
 	"github.com/gpuai/gpuai/store"
 )
 
@@ -96,11 +98,51 @@ func (a *archiver) fillOne(ctx context.Context) (more bool, err error) {
 			}
 		}
 	}
+	missing := gpuai.IndexRange{From: gap.From, To: next - 1}
+	if a.replay(ctx, missing) {
+		return true, nil
+	}
 	if len(silent) > 0 {
 		a.hopeless.Store(true)
 		return true, fmt.Errorf("nobody who answers has indexes %d to %d, and servers %v do not answer", gap.From, gap.To, silent)
 	}
-	return true, a.lack(gpuai.IndexRange{From: gap.From, To: next - 1}, holders)
+	return true, a.lack(missing, holders)
+}
+
+// replay makes what no other server has from this one's own log, as far as that
+// reaches back. It reports whether there is more now than before.
+func (a *archiver) replay(ctx context.Context, r gpuai.IndexRange) bool {
+	var entries []store.ArchiveEntry
+	weight := 0
+	write := func() error {
+		err := a.use(func(db *store.Archive) error { return db.Append(entries) })
+		entries, weight = nil, 0
+		return err
+	}
+	began := time.Now()
+	from, err := a.s.node.Replay(ctx, r, func(out *fsm.Output) error {
+		entries = append(entries, store.ArchiveEntry{
+			Prev: out.Prev, Index: out.Index, Upto: out.Index, Events: out.Events, Retired: out.Retired,
+		})
+		if weight += weightOf(out.Events, out.Retired); weight < maxArchiveTx {
+			return nil
+		}
+		return write()
+	})
+	if err == nil {
+		err = write()
+	}
+	if err == nil { // entries without commands have no output
+		err = a.use(func(db *store.Archive) error { return db.Fill(nil, gpuai.IndexRange{From: from, To: r.To}) })
+	}
+	if err != nil {
+		if !errors.Is(err, raft.ErrNoReplay) {
+			a.s.log.Info("history cannot be made from the log", "error", err)
+		}
+		return false
+	}
+	a.s.log.Info("history was made from this server's log", "from", from, "to", r.To, "took", time.Since(began))
+	return true
 }
 
 // lack notes that no server has a range: it was dropped to make room, or is

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -308,6 +309,7 @@ func TestDamageWhileRunning(t *testing.T) {
 	later, _ := r.finish(a, "later", 2)
 	s.wantEvents(t, later)
 	eventually(t, "end of the search for what is lost", func() bool { return s.archive.gapIndexes() == 0 })
+	s.wantEvents(t, job) // from this server's log: there is no other
 	if _, err := s.Job("no-such-job", false); !isCode(err, gpuai.NotFound) {
 		t.Errorf("what never was: %v", err)
 	}
@@ -322,7 +324,7 @@ func TestOutputsThatFindTheQueueFull(t *testing.T) {
 	s.archive.weight += maxArchiveQueue // as if it were full
 	s.archive.queue = append(s.archive.queue, store.ArchiveEntry{Prev: s.archive.offered, Index: s.archive.offered, Upto: s.archive.offered})
 	s.archive.mu.Unlock()
-	r.finish(a, "train", 2)
+	lost, _ := r.finish(a, "train", 2)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := s.archive.await(ctx, s.machineIndex()); err != nil {
@@ -331,6 +333,8 @@ func TestOutputsThatFindTheQueueFull(t *testing.T) {
 	if n := s.archive.overflows.Load(); n == 0 {
 		t.Error("nothing overflowed")
 	}
+	eventually(t, "what was lost", func() bool { return s.archive.gapIndexes() == 0 })
+	s.wantEvents(t, lost)
 	later, _ := r.finish(a, "later", 2)
 	s.wantEvents(t, later)
 }
@@ -453,4 +457,75 @@ func TestKeepFor(t *testing.T) {
 			t.Errorf("retain %s in a region of %s full to %d: %s, want %s", x.retain, x.age, x.full, got, x.want)
 		}
 	}
+}
+
+// A server alone that lost its archive goes on with what its snapshots and log
+// can tell, and says what they cannot.
+func TestLostHistoryOfAServerAlone(t *testing.T) {
+	t.Parallel()
+	r := startRegionWith(t, 1, retainShort)
+	s := r.servers[0]
+	a := join(t, s.Server, helloOf("n1", 4))
+	a.keepBeating()
+	job, leases := r.finish(a, "train", 2)
+	r.awaitRetired(job.ID)
+	if err := s.node.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	r.halt(s)
+	if err := os.Remove(filepath.Join(s.cfg.DataDir, "archive.db")); err != nil {
+		t.Fatal(err)
+	}
+	r.restart(s)
+	eventually(t, "history from the log", func() bool {
+		_, err := s.Job(job.ID.String(), false)
+		return err == nil
+	})
+	s.wantArchived(t, job, leases)
+}
+
+// Who watched before a restart, or long ago, goes on without a loss. (Events
+// before the snapshot that a server started from were passed over silently.)
+func TestEventsResumeFromTheArchive(t *testing.T) {
+	t.Parallel()
+	r := startRegionWith(t, 1, retainShort)
+	s := r.servers[0]
+	a := join(t, s.Server, helloOf("n1", 4))
+	a.keepBeating()
+	job, _ := r.finish(a, "train", 2)
+	r.awaitRetired(job.ID)
+	if err := s.node.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	r.halt(s)
+	r.restart(s)
+	var got []gpuai.Event
+	enough := errors.New("enough")
+	watch := func(q httpd.EventQuery, until gpuai.EventKind) {
+		got = nil
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		err := s.Events(ctx, q, func(events []gpuai.Event, _ uint64) error {
+			got = append(got, events...)
+			for _, e := range events {
+				if e.Kind == until {
+					return enough
+				}
+			}
+			return nil
+		})
+		if !errors.Is(err, enough) {
+			t.Errorf("watching from %d: %v", q.From, err)
+		}
+	}
+	watch(httpd.EventQuery{From: job.SubmitIndex - 1, Job: job.ID.String()}, gpuai.JobEnded)
+	if len(got) != 8 || got[0].Kind != gpuai.JobSubmitted {
+		t.Errorf("events of the job: %+v", got)
+	}
+	watch(httpd.EventQuery{From: 0}, gpuai.JobEnded)
+	if len(got) != 10 || got[0].Kind != gpuai.NodeChanged {
+		t.Errorf("events from the beginning: %+v", got)
+	}
+	next := r.submit(jobSpec("next", 1), "")
+	watch(httpd.EventQuery{From: next.Index - 1}, gpuai.JobSubmitted)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/server/hub"
 	"github.com/gpuai/gpuai/store"
 )
 
@@ -216,6 +217,57 @@ func readEventCursor(cursor string) (p store.EventPlace, err error) {
 		return p, badCursor()
 	}
 	return p, nil
+}
+
+// archivedEvents gives events after an index, up to the state's, and returns
+// that. It fails with hub.ErrCompacted when the archive does not have them all.
+func (s *Server) archivedEvents(ctx context.Context, filter *hub.Filter, from uint64, f func([]gpuai.Event, uint64) error) (uint64, error) {
+	to := s.machineIndex()
+	if from >= to || s.archivedUpTo(ctx, to) != nil {
+		return 0, hub.ErrCompacted
+	}
+	at := store.ArchivePlace{Index: from + 1}
+	for done := false; !done; {
+		var rows []store.ArchiveRow
+		err := s.archive.use(func(db *store.Archive) (err error) {
+			st := db.State()
+			if !slices.ContainsFunc(st.Has(), func(r gpuai.IndexRange) bool { return r.From <= from+1 && to <= r.To }) {
+				return hub.ErrCompacted
+			}
+			rows, at, done, err = db.Rows(at, to, exportPage)
+			return err
+		})
+		if err != nil {
+			return 0, archiveError(err)
+		}
+		for i := range rows {
+			if err := giveEvents(&rows[i], filter, f); err != nil {
+				return 0, err
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+	}
+	return to, nil
+}
+
+// giveEvents gives those of a row that a watcher wants.
+func giveEvents(r *store.ArchiveRow, filter *hub.Filter, f func([]gpuai.Event, uint64) error) error {
+	if r.Kind != store.ArchiveEvents {
+		return nil
+	}
+	var events []gpuai.Event
+	err := r.Events(func(e *gpuai.Event) bool {
+		if (filter.Node == "" || filter.Node == e.Node) && (filter.Job.IsZero() || filter.Job == e.Job) {
+			events = append(events, *e)
+		}
+		return true
+	})
+	if err != nil || len(events) == 0 {
+		return err
+	}
+	return f(events, r.Index)
 }
 
 // archivedTasks is Tasks of a job in the archive.

@@ -148,6 +148,9 @@ func (s *Server) openNode() error {
 	if s.opened.Store(node); s.restoredEarly.Load() {
 		s.restored()
 	}
+	if at := node.RestoredIndex(); at > 0 {
+		s.hub.Reset(at) // what happened before is not in it
+	}
 	s.archive.start(node.RestoredIndex())
 	return nil
 }

@@ -27,7 +27,7 @@ func (s *Server) Events(ctx context.Context, q httpd.EventQuery, f func([]gpuai.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	sub, err := s.hub.Subscribe(filter, q.From)
+	sub, err := s.subscribe(ctx, filter, q.From, f)
 	if err != nil {
 		return compacted(err)
 	}
@@ -40,6 +40,22 @@ func (s *Server) Events(ctx context.Context, q httpd.EventQuery, f func([]gpuai.
 		if err := f(events, index); err != nil {
 			return err
 		}
+	}
+}
+
+// subscribe follows events from after an index on. Those that the hub no longer
+// keeps are given from the archive first.
+func (s *Server) subscribe(ctx context.Context, filter hub.Filter, from uint64, f func([]gpuai.Event, uint64) error) (*hub.Sub, error) {
+	for {
+		sub, err := s.hub.Subscribe(filter, from)
+		if !errors.Is(err, hub.ErrCompacted) {
+			return sub, err
+		}
+		next, err := s.archivedEvents(ctx, &filter, from, f)
+		if err != nil {
+			return nil, err
+		}
+		from = next
 	}
 }
 
