@@ -15,6 +15,7 @@ import (
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
 	"github.com/gpuai/gpuai/server/hub"
+	"github.com/gpuai/gpuai/store"
 )
 
 var hubAll = hub.Filter{}
@@ -231,8 +232,14 @@ func TestEventsOfAJob(t *testing.T) {
 		t.Errorf("events of no job: %v", err)
 	}
 	f.restored()
+	if err := watch(httpd.EventQuery{From: 1}, gpuai.JobEnded); !errors.Is(err, done) || !slices.Contains(kinds, gpuai.JobSubmitted) {
+		t.Errorf("events from before a restore, which the archive has: %v, %v", kinds, err)
+	}
+	if err := f.archive.use(func(db *store.Archive) error { return db.Lack(f.machineIndex()) }); err != nil {
+		t.Fatal(err)
+	}
 	if err := watch(httpd.EventQuery{From: 1}, 0); !errors.Is(err, httpd.ErrCompacted) {
-		t.Errorf("events from before a restore: %v", err)
+		t.Errorf("events that made way in the archive too: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
