@@ -50,7 +50,7 @@ func (n *Node) Replay(ctx context.Context, r gpuai.IndexRange, f func(*fsm.Outpu
 // replayFrom returns a machine to begin with, and the index of the log that it
 // is at: the newest before the range, or else the oldest within it.
 func (n *Node) replayFrom(r gpuai.IndexRange) (m *fsm.Machine, at uint64, err error) {
-	opts := fsm.Options{Region: n.cfg.Region}
+	opts := n.replica.opts
 	first, err := n.log.FirstIndex()
 	if err != nil {
 		return nil, 0, err
