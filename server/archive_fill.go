@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -168,7 +167,7 @@ func (a *archiver) ask(ctx context.Context) (holders []holder, silent []gpuai.Se
 		holder
 		err error
 	}
-	peers := slices.Clone(a.s.node.Peers())
+	peers := a.s.node.Members()
 	answers, asked := make(chan answer, len(peers)), 0
 	for _, p := range peers {
 		if p.ID == a.s.cfg.ID {

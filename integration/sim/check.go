@@ -304,10 +304,10 @@ func nodesOf(m *fsm.Machine) (out []string) {
 }
 
 func allJobs(m *fsm.Machine) (all []gpuai.Job) {
-	for after := (gpuai.JobID{}); ; {
+	for after := (fsm.JobCursor{}); ; {
 		page, last := m.Jobs(after, 1_000, nil)
 		all = append(all, page...)
-		if last.IsZero() {
+		if last == (fsm.JobCursor{}) {
 			return all
 		}
 		after = last
