@@ -10,6 +10,8 @@ import (
 // clock is region time on the leader: the machine's time at the election plus
 // the monotonic time since. The wall clock has no part in it.
 type clock struct {
+	wall func() time.Time // nil is time.Now; for display only
+
 	mu    sync.Mutex // guards below
 	base  gpuai.Instant
 	since time.Time
@@ -30,4 +32,12 @@ func (c *clock) now() gpuai.Instant {
 	elapsed := gpuai.Duration(time.Since(c.since) / time.Millisecond)
 	c.last = max(c.last, c.base.Add(elapsed))
 	return c.last
+}
+
+// wallTime returns the wall clock, which no decision follows.
+func (c *clock) wallTime() gpuai.WallTime {
+	if c.wall == nil {
+		return gpuai.WallTime(time.Now().UnixMilli())
+	}
+	return gpuai.WallTime(c.wall().UnixMilli())
 }

@@ -53,6 +53,10 @@ type Config struct {
 	// Multiplier 1 … 10 scales heartbeat, election and leader lease timeouts;
 	// 0 is 1. 2 suits busy or cloud disks, 5 wide area networks.
 	Multiplier int
+	// TrailingLogs is how many entries are kept behind a snapshot: a follower
+	// further behind is sent the snapshot. 0 is 16,384; it must be more than
+	// the entries in flight, or a deposed leader could never be caught up.
+	TrailingLogs uint64
 
 	// MaxFeatureLevel holds the region's feature level back: this server takes
 	// part in levels up to it and in none beyond. 0 is fsm.MaxLevel.
@@ -83,7 +87,10 @@ type Config struct {
 	DiskFree func(path string) (free, total uint64, err error)
 
 	// Dial opens a connection to a peer's address; nil is TCP.
-	Dial    func(ctx context.Context, addr string) (net.Conn, error)
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Wall is the wall clock, which rides along in entries to be shown and
+	// decides nothing; nil is time.Now.
+	Wall    func() time.Time
 	Logger  *slog.Logger          // nil discards
 	Metrics prometheus.Registerer // nil registers none
 }
@@ -105,6 +112,9 @@ func (c *Config) validate() error {
 	if c.DiskFree == nil {
 		c.DiskFree = store.DiskFree
 	}
+	if c.Wall == nil {
+		c.Wall = time.Now
+	}
 	switch {
 	case c.Dir == nil || c.Listener == nil:
 		return errors.New("raft: Dir and Listener are required")
@@ -116,6 +126,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("raft: the hard mark of the disk, %d bytes, is above the low one, %d", c.DiskHard, c.DiskLow)
 	case c.MaxFeatureLevel < fsm.MinLevel || c.MaxFeatureLevel > fsm.MaxLevel:
 		return fmt.Errorf("raft: the newest feature level is %d and must be %d to %d in this version", c.MaxFeatureLevel, fsm.MinLevel, fsm.MaxLevel)
+	case c.TrailingLogs > 0 && c.TrailingLogs <= maxInFlight:
+		return fmt.Errorf("raft: %d trailing log entries are too few, with %d entries in flight: keep more", c.TrailingLogs, maxInFlight)
 	case c.Multiplier < 1 || c.Multiplier > MaxMultiplier:
 		return fmt.Errorf("raft: the timeout multiplier is %d and must be 1 to %d", c.Multiplier, MaxMultiplier)
 	}
@@ -199,6 +211,15 @@ func defaultTuning(multiplier int) tuning {
 		handOver:         time.Duration(multiplier) * time.Second,
 		diskCheck:        time.Second,
 	}
+}
+
+// tuning returns the defaults with what is configured.
+func (c *Config) tuning() tuning {
+	t := defaultTuning(max(c.Multiplier, 1))
+	if c.TrailingLogs > 0 {
+		t.trailingLogs = c.TrailingLogs
+	}
+	return t
 }
 
 const (

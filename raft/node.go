@@ -62,7 +62,7 @@ type Node struct {
 
 // Open starts a member on cfg.Dir. Its errors are sentences for the operator;
 // after one, Listener is closed and Dir still the caller's to close.
-func Open(cfg Config) (*Node, error) { return open(cfg, defaultTuning(max(cfg.Multiplier, 1))) }
+func Open(cfg Config) (*Node, error) { return open(cfg, cfg.tuning()) }
 
 func open(cfg Config, t tuning) (*Node, error) {
 	if err := cfg.validate(); err != nil {
@@ -82,6 +82,7 @@ func open(cfg Config, t tuning) (*Node, error) {
 		closing: make(chan struct{}),
 	}
 	n.shield.init(n)
+	n.clock.wall = cfg.Wall
 	if err := n.start(); err != nil {
 		close(n.closing)
 		if n.mux != nil {

@@ -312,7 +312,7 @@ func (p *proposer) take() (*entry, []byte) {
 	p.pending = append(p.pending, e)
 	term := p.term
 	p.mu.Unlock()
-	h := fsm.Header{Time: p.clock.now(), Wall: gpuai.WallTime(e.since.UnixMilli()), Term: term}
+	h := fsm.Header{Time: p.clock.now(), Wall: p.clock.wallTime(), Term: term}
 	// The library keeps an entry's data in its cache: the buffer is fresh.
 	data := fsm.AppendEntry(make([]byte, 0, size), h, cmds...)
 	clear(cmds)

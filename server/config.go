@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -64,6 +65,14 @@ type Config struct {
 	// ArchiveMax bounds the bytes that this server's history archive takes on
 	// disk; the oldest history makes way. 0 is 1 GiB, the least is 1 MiB.
 	ArchiveMax int64
+	// TrailingLogs is how many log entries are kept behind a snapshot; 0 is
+	// 16,384.
+	TrailingLogs uint64
+	// Dial opens a connection to another server's Raft address; nil is TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Wall is the wall clock, which is shown and decides nothing; nil is
+	// time.Now.
+	Wall func() time.Time
 	// InsecurePlaintext allows listening on other addresses than loopback:
 	// nothing on the wire is encrypted or authenticated yet.
 	InsecurePlaintext bool
@@ -85,6 +94,9 @@ func (c *Config) validate() error {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Wall == nil {
+		c.Wall = time.Now
 	}
 	if c.Metrics == nil {
 		c.Metrics = telemetry.NewRegistry()

@@ -137,6 +137,7 @@ func (s *Server) openNode() error {
 		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
 		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier, MaxFeatureLevel: s.cfg.MaxFeatureLevel,
 		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
+		TrailingLogs: s.cfg.TrailingLogs, Dial: s.cfg.Dial, Wall: s.cfg.Wall,
 		OnApply: s.applied, OnRestore: s.restored, OnDamage: s.fail,
 		BeforeSnapshot: s.archive.beforeSnapshot,
 		Logger:         s.log, Metrics: s.cfg.Metrics,

@@ -20,8 +20,8 @@ import (
 const actorAPI = "api"
 
 // newJobID mints the ID of a job before its command is proposed.
-func newJobID() (gpuai.JobID, error) {
-	id, err := ulid.New(ulid.Now(), rand.Reader)
+func (s *Server) newJobID() (gpuai.JobID, error) {
+	id, err := ulid.New(ulid.Timestamp(s.cfg.Wall()), rand.Reader)
 	if err != nil {
 		return gpuai.JobID{}, fmt.Errorf("mint a job ID: %w", err)
 	}
@@ -29,8 +29,8 @@ func newJobID() (gpuai.JobID, error) {
 }
 
 // encodeSubmit encodes a job under a new ID.
-func encodeSubmit(spec *gpuai.JobSpec, key string, hold bool) ([]byte, error) {
-	id, err := newJobID()
+func (s *Server) encodeSubmit(spec *gpuai.JobSpec, key string, hold bool) ([]byte, error) {
+	id, err := s.newJobID()
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func encodeSubmit(spec *gpuai.JobSpec, key string, hold bool) ([]byte, error) {
 // Submit implements httpd.Writer. The spec is valid: httpd saw to it.
 func (s *Server) Submit(ctx context.Context, r httpd.SubmitRequest) (gpuai.Submitted, error) {
 	var out gpuai.Submitted
-	cmd, err := encodeSubmit(r.Spec, r.Key, r.HoldAnyway)
+	cmd, err := s.encodeSubmit(r.Spec, r.Key, r.HoldAnyway)
 	if err != nil {
 		return out, err
 	}
@@ -147,7 +147,7 @@ func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key st
 			k = key + "/" + strconv.Itoa(i)
 		}
 		var err error
-		if cmds[i], err = encodeSubmit(spec, k, false); err != nil {
+		if cmds[i], err = s.encodeSubmit(spec, k, false); err != nil {
 			return nil, err
 		}
 	}
@@ -180,14 +180,14 @@ func (s *Server) Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted
 	case <-ctx.Done():
 		return out, ctx.Err()
 	}
-	cmd, err := encodeSubmit(spec, "", false)
+	cmd, err := s.encodeSubmit(spec, "", false)
 	if err != nil {
 		return out, err
 	}
 	m, release := s.node.Fork()
 	defer release()
 	index := m.Index()
-	h := fsm.Header{Time: s.node.RegionTime(), Wall: gpuai.WallTime(time.Now().UnixMilli()), Term: m.Term()}
+	h := fsm.Header{Time: s.node.RegionTime(), Wall: gpuai.WallTime(s.cfg.Wall().UnixMilli()), Term: m.Term()}
 	var did fsm.Output
 	if err := m.Apply(index+1, m.Term(), fsm.AppendEntry(nil, h, cmd), &did); err != nil {
 		return out, fmt.Errorf("plan a job: %w", err)
