@@ -32,6 +32,8 @@ type request struct {
 	wait gpuai.Duration
 	// stream means that the answer may last: it has no time limit.
 	stream bool
+	// doubt is why it may have been done, although nobody has said so.
+	doubt error
 }
 
 // Limits of one call.
@@ -103,13 +105,17 @@ func (c *Client) pause(ctx context.Context, d time.Duration, r *request, why err
 
 // final is the error of a call that was given up: what a server told last, or
 // else what is known of the request; with the context's end where that was it.
+// Once it may have been done, that others could not take it says nothing.
 func (c *Client) final(ctx context.Context, r *request, told, err error) error {
 	var broken *transportError
 	if told == nil {
 		told = err
 	}
-	if errors.As(told, &broken) {
-		told = c.unanswered(r, broken.err)
+	switch {
+	case r.doubt != nil:
+		told = r.doubtful()
+	case errors.As(told, &broken):
+		told = c.unanswered(broken.err)
 	}
 	if end := ctx.Err(); end != nil {
 		return fmt.Errorf("%w (%w)", told, end)
@@ -117,23 +123,37 @@ func (c *Client) final(ctx context.Context, r *request, told, err error) error {
 	return told
 }
 
-// unanswered is the error of a request whose answer did not come. Only what
-// changes nothing, and so has no key,
-// or a connection that never stood, says that nothing was done.
-func (c *Client) unanswered(r *request, err error) *gpuai.Error {
+// mayBeDone reports whether a request may have been done although it failed so.
+// Only what changes nothing, and so has no key, or a connection that never
+// stood, or a server that says so, tells that nothing was done.
+func (r *request) mayBeDone(err error) bool {
+	var broken *transportError
 	var op *net.OpError
-	if r.key == "" || errors.As(err, &op) && op.Op == "dial" {
-		return &gpuai.Error{
-			Code: gpuai.NoLeader,
-			Detail: "no server answers at " + strings.Join(c.addrs, ", ") + ": check the address, and that a server runs there (" +
-				err.Error() + ")",
-		}
+	switch {
+	case r.key == "":
+		return false
+	case errors.As(err, &broken):
+		return !(errors.As(err, &op) && op.Op == "dial")
 	}
-	detail := "the connection broke before the answer: whether it was done is not known"
-	if r.key != "" {
-		detail += "; the same request with the key " + r.key + " is safe"
+	return errors.Is(err, &gpuai.Error{Code: gpuai.OutcomeUnknown})
+}
+
+// unanswered is the error of a request that nobody answered and nobody did.
+func (c *Client) unanswered(err error) *gpuai.Error {
+	return &gpuai.Error{
+		Code: gpuai.NoLeader,
+		Detail: "no server answers at " + strings.Join(c.addrs, ", ") + ": check the address, and that a server runs there (" +
+			err.Error() + ")",
 	}
-	return &gpuai.Error{Code: gpuai.OutcomeUnknown, Detail: detail + " (" + err.Error() + ")"}
+}
+
+// doubtful is the error of a request that may have been done.
+func (r *request) doubtful() *gpuai.Error {
+	return &gpuai.Error{
+		Code: gpuai.OutcomeUnknown,
+		Detail: "the connection broke, or the leader was lost, before the answer: whether it was done is not known; the same request with the key " +
+			r.key + " is safe (" + r.doubt.Error() + ")",
+	}
 }
 
 // round tries each server once, the one that answered last first.
@@ -146,6 +166,9 @@ func (c *Client) round(ctx context.Context, r *request, read func(*http.Response
 		if _, worth := again(err); !worth {
 			c.at.Store(at)
 			return err
+		}
+		if r.mayBeDone(err) {
+			r.doubt = err
 		}
 		if ctx.Err() != nil {
 			return err

@@ -106,6 +106,42 @@ func TestUnanswered(t *testing.T) {
 	}
 }
 
+// One server may have done what it did not answer: that no other one could take
+// it says nothing about the first.
+func TestDoubtIsKept(t *testing.T) {
+	noLeader := func(w http.ResponseWriter, _ *http.Request) { refuse(w, 503, "no_leader", "an election") }
+	down := httptest.NewServer(nil)
+	down.Close()
+	for _, c := range []struct {
+		name  string
+		addrs []string
+		call  func(context.Context, *Client) error
+		code  gpuai.Code
+	}{
+		{"cut, then no leader", []string{serve(t, cut), serve(t, noLeader)}, submitOne, gpuai.OutcomeUnknown},
+		{"cut, then nobody", []string{serve(t, cut), down.URL}, submitOne, gpuai.OutcomeUnknown},
+		{"not known, then no leader", []string{serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			refuse(w, 504, "outcome_unknown", "send it again")
+		}), serve(t, noLeader)}, submitOne, gpuai.OutcomeUnknown},
+		{"no leader, then nobody", []string{serve(t, noLeader), down.URL}, submitOne, gpuai.NoLeader},
+		{"a read that was cut, then no leader", []string{serve(t, cut), serve(t, noLeader)}, readOne, gpuai.NoLeader},
+	} {
+		once, err := New(Config{Addrs: c.addrs, RetryFor: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.call(t.Context(), once); !is(err, c.code) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		err = c.call(ctx, open(t, c.addrs...))
+		cancel()
+		if !is(err, c.code) {
+			t.Errorf("%s, until the context ended: %v", c.name, err)
+		}
+	}
+}
+
 func submitOne(ctx context.Context, c *Client) error {
 	_, err := c.Submit(ctx, SubmitRequest{Spec: &gpuai.JobSpec{}, Key: "my-key"})
 	if is(err, gpuai.OutcomeUnknown) && !strings.Contains(err.Error(), "my-key") {
