@@ -34,8 +34,12 @@ type Status struct {
 	LastContact gpuai.Duration
 	Leader      gpuai.ServerID // "" = not known
 	IsLeader    bool
-	Ready       bool
-	NotReady    string // why not, one sentence; "" when Ready
+	// Starting is true from the start until this server has once applied what
+	// its leader had, while it knows one: its contact is fresh and its state
+	// is old.
+	Starting bool
+	Ready    bool
+	NotReady string // why not, one sentence; "" when Ready
 	// Quarantined says why nothing may be answered from this server's own
 	// state; "" when it may.
 	Quarantined string

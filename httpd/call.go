@@ -75,6 +75,12 @@ func (c *call) serve(known []string) error {
 	if err := c.parseQuery(known); err != nil {
 		return err
 	}
+	if c.stale() && c.api.backend.Status().Starting {
+		return &gpuai.Error{
+			Code: gpuai.NoLeader, RetryAfter: gpuai.Second,
+			Detail: "this server has just started and catches up with its leader: retry, or ask another server",
+		}
+	}
 	if c.rt.where == here || c.stale() {
 		if err := c.trusted(); err != nil {
 			return err

@@ -28,6 +28,7 @@ type readiness struct {
 	why      string
 	stopping bool
 	caughtUp bool
+	once     bool           // … since the start, whatever came after
 	contact  gpuai.Duration // since the leader was heard, at polled
 	polled   time.Time
 }
@@ -126,7 +127,7 @@ func (s *Server) catchUp(ctx context.Context, st *gpuai.RaftStatus) {
 		caught = err == nil && w.err == nil && s.node.AppliedIndex() >= index
 	}
 	r.mu.Lock()
-	r.caughtUp = caught
+	r.caughtUp, r.once = caught, r.once || caught
 	r.mu.Unlock()
 }
 
@@ -159,6 +160,7 @@ func (s *Server) Status() httpd.Status {
 	}
 	s.readiness.mu.Lock()
 	defer s.readiness.mu.Unlock()
+	st.Starting = !s.readiness.once && st.Leader != ""
 	if !s.readiness.polled.IsZero() {
 		st.LastContact = s.readiness.contact
 	}
