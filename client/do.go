@@ -8,9 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -124,16 +126,17 @@ func (c *Client) final(ctx context.Context, r *request, told, err error) error {
 }
 
 // mayBeDone reports whether a request may have been done although it failed so.
-// Only what changes nothing, and so has no key, or a connection that never
-// stood, or a server that says so, tells that nothing was done.
+// Only what changes nothing, and so has no key, or was never written to a
+// connection, or a server that says so, tells that nothing was done. (A dial
+// that fails is not enough: behind a kept connection that breaks the transport
+// dials and sends again by itself.)
 func (r *request) mayBeDone(err error) bool {
 	var broken *transportError
-	var op *net.OpError
-	switch {
-	case r.key == "":
+	if r.key == "" {
 		return false
-	case errors.As(err, &broken):
-		return !(errors.As(err, &op) && op.Op == "dial")
+	}
+	if errors.As(err, &broken) {
+		return !broken.unsent
 	}
 	return errors.Is(err, &gpuai.Error{Code: gpuai.OutcomeUnknown})
 }
@@ -196,7 +199,10 @@ func again(err error) (time.Duration, bool) {
 }
 
 // A transportError is a request that got no answer, or a part of one.
-type transportError struct{ err error }
+type transportError struct {
+	err    error
+	unsent bool // no connection ever took it
+}
 
 func (e *transportError) Error() string { return e.err.Error() }
 func (e *transportError) Unwrap() error { return e.err }
@@ -208,6 +214,8 @@ func (c *Client) try(ctx context.Context, addr string, r *request, read func(*ht
 		defer cancel()
 		ctx = bounded
 	}
+	var sent atomic.Bool // by the transport's own second tries too
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	req, err := c.newRequest(ctx, addr, r)
 	if err != nil {
 		return err
@@ -217,7 +225,8 @@ func (c *Client) try(ctx context.Context, addr string, r *request, read func(*ht
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return &transportError{err}
+		var op *net.OpError
+		return &transportError{err, !sent.Load() && errors.As(err, &op) && op.Op == "dial"}
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 400 {
@@ -270,7 +279,7 @@ type problemBody struct {
 func problem(res *http.Response) error {
 	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	if err != nil {
-		return &transportError{fmt.Errorf("reading the server's answer: %w", err)}
+		return &transportError{err: fmt.Errorf("reading the server's answer: %w", err)}
 	}
 	var p problemBody
 	if json.Unmarshal(b, &p) != nil || p.Code == gpuai.OK {
@@ -300,7 +309,7 @@ func decode(into any) func(*http.Response) error {
 		case err == nil:
 			return nil
 		case body.err != nil: // it did not come whole
-			return &transportError{fmt.Errorf("reading the server's answer: %w", body.err)}
+			return &transportError{err: fmt.Errorf("reading the server's answer: %w", body.err)}
 		}
 		return &gpuai.Error{
 			Code: gpuai.Internal, RequestID: res.Header.Get("X-Request-Id"),

@@ -142,6 +142,37 @@ func TestDoubtIsKept(t *testing.T) {
 	}
 }
 
+// The transport sends a request with a key again by itself when a kept
+// connection breaks: that the second connection never stood says nothing about
+// the first.
+func TestDoubtIsKeptOverAKeptConnection(t *testing.T) {
+	var asked atomic.Int32
+	var s *httptest.Server
+	s = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if asked.Add(1) == 1 {
+			submitted(w, r)
+			return
+		}
+		s.Listener.Close()
+		cut(w, r)
+	}))
+	defer s.Close()
+	c, err := New(Config{Addrs: []string{s.URL}, RetryFor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := submitOne(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := submitOne(t.Context(), c); !is(err, gpuai.OutcomeUnknown) {
+		t.Errorf("a submit that was taken and not answered: %v", err)
+	}
+	if asked.Load() != 2 {
+		t.Errorf("the server was asked %d times", asked.Load())
+	}
+}
+
 func submitOne(ctx context.Context, c *Client) error {
 	_, err := c.Submit(ctx, SubmitRequest{Spec: &gpuai.JobSpec{}, Key: "my-key"})
 	if is(err, gpuai.OutcomeUnknown) && !strings.Contains(err.Error(), "my-key") {

@@ -123,7 +123,7 @@ func (w *watch) read(res *http.Response) error {
 		b, err := r.ReadSlice('\n')
 		if err != nil {
 			w.err = w.flush()
-			return &transportError{fmt.Errorf("reading events: %w", err)}
+			return &transportError{err: fmt.Errorf("reading events: %w", err)}
 		}
 		if w.err = w.line(b[:len(b)-1]); w.err != nil {
 			return nil

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -34,6 +36,8 @@ func (c *call) forward(leader http.RoundTripper) error {
 		_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout))
 	}
 	var failed error
+	var sent atomic.Bool
+	ctx := httptrace.WithClientTrace(c.r.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	proxy := httputil.ReverseProxy{
 		Rewrite:        c.rewrite,
 		Transport:      leader,
@@ -41,9 +45,9 @@ func (c *call) forward(leader http.RoundTripper) error {
 		ModifyResponse: c.adopt,
 		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
-	proxy.ServeHTTP(&forwardWriter{c.w, c}, c.r)
+	proxy.ServeHTTP(&forwardWriter{c.w, c}, c.r.WithContext(ctx))
 	if failed != nil {
-		return c.notForwarded(failed)
+		return c.notForwarded(failed, sent.Load())
 	}
 	if c.status < http.StatusBadRequest { // else the body may not have been read whole
 		_ = c.ctl.SetReadDeadline(time.Time{})
@@ -106,9 +110,11 @@ func (w *forwardWriter) Write(p []byte) (int, error) {
 // Unwrap lets the proxy flush.
 func (w *forwardWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// notForwarded says what became of a request whose answer did not come. Only a
-// connection that never stood says that nothing was done.
-func (c *call) notForwarded(err error) error {
+// notForwarded says what became of a request whose answer did not come. Only
+// that it was never written to a connection says that nothing was done. (A dial
+// that fails is not enough: behind a kept connection that breaks the transport
+// dials and sends again by itself.)
+func (c *call) notForwarded(err error, sent bool) error {
 	var big *http.MaxBytesError
 	var op *net.OpError
 	var own *gpuai.Error
@@ -119,7 +125,7 @@ func (c *call) notForwarded(err error) error {
 		return tooLarge(big.Limit)
 	case errors.As(err, &own):
 		return own
-	case !c.rt.write || errors.As(err, &op) && op.Op == "dial":
+	case !c.rt.write || !sent && errors.As(err, &op) && op.Op == "dial":
 		c.api.log.Info("leader not reached", "request_id", c.id, "error", err)
 		return &gpuai.Error{Code: gpuai.NoLeader, RetryAfter: gpuai.Second, Detail: "the leader did not answer this server: retry"}
 	}
