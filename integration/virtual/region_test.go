@@ -142,15 +142,21 @@ func (r *region) crash(members ...*member) {
 	for _, m := range members {
 		l := m.life
 		m.life, m.has = nil, l.Raft(context.Background()).LastIndex
-		dir := filepath.Join(r.base, fmt.Sprintf("%s-%d", m.id, m.lives.Load()))
-		if err := os.CopyFS(dir, os.DirFS(m.dir)); err != nil {
-			r.t.Fatal(err)
-		}
-		m.dir = dir
+		m.dir = r.copyFiles(m, fmt.Sprintf("%s-%d", m.id, m.lives.Load()))
 		l.host.die()
 		l.stop()
 		r.ending.Go(func() { <-l.done }) // of a process that is no more
 	}
+}
+
+// copyFiles copies a server's files, while nobody is within a write.
+func (r *region) copyFiles(m *member, name string) (dir string) {
+	r.t.Helper()
+	dir = filepath.Join(r.base, name)
+	if err := os.CopyFS(dir, os.DirFS(m.dir)); err != nil {
+		r.t.Fatal(err)
+	}
+	return dir
 }
 
 // pause stops servers as SIGSTOP does, near enough; see the package comment.
