@@ -44,6 +44,7 @@ type region struct {
 	tune    func(*server.Config)
 	clients int
 	loads   []*load
+	fleets  []*fleet
 	ending  sync.WaitGroup // crashed servers
 }
 
@@ -183,6 +184,9 @@ func (r *region) end() {
 	r.net.sever()
 	for _, l := range r.loads {
 		l.halt()
+	}
+	for _, f := range r.fleets {
+		f.halt()
 	}
 	for _, l := range up {
 		l.stop()
@@ -378,13 +382,13 @@ func (r *region) converge() {
 	}
 }
 
-// jobSpec is a small job that no server knows a node for.
+// jobSpec is a job that waits for a GPU, of which there is none, or none free.
 func jobSpec(name string) *gpuai.JobSpec {
 	s := &gpuai.JobSpec{
 		Name: name,
 		Groups: []gpuai.Group{{
 			Name: "main", Count: 1,
-			Resources: gpuai.Resources{CPU: 1000, Memory: 1 << 30},
+			Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: 1}, CPU: 1000, Memory: 1 << 30},
 			Task:      gpuai.TaskSpec{Command: []string{"true"}},
 		}},
 	}
