@@ -39,6 +39,7 @@ type agent struct {
 	sessions int
 	fences   []string // when the real one would have killed a task
 	lastBeat time.Time
+	lastAck  time.Time
 }
 
 // startFleet connects n agents of one GPU each; clock gives each its offset.
@@ -172,6 +173,7 @@ func (a *agent) ack(k *gpuai.Ack) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.now()
+	a.lastAck = time.Now()
 	for _, t := range k.Tokens {
 		before, held := a.renewed[t]
 		if held && time.Duration(now-before) > fenceAfter {
@@ -276,14 +278,11 @@ func TestCase26AgentsReconnect(t *testing.T) {
 			for range 2 {
 				r.idle(r.between(5*time.Second, 10*time.Second))
 				old := r.leader()
-				lost := f.sessions()
 				r.crash(old)
 				began := time.Now()
 				r.progress(r.others()...)
-				r.within(15*time.Second, "new session of every agent of the dead server", func() bool {
-					return f.sessions() >= lost+len(f.agents)/4
-				})
-				t.Logf("%d agents were back %v after the crash of %s", len(f.agents), time.Since(began), old.id)
+				r.within(fenceAfter, "confirmed beat of every agent", func() bool { return f.confirmedSince(began) })
+				t.Logf("%d agents had a beat confirmed %v after the crash of %s", len(f.agents), time.Since(began), old.id)
 				r.idle(30 * time.Second) // TTL + G, and some
 				f.undisturbed(before)
 				r.start(old)
@@ -293,12 +292,13 @@ func TestCase26AgentsReconnect(t *testing.T) {
 	})
 }
 
-// sessions counts the sessions of all agents so far.
-func (f *fleet) sessions() (n int) {
-	for _, a := range f.agents {
-		n += a.count()
-	}
-	return n
+// confirmedSince reports whether every agent has had a beat confirmed since.
+func (f *fleet) confirmedSince(at time.Time) bool {
+	return !slices.ContainsFunc(f.agents, func(a *agent) bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.lastAck.Before(at)
+	})
 }
 
 // TestCase16WallClocks gives servers and agents wrong clocks and changes the
