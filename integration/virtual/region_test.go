@@ -167,8 +167,11 @@ func (r *region) pause(m *member) {
 	m.life.gate.shut()
 }
 
+// resume lets a stopped server go on. What waits for it reaches it first: the
+// goroutine that would step down may well be the last that is scheduled.
 func (r *region) resume(m *member) {
 	r.net.freeze(string(m.id), false)
+	r.idle(10 * time.Millisecond)
 	m.life.gate.open()
 }
 
