@@ -22,6 +22,9 @@
 //   - the order of goroutines: seeds repeat what is done to a region, not how
 //     its goroutines interleave.
 //
+// -times N plays each scenario with N times as many seeds, -first S begins with
+// seed S, GPUAI_TEST_LOG=1 prints the servers' logs.
+//
 // Every call is recorded and the history of each job is checked for
 // linearizability with porcupine. A call whose outcome is not known (a broken
 // connection, a time-out, 504) may take effect at any later time, or never; one
