@@ -136,3 +136,22 @@ func TestCase13OneLinkFlaps(t *testing.T) {
 		})
 	})
 }
+
+// TestBrokenConnections breaks connections of servers and clients at random, on
+// fast and on slow links, so that many outcomes are unknown.
+func TestBrokenConnections(t *testing.T) {
+	each(t, 2, func(t *testing.T, seed uint64) {
+		bubble(t, 3, seed, func(r *region) {
+			load := r.startLoad()
+			for round := range 40 {
+				r.net.slow([]time.Duration{maxDelay, 30 * time.Millisecond}[round/10%2])
+				r.idle(r.between(20*time.Millisecond, 200*time.Millisecond))
+				r.net.reset(3)
+			}
+			r.net.slow(maxDelay)
+			r.converge()
+			load.stop()
+			r.converge()
+		})
+	})
+}

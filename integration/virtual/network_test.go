@@ -117,6 +117,20 @@ func (n *network) sever() {
 	})
 }
 
+// reset breaks each connection with a chance of one in so many.
+func (n *network) reset(oneIn int) {
+	n.apply(func() {
+		for c := range n.conns {
+			if n.rng.IntN(oneIn) == 0 {
+				c.die()
+			}
+		}
+	})
+}
+
+// slow sets the longest delay, one way, of what is sent from now on.
+func (n *network) slow(delay time.Duration) { n.apply(func() { n.delay = delay }) }
+
 // die ends a host's connections and listeners as the end of its process would.
 func (h *host) die() {
 	h.net.apply(func() {
