@@ -37,14 +37,17 @@ type load struct {
 }
 
 // startLoad starts clients: even ones ask one server, odd ones all in turn.
-func (r *region) startLoad() *load {
+func (r *region) startLoad() *load { return r.startLoadAt(r.servers) }
+
+// startLoadAt is startLoad at servers some of which may not run.
+func (r *region) startLoadAt(all []*member) *load {
 	l := &load{r: r, h: newHistory(), quit: make(chan struct{})}
 	r.loads = append(r.loads, l)
 	for i := range loadClients {
-		servers := []*member{r.servers[i/2%len(r.servers)]}
+		servers := []*member{all[i/2%len(all)]}
 		if i%2 == 1 {
-			at := r.rng.IntN(len(r.servers))
-			servers = append(append(servers[:0], r.servers[at:]...), r.servers[:at]...)
+			at := r.rng.IntN(len(all))
+			servers = append(append(servers[:0], all[at:]...), all[:at]...)
 		}
 		w := &worker{load: l, number: i, servers: servers, client: r.client(attempt, servers...),
 			rng: rand.New(rand.NewPCG(r.rng.Uint64(), 2))}

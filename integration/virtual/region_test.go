@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,16 +37,17 @@ const (
 
 // region is a region of servers in the bubble of one test.
 type region struct {
-	t       *testing.T
-	net     *network
-	rng     *rand.Rand
-	base    string
-	servers []*member
-	tune    func(*server.Config)
-	clients int
-	loads   []*load
-	fleets  []*fleet
-	ending  sync.WaitGroup // crashed servers
+	t        *testing.T
+	net      *network
+	rng      *rand.Rand
+	base     string
+	servers  []*member // those that are members now
+	founders []*member
+	tune     func(*server.Config)
+	clients  int
+	loads    []*load
+	fleets   []*fleet
+	ending   sync.WaitGroup // crashed servers
 }
 
 // member is a server through its lives.
@@ -55,6 +57,7 @@ type member struct {
 	lives atomic.Int32 // started so far
 	life  *life        // nil: it is down
 	has   uint64       // the end of its log when it went down
+	join  *member      // through whom it joins; nil: it forms the region
 }
 
 // life is one process of a server.
@@ -83,6 +86,7 @@ func tuned(t *testing.T, n int, seed uint64, tune func(*server.Config), test fun
 			id := gpuai.ServerID(string(rune('a' + i)))
 			r.servers = append(r.servers, &member{id: id, dir: filepath.Join(base, string(id)+"-0")})
 		}
+		r.founders = slices.Clone(r.servers)
 		for _, m := range r.servers {
 			r.start(m)
 		}
@@ -97,8 +101,11 @@ func (r *region) config(m *member, h *host, g *gate) server.Config {
 		HTTP: h.listen(portHTTP), Raft: h.listen(portRaft), Dial: h.dial,
 		DiskFree: func(string) (free, total uint64, err error) { return 1 << 40, 1 << 40, nil },
 	}
-	for _, p := range r.servers {
+	for _, p := range r.founders {
 		cfg.Peers = append(cfg.Peers, raft.Peer{ID: p.id, Addr: string(p.id) + ":" + portRaft})
+	}
+	if m.join != nil {
+		cfg.Bootstrap, cfg.Peers, cfg.Join = false, nil, []string{string(m.join.id) + ":" + portRaft}
 	}
 	if r.tune != nil {
 		r.tune(&cfg)
