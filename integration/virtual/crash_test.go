@@ -120,6 +120,7 @@ func pausedLeader(r *region, pause time.Duration) {
 		st := old.life.Raft(r.t.Context())
 		return st.Term > before && (st.Leader != old.id || r.leader() == old)
 	})
+	old.dazed.Store(false)
 	r.converge()
 	load.stop()
 	r.converge()

@@ -186,7 +186,7 @@ func fate(q request, err error) fateOf {
 // readStale reads a job from whatever one server has.
 func (w *worker) readStale(key string) {
 	m := w.servers[0]
-	life := m.lives.Load()
+	life, dazed := m.lives.Load(), m.dazed.Load()
 	var headers http.Header
 	ctx := context.WithValue(context.Background(), headersKey{}, &headers)
 	s := staleRead{client: w.number, server: string(m.id), life: life, at: time.Since(w.h.began)}
@@ -199,6 +199,6 @@ func (w *worker) readStale(key string) {
 	s.index, _ = strconv.ParseUint(headers.Get("X-GPUAI-Index"), 10, 64)
 	ms, _ := strconv.ParseInt(headers.Get("X-GPUAI-Last-Contact"), 10, 64)
 	s.age = time.Duration(ms) * time.Millisecond
-	s.ready = headers.Get("X-GPUAI-Known-Leader") == "true"
+	s.ready = headers.Get("X-GPUAI-Known-Leader") == "true" && !dazed && !m.dazed.Load()
 	w.h.sawStale(s)
 }

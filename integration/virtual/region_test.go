@@ -52,8 +52,11 @@ type region struct {
 
 // member is a server through its lives.
 type member struct {
-	id    gpuai.ServerID
-	dir   string
+	id  gpuai.ServerID
+	dir string
+	// dazed says that it was stopped and may not know yet: it takes itself for
+	// the leader, whose stale answers are of no age, until it steps down.
+	dazed atomic.Bool
 	lives atomic.Int32 // started so far
 	life  *life        // nil: it is down
 	has   uint64       // the end of its log when it went down
@@ -170,6 +173,7 @@ func (r *region) copyFiles(m *member, name string) (dir string) {
 
 // pause stops servers as SIGSTOP does, near enough; see the package comment.
 func (r *region) pause(m *member) {
+	m.dazed.Store(true)
 	r.net.freeze(string(m.id), true)
 	m.life.gate.shut()
 }
