@@ -45,7 +45,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	meta := m.meta.Get()
 	if out.Prev = meta.index; index <= meta.index {
-		out.Time = meta.time
+		out.Time, out.GPUMilli = meta.time, meta.milliUsed
 		return nil
 	}
 	m.now = entryState{
@@ -95,6 +95,7 @@ func (m *Machine) finish() {
 	if m.digests != nil {
 		m.digests[m.now.index%DigestsKept] = m.Digest()
 	}
+	m.out.GPUMilli = m.meta.Get().milliUsed
 	m.out = nil
 }
 
@@ -120,6 +121,7 @@ func (m *Machine) command(c *wire.Command) {
 			m.remember(&key, bodyHash(c), &res)
 		}
 	}
+	res.Kind = CommandKind(c.Type)
 	res.EventsFrom, res.EventsTo = uint32(from), uint32(len(m.out.Events))
 	m.out.Results = append(m.out.Results, res)
 	m.chain(c, &res)

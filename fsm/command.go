@@ -24,6 +24,7 @@ type NodeRef struct {
 // A Result is the outcome of one command.
 type Result struct {
 	Code        gpuai.Code
+	Kind        CommandKind       // of the command
 	Repeated    bool              // answered from the result cache
 	Job         gpuai.JobID       // SubmitJob, StopJob
 	Incarnation gpuai.Incarnation // RegisterNode: the current one, also on Conflict
@@ -61,6 +62,9 @@ type Output struct {
 	// panicked; Panic is the first one's text.
 	Panics uint32
 	Panic  string
+	// GPUMilli is what live leases hold of all devices after the entry, in
+	// thousandths of a device.
+	GPUMilli uint64
 }
 
 // Options are what a machine is made with.

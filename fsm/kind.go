@@ -1,0 +1,26 @@
+package fsm
+
+import "strconv"
+
+// A CommandKind is a type of command, for counting.
+type CommandKind uint8
+
+// NumCommandKinds bounds the kinds there are.
+const NumCommandKinds = int(numTypes)
+
+// commandNames are the kinds by their number in the log.
+var commandNames = [numTypes]string{
+	typeRegisterNode: "register_node", typeUpdateDevices: "update_devices",
+	typeSetNodeEligibility: "set_node_eligibility", typeExpireLeases: "expire_leases",
+	typeSubmitJob: "submit_job", typeStopJob: "stop_job", typeReportLease: "report_lease",
+	typeConfirmBeats: "confirm_beats", typeTick: "tick", typeSetPolicy: "set_policy",
+	typeSetFeatureLevel: "set_feature_level", typeCheckpoint: "checkpoint", typeRetireJobs: "retire_jobs",
+}
+
+// String returns the kind's stable name, "submit_job".
+func (k CommandKind) String() string {
+	if int(k) < len(commandNames) && commandNames[k] != "" {
+		return commandNames[k]
+	}
+	return "type_" + strconv.Itoa(int(k))
+}
