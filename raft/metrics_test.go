@@ -35,6 +35,9 @@ func TestMetrics(t *testing.T) {
 	if err != nil || n != 6 {
 		t.Errorf("%d series, %v", n, err)
 	}
+	if n, err := testutil.GatherAndCount(reg, "gpuai_fsm_apply_duration_seconds"); err != nil || n < 6 { // three of mixed, three of a kind
+		t.Errorf("%d series of times to apply, %v", n, err)
+	}
 	c.kill(c.ids...)
 	if n, err := testutil.GatherAndCount(reg); n != 0 || err != nil {
 		t.Errorf("%d series are left, %v", n, err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	hraft "github.com/hashicorp/raft"
 
@@ -112,7 +113,9 @@ func (r *replica) apply(l *hraft.Log) *fsm.Output {
 	}
 	out := new(fsm.Output) // fresh: waiters and watchers keep it
 	r.mu.Lock()
+	began := time.Now()
 	err := r.m.Apply(l.Index, l.Term, l.Data, out)
+	took := time.Since(began)
 	now := r.m.Time()
 	r.mu.Unlock()
 	if err != nil {
@@ -127,6 +130,7 @@ func (r *replica) apply(l *hraft.Log) *fsm.Output {
 	if out.Servers {
 		r.noteServers(r.m)
 	}
+	r.metrics.applyTimes.took(took, out)
 	r.advance(l.Index, l.Term)
 	if r.onApply != nil {
 		r.onApply(out)

@@ -30,7 +30,8 @@ type metrics struct {
 	reg prometheus.Registerer
 	all []prometheus.Collector
 
-	results    *prometheus.CounterVec
+	tally      tally
+	rejections *prometheus.CounterVec
 	allocation *prometheus.HistogramVec
 	expired    *prometheus.CounterVec
 	recovery   *prometheus.HistogramVec
@@ -48,9 +49,11 @@ type metrics struct {
 
 func newMetrics(s *Server) *metrics {
 	m := &metrics{s: s, entries: make(chan *fsm.Output, watchQueue), lost: make(map[gpuai.TaskRef]gpuai.Instant)}
-	m.results = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "gpuai_fsm_commands_total", Help: "Commands applied while this server led, by result.",
-	}, []string{"result"})
+	m.tally.init()
+	m.rejections = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpuai_scheduler_rejections_total",
+		Help: "Jobs refused because no registered node could ever run them, by the first reason; 'unexplained' where nobody looked for it.",
+	}, []string{"reason"})
 	m.allocation = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "gpuai_allocation_latency_seconds", Buckets: allocationBuckets,
 		Help: "From the submit of a job to its first lease, by class, while this server led.",
@@ -89,7 +92,8 @@ func newMetrics(s *Server) *metrics {
 		Name: "gpuai_agent_sessions", Help: "Agents connected to this server.",
 	}, func() float64 { return float64(s.sessions.len()) })
 	m.all = []prometheus.Collector{
-		m.results, m.allocation, m.expired, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined, newStateCollector(s),
+		m.tally.results, m.tally.placements, m.tally.allocated, m.rejections, m.allocation, m.expired, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined,
+		newStateCollector(s),
 	}
 	m.all = append(m.all, archiveMetrics(s)...)
 	return m
@@ -135,9 +139,25 @@ func (m *metrics) breaker(d *liveness.Decision) {
 	}
 }
 
-// observe takes an applied entry of a term that this server leads. It does not
-// block: what run is too slow for is not measured.
-func (m *metrics) observe(out *fsm.Output) {
+// rejected counts a job that can never run, by the first of its reasons.
+func (m *metrics) rejected(reasons []gpuai.Reason) {
+	why := unexplained
+	if len(reasons) > 0 {
+		why = reasons[0].Code.String()
+	}
+	m.rejections.WithLabelValues(why).Inc()
+}
+
+// unexplained is the reason of what nobody looked at.
+const unexplained = "unexplained"
+
+// observe takes an applied entry, from the one goroutine that applies. It does
+// not block: what run is too slow for is counted, but its times are not taken.
+func (m *metrics) observe(out *fsm.Output, leads bool) {
+	m.tally.count(out, leads)
+	if !leads {
+		return
+	}
 	select {
 	case m.entries <- out:
 	default:
@@ -157,9 +177,6 @@ func (m *metrics) run(ctx context.Context) {
 }
 
 func (m *metrics) measure(out *fsm.Output) {
-	for i := range out.Results {
-		m.results.WithLabelValues(out.Results[i].Code.String()).Inc()
-	}
 	m.retired.Add(float64(len(out.Retired)))
 	var fresh gpuai.JobID // submitted in this entry: Submit observes those
 	for i := range out.Events {
@@ -222,132 +239,3 @@ func (m *metrics) job(id gpuai.JobID) (j gpuai.Job, ok bool) {
 }
 
 func seconds[T ~int64](ms T) float64 { return float64(ms) / 1_000 }
-
-// stateCollector reads gauges off the machine when they are asked for.
-type stateCollector struct {
-	s *Server
-
-	applied, objects, nodes, queueJobs, queueGPUs, queueAge, gpus *prometheus.Desc
-
-	mu      sync.Mutex // guards below, and one count at a time
-	counted time.Time
-	devices map[deviceLabels]uint64
-}
-
-var _ prometheus.Collector = (*stateCollector)(nil)
-
-func newStateCollector(s *Server) *stateCollector {
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(name, help, labels, nil)
-	}
-	return &stateCollector{
-		s:         s,
-		applied:   desc("gpuai_fsm_last_applied_index", "Index of the last entry with commands that this server's state holds."),
-		objects:   desc("gpuai_fsm_objects", "Objects in this server's state, by kind.", "kind"),
-		nodes:     desc("gpuai_nodes", "Registered nodes, by status; drained ones are counted under both.", "status"),
-		queueJobs: desc("gpuai_queue_jobs", "Jobs with a waiting task, by why the first of their kind waits.", "reason"),
-		queueGPUs: desc("gpuai_queue_gpus", "GPUs that waiting tasks ask for."),
-		queueAge:  desc("gpuai_queue_oldest_age_seconds", "How long the oldest waiting job has waited."),
-		gpus:      desc("gpuai_gpus", "GPUs of registered nodes, counted at most every 15 s.", "vendor", "model", "state"),
-	}
-}
-
-// Describe implements prometheus.Collector.
-func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.applied, c.objects, c.nodes, c.queueJobs, c.queueGPUs, c.queueAge, c.gpus} {
-		out <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
-	var n fsm.Counts
-	var q gpuai.QueueStatus
-	var index uint64
-	c.s.node.View(func(m *fsm.Machine) { n, q, index = m.Counts(), m.Queue(), m.Index() })
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	gauge(c.applied, float64(index))
-	gauge(c.objects, float64(n.Jobs), "job")
-	gauge(c.objects, float64(n.TasksPending), "pending_task")
-	gauge(c.objects, float64(n.Leases), "lease")
-	gauge(c.objects, float64(n.Revoking), "revoking_lease")
-	gauge(c.objects, float64(n.Results), "result")
-	gauge(c.objects, float64(n.Shapes), "shape")
-	total := uint32(0)
-	for state, count := range n.Nodes {
-		gauge(c.nodes, float64(count), gpuai.NodeState(state).String())
-		total += count
-	}
-	gauge(c.objects, float64(total), "node")
-	gauge(c.nodes, float64(n.Drained), "drained")
-	reasons := make(map[gpuai.ReasonCode]uint32)
-	for i := range q.Shapes {
-		reasons[q.Shapes[i].Reason] += q.Shapes[i].Jobs
-	}
-	for r, jobs := range reasons {
-		gauge(c.queueJobs, float64(jobs), r.String())
-	}
-	gauge(c.queueGPUs, float64(q.GPUs))
-	gauge(c.queueAge, seconds(q.OldestAge))
-	for l, count := range c.countDevices() {
-		gauge(c.gpus, float64(count), l.vendor, l.model, l.state)
-	}
-}
-
-const (
-	// countEvery is how old the count of devices may be: it visits all nodes.
-	countEvery = 15 * time.Second
-	// maxModels bounds the labels of gpuai_gpus; further models are "other".
-	maxModels = 64
-)
-
-type deviceLabels struct{ vendor, model, state string }
-
-// countDevices counts the devices of all nodes, a page at each hold of the
-// machine.
-func (c *stateCollector) countDevices() map[deviceLabels]uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.devices != nil && time.Since(c.counted) < countEvery {
-		return c.devices
-	}
-	counts, models := make(map[deviceLabels]uint64), make(map[deviceLabels]bool)
-	var after gpuai.NodeID
-	for {
-		var nodes []gpuai.Node
-		c.s.node.View(func(m *fsm.Machine) { nodes = m.Nodes(after, maxPage) })
-		for i := range nodes {
-			for k := range nodes[i].Devices {
-				countDevice(&nodes[i].Devices[k], counts, models)
-			}
-		}
-		if len(nodes) < maxPage {
-			break
-		}
-		after = nodes[len(nodes)-1].ID
-	}
-	c.devices, c.counted = counts, time.Now()
-	return counts
-}
-
-func countDevice(d *gpuai.Device, counts map[deviceLabels]uint64, models map[deviceLabels]bool) {
-	l := deviceLabels{vendor: d.Vendor, model: d.Model}
-	if !models[l] && len(models) >= maxModels {
-		l = deviceLabels{vendor: "other", model: "other"}
-	} else {
-		models[l] = true
-	}
-	switch {
-	case d.Health != gpuai.DeviceHealthy:
-		l.state = d.Health.String()
-	case d.Free == gpuai.WholeDevice:
-		l.state = "free"
-	case d.Free == 0:
-		l.state = "allocated"
-	default:
-		l.state = "shared"
-	}
-	counts[l]++
-}

@@ -138,7 +138,7 @@ func (s *Server) openNode() error {
 		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier, MaxFeatureLevel: s.cfg.MaxFeatureLevel,
 		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
 		TrailingLogs: s.cfg.TrailingLogs, Dial: s.cfg.Dial, Wall: s.cfg.Wall,
-		OnApply: s.applied, OnRestore: s.restored, OnDamage: s.fail,
+		OnApply: s.applied, OnRestore: func() { s.metrics.tally.forget(); s.restored() }, OnDamage: s.fail,
 		BeforeSnapshot: s.archive.beforeSnapshot,
 		Logger:         s.log, Metrics: s.cfg.Metrics,
 	})
@@ -281,10 +281,11 @@ func (s *Server) applied(out *fsm.Output) {
 	if out.Diverged {
 		s.tribunal.accuse(out.DivergedAt, out.Theirs.String())
 	}
-	if r := s.reign.Load(); r != nil {
+	r := s.reign.Load()
+	if r != nil {
 		r.observe(out)
-		s.metrics.observe(out)
 	}
+	s.metrics.observe(out, r != nil)
 }
 
 // restored is raft's OnRestore: whoever watches starts over.

@@ -122,6 +122,7 @@ func (s *Server) refused(ctx context.Context, res *fsm.Result, spec *gpuai.JobSp
 		if s.explainer.do(ctx, func(m *fsm.Machine) { reasons = m.ExplainSpec(spec) }) == nil {
 			e.Reasons = reasons
 		}
+		s.metrics.rejected(e.Reasons)
 	}
 	return e
 }
@@ -167,6 +168,9 @@ func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key st
 			Job: res.Job, Code: res.Code, Detail: res.Detail, Tasks: res.Tasks, Leased: res.Leased, Index: res.Index,
 		}
 		s.metrics.placed(specs[i].Class, res, took)
+		if res.Code == gpuai.Unschedulable {
+			s.metrics.rejected(nil) // looking at every node for each would hold the batch up
+		}
 	}
 	return out, nil
 }

@@ -1,0 +1,85 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+)
+
+// maxCodes bounds the codes that are counted; there are fewer.
+const maxCodes = 32
+
+// A tally counts what entries did: on the goroutine that applies them, so that
+// nothing is missed, and in arrays first, since an entry holds a thousand
+// commands.
+type tally struct {
+	results    *prometheus.CounterVec
+	placements prometheus.Counter
+	allocated  prometheus.Counter
+
+	entry    [fsm.NumCommandKinds][maxCodes]uint32
+	counters [fsm.NumCommandKinds][maxCodes]prometheus.Counter
+
+	// What was held from since on; before the first entry nothing is known.
+	known bool
+	since gpuai.Instant
+	milli uint64
+}
+
+func (t *tally) init() {
+	t.results = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpuai_fsm_commands_total", Help: "Commands applied while this server led, by command and result.",
+	}, []string{"command", "result"})
+	t.placements = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "gpuai_scheduler_placements_total", Help: "Leases granted while this server led.",
+	})
+	t.allocated = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "gpuai_gpu_allocated_seconds_total",
+		Help: "GPUs held by live leases over region time, while this server led. A tenth of a GPU counts as a tenth.",
+	})
+}
+
+// count takes an applied entry.
+func (t *tally) count(out *fsm.Output, leads bool) {
+	if t.known && leads {
+		t.allocated.Add(float64(t.milli) / 1_000 * seconds(max(out.Time-t.since, 0)))
+	}
+	t.known, t.since, t.milli = true, out.Time, out.GPUMilli
+	if !leads {
+		return
+	}
+	granted := 0
+	for i := range out.Events {
+		if out.Events[i].Kind == gpuai.LeaseGrantedEvent {
+			granted++
+		}
+	}
+	t.placements.Add(float64(granted))
+	t.commands(out.Results)
+}
+
+// forget is called when the state was replaced: how it came to be is not known.
+func (t *tally) forget() { t.known = false }
+
+func (t *tally) commands(results []fsm.Result) {
+	for i := range results {
+		r := &results[i]
+		if int(r.Kind) < fsm.NumCommandKinds && r.Code < maxCodes {
+			t.entry[r.Kind][r.Code]++
+		}
+	}
+	for k := range t.entry {
+		for c := range t.entry[k] {
+			n := t.entry[k][c]
+			if n == 0 {
+				continue
+			}
+			t.entry[k][c] = 0
+			if t.counters[k][c] == nil {
+				t.counters[k][c] = t.results.WithLabelValues(fsm.CommandKind(k).String(), gpuai.Code(c).String())
+			}
+			t.counters[k][c].Add(float64(n))
+		}
+	}
+}
