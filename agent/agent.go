@@ -87,6 +87,7 @@ func Open(cfg Config) (*Agent, error) {
 		workers: map[gpuai.Token]*worker{}, live: map[gpuai.Token]bool{},
 		devices: devices{unclean: map[gpuai.DeviceID]string{}, bad: map[gpuai.DeviceID]bool{}},
 	}
+	a.counts = newCounts(a)
 	if err := a.open(); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
@@ -101,9 +102,6 @@ func (a *Agent) open() (err error) {
 		if a.dialer, err = newClientDialer(&a.cfg); err != nil {
 			return err
 		}
-	}
-	if a.counts, err = newCounts(a.cfg.Metrics, a.cfg.Node); err != nil {
-		return err
 	}
 	if err := os.MkdirAll(a.path(tasksDir), 0o700); err != nil {
 		return fmt.Errorf("create the agent's data directory: %w", err)
@@ -122,7 +120,10 @@ func (a *Agent) open() (err error) {
 	if err := a.startDrivers(ctx); err != nil {
 		return err
 	}
-	return a.adopt(ctx)
+	if err := a.adopt(ctx); err != nil {
+		return err
+	}
+	return a.counts.register(a.cfg.Metrics)
 }
 
 // identify reads who the agent is, or makes a new identity.
@@ -185,6 +186,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.guardWatchdog(inner) })
 	for _, d := range a.devices.drivers {
 		wg.Go(func() { a.watchDriver(inner, d) })
+		if a.cfg.Metrics != nil {
+			wg.Go(func() { a.measure(inner, d) })
+		}
 	}
 	defer cancel()
 	defer close(a.ended)
@@ -203,9 +207,7 @@ func (a *Agent) Close() error {
 		for _, d := range a.devices.drivers {
 			a.closed = errors.Join(a.closed, d.Close())
 		}
-		if a.counts != nil {
-			a.counts.close(a.cfg.Metrics)
-		}
+		a.counts.close(a.cfg.Metrics)
 		if a.journal != nil {
 			a.closed = errors.Join(a.closed, a.journal.Close())
 		}

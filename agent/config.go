@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -90,6 +91,7 @@ type Session interface {
 type Driver interface {
 	Inventory
 	Reserver
+	Meter
 	io.Closer
 }
 
@@ -104,6 +106,13 @@ type Reserver interface {
 	Reserve(ctx context.Context, r plugins.Reservation) (plugins.Grant, error)
 	Release(ctx context.Context, id string, scrub bool) (clean bool, detail string, err error)
 	Recover(ctx context.Context, ids []string) (known, orphaned []string, err error)
+}
+
+// A Meter measures devices.
+type Meter interface {
+	// Stats calls f with measurements now and every interval, until ctx ends, f
+	// fails or the driver's process dies.
+	Stats(ctx context.Context, interval time.Duration, ids []gpuai.DeviceID, f func([]plugins.Stats) error) error
 }
 
 var _ Driver = (*plugins.Host)(nil)

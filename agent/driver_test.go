@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/decide"
@@ -26,6 +27,7 @@ func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, ni
 // A memDriver is an in-memory twin of a driver's host.
 type memDriver struct {
 	changed chan struct{}
+	stats   chan []plugins.Stats // measurements to send
 
 	mu       sync.Mutex // guards below
 	snap     plugins.Snapshot
@@ -37,7 +39,7 @@ type memDriver struct {
 var _ Driver = (*memDriver)(nil)
 
 func newDriver(ids ...gpuai.DeviceID) *memDriver {
-	d := &memDriver{changed: make(chan struct{}, 1), reserved: map[string]plugins.Reservation{}}
+	d := &memDriver{changed: make(chan struct{}, 1), stats: make(chan []plugins.Stats), reserved: map[string]plugins.Reservation{}}
 	d.snap = plugins.Snapshot{Generation: 1, Up: true, Simulated: true, Health: map[gpuai.DeviceID]plugins.Health{}}
 	for _, id := range ids {
 		d.snap.Devices = append(d.snap.Devices, gpuai.Device{ID: id, Vendor: "sim", Model: "S1", Memory: 1 << 30})
@@ -85,6 +87,20 @@ func (d *memDriver) Recover(_ context.Context, ids []string) (known, orphaned []
 		}
 	}
 	return known, orphaned, nil
+}
+
+// Stats hands on what is sent to stats.
+func (d *memDriver) Stats(ctx context.Context, _ time.Duration, _ []gpuai.DeviceID, f func([]plugins.Stats) error) error {
+	for {
+		select {
+		case all := <-d.stats:
+			if err := f(all); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func (d *memDriver) Close() error { return nil }

@@ -291,7 +291,7 @@ func (a *Agent) do(act decide.Action) {
 		a.end(act.Lease, func(w *worker) { w.stop(act) })
 	case decide.Kill:
 		a.log.Warn("ending a task at once", "lease", act.Lease, "why", act.Why)
-		a.counts.fenced()
+		a.counts.kills.Inc()
 		a.end(act.Lease, func(w *worker) { w.kill(act) })
 	case decide.Release:
 		if w := a.workers[act.Lease]; w != nil {
@@ -329,6 +329,9 @@ func (a *Agent) end(t gpuai.Token, f func(*worker)) {
 func (a *Agent) sendReport(act decide.SendReport) {
 	r := act.Report
 	if act.First && r.State != gpuai.ReportRunning {
+		if r.State == gpuai.ReportFenced {
+			a.counts.fences.Inc()
+		}
 		a.log.Info("task ended", "lease", r.Lease, "state", r.State, "exit_code", r.ExitCode, "reason", r.Reason)
 		if r.State != gpuai.ReportUnkillable {
 			a.acknowledge(r.Lease)
@@ -378,6 +381,10 @@ func (a *Agent) answered(r gpuai.Reported) {
 func (a *Agent) refresh() {
 	n := len(a.devices.unclean)
 	a.devices.offered = a.devices.list(a.drained)
+	for _, d := range a.devices.drivers {
+		snap := d.Inventory()
+		a.counts.devices.noteErrors(&snap)
+	}
 	if len(a.devices.unclean) < n {
 		a.saveTaints()
 		return

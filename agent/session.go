@@ -134,7 +134,10 @@ func (a *Agent) converse(ctx context.Context, server string) (after time.Duratio
 			// The loop's cancel is read only after it: after is safe to read.
 			return a.waitOf(l), welcomed, err
 		}
-		welcomed = welcomed || f.Kind == gpuai.FrameWelcome
+		if f.Kind == gpuai.FrameWelcome && !welcomed {
+			welcomed = true
+			a.counts.sessions.Inc()
+		}
 		a.post(func() { a.receive(l, &f) })
 	}
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -35,6 +37,8 @@ type agentConfig struct {
 	Watchdog     string   // path; "" is beside this binary
 	AllowProcess bool     // the process runtime, which has no isolation
 	TakeOver     bool     // fence another agent that holds this identity, once
+	MetricsHTTP  string   // listen address of /metrics; "" for none
+	Insecure     bool     // allow other addresses than loopback
 	Log          logConfig
 }
 
@@ -76,6 +80,11 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 	}
 	if err := executable(out.Watchdog); err != nil {
 		fail("--watchdog: %w", err)
+	}
+	if c.MetricsHTTP != "" {
+		if err := checkListen(c.MetricsHTTP, c.Insecure); err != nil {
+			fail("--metrics-http: %w", err)
+		}
 	}
 	_, err := c.Log.level()
 	return out, errors.Join(append(errs, err)...)
@@ -224,7 +233,9 @@ deadline whatever becomes of the agent.
 A driver is named once for each vendor: --driver sim=/path/to/driver,/path/to/config.json.
 The path defaults to gpuai-driver-NAME beside this binary.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
-      --driver sim,sim.json --zone hall-1 --label rack=c --ports 29500-29515 --allow-process-runtime`,
+      --driver sim,sim.json --zone hall-1 --label rack=c --ports 29500-29515 --allow-process-runtime
+  gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
+  curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.ID, "id", "", "name of the node, unique in the region (required)")
@@ -241,6 +252,8 @@ The path defaults to gpuai-driver-NAME beside this binary.`,
 	f.StringVar(&cfg.Watchdog, "watchdog", "", "path of gpuai-watchdog (default: beside this binary)")
 	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
+	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
+	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		ac, err := cfg.resolve()
@@ -248,9 +261,35 @@ The path defaults to gpuai-driver-NAME beside this binary.`,
 			return usageError{err}
 		}
 		ac.Logger = a.logger(cfg.Log)
-		return runAgent(ctx, ac)
+		if cfg.MetricsHTTP == "" {
+			return runAgent(ctx, ac)
+		}
+		return runWithMetrics(ctx, ac, cfg.MetricsHTTP)
 	})
 	return c
+}
+
+// runWithMetrics runs an agent and serves its metrics. An agent whose metrics
+// cannot be served any more goes on.
+func runWithMetrics(ctx context.Context, cfg agent.Config, addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("--metrics-http: %w", err)
+	}
+	reg := telemetry.NewRegistry()
+	cfg.Metrics = reg
+	cfg.Logger.Info("serving metrics", "http", l.Addr().String())
+	serving, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := telemetry.ServeMetrics(serving, l, reg); err != nil {
+			cfg.Logger.Error("the agent's metrics are served no longer", "error", err)
+		}
+	})
+	err = runAgent(ctx, cfg)
+	stop()
+	wg.Wait()
+	return err
 }
 
 // runAgent runs an agent until ctx ends.
