@@ -33,7 +33,6 @@ type metrics struct {
 	tally      tally
 	rejections *prometheus.CounterVec
 	allocation *prometheus.HistogramVec
-	expired    *prometheus.CounterVec
 	recovery   *prometheus.HistogramVec
 	retired    prometheus.Counter
 	tripped    prometheus.Counter
@@ -58,9 +57,6 @@ func newMetrics(s *Server) *metrics {
 		Name: "gpuai_allocation_latency_seconds", Buckets: allocationBuckets,
 		Help: "From the submit of a job to its first lease, by class, while this server led.",
 	}, []string{"class"})
-	m.expired = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "gpuai_leases_expired_total", Help: "Leases lost with their node, by cause, while this server led.",
-	}, []string{"cause"})
 	m.recovery = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "gpuai_recovery_duration_seconds", Buckets: allocationBuckets,
 		Help: "From the end of a lost lease until its task runs again, by class, while this server led.",
@@ -92,7 +88,7 @@ func newMetrics(s *Server) *metrics {
 		Name: "gpuai_agent_sessions", Help: "Agents connected to this server.",
 	}, func() float64 { return float64(s.sessions.len()) })
 	m.all = []prometheus.Collector{
-		m.tally.results, m.tally.placements, m.tally.allocated, m.rejections, m.allocation, m.expired, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined,
+		m.tally.results, m.tally.placements, m.tally.allocated, m.tally.expired, m.rejections, m.allocation, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined,
 		newStateCollector(s),
 	}
 	m.all = append(m.all, archiveMetrics(s)...)
@@ -205,14 +201,11 @@ func (m *metrics) granted(e *gpuai.Event) {
 	}
 }
 
-// ended counts leases that were lost, and times the recovery of their tasks.
+// ended begins to time the recovery of a task whose lease was lost.
 func (m *metrics) ended(e *gpuai.Event, ref gpuai.TaskRef) {
-	switch e.Cause {
-	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted:
-	default:
+	if !lostCause(e.Cause) {
 		return
 	}
-	m.expired.WithLabelValues(e.Cause.String()).Inc()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.lost) < maxRecovering {

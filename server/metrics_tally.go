@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpuai/gpuai"
@@ -17,6 +19,7 @@ type tally struct {
 	results    *prometheus.CounterVec
 	placements prometheus.Counter
 	allocated  prometheus.Counter
+	expired    *prometheus.CounterVec
 
 	entry    [fsm.NumCommandKinds][maxCodes]uint32
 	counters [fsm.NumCommandKinds][maxCodes]prometheus.Counter
@@ -38,7 +41,18 @@ func (t *tally) init() {
 		Name: "gpuai_gpu_allocated_seconds_total",
 		Help: "GPUs held by live leases over region time, while this server led. A tenth of a GPU counts as a tenth.",
 	})
+	t.expired = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpuai_leases_expired_total", Help: "Leases lost with their node, by cause, while this server led.",
+	}, []string{"cause"})
+	for _, c := range lostCauses { // from 0 on, so that an alert sees the first
+		t.expired.WithLabelValues(c.String())
+	}
 }
+
+// lostCauses are the ends of leases that were lost with their node.
+var lostCauses = [...]gpuai.LeaseCause{gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted}
+
+func lostCause(c gpuai.LeaseCause) bool { return slices.Contains(lostCauses[:], c) }
 
 // count takes an applied entry.
 func (t *tally) count(out *fsm.Output, leads bool) {
@@ -51,8 +65,11 @@ func (t *tally) count(out *fsm.Output, leads bool) {
 	}
 	granted := 0
 	for i := range out.Events {
-		if out.Events[i].Kind == gpuai.LeaseGrantedEvent {
+		switch e := &out.Events[i]; {
+		case e.Kind == gpuai.LeaseGrantedEvent:
 			granted++
+		case e.Kind == gpuai.LeaseEndedEvent && lostCause(e.Cause):
+			t.expired.WithLabelValues(e.Cause.String()).Inc()
 		}
 	}
 	t.placements.Add(float64(granted))

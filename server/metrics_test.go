@@ -38,7 +38,7 @@ func TestTallyCountsCommandsByKindAndResult(t *testing.T) {
 	const submit = fsm.CommandKind(5)
 	out := &fsm.Output{
 		Results: []fsm.Result{{Kind: submit}, {Kind: submit}, {Kind: submit, Code: gpuai.Unschedulable}},
-		Events:  []gpuai.Event{{Kind: gpuai.LeaseGrantedEvent}, {Kind: gpuai.LeaseEndedEvent}, {Kind: gpuai.LeaseGrantedEvent}},
+		Events:  []gpuai.Event{{Kind: gpuai.LeaseGrantedEvent}, {Kind: gpuai.LeaseEndedEvent, Cause: gpuai.CauseFenced}, {Kind: gpuai.LeaseEndedEvent, Cause: gpuai.CauseDone}, {Kind: gpuai.LeaseGrantedEvent}},
 	}
 	c.count(out, false)
 	c.count(out, true)
@@ -53,6 +53,9 @@ func TestTallyCountsCommandsByKindAndResult(t *testing.T) {
 	}
 	if n := testutil.ToFloat64(c.placements); n != 4 {
 		t.Errorf("%v placements", n)
+	}
+	if n := testutil.ToFloat64(c.expired.WithLabelValues(gpuai.CauseFenced.String())); n != 2 || testutil.CollectAndCount(c.expired) != len(lostCauses) {
+		t.Errorf("%v fenced leases of %d causes", n, testutil.CollectAndCount(c.expired))
 	}
 }
 
