@@ -87,6 +87,7 @@ type RaftStatus struct {
 	// QuietUntil is the region time before which nothing is granted, since the
 	// region was restored from a backup.
 	QuietUntil Instant      `json:"quiet_until_ms,omitzero"`
+	Disk       DiskUse      `json:"disk"`
 	Members    []RaftMember `json:"members"`
 }
 

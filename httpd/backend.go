@@ -174,4 +174,11 @@ type Operator interface {
 	// leads; a *gpuai.Error NoLeader when nobody is known to. The transport
 	// ignores the URL's host.
 	Forward(ctx context.Context) (http.RoundTripper, error)
+	// ForwardTo returns a transport to another server of the region; a
+	// *gpuai.Error NotFound when there is none of this name.
+	ForwardTo(ctx context.Context, id gpuai.ServerID) (http.RoundTripper, error)
+	Info() gpuai.ServerInfo
+	// Debug writes one of the gpuai.Debug… texts, but for the metrics, to w. A
+	// profile takes the given seconds.
+	Debug(ctx context.Context, what string, seconds uint32, w io.Writer) error
 }

@@ -81,6 +81,9 @@ func (c *call) serve(known []string) error {
 			Detail: "this server has just started and catches up with its leader: retry, or ask another server",
 		}
 	}
+	if id := gpuai.ServerID(c.query.Get("server")); id != "" && id != c.api.backend.Status().Server {
+		return c.askMember(id)
+	}
 	if c.rt.where == here || c.stale() {
 		if err := c.trusted(); err != nil {
 			return err

@@ -120,8 +120,7 @@ type exchange struct {
 // they work on a new twin.
 func exchanges(t *testing.T) []exchange {
 	long := strings.Repeat("k", gpuai.MaxKeyLen+1)
-	policy := string(mustJSON(t, gpuai.DefaultPolicy()))
-	return []exchange{
+	return append([]exchange{
 		{"POST", "/v1/jobs", spec("a", 1, 2), 201, []string{"Idempotency-Key: k1"}},
 		{"POST", "/v1/jobs", spec("a", 1, 2), 201, []string{"Idempotency-Key: k1"}},
 		{"POST", "/v1/jobs", spec("b", 1, 2), 422, []string{"Idempotency-Key: k1"}},
@@ -169,14 +168,6 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/v1/queue/pending", "", 200, nil},
 		{"POST", "/v1/jobs/a/stop", "", 200, []string{"Idempotency-Key: k3"}},
 		{"POST", "/v1/jobs/a/stop", "", 409, nil},
-		{"GET", "/v1/operator/policy", "", 200, nil},
-		{"PUT", "/v1/operator/policy", policy, 200, nil},
-		{"PUT", "/v1/operator/policy", `{}`, 400, nil},
-		{"GET", "/v1/operator/raft", "", 200, nil},
-		{"GET", "/v1/operator/digest", "", 200, nil},
-		{"GET", "/v1/operator/digest?index=999999", "", 404, nil},
-		{"GET", "/v1/operator/snapshot", "", 200, nil},
-		{"GET", "/v1/operator/export?since=x", "", 400, nil},
 		{"GET", "/v1/agent/session", "", 400, nil},
 		{"GET", "/v1/events?job=nope", "", 404, nil},
 		{"GET", "/v1/openapi.json", "", 200, nil},
@@ -186,6 +177,28 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/metrics", "", 200, nil},
 		{"GET", "/v1/allocations", "", 404, nil},
 		{"DELETE", "/v1/jobs/a", "", 405, nil},
+	}, operatorExchanges(t)...)
+}
+
+func operatorExchanges(t *testing.T) []exchange {
+	policy := string(mustJSON(t, gpuai.DefaultPolicy()))
+	return []exchange{
+		{"GET", "/v1/operator/policy", "", 200, nil},
+		{"PUT", "/v1/operator/policy", policy, 200, nil},
+		{"PUT", "/v1/operator/policy", `{}`, 400, nil},
+		{"GET", "/v1/operator/raft", "", 200, nil},
+		{"GET", "/v1/operator/digest", "", 200, nil},
+		{"GET", "/v1/operator/digest?index=999999", "", 404, nil},
+		{"GET", "/v1/operator/raft?server=s1", "", 200, nil},
+		{"GET", "/v1/operator/raft?server=s9", "", 404, nil},
+		{"GET", "/v1/operator/server", "", 200, nil},
+		{"GET", "/v1/operator/debug/logs", "", 200, nil},
+		{"GET", "/v1/operator/debug/cpu?seconds=2", "", 200, nil},
+		{"GET", "/v1/operator/debug/metrics", "", 200, nil},
+		{"GET", "/v1/operator/debug/cpu?seconds=31", "", 400, nil},
+		{"GET", "/v1/operator/debug/secrets", "", 404, nil},
+		{"GET", "/v1/operator/snapshot", "", 200, nil},
+		{"GET", "/v1/operator/export?since=x", "", 400, nil},
 	}
 }
 

@@ -29,6 +29,7 @@ type route struct {
 	list         bool     // takes limit, cursor, filter and fields
 	watch        bool     // takes index and wait
 	anyQuery     bool     // parameters are not looked at
+	member       bool     // takes server: another server of the region answers
 	handle       func(*call) error
 }
 
@@ -58,12 +59,14 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/events", class: classStream, where: here, query: []string{"index", "job", "node"}, handle: (*call).events},
 	{method: "GET", path: "/v1/operator/policy", class: classRead, where: onLeaderOrStale, handle: (*call).getPolicy},
 	{method: "PUT", path: "/v1/operator/policy", class: classWrite, write: true, handle: (*call).putPolicy},
-	{method: "GET", path: "/v1/operator/raft", class: classStatus, where: here, handle: (*call).raft},
+	{method: "GET", path: "/v1/operator/raft", class: classStatus, where: here, member: true, handle: (*call).raft},
 	{method: "GET", path: "/v1/operator/members", class: classStatus, where: onLeaderOrStale, handle: (*call).listMembers},
 	{method: "POST", path: "/v1/operator/members", class: classWrite, write: true, handle: (*call).addMember},
 	{method: "POST", path: "/v1/operator/members/{server}/promote", class: classWrite, write: true, handle: (*call).promoteMember},
 	{method: "POST", path: "/v1/operator/members/{server}/remove", class: classWrite, write: true, handle: (*call).removeMember},
-	{method: "GET", path: "/v1/operator/digest", class: classStatus, where: here, query: []string{"index"}, handle: (*call).digest},
+	{method: "GET", path: "/v1/operator/digest", class: classStatus, where: here, member: true, query: []string{"index"}, handle: (*call).digest},
+	{method: "GET", path: "/v1/operator/server", class: classStatus, where: here, member: true, handle: (*call).serverInfo},
+	{method: "GET", path: "/v1/operator/debug/{what}", class: classStream, where: here, member: true, query: []string{"seconds"}, handle: (*call).debug},
 	{method: "GET", path: "/v1/operator/export", class: classStream, where: onLeaderOrStale, query: []string{"since"}, handle: (*call).export},
 	{method: "GET", path: "/v1/operator/snapshot", class: classStream, where: onLeaderOrStale, handle: (*call).snapshot},
 
@@ -89,6 +92,9 @@ func (rt *route) parameters() []string {
 	}
 	if rt.watch {
 		all = append(all, watchQuery...)
+	}
+	if rt.member {
+		all = append(all, "server")
 	}
 	if rt.where == onLeaderOrStale {
 		all = append(all, staleQuery...)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -38,6 +39,7 @@ type twin struct {
 	status   Status
 	fail     error // of the next call
 	leader   http.RoundTripper
+	others   map[gpuai.ServerID]http.RoundTripper
 	barriers int
 	output   []byte // of every task
 	ended    bool   // the output is all there is
@@ -535,6 +537,22 @@ func (t *twin) Export(_ context.Context, since uint64, f func(*gpuai.ExportLine)
 		return failing
 	}
 	return f(&gpuai.ExportLine{Kind: gpuai.ExportEnd, Index: index})
+}
+
+func (t *twin) ForwardTo(_ context.Context, id gpuai.ServerID) (http.RoundTripper, error) {
+	if rt := t.others[id]; rt != nil {
+		return rt, nil
+	}
+	return nil, notThere("server " + string(id))
+}
+
+func (t *twin) Info() gpuai.ServerInfo {
+	return gpuai.ServerInfo{Server: t.Status().Server, Version: "1", Go: "go1", CPUs: 2, Ready: true, Config: []gpuai.Setting{{Name: "id", Value: "s1"}}}
+}
+
+func (t *twin) Debug(_ context.Context, what string, seconds uint32, w io.Writer) error {
+	_, err := fmt.Fprintf(w, "%s of %s for %d s\n", what, t.Status().Server, seconds)
+	return err
 }
 
 func (t *twin) Forward(context.Context) (http.RoundTripper, error) {

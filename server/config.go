@@ -85,6 +85,9 @@ type Config struct {
 	// a registry of its own.
 	Metrics *prometheus.Registry
 	Logger  *slog.Logger // nil discards
+	// Recent are log lines that the debug route serves, those of Logger; nil
+	// serves none.
+	Recent *telemetry.Ring
 }
 
 // validate fills the defaults in and reports what is wrong, listeners aside.

@@ -115,9 +115,6 @@ func (s *Server) leaseOfQuery(q *httpd.LogQuery) (gpuai.Lease, error) {
 	return s.Lease(tasks[0].Lease)
 }
 
-// Raft implements httpd.Operator.
-func (s *Server) Raft(context.Context) gpuai.RaftStatus { return s.node.Status() }
-
 // DigestAt implements httpd.Operator; index 0 asks for the latest.
 func (s *Server) DigestAt(index uint64) (gpuai.DigestAt, error) {
 	var d fsm.Digest

@@ -260,13 +260,14 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 	if err != nil {
 		return usageError{err}
 	}
+	recent := telemetry.NewRing()
 	sc := server.Config{
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax,
-		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: a.logger(cfg.Log),
+		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {
 		sc.Peers = append(sc.Peers, p)

@@ -43,9 +43,10 @@ func (d *devRegion) startServers(http string) error {
 	var cfgs []server.Config
 	var peers []peer
 	for i, id := range devServers {
+		recent := telemetry.NewRing()
 		cfg := server.Config{
 			ID: id, DataDir: filepath.Join(d.data, "servers", string(id)), Bootstrap: true, Multiplier: 1,
-			NotReady: d.notReady, JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: d.log,
+			NotReady: d.notReady, JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(d.log), Recent: recent,
 		}
 		addr := "127.0.0.1:0"
 		if i == 0 {
