@@ -6,11 +6,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/gpuai/gpuai"
 )
 
-// Fetch writes the answer to a GET of a path as it came to w, at most max bytes
+// Fetch writes the answer to a GET of a path as it came to w, at most so many bytes
 // of it, and reports whether there was more. It tries no other server once w
 // was written to: after an error w may hold a part. The end of ctx bounds it.
 func (c *Client) Fetch(ctx context.Context, path string, query url.Values, w io.Writer, most int64) (more bool, err error) {
@@ -39,4 +40,9 @@ func (c *Client) Fetch(ctx context.Context, path string, query url.Values, w io.
 // RaftOf returns the view of a named server, which any other passes on.
 func (c *Client) RaftOf(ctx context.Context, id gpuai.ServerID) (gpuai.RaftStatus, error) {
 	return get[gpuai.RaftStatus](ctx, c, "/v1/operator/raft", url.Values{"server": {string(id)}})
+}
+
+// DigestOf is Digest of a named server, which any other passes on.
+func (c *Client) DigestOf(ctx context.Context, id gpuai.ServerID, index uint64) (gpuai.DigestAt, error) {
+	return get[gpuai.DigestAt](ctx, c, "/v1/operator/digest", url.Values{"server": {string(id)}, "index": {strconv.FormatUint(index, 10)}})
 }

@@ -65,7 +65,15 @@ func (a *app) prints(c *cobra.Command) *cobra.Command {
 }
 
 // connect returns a client for the servers of the flags and the environment.
-func (a *app) connect() (*client.Client, error) {
+func (a *app) connect() (*client.Client, error) { return a.connectWith(client.Config{}) }
+
+// connectOnce returns a client that asks each server once: a command that looks
+// for what is down does not wait for it.
+func (a *app) connectOnce() (*client.Client, error) {
+	return a.connectWith(client.Config{RetryFor: -1})
+}
+
+func (a *app) connectWith(cfg client.Config) (*client.Client, error) {
 	addr := a.api.addr
 	if addr == "" {
 		addr = a.getenv("GPUAI_ADDR")
@@ -87,7 +95,8 @@ func (a *app) connect() (*client.Client, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second}).DialContext
 	a.rec = &recorder{next: t, talk: a.err, curl: a.api.curl}
-	return client.New(client.Config{Addrs: a.api.addrs, HTTP: &http.Client{Transport: a.rec}})
+	cfg.Addrs, cfg.HTTP = a.api.addrs, &http.Client{Transport: a.rec}
+	return client.New(cfg)
 }
 
 // serverURL returns the address of a server as a URL.

@@ -19,57 +19,11 @@ import (
 )
 
 func newOperatorCmd(a *app) *cobra.Command {
-	return group("operator", "Operate a region: consensus, policy, snapshots, history",
-		newRaftCmd(a), newDigestCmd(a), newExportCmd(a),
+	return group("operator", "Operate a region: consensus, policy, snapshots, history, faults",
+		newRaftCmd(a), newDigestCmd(a), newExportCmd(a), newBundleCmd(a),
 		group("policy", "Look at the region's policy and set it", newPolicyGetCmd(a), newPolicySetCmd(a)),
 		group("snapshot", "Save, inspect and restore snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a), newSnapshotRestoreCmd(a)),
 		newVerifyCmd(a))
-}
-
-func newRaftCmd(a *app) *cobra.Command {
-	return a.talks(&cobra.Command{
-		Use: "raft", Short: "Show a server's view of its Raft group", Args: cobra.NoArgs,
-		Example: `  gpuai operator raft
-  gpuai operator raft --addr http://10.0.0.2:7470 --jq .leader`,
-		RunE: does(func(ctx context.Context, _ []string) error {
-			s, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.RaftStatus, error) {
-				return c.Raft(ctx)
-			})
-			if err != nil {
-				return err
-			}
-			return a.show(ctx, &view{names: []string{string(s.Server)}, text: func(w io.Writer) error { return raftText(w, &s) }})
-		}),
-	})
-}
-
-func raftText(w io.Writer, s *gpuai.RaftStatus) error {
-	err := columns(w, [][]string{
-		{"server", string(s.Server)}, {"state", s.State}, {"leader", string(s.Leader)}, {"term", num(s.Term)},
-		{"region", string(s.Region)}, {"cluster", string(s.Cluster)}, {"epoch", num(s.Epoch)}, {"restore ID", s.RestoreID},
-		{"feature level", num(s.FeatureLevel)}, {"newest feature level", num(s.MaxFeatureLevel)},
-		{"commit index", num(s.CommitIndex)}, {"applied index", num(s.AppliedIndex)}, {"log", num(s.FirstIndex) + ".." + num(s.LastIndex)},
-		{"snapshot index", num(s.SnapshotAt)}, {"last contact", short(s.LastContact)}, {"region time", gpuai.Duration(s.RegionTime).String()}, {"grants begin in", quietLeft(s)},
-	})
-	if err != nil {
-		return err
-	}
-	rows := [][]string{{"MEMBER", "ADDRESS", "VOTER", "LEADER"}}
-	for _, m := range s.Members {
-		rows = append(rows, []string{string(m.Server), m.Address, fmt.Sprint(m.Voter), fmt.Sprint(m.Leader)})
-	}
-	if _, err := io.WriteString(w, "\n"); err != nil {
-		return err
-	}
-	return columns(w, rows)
-}
-
-// quietLeft is the rest of the quiet time behind a restore.
-func quietLeft(s *gpuai.RaftStatus) string {
-	if s.QuietUntil <= s.RegionTime {
-		return ""
-	}
-	return gpuai.Duration(s.QuietUntil - s.RegionTime).String()
 }
 
 func newDigestCmd(a *app) *cobra.Command {

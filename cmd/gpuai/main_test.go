@@ -25,7 +25,8 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs the command against a server that answers with the files of
-// the script: METHOD_path.json, or METHOD_path.STATUS.json for an error.
+// the script: METHOD_path.json, or METHOD_path.STATUS.json for an error; with
+// the parameter server, METHOD_path_server_ID.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", UpdateScripts: *rewrite, RequireUniqueNames: true,
@@ -71,6 +72,9 @@ func (c *canned) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name := r.Method + strings.ReplaceAll(r.URL.Path, "/", "_")
+	if id := r.URL.Query().Get("server"); id != "" {
+		name += "_server_" + id
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.note(fmt.Sprintf("%s %s %s\n", r.Method, r.URL.RequestURI(), body))

@@ -26,7 +26,8 @@ type Ring struct {
 // NewRing returns an empty ring.
 func NewRing() *Ring { return &Ring{} }
 
-// Tee returns a logger that writes what l writes, and keeps it.
+// Tee returns a logger that writes what l writes, and keeps it, with all from
+// slog.LevelInfo on whether l wants it or not.
 func (r *Ring) Tee(l *slog.Logger) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: LevelTrace, ReplaceAttr: nameTrace} // l's own level decides
 	return slog.New(&tee{l.Handler(), slog.NewTextHandler(r, opts)})
@@ -72,16 +73,22 @@ func (r *Ring) copy() (out [][]byte) {
 	return out
 }
 
-// A tee hands records to two handlers; the first says which are wanted.
+// A tee hands records to two handlers: to the first what it wants, to the second
+// that and what is for information.
 type tee struct{ first, second slog.Handler }
 
 var _ slog.Handler = (*tee)(nil)
 
 // Enabled implements slog.Handler, like the methods below.
-func (t *tee) Enabled(ctx context.Context, l slog.Level) bool { return t.first.Enabled(ctx, l) }
+func (t *tee) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelInfo || t.first.Enabled(ctx, l)
+}
 
 // Handle hands a record to both.
 func (t *tee) Handle(ctx context.Context, r slog.Record) error {
+	if !t.first.Enabled(ctx, r.Level) {
+		return t.second.Handle(ctx, r)
+	}
 	return errors.Join(t.first.Handle(ctx, r.Clone()), t.second.Handle(ctx, r))
 }
 

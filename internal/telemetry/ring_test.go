@@ -37,6 +37,20 @@ func TestRingKeepsTheNewestLines(t *testing.T) {
 	}
 }
 
+func TestRingKeepsWhatAQuietLogDoesNotWrite(t *testing.T) {
+	var out, kept bytes.Buffer
+	r := NewRing()
+	log := r.Tee(NewLogger(&out, FormatText, slog.LevelError))
+	log.Info("quiet")
+	log.Debug("nothing")
+	if _, err := r.WriteTo(&kept); err != nil {
+		t.Fatal(err)
+	}
+	if out.Len() > 0 || !strings.Contains(kept.String(), "msg=quiet\n") || strings.Contains(kept.String(), "nothing") {
+		t.Errorf("written %q, kept %q", out.String(), kept.String())
+	}
+}
+
 func TestRingIsSafeForConcurrentUse(t *testing.T) {
 	r := NewRing()
 	var wg sync.WaitGroup
