@@ -84,6 +84,8 @@ func (c *Config) settings() []gpuai.Setting {
 		{Name: "peers", Value: strings.Join(peers, ",")},
 		{Name: "bootstrap", Value: strconv.FormatBool(c.Bootstrap)},
 		{Name: "raft-multiplier", Value: strconv.Itoa(c.Multiplier)},
+		{Name: "disk-low-mib", Value: strconv.FormatUint(c.DiskLow>>20, 10)},
+		{Name: "disk-hard-mib", Value: strconv.FormatUint(c.DiskHard>>20, 10)},
 		{Name: "insecure-plaintext", Value: strconv.FormatBool(c.InsecurePlaintext)},
 	}
 }
