@@ -44,5 +44,9 @@ func (c *Client) RaftOf(ctx context.Context, id gpuai.ServerID) (gpuai.RaftStatu
 
 // DigestOf is Digest of a named server, which any other passes on.
 func (c *Client) DigestOf(ctx context.Context, id gpuai.ServerID, index uint64) (gpuai.DigestAt, error) {
-	return get[gpuai.DigestAt](ctx, c, "/v1/operator/digest", url.Values{"server": {string(id)}, "index": {strconv.FormatUint(index, 10)}})
+	v := url.Values{"server": {string(id)}}
+	if index > 0 {
+		v.Set("index", strconv.FormatUint(index, 10))
+	}
+	return get[gpuai.DigestAt](ctx, c, "/v1/operator/digest", v)
 }

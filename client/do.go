@@ -159,10 +159,11 @@ func (r *request) doubtful() *gpuai.Error {
 	}
 }
 
-// round tries each server once, the one that answered last first.
+// round tries each server once, the one that answered last first. Of a read that
+// none serves, what a server said tells more than that another is not there.
 func (c *Client) round(ctx context.Context, r *request, read func(*http.Response) error) error {
 	start := c.at.Load()
-	var err error
+	var err, told error
 	for i := range uint32(len(c.addrs)) {
 		at := (start + i) % uint32(len(c.addrs))
 		err = c.try(ctx, c.addrs[at], r, read)
@@ -176,6 +177,12 @@ func (c *Client) round(ctx context.Context, r *request, read func(*http.Response
 		if ctx.Err() != nil {
 			return err
 		}
+		if api := new(*gpuai.Error); told == nil && errors.As(err, api) {
+			told = err
+		}
+	}
+	if told != nil && r.key == "" { // a write may have been done by who did not answer
+		return told
 	}
 	return err
 }

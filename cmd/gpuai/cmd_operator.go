@@ -28,15 +28,20 @@ func newOperatorCmd(a *app) *cobra.Command {
 
 func newDigestCmd(a *app) *cobra.Command {
 	var index uint64
+	var server string
 	c := &cobra.Command{
 		Use: "digest", Short: "Show a server's digest of the state at an index", Args: cobra.NoArgs,
 		Long: "Show the digest that the server remembers for an index of the log. Servers that\napplied the same log have the same one. The last 8192 indexes are remembered.",
 		Example: `  gpuai operator digest
-  gpuai operator digest --index 48377 --addr http://10.0.0.2:7470`,
+  gpuai operator digest --index 48377 --server b`,
 	}
+	c.Flags().StringVar(&server, "server", "", "the server of the region whose digest is wanted (default: the one that is asked)")
 	c.Flags().Uint64Var(&index, "index", 0, "the index; 0 for the last one applied")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		d, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.DigestAt, error) {
+			if server != "" {
+				return c.DigestOf(ctx, gpuai.ServerID(server), index)
+			}
 			return c.Digest(ctx, index)
 		})
 		if err != nil {

@@ -204,6 +204,9 @@ func (p *raftPage) tail(w io.Writer) error {
 	default:
 		said += num(p.MayFail) + " may fail"
 	}
+	if p.Leader == "" {
+		said += "; no server leads at the moment"
+	}
 	if _, err := fmt.Fprintln(w, said); err != nil {
 		return err
 	}
