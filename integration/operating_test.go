@@ -1,0 +1,126 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const guide = "../docs/operating.md"
+
+// guideLimit is how long the blocks of the guide may take together.
+const guideLimit = 90 * time.Second
+
+// A block is a fenced part of the guide that is run.
+type block struct {
+	line int
+	text string
+}
+
+// runBlocks returns the blocks that begin with "```sh run".
+func runBlocks(src string) (out []block) {
+	var b *block
+	for i, line := range strings.Split(src, "\n") {
+		switch {
+		case line == "```sh run":
+			b = &block{line: i + 2}
+		case b != nil && line == "```":
+			out = append(out, *b)
+			b = nil
+		case b != nil:
+			b.text += line + "\n"
+		}
+	}
+	return out
+}
+
+var (
+	guidePort = regexp.MustCompile(`\b74[0-9]{2}\b`)
+	guideData = "/var/lib/gpuai"
+)
+
+// guideScript makes one script of the blocks, with ports and a directory of its
+// own.
+func guideScript(t *testing.T, blocks []block, dir string) string {
+	ports := map[string]string{}
+	var s strings.Builder
+	s.WriteString("set -euo pipefail\n")
+	s.WriteString("trap 'code=$?; set +e; kill $(jobs -p) 2>/dev/null; exit $code' EXIT\n")
+	for _, b := range blocks {
+		text := guidePort.ReplaceAllStringFunc(b.text, func(p string) string {
+			if ports[p] == "" {
+				ports[p] = fmt.Sprint(freePorts(t, 1))
+			}
+			return ports[p]
+		})
+		fmt.Fprintf(&s, "echo '== docs/operating.md:%d' >&2\n%s", b.line, strings.ReplaceAll(text, guideData, filepath.Join(dir, "data")))
+	}
+	return s.String()
+}
+
+// TestOperatingGuide runs every command block of docs/operating.md, in order.
+func TestOperatingGuide(t *testing.T) {
+	src, err := os.ReadFile(guide)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := runBlocks(string(src))
+	if len(blocks) < 10 {
+		t.Fatalf("only %d blocks are marked to be run", len(blocks))
+	}
+	dir := scratch(t)
+	ctx, cancel := context.WithTimeout(t.Context(), guideLimit)
+	defer cancel()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "bash", "-c", guideScript(t, blocks, dir))
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+bins+":"+os.Getenv("PATH"), "HOME="+dir)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second // servers of the session hold the pipes
+	start := time.Now()
+	err = cmd.Run()
+	t.Logf("%d blocks ran for %s", len(blocks), time.Since(start).Round(time.Second))
+	if err != nil && !strings.Contains(err.Error(), exec.ErrWaitDelay.Error()) {
+		t.Fatalf("the guide does not work: %v\n%s", err, out.String())
+	}
+	if testing.Verbose() {
+		t.Log(out.String())
+	}
+}
+
+var heading = regexp.MustCompile(`(?m)^#+ (.+)$`)
+
+// TestGuideHasEverySection: what alerts and other sections lead to is there.
+func TestGuideHasEverySection(t *testing.T) {
+	src, err := os.ReadFile(guide)
+	if err != nil {
+		t.Fatal(err)
+	}
+	anchors := map[string]bool{}
+	for _, h := range heading.FindAllStringSubmatch(string(src), -1) {
+		anchors[strings.ReplaceAll(strings.ToLower(h[1]), " ", "-")] = true
+	}
+	alerts, err := os.ReadFile("../docs/prometheus/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := regexp.MustCompile(`docs/operating\.md#([a-z0-9-]+)`).FindAllStringSubmatch(string(alerts), -1)
+	links = append(links, regexp.MustCompile(`\]\(#([a-z0-9-]+)\)`).FindAllStringSubmatch(string(src), -1)...)
+	if len(links) < 20 {
+		t.Fatalf("only %d links found", len(links))
+	}
+	for _, l := range links {
+		if !anchors[l[1]] {
+			t.Errorf("%s has no section #%s", guide, l[1])
+		}
+	}
+}
