@@ -84,6 +84,7 @@ func (c *Config) settings() []gpuai.Setting {
 		{Name: "peers", Value: strings.Join(peers, ",")},
 		{Name: "bootstrap", Value: strconv.FormatBool(c.Bootstrap)},
 		{Name: "raft-multiplier", Value: strconv.Itoa(c.Multiplier)},
+		{Name: "max-feature-level", Value: strconv.FormatUint(uint64(c.MaxFeatureLevel), 10)},
 		{Name: "disk-low-mib", Value: strconv.FormatUint(c.DiskLow>>20, 10)},
 		{Name: "disk-hard-mib", Value: strconv.FormatUint(c.DiskHard>>20, 10)},
 		{Name: "insecure-plaintext", Value: strconv.FormatBool(c.InsecurePlaintext)},
