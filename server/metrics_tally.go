@@ -12,16 +12,14 @@ import (
 // maxCodes bounds the codes that are counted; there are fewer.
 const maxCodes = 32
 
-// A tally counts what entries did: on the goroutine that applies them, so that
-// nothing is missed, and in arrays first, since an entry holds a thousand
-// commands.
+// A tally counts what entries did, on the goroutine that applies them, so that
+// nothing is missed.
 type tally struct {
 	results    *prometheus.CounterVec
 	placements prometheus.Counter
 	allocated  prometheus.Counter
 	expired    *prometheus.CounterVec
 
-	entry    [fsm.NumCommandKinds][maxCodes]uint32
 	counters [fsm.NumCommandKinds][maxCodes]prometheus.Counter
 
 	// What was held from since on; before the first entry nothing is known.
@@ -79,24 +77,25 @@ func (t *tally) count(out *fsm.Output, leads bool) {
 // forget is called when the state was replaced: how it came to be is not known.
 func (t *tally) forget() { t.known = false }
 
+// commands counts results, equal ones in a row at once: an entry holds up to a
+// thousand.
 func (t *tally) commands(results []fsm.Result) {
-	for i := range results {
-		r := &results[i]
+	for i := 0; i < len(results); {
+		r, n := &results[i], 1
+		for i+n < len(results) && results[i+n].Kind == r.Kind && results[i+n].Code == r.Code {
+			n++
+		}
 		if int(r.Kind) < fsm.NumCommandKinds && r.Code < maxCodes {
-			t.entry[r.Kind][r.Code]++
+			t.counter(r).Add(float64(n))
 		}
+		i += n
 	}
-	for k := range t.entry {
-		for c := range t.entry[k] {
-			n := t.entry[k][c]
-			if n == 0 {
-				continue
-			}
-			t.entry[k][c] = 0
-			if t.counters[k][c] == nil {
-				t.counters[k][c] = t.results.WithLabelValues(fsm.CommandKind(k).String(), gpuai.Code(c).String())
-			}
-			t.counters[k][c].Add(float64(n))
-		}
+}
+
+func (t *tally) counter(r *fsm.Result) prometheus.Counter {
+	c := &t.counters[r.Kind][r.Code]
+	if *c == nil {
+		*c = t.results.WithLabelValues(r.Kind.String(), r.Code.String())
 	}
+	return *c
 }

@@ -86,3 +86,23 @@ func TestRejectionsAreCountedByReason(t *testing.T) {
 		t.Errorf("%v rejections", n)
 	}
 }
+
+// BenchmarkTally counts an entry of one command, and one of a thousand of which
+// no two in a row are equal.
+func BenchmarkTally(b *testing.B) {
+	many := &fsm.Output{}
+	for i := range 1_000 {
+		many.Results = append(many.Results, fsm.Result{Kind: fsm.CommandKind(1 + i%2)})
+		many.Events = append(many.Events, gpuai.Event{Kind: gpuai.LeaseGrantedEvent})
+	}
+	for _, out := range []*fsm.Output{{Results: many.Results[:1], Events: many.Events[:1]}, many} {
+		b.Run(fmt.Sprint("commands=", len(out.Results)), func(b *testing.B) {
+			var c tally
+			c.init()
+			b.ReportAllocs()
+			for range b.N {
+				c.count(out, true)
+			}
+		})
+	}
+}
