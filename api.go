@@ -86,9 +86,11 @@ type RaftStatus struct {
 	RestoreID       string `json:"restore_id,omitzero"` // of the restore that began the epoch
 	// QuietUntil is the region time before which nothing is granted, since the
 	// region was restored from a backup.
-	QuietUntil Instant      `json:"quiet_until_ms,omitzero"`
-	Disk       DiskUse      `json:"disk"`
-	Members    []RaftMember `json:"members"`
+	QuietUntil Instant `json:"quiet_until_ms,omitzero"`
+	// Quarantined says why the server serves nothing; "" when it does.
+	Quarantined string       `json:"quarantined,omitzero"`
+	Disk        DiskUse      `json:"disk"`
+	Members     []RaftMember `json:"members"`
 }
 
 // A RaftMember is one member of a Raft group.

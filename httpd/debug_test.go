@@ -44,3 +44,21 @@ func TestAnotherServerAnswers(t *testing.T) {
 		t.Errorf("a route that takes no server: %d %s", resp.StatusCode, body)
 	}
 }
+
+// A quarantined server still says what there is to say of itself: that is when
+// somebody wants to know.
+func TestQuarantinedServerShowsItself(t *testing.T) {
+	b := newTwin()
+	b.status.Quarantined = "its digest differs"
+	s := serve(t, b)
+	for _, path := range []string{
+		"/v1/operator/raft", "/v1/operator/server", "/v1/operator/digest", "/v1/operator/debug/logs", "/v1/operator/debug/goroutines",
+	} {
+		if resp, body := ask(t, s, "GET", path, ""); resp.StatusCode != 200 {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	if resp, body := ask(t, s, "GET", "/v1/jobs?consistency=stale", ""); resp.StatusCode != 503 {
+		t.Errorf("its state: %d %s", resp.StatusCode, body)
+	}
+}

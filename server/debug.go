@@ -20,7 +20,7 @@ import (
 // Raft implements httpd.Operator.
 func (s *Server) Raft(context.Context) gpuai.RaftStatus {
 	st := s.node.Status()
-	st.Disk = s.disk()
+	st.Disk, st.Quarantined = s.disk(), s.quarantine.why()
 	return st
 }
 
@@ -83,6 +83,8 @@ func (c *Config) settings() []gpuai.Setting {
 		{Name: "advertise", Value: c.Advertise},
 		{Name: "peers", Value: strings.Join(peers, ",")},
 		{Name: "bootstrap", Value: strconv.FormatBool(c.Bootstrap)},
+		{Name: "join", Value: strings.Join(c.Join, ",")},
+		{Name: "nonvoter", Value: strconv.FormatBool(c.NonVoter)},
 		{Name: "raft-multiplier", Value: strconv.Itoa(c.Multiplier)},
 		{Name: "max-feature-level", Value: strconv.FormatUint(uint64(c.MaxFeatureLevel), 10)},
 		{Name: "disk-low-mib", Value: strconv.FormatUint(c.DiskLow>>20, 10)},

@@ -164,8 +164,12 @@ func (m *memberPage) row(most uint64) []string {
 	if r.Disk.Size > 0 {
 		free = fmt.Sprintf("%s (%d%%)", bytesText(r.Disk.Free), r.Disk.Free*100/r.Disk.Size)
 	}
+	state := r.State
+	if r.Quarantined != "" {
+		state = "quarantined"
+	}
 	return []string{
-		string(m.Server), r.State, voter, num(r.Term), num(r.CommitIndex), num(r.AppliedIndex), num(most - r.AppliedIndex), contact,
+		string(m.Server), state, voter, num(r.Term), num(r.CommitIndex), num(r.AppliedIndex), num(most - r.AppliedIndex), contact,
 		num(r.SnapshotAt), free, num(r.MaxFeatureLevel), num(r.FirstIndex) + ".." + num(r.LastIndex), bytesText(r.Disk.LogBytes),
 		fmt.Sprintf("%d (%s)", r.Disk.Snapshots, bytesText(r.Disk.SnapshotBytes)), m.Address,
 	}
@@ -211,10 +215,16 @@ func (p *raftPage) tail(w io.Writer) error {
 		return err
 	}
 	for i := range p.Servers {
-		if m := &p.Servers[i]; m.Error != "" {
-			if _, err := fmt.Fprintf(w, "%s: %s\n", m.Server, printable(m.Error)); err != nil {
-				return err
-			}
+		m := &p.Servers[i]
+		why := m.Error
+		if m.Raft != nil && m.Raft.Quarantined != "" {
+			why = "quarantined: " + m.Raft.Quarantined
+		}
+		if why == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s\n", m.Server, printable(why)); err != nil {
+			return err
 		}
 	}
 	return nil
