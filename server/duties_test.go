@@ -30,18 +30,17 @@ func TestTimersFireWithoutTraffic(t *testing.T) {
 func TestACheckpointFollowsManyEntries(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 1)
+	r.awaitLevel() // an entry that is neither the test's nor a checkpoint
 	s := r.leader()
 	first := s.node.AppliedIndex()
 	cmd := (&fsm.StopJob{Job: gpuai.JobID{1}}).Append(nil, fsm.Envelope{})
-	var last uint64
 	for range checkpointEntries {
-		a, err := s.node.Propose(t.Context(), cmd)
-		if err != nil {
+		if _, err := s.node.Propose(t.Context(), cmd); err != nil {
 			t.Fatal(err)
 		}
-		last = a.Index
 	}
-	within(t, checkpointEvery/2, "checkpoint", func() bool { return s.node.AppliedIndex() > max(last, first+checkpointEntries-1) })
+	// It may come before the last of them: the count began before the first.
+	within(t, checkpointEvery/2, "checkpoint", func() bool { return s.node.AppliedIndex() > first+checkpointEntries })
 	// A checkpoint is no reason for another.
 	index := s.node.AppliedIndex()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*beatWindow)
