@@ -25,7 +25,7 @@ func (m *Machine) Check() error {
 func (m *Machine) checkNodes() error {
 	live := uint32(0)
 	for s := range m.nodes.Len() {
-		n, body := m.nodes.Get(s), m.nodeBody(s)
+		n := m.nodes.Get(s)
 		if *m.nodeOf.Get(n.name) != refTo(s) {
 			return fmt.Errorf("node %d is not found by its name", s)
 		}
@@ -35,10 +35,10 @@ func (m *Machine) checkNodes() error {
 		for l := n.first; l != 0; l = m.leases.Get(l.slot()).next {
 			x := m.leases.Get(l.slot())
 			if x.node != s || !x.live() {
-				return fmt.Errorf("node %s lists lease %d, which is not its", body.spec.ID, x.token)
+				return fmt.Errorf("node %s lists lease %d, which is not its", m.nodeName(s), x.token)
 			}
 			if count++; count > n.live {
-				return fmt.Errorf("node %s lists more leases than its %d", body.spec.ID, n.live)
+				return fmt.Errorf("node %s lists more leases than its %d", m.nodeName(s), n.live)
 			}
 			cpu += int64(x.cpu)
 			mem += x.memory
@@ -48,11 +48,11 @@ func (m *Machine) checkNodes() error {
 		}
 		for i, u := range milli {
 			if u > uint32(gpuai.WholeDevice) {
-				return fmt.Errorf("device %d of node %s is leased %d milli", i, body.spec.ID, u)
+				return fmt.Errorf("device %d of node %s is leased %d milli", i, m.nodeName(s), u)
 			}
 		}
 		if cpu != n.cpuUsed || mem != n.memUsed || count != n.live {
-			return fmt.Errorf("node %s: used %d/%d in %d leases, recorded %d/%d in %d", body.spec.ID, cpu, mem, count, n.cpuUsed, n.memUsed, n.live)
+			return fmt.Errorf("node %s: used %d/%d in %d leases, recorded %d/%d in %d", m.nodeName(s), cpu, mem, count, n.cpuUsed, n.memUsed, n.live)
 		}
 		live += count
 	}

@@ -102,6 +102,7 @@ func Restore(r io.Reader, o Options) (m *Machine, err error) {
 }
 
 func (m *Machine) restoreFrame(section uint8, count uint32, rd *wire.Reader, s *snapshotMeta) error {
+	f := rows{m, rd, count}
 	switch section {
 	case secMeta:
 		return m.restoreMeta(rd, s)
@@ -122,15 +123,15 @@ func (m *Machine) restoreFrame(section uint8, count uint32, rd *wire.Reader, s *
 			m.restoreJob(rd)
 		}
 	case secGroups:
-		readTable(rd, count, m.groups, m.groupSlots)
+		readTable(f, m.groups, m.groupSlots)
 	case secTasks:
-		readTable(rd, count, m.tasks, m.taskSlots)
+		readTable(f, m.tasks, m.taskSlots)
 	case secLeases:
-		readTable(rd, count, m.leases, m.leaseSlots)
+		readTable(f, m.leases, m.leaseSlots)
 	case secResults:
-		readTable(rd, count, m.results, m.resultSlots)
+		readTable(f, m.results, m.resultSlots)
 	case secBuckets:
-		readTable(rd, count, m.buckets, m.bucketSlots)
+		readTable(f, m.buckets, m.bucketSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secDirty:
@@ -167,8 +168,16 @@ type reader[T any] interface {
 	get(*wire.Reader)
 }
 
-func readTable[T any, P reader[T]](rd *wire.Reader, count uint32, t *mem.Table[T], slots *mem.Slots) {
-	for range count {
+// rows are a frame's records.
+type rows struct {
+	m     *Machine
+	rd    *wire.Reader
+	count uint32
+}
+
+func readTable[T any, P reader[T]](f rows, t *mem.Table[T], slots *mem.Slots) {
+	rd := f.rd
+	for range f.count {
 		slot := rd.U32()
 		var r T
 		P(&r).get(rd)
@@ -178,6 +187,7 @@ func readTable[T any, P reader[T]](rd *wire.Reader, count uint32, t *mem.Table[T
 		}
 		slots.Take(slot)
 		t.Put(slot, r)
+		f.m.rebuilt()
 	}
 }
 
@@ -229,18 +239,20 @@ func (m *Machine) restored(s *snapshotMeta, end []byte) error {
 	return nil
 }
 
+// rebuilt commits now and then: nothing of a restore is taken back, and old
+// values that are kept for it cost more than the writes.
+func (m *Machine) rebuilt() {
+	if m.sp.Uncommitted() > 1_024 {
+		m.sp.Commit()
+	}
+}
+
 // rebuild makes the indexes, the timers and the scheduler's view anew.
 func (m *Machine) rebuild() {
-	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
-		l := m.leases.Get(s)
-		m.leaseByToken.Insert(hashToken(l.token), s)
-		j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
-		if l.state == gpuai.LeaseRunning && j.runTime > 0 {
-			m.timers.set(l.started.Add(j.runTime), timerLease, s)
-		}
-	}
+	m.rebuildLeases()
 	for s, ok := m.resultSlots.Next(0); ok; s, ok = m.resultSlots.Next(s + 1) {
 		m.restoreResult(s)
+		m.rebuilt()
 	}
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
@@ -255,6 +267,20 @@ func (m *Machine) rebuild() {
 		m.sched.SetNode(s, m.capacityOf(s, &body))
 		m.retake(s)
 		m.sched.SetOpen(s, m.nodes.Get(s).open())
+		m.rebuilt()
+	}
+}
+
+func (m *Machine) rebuildLeases() {
+	m.leaseByToken.Reserve(m.leaseSlots.Len())
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		l := m.leases.Get(s)
+		m.leaseByToken.Insert(hashToken(l.token), s)
+		j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
+		if l.state == gpuai.LeaseRunning && j.runTime > 0 {
+			m.timers.set(l.started.Add(j.runTime), timerLease, s)
+		}
+		m.rebuilt()
 	}
 }
 

@@ -199,15 +199,16 @@ func (s *State) impliedBy(out []listed, slot uint32, u *unitRec) []listed {
 		return out
 	}
 	var left [gpuai.WholeDevice + 1]uint32
-	for d := range uint8(gpuai.MaxGPUs) {
-		if u.usable>>d&1 != 0 {
-			left[max(s.free(n, d), 0)]++
-		}
+	parts := false // of most nodes no device is free in part
+	for usable := u.usable; usable != 0; usable &= usable - 1 {
+		f := max(s.free(n, uint8(bits.TrailingZeros64(usable))), 0)
+		left[f]++
+		parts = parts || f > 0 && f < int16(gpuai.WholeDevice)
 	}
 	whole := left[gpuai.WholeDevice]
 	out = append(out, listed{spot{u.pool, wholeClass + whole}.tree(), makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})
 	level := uint32(numLevels)
-	for f := uint32(1); f < uint32(gpuai.WholeDevice); f++ {
+	for f := uint32(1); parts && f < uint32(gpuai.WholeDevice); f++ {
 		if left[f] > 0 && f/levelStep != level {
 			level = f / levelStep
 			out = append(out, listed{spot{u.pool, levelTrees + level}.tree(), makeKey(0, n.freeCPU, slot), uint64(n.freeMem), 1})

@@ -50,6 +50,21 @@ func (h *Hash) Fork(ns *Space) *Hash {
 	return &Hash{h.buckets.Fork(ns), h.aside.Fork(ns), h.shape.Fork(ns)}
 }
 
+// Reserve gives an empty table the buckets that it would have with n slots, so
+// that filling it splits none. With slots in it, it does nothing.
+func (h *Hash) Reserve(n uint32) {
+	if h.Len() > 0 {
+		return
+	}
+	s := h.shape.Mut()
+	for uint64(h.buckets.Len())*lineLoad < uint64(n) {
+		h.buckets.Append(line{})
+		if s.split++; s.split == 1<<s.level {
+			s.level, s.split = s.level+1, 0
+		}
+	}
+}
+
 // Len returns how many slots are in the table.
 func (h *Hash) Len() uint32 { return h.shape.Get().count }
 

@@ -221,3 +221,28 @@ func BenchmarkFork(b *testing.B) {
 		t.Fork(s.Fork())
 	}
 }
+
+// TestReservedHash: a table that was given its room beforehand has the shape of
+// one that grew, and finds what was put in.
+func TestReservedHash(t *testing.T) {
+	for _, n := range []uint32{0, 1, 4, 5, 63, 64, 1_000, 40_001} {
+		grown, reserved := NewHash(NewSpace()), NewHash(NewSpace())
+		reserved.Reserve(n)
+		for i := range n {
+			grown.Insert(Mix(uint64(i), 7), i)
+			reserved.Insert(Mix(uint64(i), 7), i)
+		}
+		if a, b := grown.shape.Get(), reserved.shape.Get(); a.level != b.level || a.split != b.split || a.count != b.count {
+			t.Errorf("%d slots: the shape is %+v, grown it is %+v", n, *b, *a)
+		}
+		reserved.Reserve(10 * n) // too late
+		for i := range n {
+			if got, ok := reserved.Find(Mix(uint64(i), 7), func(s uint32) bool { return s == i }); !ok || got != i {
+				t.Fatalf("%d slots: slot %d is found as %d, %v", n, i, got, ok)
+			}
+		}
+		if reserved.Len() != n || reserved.buckets.Len() != grown.buckets.Len() {
+			t.Errorf("%d slots: %d in %d buckets, grown in %d", n, reserved.Len(), reserved.buckets.Len(), grown.buckets.Len())
+		}
+	}
+}

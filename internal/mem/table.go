@@ -168,7 +168,10 @@ func (t *Table[T]) hashChange() uint64 {
 		u := &t.undo[k]
 		if w := &t.seen[u.i>>6]; *w&(1<<(u.i&63)) == 0 {
 			*w |= 1 << (u.i & 63)
-			sum += t.hash(t.buf[:0], u.i, t.Get(u.i)) - t.hash(t.buf[:0], u.i, &u.old)
+			sum += t.hash(t.buf[:0], u.i, t.Get(u.i))
+			if !u.appended { // what was not there hashes to 0
+				sum -= t.hash(t.buf[:0], u.i, &u.old)
+			}
 		}
 	}
 	for k := range t.undo {
