@@ -27,6 +27,7 @@ type agent struct {
 	client *client.Client
 	id     gpuai.NodeID
 	every  time.Duration // between beats
+	turn   int           // sessions that have ended: each next one begins at another server
 
 	sending sync.Mutex // held while a frame is sent
 	mu      sync.Mutex // guards below
@@ -34,6 +35,7 @@ type agent struct {
 	inc     gpuai.Incarnation
 	leases  map[gpuai.Token]struct{}
 	reports map[gpuai.Token]gpuai.Report // not answered yet
+	waiting time.Time                    // when the oldest beat that is not answered was sent; zero: none
 }
 
 // A refusal is a session that the server refused.
@@ -46,7 +48,7 @@ func (r *refusal) Error() string { return r.Code.String() + ": " + r.Detail }
 func (a *agent) connect(ctx context.Context, tries int) error {
 	addrs := a.client.Addrs()
 	for try := 1; ; try++ {
-		addr := addrs[(a.number+try-1)%len(addrs)]
+		addr := addrs[(a.number+a.turn+try-1)%len(addrs)]
 		err := a.open(ctx, addr)
 		if err == nil {
 			return nil
@@ -76,8 +78,10 @@ func (a *agent) open(ctx context.Context, addr string) error {
 	}
 	a.every = time.Duration(welcome.Policy.BeatEvery) * time.Millisecond
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.conn, a.inc = conn, welcome.Incarnation
+	a.conn, a.inc, a.waiting = conn, welcome.Incarnation, time.Time{}
+	a.mu.Unlock()
+	a.fleet.cfg.OnWelcome(a.number)
+	a.fleet.cfg.OnAck(a.number, welcome.Ack.Sent)
 	return nil
 }
 
@@ -109,7 +113,7 @@ func (a *agent) hello() *gpuai.Hello {
 		Node: gpuai.NodeSpec{
 			ID: a.id, Zone: fmt.Sprintf("bench-%d", a.number%4), Address: "127.0.0.1", Simulated: true,
 			CPU: gpuai.MilliCPU(16_000 * size), Memory: gpuai.Bytes(128<<30) * gpuai.Bytes(size),
-			PortMin: 20_000, PortCount: 64, Version: gpuai.Version,
+			PortMin: 20_000, PortCount: 64, Version: gpuai.Version, Labels: a.fleet.cfg.Labels,
 		},
 	}
 	for g := range gpus {
@@ -134,6 +138,7 @@ func (a *agent) run(ctx context.Context) {
 			return
 		}
 		a.fleet.lost.Add(1)
+		a.turn++
 		if a.connect(ctx, 0) != nil {
 			return
 		}
@@ -155,6 +160,8 @@ func (a *agent) serve(ctx context.Context) {
 			return
 		}
 		switch {
+		case f.Ack != nil:
+			a.answered(f.Ack)
 		case f.Leases != nil:
 			a.take(ctx, f.Leases, monotonic())
 		case f.Reported != nil:
@@ -176,12 +183,50 @@ func (a *agent) beats(ctx context.Context) {
 		if !a.send(ctx, gpuai.Frame{Kind: gpuai.FrameBeat, Beat: &gpuai.Beat{Seq: n, Sent: boottime()}}) {
 			return
 		}
-		select {
-		case <-ctx.Done():
+		if a.deaf(ctx, t.C) {
 			return
-		case <-t.C:
 		}
 	}
+}
+
+// deaf waits for the next beat's time. It reports whether the session is over:
+// ctx has ended, or a beat was not answered in time.
+func (a *agent) deaf(ctx context.Context, next <-chan time.Time) bool {
+	a.mu.Lock()
+	if a.waiting.IsZero() {
+		a.waiting = time.Now()
+	}
+	var late <-chan time.Time
+	if d := a.fleet.cfg.AckWithin; d > 0 {
+		late = time.After(time.Until(a.waiting.Add(d)))
+	}
+	conn := a.conn
+	a.mu.Unlock()
+	for {
+		select {
+		case <-ctx.Done():
+			return true
+		case <-next:
+			return false
+		case <-late:
+			late = nil
+			a.mu.Lock()
+			unanswered := !a.waiting.IsZero()
+			a.mu.Unlock()
+			if unanswered {
+				conn.Close() // its reader sees it and connects anew
+				return true
+			}
+		}
+	}
+}
+
+// answered notes that the newest beats were confirmed.
+func (a *agent) answered(k *gpuai.Ack) {
+	a.mu.Lock()
+	a.waiting = time.Time{}
+	a.mu.Unlock()
+	a.fleet.cfg.OnAck(a.number, k.Sent)
 }
 
 // send sends a frame. On false the session is over, which its reader sees too.

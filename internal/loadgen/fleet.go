@@ -1,6 +1,7 @@
 package loadgen
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -27,6 +28,19 @@ type FleetConfig struct {
 	// OnLease is called for each lease that is new to its agent, with when it
 	// was read: from the agents' goroutines, so it must be quick.
 	OnLease func(job gpuai.JobID, at int64)
+	// Labels are those of every node.
+	Labels map[string]string
+	// Connecting is how many agents connect at once at the start; 0 is 64. A
+	// registration waits for the window that confirms it.
+	Connecting int
+	// AckWithin is for how long an agent waits for the answer to a beat before
+	// it goes to another server, as a real one does; 0 is for ever.
+	AckWithin time.Duration
+	// OnWelcome and OnAck, where set, are called for each session that was
+	// opened and each beat that was answered, with the agent's number; sent is
+	// the CLOCK_BOOTTIME of the beat. As OnLease they must be quick.
+	OnWelcome func(agent int)
+	OnAck     func(agent int, sent int64)
 }
 
 // MaxAgents bounds the agents' numbers.
@@ -41,10 +55,27 @@ func (cfg *FleetConfig) Validate() error {
 		return fmt.Errorf("there may be 1 to %d simulated nodes, not those from %d to %d", MaxAgents, cfg.From, cfg.To)
 	case cfg.GPUs < 0 || cfg.GPUs > gpuai.MaxGPUs:
 		return fmt.Errorf("a node has 0 to %d GPUs, not %d", gpuai.MaxGPUs, cfg.GPUs)
+	case cfg.Connecting < 0:
+		return fmt.Errorf("0 (for 64) or more agents connect at once, not %d", cfg.Connecting)
+	case cfg.AckWithin < 0:
+		return fmt.Errorf("an agent waits 0 (for ever) or more for an answer, not %v", cfg.AckWithin)
 	case cfg.TaskTime < 0:
 		return fmt.Errorf("a task's time must be 0 (for ever) or more, not %v", cfg.TaskTime)
 	}
 	return nil
+}
+
+// fillHooks sets the hooks that are not.
+func (cfg *FleetConfig) fillHooks() {
+	if cfg.OnLease == nil {
+		cfg.OnLease = func(gpuai.JobID, int64) {}
+	}
+	if cfg.OnWelcome == nil {
+		cfg.OnWelcome = func(int) {}
+	}
+	if cfg.OnAck == nil {
+		cfg.OnAck = func(int, int64) {}
+	}
 }
 
 // A Fleet is a number of simulated agents with live sessions, in this process.
@@ -71,6 +102,7 @@ func StartFleet(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	cfg.fillHooks()
 	ctx, cancel := context.WithCancel(ctx)
 	f := &Fleet{cfg: cfg, cancel: cancel}
 	clients, err := f.clients()
@@ -79,7 +111,7 @@ func StartFleet(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(connectors)
+	g.SetLimit(cmp.Or(cfg.Connecting, connectors))
 	for i := cfg.From; i < cfg.To && gctx.Err() == nil; i++ {
 		g.Go(func() error {
 			if gctx.Err() != nil {
