@@ -4,8 +4,10 @@ import "github.com/gpuai/gpuai"
 
 // breaker slows expiry down when so many nodes fall silent at once that it is
 // more likely the servers that cannot hear. Opened, it lets nothing through
-// for one window, then a small share of the nodes a second; it closes when no
-// expiry is due any more and few nodes fell in the last window.
+// for one window, then a small share of the nodes a second. It closes when few
+// nodes fell in the last window, no expiry is due, and few nodes are silent
+// whose leases will be due: leases with a long TTL end long after their nodes
+// fell.
 type breaker struct {
 	falls  []int64 // when nodes fell silent, in ms, oldest first
 	open   bool
@@ -15,7 +17,10 @@ type breaker struct {
 }
 
 // load is what a breaker judges.
-type load struct{ nodes, due int }
+type load struct {
+	nodes, due int
+	silent     int // with leases, due or not
+}
 
 // fell counts a node that fell silent.
 func (b *breaker) fell(now int64) { b.falls = append(b.falls, now) }
@@ -23,12 +28,13 @@ func (b *breaker) fell(now int64) { b.falls = append(b.falls, now) }
 // allow returns how many expiries may be proposed at now.
 func (b *breaker) allow(now int64, l load, p *gpuai.Policy) int {
 	b.forget(now - int64(p.BreakerWindow))
-	many := len(b.falls) > max(int(p.BreakerMin), perMillion(l.nodes, p.BreakerPPM))
+	limit := max(int(p.BreakerMin), perMillion(l.nodes, p.BreakerPPM))
+	many := len(b.falls) > limit
 	switch {
 	case !b.open && many:
 		b.open, b.since, b.credit = true, now, 0
 		b.filled = now + int64(p.BreakerWindow)
-	case b.open && !many && l.due == 0:
+	case b.open && !many && l.due == 0 && l.silent <= limit:
 		b.open = false
 	}
 	if !b.open {

@@ -39,7 +39,7 @@ func (t *Tracker) Decide(p *gpuai.Policy, now Time) Decision {
 	}
 	was := t.breaker.open
 	due := len(w.due) + len(w.dueOld)
-	room := t.breaker.allow(ms, load{nodes: len(t.marks), due: due}, p)
+	room := t.breaker.allow(ms, load{nodes: len(t.marks), due: due, silent: w.silent}, p)
 	t.expire(&d, ms, room)
 	t.expireOld(&d, ms, room-len(d.Expire))
 	t.breaker.spend(len(d.Expire))

@@ -82,8 +82,11 @@ func (t *Tracker) scanMarks(m Region, p *gpuai.Policy, e Time, rows int) int {
 				t.suspect(m, slot, s)
 			}
 		}
-		if s.minEnd > 0 && quiet >= int64(s.minEnd) {
-			w.due = append(w.due, slot)
+		if s.minEnd > 0 {
+			w.silent++
+			if quiet >= int64(s.minEnd) {
+				w.due = append(w.due, slot)
+			}
 		}
 	}
 	return rows

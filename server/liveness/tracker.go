@@ -77,6 +77,7 @@ type silence struct {
 // window is one round of scans.
 type window struct {
 	slot, old, beat int // how far it has come
+	silent          int // nodes that are, and hold leases
 	due             []uint32
 	dueOld          []int // places in superseded
 	suspect, ready  []fsm.NodeRef
