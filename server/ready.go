@@ -24,6 +24,7 @@ const (
 // compared with committed: no-ops and barriers do not reach the machine.)
 type readiness struct {
 	mu       sync.Mutex // guards below
+	turned   chan struct{} // closed when the server gets ready, or stops; nil: nobody waits
 	ready    bool
 	why      string
 	stopping bool
@@ -47,7 +48,40 @@ func (r *readiness) set(ready bool, why string) {
 	defer r.mu.Unlock()
 	if !r.stopping {
 		r.ready, r.why = ready, why
+		if ready {
+			r.wake()
+		}
 	}
+}
+
+// wake lets those go on that wait. The caller holds the lock.
+func (r *readiness) wake() {
+	if r.turned != nil {
+		close(r.turned)
+		r.turned = nil
+	}
+}
+
+// await waits for a while until the server is ready.
+func (r *readiness) await(ctx context.Context, d time.Duration) (ready bool, why string) {
+	r.mu.Lock()
+	ready, stopping := r.ready, r.stopping
+	if !ready && !stopping && r.turned == nil {
+		r.turned = make(chan struct{})
+	}
+	turned := r.turned
+	r.mu.Unlock()
+	if ready || stopping {
+		return r.get()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-turned:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return r.get()
 }
 
 // stop makes the server unready for good.
@@ -55,6 +89,7 @@ func (r *readiness) stop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ready, r.why, r.stopping = false, "it is stopping", true
+	r.wake()
 }
 
 // pollReadiness follows the node's state until ctx ends.

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +19,10 @@ import (
 
 // maxSessions bounds the agents of one server.
 const maxSessions = 1 << 17
+
+// admitWait is for how long an agent waits at a server that is not ready, which
+// may be cut off from a leader that others have.
+const admitWait = time.Second
 
 // Bounds of how many agents may be registering at once: after a failover they
 // all come together. Those that hold leases have most of the room to
@@ -112,8 +118,8 @@ func (r *refusal) Error() string { return "agent refused: " + r.Detail }
 
 func refuse(c gpuai.Code, detail string) *refusal {
 	r := &refusal{gpuai.SessionError{Code: c, Detail: detail}}
-	if c == gpuai.NoLeader || c == gpuai.RateLimited {
-		r.RetryAfter = 250 * gpuai.Millisecond
+	if c == gpuai.NoLeader || c == gpuai.RateLimited { // not all at the same moment
+		r.RetryAfter = 250*gpuai.Millisecond + gpuai.Duration(mathrand.Int64N(1_000))
 	}
 	return r
 }
@@ -131,7 +137,11 @@ func (s *Server) Agent(ctx context.Context, c httpd.AgentConn) error {
 		err = nil
 	}
 	if r != nil {
-		s.log.Warn("agent refused", "from", c.RemoteAddr(), "code", r.Code, "detail", r.Detail)
+		level := slog.LevelWarn
+		if r.Code == gpuai.NoLeader { // the log has it once, and agents come by the thousand
+			level = slog.LevelDebug
+		}
+		s.log.Log(ctx, level, "agent refused", "from", c.RemoteAddr(), "code", r.Code, "detail", r.Detail)
 	}
 	return err
 }
@@ -166,6 +176,12 @@ func (s *Server) agent(ctx context.Context, c httpd.AgentConn) (*session, error)
 // welcome registers the node and has its hello confirmed as a beat. The
 // session that it returns has its first ack due.
 func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*session, error) {
+	// After a failover all agents come at once, while there is no leader yet: it
+	// costs less to have them wait here than to see them come again and again,
+	// which would take the processor from the election.
+	if ready, why := s.readiness.await(ctx, admitWait); !ready {
+		return nil, refuse(gpuai.NoLeader, "this server serves no agents now: "+why)
+	}
 	room := s.sessions.others
 	if len(h.Held) > 0 {
 		room = s.sessions.holders
@@ -205,9 +221,6 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 
 // checkHello judges what needs no command.
 func (s *Server) checkHello(h *gpuai.Hello) error {
-	if ready, why := s.readiness.get(); !ready {
-		return refuse(gpuai.NoLeader, "this server serves no agents now: "+why)
-	}
 	if bad := h.Node.Validate(); len(bad) > 0 {
 		return refuse(gpuai.InvalidSpec, "the node's description is wrong at "+bad[0].Pointer+": "+bad[0].Detail)
 	}

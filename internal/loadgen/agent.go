@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -16,7 +17,9 @@ import (
 const (
 	helloTimeout = 20 * time.Second
 	sendTimeout  = 10 * time.Second
-	retryPause   = 200 * time.Millisecond
+	// Pauses between tries double, as those of an agent that holds leases.
+	retryMin = 50 * time.Millisecond
+	retryMax = 2 * time.Second
 )
 
 // An agent is one simulated host. One goroutine connects and receives, another
@@ -57,7 +60,12 @@ func (a *agent) connect(ctx context.Context, tries int) error {
 		if try == tries || ctx.Err() != nil || errors.As(err, &no) && no.Code == gpuai.Conflict {
 			return fmt.Errorf("agent %s at %s: %w", a.id, addr, err)
 		}
-		if err := sleepUntil(ctx, time.Now().Add(min(10, time.Duration(try))*retryPause)); err != nil {
+		wait := min(retryMax, retryMin<<min(try, 10))
+		wait -= time.Duration(rand.Int64N(int64(wait)/2 + 1))
+		if no != nil {
+			wait = max(wait, time.Duration(no.RetryAfter)*time.Millisecond)
+		}
+		if err := sleepUntil(ctx, time.Now().Add(wait)); err != nil {
 			return err
 		}
 	}
