@@ -4,10 +4,12 @@ import (
 	_ "embed"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 )
 
 // openapi is the contract, served at /v1/openapi.json.
@@ -40,6 +42,10 @@ type Config struct {
 	MaxInFlight int
 	// MaxSessions bounds agents' sessions; 0 is 50,000.
 	MaxSessions int
+	// SessionsPerSecond bounds how many of them are opened in a second, so that
+	// agents that all come at once leave the processor to what serves them;
+	// 0 is 1,000 for each processor, less than half of what they can do.
+	SessionsPerSecond int
 	// MaxStreams bounds event streams, followed logs and blocking queries;
 	// 0 is 4,096.
 	MaxStreams int
@@ -59,7 +65,10 @@ func (c *Config) defaults() {
 	for _, d := range [...]struct {
 		at *int
 		to int
-	}{{&c.MaxInFlight, 1024}, {&c.MaxSessions, 50_000}, {&c.MaxStreams, 4096}} {
+	}{
+		{&c.MaxInFlight, 1024}, {&c.MaxSessions, 50_000}, {&c.MaxStreams, 4096},
+		{&c.SessionsPerSecond, 1_000 * runtime.GOMAXPROCS(0)},
+	} {
 		if *d.at <= 0 {
 			*d.at = d.to
 		}
@@ -82,6 +91,7 @@ type api struct {
 	log     *slog.Logger
 	router  *mux.Router
 	gate    *gate
+	opening *rate.Limiter // of sessions
 	bodies  *budget
 	metrics *metrics
 	cross   *http.CrossOriginProtection
@@ -93,9 +103,10 @@ func New(cfg Config) http.Handler {
 	cfg.defaults()
 	a := &api{
 		cfg: cfg, backend: cfg.Backend, log: cfg.Logger,
-		gate:   newGate(&cfg),
-		bodies: &budget{max: cfg.MaxBodyBytes},
-		cross:  http.NewCrossOriginProtection(),
+		gate:    newGate(&cfg),
+		opening: rate.NewLimiter(rate.Limit(cfg.SessionsPerSecond), max(1, cfg.SessionsPerSecond/10)),
+		bodies:  &budget{max: cfg.MaxBodyBytes},
+		cross:   http.NewCrossOriginProtection(),
 	}
 	a.router = a.newRouter()
 	a.metrics = newMetrics(cfg.Registry, a.gate)

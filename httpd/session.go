@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/go-json-experiment/json"
@@ -23,6 +24,9 @@ const maxFrameValues = 1 << 18
 func (c *call) session() error {
 	if !c.offers(gpuai.SessionProtocol) {
 		return gpuai.NewError(gpuai.InvalidSpec, "this path is for agents: a WebSocket with the subprotocol "+gpuai.SessionProtocol)
+	}
+	if err := c.turn(); err != nil {
+		return err
 	}
 	conn, err := websocket.Accept(c.w, c.r, &websocket.AcceptOptions{
 		Subprotocols: []string{gpuai.SessionProtocol}, CompressionMode: websocket.CompressionDisabled,
@@ -41,6 +45,35 @@ func (c *call) session() error {
 	}
 	_ = conn.CloseNow()
 	return err
+}
+
+// maxTurn is for how long an agent waits for its turn; it has two seconds to
+// connect.
+const maxTurn = time.Second
+
+// turn waits until one more session may be opened. Agents that would wait for
+// long are sent away before anything was done for them.
+func (c *call) turn() error {
+	r := c.api.opening.Reserve()
+	wait := r.Delay()
+	if wait > maxTurn {
+		r.Cancel()
+		return &gpuai.Error{
+			Code: gpuai.RateLimited, RetryAfter: gpuai.Duration(wait / time.Millisecond),
+			Detail: "more agents come at once than this server takes; retry, or go to another server",
+		}
+	}
+	if wait <= 0 {
+		return nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-c.r.Context().Done():
+		return c.r.Context().Err()
+	}
 }
 
 // offers reports whether the caller speaks a WebSocket subprotocol.

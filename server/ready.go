@@ -23,7 +23,7 @@ const (
 // once it has applied what its leader had when it was asked. (Applied is never
 // compared with committed: no-ops and barriers do not reach the machine.)
 type readiness struct {
-	mu       sync.Mutex // guards below
+	mu       sync.Mutex    // guards below
 	turned   chan struct{} // closed when the server gets ready, or stops; nil: nobody waits
 	ready    bool
 	why      string

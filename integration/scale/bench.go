@@ -60,7 +60,7 @@ func newBench(o *options, dir string, out io.Writer) *bench {
 		b.policy.BeatEvery, b.policy.SuspectAfter = gpuai.Second, 4*gpuai.Second
 		b.policy.BreakerWindow = 4 * gpuai.Second
 	}
-	b.report = report{Nodes: o.nodes, Real: o.real, Injected: o.nodes - o.real, Processors: runtime.NumCPU(), Load: loadAverage()}
+	b.report = report{Nodes: o.nodes, Real: o.real, Injected: o.nodes - o.real, Processors: runtime.NumCPU(), Multiplier: b.o.multiplier, Load: loadAverage()}
 	return b
 }
 
@@ -97,7 +97,7 @@ func scaleInjected(nodes int) int { return 2*lostTasks(nodes)/nodeGPUs + 2 }
 func (b *bench) run(ctx context.Context) (err error) {
 	ctx, b.cancel = context.WithCancel(ctx)
 	b.say("starting %d servers", servers)
-	if b.region, err = startRegion(ctx, b.starter, b.o.bin); err != nil {
+	if b.region, err = startRegion(ctx, b.starter, b.o); err != nil {
 		return err
 	}
 	b.injector = newInjector(b.region)

@@ -35,7 +35,7 @@ type generatorConfig struct {
 const (
 	nodeGPUs = 8
 	// connecting is how many agents of a generator connect at once.
-	connecting = 512
+	connecting = 64
 	// ackWithin is for how long an agent waits for an ack: as a real one.
 	ackWithin = 2 * time.Second
 	tellEvery = 250 * time.Millisecond

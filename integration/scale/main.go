@@ -54,6 +54,7 @@ type options struct {
 	only       string // scenarios, comma-separated
 	steady     time.Duration
 	short      bool // small times, for a test
+	multiplier int  // of Raft's timeouts
 	keep       bool
 }
 
@@ -78,6 +79,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	f.StringVar(&o.only, "only", "", "scenarios to run, of "+strings.Join(names, ",")+"; empty is all")
 	f.DurationVar(&o.steady, "steady", 20*time.Second, "how long the steady state is measured")
 	f.BoolVar(&o.short, "short", false, "the shortest lease times that a policy allows, and no flapping node: for tests")
+	f.IntVar(&o.multiplier, "raft-multiplier", 1, "the servers' flag of that name: all processes share this machine's processors, so a busy one may need 3")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory with all logs also on success")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -111,6 +113,8 @@ func (o *options) validate() (err error) {
 		return fmt.Errorf("--real is %d to %d, and at most %d of %d nodes, not %d", minReal, maxReal, o.nodes-scaleInjected(o.nodes), o.nodes, o.real)
 	case o.generators < 1 || o.generators > 64:
 		return fmt.Errorf("--generators is 1 to 64, not %d", o.generators)
+	case o.multiplier < 1 || o.multiplier > 10:
+		return fmt.Errorf("--raft-multiplier is 1 to 10, not %d", o.multiplier)
 	case o.steady < time.Second:
 		return fmt.Errorf("--steady is at least 1s, not %v", o.steady)
 	}

@@ -38,7 +38,7 @@ type region struct {
 }
 
 // startRegion starts the servers and returns when all are ready.
-func startRegion(ctx context.Context, s *starter, bin string) (*region, error) {
+func startRegion(ctx context.Context, s *starter, o *options) (*region, error) {
 	r := &region{}
 	var peers, urls []string
 	var held []net.Listener
@@ -66,15 +66,15 @@ func startRegion(ctx context.Context, s *starter, bin string) (*region, error) {
 	if r.api, err = connect(urls...); err != nil {
 		return nil, err
 	}
-	return r, r.start(ctx, s, bin, strings.Join(peers, ","))
+	return r, r.start(ctx, s, o, strings.Join(peers, ","))
 }
 
 // start starts the processes.
-func (r *region) start(ctx context.Context, s *starter, bin, peers string) error {
+func (r *region) start(ctx context.Context, s *starter, o *options, peers string) error {
 	for _, m := range r.servers {
-		cmd := exec.Command(filepath.Join(bin, "gpuai"), "server", "run", "--id", string(m.id),
+		cmd := exec.Command(filepath.Join(o.bin, "gpuai"), "server", "run", "--id", string(m.id),
 			"--data", filepath.Join(s.dir, string(m.id)), "--http", m.http, "--raft", m.raft,
-			"--peers", peers, "--bootstrap", "--log-level", "warn")
+			"--peers", peers, "--bootstrap", "--log-level", "warn", "--raft-multiplier", strconv.Itoa(o.multiplier))
 		var err error
 		if m.proc, err = s.start(string(m.id), cmd); err != nil {
 			return err

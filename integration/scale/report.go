@@ -17,6 +17,7 @@ type report struct {
 	Injected   int    `json:"injected_at_the_folding_step"`
 	Leases     int    `json:"nodes_with_a_lease"`
 	Processors int    `json:"processors"`
+	Multiplier int    `json:"raft_multiplier"`
 	Load       string `json:"load_average_before"`
 	LoadAfter  string `json:"load_average_after"`
 	// ConnectSeconds is how long it took to register the real sessions.
@@ -125,7 +126,7 @@ func (r *report) rows() (out [][]string) {
 		out = append(out, []string{what, fmt.Sprintf(format, args...)})
 	}
 	row("nodes", "%d: %d real sessions, %d injected at the folding step; %d hold a lease", r.Nodes, r.Real, r.Injected, r.Leases)
-	row("machine", "%d processors, load average %s before, %s after", r.Processors, r.Load, r.LoadAfter)
+	row("machine", "%d processors, load average %s before, %s after; Raft multiplier %d", r.Processors, r.Load, r.LoadAfter, r.Multiplier)
 	row("duration", "%v s, of which %v s to connect the real sessions", r.Seconds, r.ConnectSeconds)
 	if s := r.Steady; s != nil {
 		row("steady: beats", "%v/s in %v s; real acks p50 ≤ %v ms, p99 ≤ %v ms; injected p50 ≤ %v ms, p99 ≤ %v ms", s.BeatsPerSecond, s.Seconds,

@@ -93,7 +93,7 @@ const (
 	// agentsPerAddress bounds the agents that dial from one loopback address:
 	// there are about 28,000 local ports for each pair of addresses.
 	agentsPerAddress = 10_000
-	tries            = 6
+	tries            = 12
 )
 
 // StartFleet connects every agent and returns once all are registered. The
