@@ -23,7 +23,13 @@ GPUAI_OPENB := $(abspath $(wildcard ../shared/data/openb))
 endif
 export GPUAI_OPENB
 
-.PHONY: build test test-core test-cluster test-rest race arch test-386 fuzz bench fmt fmt-check vet demo ci
+# Of make sim, and of make virtual.
+SEEDS ?= 10000
+FIRST ?= 1
+TIMES ?= 5
+
+.PHONY: build test test-core test-cluster test-rest race arch test-386 fuzz bench fmt fmt-check vet demo \
+	sim virtual chaos chaos-short chaos-long scale ci
 
 # Only a driver that must load a vendor's C library needs cgo; none here does.
 build:
@@ -90,8 +96,31 @@ vet:
 demo: build
 	$(GO) run ./integration/demo
 
+# The seeded simulation, see integration/sim/DESIGN.md; the last line is the summary.
+sim:
+	$(GO) run ./integration/sim --first $(FIRST) --seeds $(SEEDS)
+
+# More seeds of whole regions on virtual time than the tests take.
+virtual:
+	$(GO) test -count=1 -timeout 60m ./integration/virtual -args -times $(TIMES) -first $(FIRST)
+
+# Faults against the real programs, see docs/chaos.md.
+chaos: build
+	$(GO) run ./integration/chaos --profile full --report bin/chaos.html
+
+chaos-short: build
+	$(GO) run ./integration/chaos --profile short --report bin/chaos-short.html
+
+# The counts of a release.
+chaos-long: build
+	$(GO) run ./integration/chaos --profile long --report bin/chaos-long.html
+
+# 100,000 agents' beats through three servers.
+scale: build
+	$(GO) run ./integration/scale --nodes 100000
+
 # One step after the other, whatever -j says; .ci/run reads the headings.
-CI_STEPS := fmt-check vet build arch test-core test-cluster test-rest test-386 fuzz demo
+CI_STEPS := fmt-check vet build arch test-core test-cluster test-rest test-386 fuzz demo chaos-short
 
 ci:
 	@for step in $(CI_STEPS); do \
