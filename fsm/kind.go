@@ -15,7 +15,7 @@ var commandNames = [numTypes]string{
 	typeSubmitJob: "submit_job", typeStopJob: "stop_job", typeReportLease: "report_lease",
 	typeConfirmBeats: "confirm_beats", typeTick: "tick", typeSetPolicy: "set_policy",
 	typeSetFeatureLevel: "set_feature_level", typeCheckpoint: "checkpoint", typeRetireJobs: "retire_jobs",
-	typeRetireServer: "retire_server",
+	typeRetireServer: "retire_server", typeMoveServer: "move_server",
 }
 
 // String returns the kind's stable name, "submit_job".

@@ -89,6 +89,8 @@ func (c *Config) settings() []gpuai.Setting {
 		{Name: "max-feature-level", Value: strconv.FormatUint(uint64(c.MaxFeatureLevel), 10)},
 		{Name: "disk-low-mib", Value: strconv.FormatUint(c.DiskLow>>20, 10)},
 		{Name: "disk-hard-mib", Value: strconv.FormatUint(c.DiskHard>>20, 10)},
+		{Name: "retain", Value: c.Retain.String()},
+		{Name: "archive-max", Value: strconv.FormatInt(c.ArchiveMax, 10)},
 		{Name: "insecure-plaintext", Value: strconv.FormatBool(c.InsecurePlaintext)},
 	}
 }
