@@ -34,6 +34,8 @@ func TestFleetConfigValidate(t *testing.T) {
 		func(c *FleetConfig) { c.GPUs = -1 },
 		func(c *FleetConfig) { c.GPUs = gpuai.MaxGPUs + 1 },
 		func(c *FleetConfig) { c.TaskTime = -1 },
+		func(c *FleetConfig) { c.Connecting = -1 },
+		func(c *FleetConfig) { c.AckWithin = -1 },
 	} {
 		cfg := good
 		change(&cfg)
@@ -185,8 +187,23 @@ func allEnd(t *testing.T, addrs []string) {
 // A wire passes connections on to a server until it is cut.
 type wire struct {
 	net.Listener
-	mu    sync.Mutex // guards below
+	deaf  atomic.Bool // what the server says is lost
+	mu    sync.Mutex  // guards below
 	conns []net.Conn
+}
+
+// back passes on what the server says, while the wire is not deaf.
+func (w *wire) back(near, far net.Conn) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := far.Read(buf)
+		if err == nil && !w.deaf.Load() {
+			_, err = near.Write(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 // newWire returns a wire to a server, and its URL.
@@ -211,7 +228,7 @@ func newWire(t *testing.T, to string) (*wire, string) {
 			w.mu.Lock()
 			w.conns = append(w.conns, near, far)
 			w.mu.Unlock()
-			go io.Copy(near, far)
+			go w.back(near, far)
 			go io.Copy(far, near)
 		}
 	}()
@@ -254,6 +271,25 @@ func TestAgentsComeBack(t *testing.T) {
 			eventually(t, "lost session of each", func() bool { return f.Lost() == 6 })
 		}
 	}
+}
+
+// An agent whose beats are not answered goes to another server.
+func TestAgentsThatHearNothingGoElsewhere(t *testing.T) {
+	addrs := startRegion(t)
+	w, url := newWire(t, addrs[0])
+	var welcomes, acks atomic.Int64
+	f, err := StartFleet(t.Context(), FleetConfig{
+		Addrs: []string{url, addrs[1]}, To: 1, GPUs: 1, AckWithin: 500 * time.Millisecond, Labels: map[string]string{"pool": "a"},
+		OnWelcome: func(int) { welcomes.Add(1) }, OnAck: func(int, int64) { acks.Add(1) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Stop()
+	w.deaf.Store(true)
+	eventually(t, "agent at another server", func() bool { return welcomes.Load() == 2 && f.Lost() == 1 })
+	before := acks.Load()
+	eventually(t, "answered beat", func() bool { return acks.Load() > before })
 }
 
 func TestWorkersThatFail(t *testing.T) {
