@@ -236,11 +236,17 @@ func (b *bench) submit(ctx context.Context, l load) (gpuai.Job, error) {
 	})
 }
 
-// lend gives half of the nodes a lease: those could be declared dead.
+// lend gives half of the nodes a lease: those could be declared dead. In the
+// short form all get one: of its few nodes that go at once, more than the
+// breaker's least number must have something to lose, or it closes again.
 func (b *bench) lend(ctx context.Context) error {
+	share := 2
+	if b.o.short {
+		share = 1
+	}
 	for _, l := range []load{
-		{"bg-real", poolReal, (b.o.real - 2*canaries) / 2, nodeGPUs},
-		{"bg-inject", poolInject, len(b.injector.of(poolInject)) / 2, nodeGPUs},
+		{"bg-real", poolReal, (b.o.real - 2*canaries) / share, nodeGPUs},
+		{"bg-inject", poolInject, len(b.injector.of(poolInject)) / share, nodeGPUs},
 	} {
 		if l.tasks == 0 {
 			continue
