@@ -221,8 +221,11 @@ func (c *Client) try(ctx context.Context, addr string, r *request, read func(*ht
 		defer cancel()
 		ctx = bounded
 	}
-	var sent atomic.Bool // by the transport's own second tries too
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	var got, sent atomic.Bool // by the transport's own second tries too
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:      func(httptrace.GotConnInfo) { got.Store(true) },
+		WroteHeaders: func() { sent.Store(true) },
+	})
 	req, err := c.newRequest(ctx, addr, r)
 	if err != nil {
 		return err
@@ -233,7 +236,9 @@ func (c *Client) try(ctx context.Context, addr string, r *request, read func(*ht
 	res, err := c.http.Do(req)
 	if err != nil {
 		var op *net.OpError
-		return &transportError{err, !sent.Load() && errors.As(err, &op) && op.Op == "dial"}
+		// Without a connection nothing is sent, later neither: ctx may have ended
+		// in a dial. With one the transport may still be about to send.
+		return &transportError{err, !got.Load() || !sent.Load() && errors.As(err, &op) && op.Op == "dial"}
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 400 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -270,5 +271,22 @@ func TestNewKey(t *testing.T) {
 			t.Fatalf("%q: %v", k, err)
 		}
 		seen[k] = true
+	}
+}
+
+// A dial that ctx cuts off has sent nothing.
+func TestADialThatIsCutOffIsNoDoubt(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	hang := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		cancel()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	c, err := New(Config{Addrs: []string{"http://127.0.0.1:1"}, HTTP: &http.Client{Transport: hang}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := submitOne(ctx, c); !is(err, gpuai.NoLeader) || !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
