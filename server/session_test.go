@@ -238,6 +238,23 @@ func TestLogsAreReadThroughAnyServer(t *testing.T) {
 	}
 }
 
+// A follower is asked for the output of a lease that the leader has just
+// granted and told of.
+func TestLogsOfALeaseJustGranted(t *testing.T) {
+	t.Parallel()
+	r := startRegion(t, 3)
+	a := join(t, r.leader().Server, helloOf("n1", 8))
+	a.logs = func(q gpuai.LogRequest) gpuai.LogChunk { return gpuai.LogChunk{Data: []byte("hello"), EOF: true} }
+	for range 8 {
+		out := r.submit(jobSpec("j", 1), "")
+		for _, m := range r.followers() {
+			if _, err := m.Logs(t.Context(), httpd.LogQuery{Lease: out.Leases[0].ID, Limit: 100}); err != nil {
+				t.Fatalf("server %s: %v", m.cfg.ID, err)
+			}
+		}
+	}
+}
+
 func TestAStuckAgentIsCut(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for the bound on one frame: 5 s")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
@@ -70,6 +71,7 @@ func compacted(err error) error {
 // Logs implements httpd.Streams: whichever server has the agent's session asks
 // it.
 func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, error) {
+	s.awaitLease(ctx, q.Lease)
 	l, err := s.leaseOfQuery(&q)
 	if err != nil {
 		return gpuai.LogChunk{}, err
@@ -81,6 +83,20 @@ func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, er
 	return s.readLogs(ctx, logQuestion{Node: l.Node, Request: gpuai.LogRequest{
 		Lease: l.ID, Stream: stream, Offset: q.Offset, Limit: q.Limit, Wait: q.Wait,
 	}})
+}
+
+// leaseSettles bounds the wait for a lease that is named: a follower is some
+// milliseconds behind the leader that told of it.
+const leaseSettles = time.Second
+
+// awaitLease waits until this server has come to the entry that granted t.
+func (s *Server) awaitLease(ctx context.Context, t gpuai.Token) {
+	if t == 0 || t.Index() <= s.node.AppliedIndex() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaseSettles)
+	defer cancel()
+	_ = s.node.WaitApplied(ctx, t.Index()) // then it is looked for all the same
 }
 
 // leaseOfQuery finds the lease whose output is asked for: the one that is
