@@ -93,6 +93,7 @@ func TestCase13Flapping(t *testing.T) {
 	each(t, 2, func(t *testing.T, seed uint64) {
 		bubble(t, 5, seed, func(r *region) {
 			load := r.startLoad()
+			load.h.behind = maxBackOff
 			for range 12 {
 				var cut []link
 				for range 1 + r.rng.IntN(6) {
@@ -120,6 +121,7 @@ func TestCase13OneLinkFlaps(t *testing.T) {
 	each(t, 2, func(t *testing.T, seed uint64) {
 		bubble(t, 3, seed, func(r *region) {
 			load := r.startLoad()
+			load.h.behind = maxBackOff
 			for range 3 {
 				l := r.leader()
 				for range 3 {
@@ -143,6 +145,7 @@ func TestBrokenConnections(t *testing.T) {
 	each(t, 2, func(t *testing.T, seed uint64) {
 		bubble(t, 3, seed, func(r *region) {
 			load := r.startLoad()
+			load.h.behind = maxBackOff
 			for round := range 40 {
 				r.net.slow([]time.Duration{maxDelay, 30 * time.Millisecond}[round/10%2])
 				r.idle(r.between(20*time.Millisecond, 200*time.Millisecond))

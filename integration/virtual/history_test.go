@@ -113,6 +113,10 @@ type history struct {
 	stamp  int64
 	events []*event
 	stale  []staleRead
+	// behind is how far a server's log may lag while it hears its leader, which
+	// is what an answer tells the age by: behind a link that fails and heals, the
+	// library waits ever longer with entries while heartbeats go on.
+	behind time.Duration
 }
 
 func newHistory() *history { return &history{began: time.Now()} }
@@ -242,6 +246,9 @@ func (h *history) sawStale(s staleRead) {
 // the age, and hears of a commit with the next append.
 const ageSlack = 600 * time.Millisecond
 
+// maxBackOff is the longest wait of hashicorp/raft's replication after failures.
+const maxBackOff = 10 * time.Second
+
 // staleReads checks that one server's stale answers to one client never go
 // back, and that none is older than it says.
 func (h *history) staleReads() (out []string) {
@@ -270,7 +277,7 @@ func (h *history) olderThan(s staleRead) string {
 		return ""
 	}
 	for _, e := range h.events {
-		if e.told() && e.index > s.index && e.end < s.at-s.age-ageSlack {
+		if e.told() && e.index > s.index && e.end < s.at-s.age-ageSlack-h.behind {
 			return fmt.Sprintf("a stale read at %s at %v, of index %d, says that it is %v old and does not know\n%v", s.server, s.at, s.index, s.age, e)
 		}
 	}
