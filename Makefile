@@ -74,9 +74,11 @@ fuzz:
 bench: build
 	$(GO) test -run '^$$' -bench '^(BenchmarkFind|BenchmarkFindTake|BenchmarkChurn|BenchmarkTakeGive|BenchmarkFork|BenchmarkMemory)$$' \
 		-benchtime 0.3s -benchmem -count $(BENCHCOUNT) ./scheduler
-	$(GO) test -run '^$$' -bench '^(BenchmarkSubmitAndPlace|BenchmarkFork)$$' -benchtime 0.5s -benchmem -count $(BENCHCOUNT) ./fsm
+	$(GO) test -run '^$$' -bench '^(BenchmarkSubmitAndPlace|BenchmarkFork|BenchmarkCountDevices)$$' -benchtime 0.5s -benchmem -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkMemory$$' -benchtime 1x -count $(BENCHCOUNT) ./fsm
-	$(GO) test -run '^$$' -bench '^BenchmarkCommit3$$/^(ticks|submits|placements|bare-library|lone)$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
+	$(GO) test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 3x -count $(BENCHCOUNT) ./fsm
+	$(GO) test -run '^$$' -bench '^BenchmarkCommit3$$/^(ticks|submits|placements|placements-offered|bare-library|lone)$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
+	$(GO) test -run '^$$' -bench '^BenchmarkReplay$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
 	@set -e; for i in $$(seq $(BENCHCOUNT)); do \
 		for load in $(BENCHLOADS); do \
 			echo "bin/gpuai bench --local 3 --sim-nodes 1000 $$load"; \
