@@ -178,7 +178,9 @@ func (h *Host) call(ctx context.Context, f func(context.Context, *Remote) error)
 		if err != nil {
 			return err
 		}
-		err = f(bounded, p.remote)
+		if err = f(bounded, p.remote); errors.Is(err, context.Canceled) && bounded.Err() == nil {
+			err = fmt.Errorf("%w: its connection was closed under the call", ErrDown) // the process has ended
+		}
 		h.judge(ctx, err)
 		if !errors.Is(err, ErrDown) {
 			return h.wrap(err)
