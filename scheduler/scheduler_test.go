@@ -114,7 +114,7 @@ func (w *world) place(sh *modelShape) {
 }
 
 // bound verifies that as many tasks start as Capacity allows at the most, and
-// that Rollback undoes them.
+// that RollbackTo undoes them.
 func (w *world) bound(sh *modelShape) {
 	if w.r.IntN(10) > 0 {
 		return
@@ -188,7 +188,7 @@ func TestRollbackForkRestore(t *testing.T) {
 		if got := dump(fork); got != before {
 			t.Fatalf("seed %d: the fork changed with its origin", seed)
 		}
-		w.sp.Rollback()
+		w.sp.RollbackTo(0)
 		if got := dump(w.s); got != before {
 			t.Fatalf("seed %d: a rollback left\n%s\nof\n%s", seed, got, before)
 		}

@@ -6,7 +6,7 @@
 //
 //   - Commit ends one or more commands: the old values are forgotten and the
 //     incremental hash of the hashed tables takes the change in;
-//   - Rollback, or RollbackTo a Mark, undoes all writes since, in any table;
+//   - RollbackTo a Mark undoes all writes since, in any table;
 //   - Fork gives a second, independent copy in O(pages): both sides copy a page
 //     before they first write to it.
 //

@@ -123,7 +123,7 @@ func TestRollbackAndFork(t *testing.T) {
 				t.Fatalf("seed %d: rolled back to a mark:\n%s\nwant\n%s", seed, got, mid)
 			}
 			if r.IntN(3) == 0 {
-				w.sp.Rollback()
+				w.sp.RollbackTo(0)
 				if got := w.state(); got != before {
 					t.Fatalf("seed %d: rolled back:\n%s\nwant\n%s", seed, got, before)
 				}

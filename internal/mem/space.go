@@ -20,7 +20,7 @@ type Space struct {
 }
 
 // NewSpace returns an empty space. Structures write when they are made: commit
-// after the last one, or the first Rollback takes them apart.
+// after the last one, or the first RollbackTo takes them apart.
 func NewSpace() *Space { return &Space{owner: new(owner), section: 1} }
 
 // Fork returns a space for the forks of s's structures, which must all be
@@ -56,7 +56,8 @@ func (s *Space) wrote(id uint16, first bool) {
 	}
 }
 
-// RollbackTo takes back every write since m, newest first.
+// RollbackTo takes back every write since m, newest first; mark 0 is the last
+// Commit.
 func (s *Space) RollbackTo(m Mark) {
 	s.section++
 	for i := len(s.journal) - 1; i >= int(m); i-- {
@@ -64,9 +65,6 @@ func (s *Space) RollbackTo(m Mark) {
 	}
 	s.journal = s.journal[:m]
 }
-
-// Rollback takes back every write since the last Commit.
-func (s *Space) Rollback() { s.RollbackTo(0) }
 
 // Commit makes all writes since the last one final.
 func (s *Space) Commit() {

@@ -63,7 +63,7 @@ func (t *Table[T]) Get(i uint32) *T {
 }
 
 // Mut returns record i for writing. It must not be kept over the next Mut,
-// Append, Rollback or Commit.
+// Append, RollbackTo or Commit.
 func (t *Table[T]) Mut(i uint32) *T {
 	p := &t.pages[i>>(t.bits&31)]
 	if p.owner != t.space.owner {
