@@ -69,6 +69,9 @@ type JobSpec struct {
 	Class    Class    `json:"class,omitzero"`
 	Priority Priority `json:"priority,omitzero"`
 	Limits   Limits   `json:"limits,omitzero"`
+	// Begin is the wall time before which no task is placed, by the region's
+	// clock at the submit. 0 means at once.
+	Begin WallTime `json:"begin_unix_ms,omitzero"`
 	// Array makes the only group's count the array's size: each task is one
 	// element, told its index by GPUAI_ARRAY_INDEX.
 	Array    Array    `json:"array,omitzero"`

@@ -25,6 +25,8 @@ const (
 
 	// MaxDuration bounds every duration a user may give.
 	MaxDuration = 3650 * Day
+	// MaxWallTime bounds every time of day a user may give: in the year 2262.
+	MaxWallTime WallTime = 1<<63/1_000_000 - 1
 	// MaxLeaseTTL bounds a lease's time to live. A region that was restored
 	// from a backup grants nothing for MaxLeaseTTL and the grace after it.
 	MaxLeaseTTL = Hour

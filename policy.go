@@ -41,6 +41,9 @@ type Policy struct {
 	PriorityTraining  Priority `json:"priority_training"`
 	PriorityFinetune  Priority `json:"priority_finetune"`
 	PriorityBatch     Priority `json:"priority_batch"`
+	// AgingEvery raises a waiting job by one priority for each such time that
+	// it has waited, up to MaxPriority; 0 never does.
+	AgingEvery Duration `json:"aging_every_ms,omitzero"`
 }
 
 // DefaultPolicy is the policy of a new region.
@@ -133,6 +136,7 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/breaker_window_ms", p.BreakerWindow, Second, Hour)
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
+	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")
 	v.check(p.BreakerRatePPM <= 1_000_000, "/breaker_rate_ppm", "must be at most 1000000")

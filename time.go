@@ -22,8 +22,8 @@ const (
 	Day                  = 24 * Hour
 )
 
-// A WallTime is a Unix time in milliseconds, for display and invoices only: no
-// decision may depend on it.
+// A WallTime is a Unix time in milliseconds, for display and invoices. One
+// decision depends on it: JobSpec.Begin, which the submit turns into region time.
 type WallTime int64
 
 // Add returns t + d, clamped to the range of Instant.

@@ -118,6 +118,7 @@ func (s *JobSpec) Validate() []FieldError {
 	v.span("/limits/queue_time_ms", s.Limits.QueueTime, 0, MaxDuration)
 	v.span("/limits/run_time_ms", s.Limits.RunTime, 0, MaxDuration)
 	v.span("/lease_ttl_ms", s.LeaseTTL, 0, MaxLeaseTTL)
+	v.check(s.Begin >= 0 && s.Begin <= MaxWallTime, "/begin_unix_ms", "must be a Unix time in milliseconds, before the year 2262")
 	if s.Array.Size > MaxTasks {
 		v.add("/array/size", "must be at most "+strconv.Itoa(MaxTasks))
 	}

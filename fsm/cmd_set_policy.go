@@ -13,12 +13,18 @@ type SetPolicy struct{ Policy gpuai.Policy }
 
 // Append appends the encoded command to dst.
 func (c *SetPolicy) Append(dst []byte, env Envelope) []byte {
-	return appendCommand(dst, typeSetPolicy, env, func(b []byte) []byte { return wire.AppendPolicy(b, &c.Policy) })
+	return appendCommand(dst, typeSetPolicy, env, func(b []byte) []byte {
+		return wire.AppendSettings(wire.AppendPolicy(b, &c.Policy), &c.Policy)
+	})
 }
 
 func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	p, err := wire.ReadPolicyFrom(r)
-	if err != nil || r.Done() != nil {
+	if err != nil {
+		return malformed
+	}
+	extended, err := wire.ReadSettings(r, &p)
+	if err != nil || r.Done() != nil || extended && m.Level() < LevelPlacement {
 		return malformed
 	}
 	if len(p.Validate()) > 0 {
@@ -29,4 +35,6 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	return Result{}
 }
 
-func (p *policyRec) put(b []byte) []byte { return wire.AppendPolicy(b, &p.Policy) }
+func (p *policyRec) put(b []byte) []byte {
+	return wire.AppendSettings(wire.AppendPolicy(b, &p.Policy), &p.Policy)
+}

@@ -37,7 +37,7 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	}
 	id, hold, spec := gpuai.JobID(c.Body[:16]), c.Body[16] == 1, c.Body[submitHeader:]
 	v := &m.view
-	if err := wire.ReadJobView(spec, v); err != nil || id.IsZero() {
+	if err := wire.ReadJobView(spec, v); err != nil || id.IsZero() || v.Extended && m.Level() < LevelPlacement {
 		return rejected(gpuai.InvalidSpec, "the job is invalid")
 	}
 	if _, taken := m.jobSlot(id); taken {

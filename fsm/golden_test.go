@@ -144,6 +144,18 @@ func recordMissing(t *testing.T) {
 			w.say("snapshot level-2.snap")
 			w.steps(40)
 		},
+		"level-3": func(w *goldenWalk) {
+			w.steps(40)
+			w.apply(&SetFeatureLevel{Level: 3})
+			w.flush()
+			w.steps(40)
+			p := gpuai.DefaultPolicy()
+			p.AgingEvery = gpuai.Minute
+			w.apply(&SetPolicy{Policy: p})
+			w.flush()
+			w.say("snapshot level-3.snap")
+			w.steps(40)
+		},
 		"level-2-restored": func(w *goldenWalk) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}

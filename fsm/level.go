@@ -12,7 +12,7 @@ import (
 // raises it once every voter knows a newer one.
 const (
 	MinLevel uint32 = 1
-	MaxLevel uint32 = 2
+	MaxLevel uint32 = 3
 )
 
 // LevelRestore is the level from which on
@@ -22,6 +22,12 @@ const (
 //     is ready at once, and one that died meanwhile is given leases that
 //     nobody runs until they expire.
 const LevelRestore uint32 = 2
+
+// LevelPlacement is the level from which on a job may say when and beside what
+// it wants to run (the extension fields of its spec), and the policy has the
+// settings of placement. Below it, commands that say so are refused, as builds
+// refuse them that do not know the level.
+const LevelPlacement uint32 = 3
 
 // ErrLevel is returned, wrapped with both levels, for a log or a snapshot of a
 // newer feature level than this machine takes part in. Nothing was applied or

@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -84,7 +85,7 @@ func TestNextVersionsSnapshotIsRefused(t *testing.T) {
 	if err := newRegion(t).m.Fork().WriteSnapshot(&b); err != nil {
 		t.Fatal(err)
 	}
-	for want, at := range map[string]int{"has format 2, this version of gpuai reads 1": 8, "has feature level 3, this server goes to 2": 12} {
+	for want, at := range map[string]int{"has format 2, this version of gpuai reads 1": 8, fmt.Sprintf("has feature level %d, this server goes to %d", MaxLevel+1, MaxLevel): 12} {
 		next := bytes.Clone(b.Bytes())
 		next[at] = 2
 		if at == 12 {

@@ -235,7 +235,10 @@ func (s *snapshotMeta) read(body []byte) error {
 	s.meta.get(r)
 	s.meta.chain = s.chain
 	var err error
-	if s.policy, err = wire.ReadPolicyFrom(r); err != nil || r.Done() != nil {
+	if s.policy, err = wire.ReadPolicyFrom(r); err == nil {
+		_, err = wire.ReadSettings(r, &s.policy)
+	}
+	if err != nil || r.Done() != nil {
 		return errSnapshot("its first section is malformed")
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/fsm"
 )
 
 // Writers submit jobs from several clients until they are stopped, and remember
@@ -103,7 +104,7 @@ func TestUpgradeAndDowngradeUnderLoad(t *testing.T) {
 	r.equalDigests(0)
 	r.restart(r.servers[2])
 	for _, m := range r.servers {
-		r.levelOf(m, 2)
+		r.levelOf(m, fsm.MaxLevel)
 	}
 	l.more(100)
 	r.equalDigests(0)

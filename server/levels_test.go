@@ -37,7 +37,7 @@ func TestFeatureLevelIsRaisedOnceAllKnowIt(t *testing.T) {
 		r.restart(m)
 	}
 	for _, m := range r.servers {
-		eventually(t, "level 2 on server "+string(m.cfg.ID), func() bool { return m.level() == 2 })
+		eventually(t, "the newest level on server "+string(m.cfg.ID), func() bool { return m.level() == fsm.MaxLevel })
 	}
 	r.equalDigests()
 	m := r.followers()[0]
@@ -56,7 +56,7 @@ func TestOldServerIsRefusedAtJoin(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)
 	for _, m := range r.servers {
-		eventually(t, "level 2", func() bool { return m.level() == 2 })
+		eventually(t, "the newest level", func() bool { return m.level() == fsm.MaxLevel })
 	}
 	m := r.followers()[0]
 	r.halt(m)

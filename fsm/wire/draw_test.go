@@ -14,6 +14,7 @@ func drawSpec(t *rapid.T) gpuai.JobSpec {
 		Priority: gpuai.Priority(rapid.IntRange(0, int(gpuai.MaxPriority)).Draw(t, "priority")),
 		Limits:   gpuai.Limits{QueueTime: drawDuration(t, gpuai.MaxDuration), RunTime: drawDuration(t, gpuai.MaxDuration)},
 		LeaseTTL: drawDuration(t, gpuai.MaxLeaseTTL),
+		Begin:    gpuai.WallTime(max(0, rapid.Int64Range(-1<<40, int64(gpuai.MaxWallTime)).Draw(t, "begin"))),
 	}
 	groups := rapid.IntRange(1, gpuai.MaxGroups).Draw(t, "groups")
 	if rapid.Bool().Draw(t, "array") {

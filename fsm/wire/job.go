@@ -9,8 +9,13 @@ import "github.com/gpuai/gpuai"
 //	count:u32 gang on:u8 attempts:u32 backoff:i64 name shape task
 //
 // where name, tenant, shape and task have their length in front. Shape is what
-// AppendShape writes and task what appendTask writes.
-const specVersion = 1
+// AppendShape writes and task what appendTask writes. A spec that uses fields
+// of a later feature level is of version 2 and has them behind its groups, see
+// ext.go.
+const (
+	specVersion    = 1
+	specVersionExt = 2
+)
 
 // maxOn is the set of all causes of a restart.
 const maxOn = gpuai.OnFailure | gpuai.OnNodeLost | gpuai.OnGPUError
@@ -26,6 +31,9 @@ type JobView struct {
 	LeaseTTL              int64 // ms; 0: the class's
 	Name, Tenant          []byte
 	Groups                [gpuai.MaxGroups]GroupView
+	// Extended: it has fields that feature level 3 brought.
+	Extended bool
+	Begin    int64 // wall time, ms; 0: at once
 }
 
 // A GroupView is what the machine needs of a group.
@@ -45,6 +53,7 @@ type GroupView struct {
 // no order (constraints, values of in and not_in, causes of a restart) the order
 // is not kept.
 func AppendJobSpec(b []byte, s *gpuai.JobSpec) []byte {
+	at := len(b)
 	b = append(b, specVersion, uint8(s.Type), uint8(s.Class), uint8(s.Priority))
 	b = appendCount8(b, len(s.Groups))
 	b = appendI64(b, int64(s.Limits.QueueTime))
@@ -55,6 +64,10 @@ func AppendJobSpec(b []byte, s *gpuai.JobSpec) []byte {
 	b = AppendStr(b, string(s.Tenant))
 	for i := range s.Groups {
 		b = appendGroup(b, &s.Groups[i])
+	}
+	n := len(b)
+	if b = appendExtensions(b, s); len(b) > n {
+		b[at] = specVersionExt
 	}
 	return b
 }
@@ -76,9 +89,11 @@ func appendGroup(b []byte, g *gpuai.Group) []byte {
 // groups' shapes and tasks. It allocates nothing but an error.
 func ReadJobView(b []byte, v *JobView) error {
 	r := Reader{b: b}
-	if len(b) > gpuai.MaxSpecBytes || r.U8() != specVersion {
+	version := r.U8()
+	if len(b) > gpuai.MaxSpecBytes || version != specVersion && version != specVersionExt {
 		return ErrMalformed
 	}
+	v.Extended = version == specVersionExt
 	v.Type = uint8(r.within(int64(r.U8()), 0, int64(gpuai.Train)))
 	v.Class = uint8(r.within(int64(r.U8()), 1, int64(gpuai.NumClasses)-1))
 	v.Priority = uint8(r.within(int64(r.U8()), 0, int64(gpuai.MaxPriority)))
@@ -93,6 +108,7 @@ func ReadJobView(b []byte, v *JobView) error {
 		r.group(&v.Groups[i])
 		tasks += uint64(v.Groups[i].Count)
 	}
+	r.extensions(v)
 	if tasks > gpuai.MaxTasks {
 		r.Fail("the job has too many tasks")
 	}
@@ -153,6 +169,7 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 		Limits:   gpuai.Limits{QueueTime: gpuai.Duration(v.QueueTime), RunTime: gpuai.Duration(v.RunTime)},
 		Array:    gpuai.Array{Size: v.ArraySize},
 		LeaseTTL: gpuai.Duration(v.LeaseTTL),
+		Begin:    gpuai.WallTime(v.Begin),
 		Groups:   make([]gpuai.Group, 0, v.NumGroups),
 	}
 	for i := range v.Groups[:v.NumGroups] {

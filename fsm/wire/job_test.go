@@ -19,7 +19,7 @@ import (
 func sample() *gpuai.JobSpec {
 	s := &gpuai.JobSpec{
 		Name: "llama-ft", Type: gpuai.Train, Class: gpuai.ClassFinetune, Priority: 70,
-		Limits: gpuai.Limits{QueueTime: gpuai.Hour, RunTime: gpuai.Day}, LeaseTTL: 90 * gpuai.Second,
+		Limits: gpuai.Limits{QueueTime: gpuai.Hour, RunTime: gpuai.Day}, LeaseTTL: 90 * gpuai.Second, Begin: 1_800_000_000_000,
 		Groups: []gpuai.Group{{
 			Name: "workers", Count: 4, Gang: true,
 			Constraints: []gpuai.Constraint{

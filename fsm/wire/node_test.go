@@ -72,6 +72,18 @@ func kinds() []kind {
 	}
 }
 
+func appendPolicy(b []byte, p *gpuai.Policy) []byte {
+	return wire.AppendSettings(wire.AppendPolicy(b, p), p)
+}
+
+func readPolicy(r *wire.Reader) (gpuai.Policy, error) {
+	p, err := wire.ReadPolicyFrom(r)
+	if err == nil {
+		_, err = wire.ReadSettings(r, &p)
+	}
+	return p, err
+}
+
 // check asserts what holds of any bytes: they are refused, or what was read is
 // written again as it was.
 func (k *kind) check(t *testing.T, b []byte) {
@@ -124,15 +136,15 @@ func TestEdgeValuesSurvive(t *testing.T) {
 		t.Errorf("held: %+v, %v", got, err)
 	}
 	policy := distinct(t)
-	r = wire.NewReader(wire.AppendPolicy(nil, &policy))
-	if got, err := wire.ReadPolicyFrom(r); err != nil || got != policy || r.Done() != nil {
+	r = wire.NewReader(appendPolicy(nil, &policy))
+	if got, err := readPolicy(r); err != nil || got != policy || r.Done() != nil {
 		t.Errorf("policy: %+v, %v", got, err)
 	}
 }
 
 // distinct returns a policy each of whose fields has a value of its own, so that
 // a field that the codec forgot or confused shows.
-func distinct(t *testing.T) gpuai.Policy {
+func distinct(t testing.TB) gpuai.Policy {
 	t.Helper()
 	var p gpuai.Policy
 	v := reflect.ValueOf(&p).Elem()
@@ -142,6 +154,8 @@ func distinct(t *testing.T) gpuai.Policy {
 			f.SetInt(int64(i) + 1)
 		case reflect.Uint8, reflect.Uint32:
 			f.SetUint(uint64(i) + 1)
+		case reflect.Bool:
+			f.SetBool(true)
 		default:
 			t.Fatalf("a policy has a field of kind %s: teach the codec and this test", f.Kind())
 		}
@@ -211,7 +225,27 @@ func FuzzNodeSpec(f *testing.F) { fuzzKind(f, "node") }
 func FuzzDevices(f *testing.F)  { fuzzKind(f, "devices") }
 func FuzzHeld(f *testing.F)     { fuzzKind(f, "held") }
 func FuzzReport(f *testing.F)   { fuzzKind(f, "report") }
-func FuzzPolicy(f *testing.F)   { fuzzKind(f, "policy") }
+
+// FuzzSettings holds that a policy's settings have one form.
+func FuzzSettings(f *testing.F) {
+	d, p := gpuai.DefaultPolicy(), distinct(f)
+	f.Add(wire.AppendSettings(nil, &d))
+	f.Add(wire.AppendSettings(nil, &p))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var p gpuai.Policy
+		r := wire.NewReader(b)
+		extended, err := wire.ReadSettings(r, &p)
+		if err != nil {
+			return
+		}
+		rest := len(r.Rest())
+		if again := wire.AppendSettings(nil, &p); extended != (len(b) > 0) || !bytes.Equal(again, b[:len(b)-rest]) {
+			t.Fatalf("%x was written again as %x", b, again)
+		}
+	})
+}
+
+func FuzzPolicy(f *testing.F) { fuzzKind(f, "policy") }
 
 // The IDs are those that the whole spec has, for any mask and any text.
 func TestReadDeviceIDs(t *testing.T) {

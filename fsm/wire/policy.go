@@ -46,3 +46,85 @@ func numbersOf(p *gpuai.Policy) [5]*uint32 {
 func prioritiesOf(p *gpuai.Policy) [4]*gpuai.Priority {
 	return [...]*gpuai.Priority{&p.PriorityInference, &p.PriorityTraining, &p.PriorityFinetune, &p.PriorityBatch}
 }
+
+// A setting is one setting of a policy as a number.
+type setting struct {
+	duration *gpuai.Duration
+	number   *uint32
+	flag     *bool
+}
+
+func (s setting) get() int64 {
+	switch {
+	case s.duration != nil:
+		return int64(*s.duration)
+	case s.number != nil:
+		return int64(*s.number)
+	case *s.flag:
+		return 1
+	default:
+		return 0
+	}
+}
+
+func (s setting) set(v int64) (ok bool) {
+	switch {
+	case s.duration != nil:
+		*s.duration = gpuai.Duration(v)
+	case s.number != nil:
+		*s.number, ok = uint32(v), v == int64(uint32(v))
+		return ok
+	default:
+		*s.flag = v == 1
+		return v == 0 || v == 1
+	}
+	return true
+}
+
+// settingsOf returns the settings that feature level 3 brought. New ones go to
+// the end.
+func settingsOf(p *gpuai.Policy) []setting {
+	return []setting{
+		{duration: &p.AgingEvery},
+	}
+}
+
+// AppendSettings appends the settings that feature level 3 brought, each as
+// eight bytes, of a policy that has any of them off its default; else nothing,
+// so that it is the policy as older builds write it.
+func AppendSettings(b []byte, p *gpuai.Policy) []byte {
+	d := gpuai.DefaultPolicy()
+	of, defaults, other := settingsOf(p), settingsOf(&d), false
+	for i := range of {
+		other = other || of[i].get() != defaults[i].get()
+	}
+	for i := range of {
+		if other {
+			b = appendI64(b, of[i].get())
+		}
+	}
+	return b
+}
+
+// ReadSettings reads what AppendSettings wrote into p: defaults where nothing
+// is left to read.
+func ReadSettings(r *Reader, p *gpuai.Policy) (extended bool, err error) {
+	d := gpuai.DefaultPolicy()
+	defaults := settingsOf(&d)
+	extended = len(r.b) > 0
+	other := !extended
+	for i, s := range settingsOf(p) {
+		v := defaults[i].get()
+		if extended {
+			v = r.I64()
+		}
+		if !s.set(v) {
+			r.Fail("a setting of the policy is out of range")
+		}
+		other = other || v != defaults[i].get()
+	}
+	if !other {
+		r.Fail("a policy has settings that it need not have")
+	}
+	return extended, r.err
+}
