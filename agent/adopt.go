@@ -303,7 +303,7 @@ func (a *Agent) reattached(tasks []watchdog.Task) {
 		}
 		seen, task := find(tasks, t)
 		switch {
-		case seen == decide.SeenNot && rec.State == store.JournalRunning:
+		case seen == decide.SeenNot && (rec.State == store.JournalRunning || rec.State == store.JournalUnkillable):
 			known, budget := recordedTask(rec), a.core.Policy().KillBudget
 			w.order(func() { w.lost(known, budget, "the watchdog died, and the task with it") })
 		case seen != decide.SeenNot && task.State != watchdog.Running:

@@ -229,6 +229,22 @@ func TestDevicesOfAnUnkillableTaskComeBack(t *testing.T) {
 	}
 }
 
+// The watchdog dies while such a task is left: what is left of it is looked for
+// all the same. Found by the simulation, seed 10733.
+func TestDevicesOfAnUnkillableTaskComeBackWithoutItsWatchdog(t *testing.T) {
+	f := newFixture(t)
+	a := f.runWith(newDriver("GPU-1", "GPU-2"), nil)
+	lease := f.grant(testNode, gpuTask("sleep 60", "GPU-1"))
+	f.running(lease)
+	a.post(func() {
+		a.step(decide.TaskUnkillable{Lease: lease, Reason: "it outlived the kill budget"})
+		a.carryOut()
+	})
+	eventually(t, "the device to be taken out", func() bool { return f.health("GPU-1") == gpuai.DeviceUnhealthy })
+	killWatchdog(t, f.dir)
+	eventually(t, "the device to come back", func() bool { return f.health("GPU-1") == gpuai.DeviceHealthy })
+}
+
 // An answer that comes when its session is over already is journaled, and the
 // agent may end before it hears another. Its next life must not hold the lease's
 // devices for a task that nobody ends. Found by the simulation, seed 1726.

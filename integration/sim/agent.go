@@ -581,7 +581,7 @@ func (a *agent) watchdogGone() {
 		a.attach()
 		for _, t := range sortedKeys(a.workers) {
 			x, rec := a.workers[t], a.h.journal.records[t]
-			if rec != nil && rec.state == recRunning && a.h.wd.tasks[t] == nil {
+			if rec != nil && (rec.state == recRunning || rec.state == recUnkillable) && a.h.wd.tasks[t] == nil {
 				x.order(x.lost)
 			}
 		}
