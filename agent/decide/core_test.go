@@ -568,6 +568,43 @@ func TestAdopted(t *testing.T) {
 	mustFind[Kill](t, r.acts) // not named: not adopted
 }
 
+// A task ends after the agent said that it holds it and before it is told of the
+// adoption: its report names the old incarnation and is refused. The end must be
+// told again under the new one, or the lease is held for ever. Found by the
+// simulation, seed 2550.
+func TestEndBesideTheAdoption(t *testing.T) {
+	a := assign(5)
+	a.Lease.Incarnation = inc - 1
+	done := []gpuai.Report{
+		{Lease: a.Lease.ID, Seq: 4, Incarnation: inc - 1, State: gpuai.ReportRunning},
+		{Lease: a.Lease.ID, Seq: 5, Incarnation: inc - 1, State: gpuai.ReportDone},
+	}
+	told := func(acts []Action) (out []gpuai.Report) {
+		for _, act := range acts {
+			if s, ok := act.(SendReport); ok && s.Report.Incarnation == inc {
+				out = append(out, s.Report)
+			}
+		}
+		return out
+	}
+	named := a
+	named.Lease.Incarnation = inc
+	for name, adoption := range map[string]func(r *rig) []Action{
+		"by the welcome": func(r *rig) []Action { r.welcome(10, a.Lease.ID); return r.acts },
+		"by the set":     func(r *rig) []Action { r.welcome(10); return r.set(10, true, named) },
+	} {
+		r := newRig(t, Held{Assignment: a, Seq: 5, Unsent: slices.Clone(done)})
+		again := told(adoption(r))
+		if len(again) != 1 || again[0].State != gpuai.ReportDone || again[0].Seq != 6 {
+			t.Fatalf("%s: told again: %+v", name, again)
+		}
+		for seq := uint32(4); seq <= 5; seq++ {
+			mustLack[Forget](t, r.step(ReportAnswered{r.sess, gpuai.Reported{Lease: a.Lease.ID, Seq: seq, Code: gpuai.Conflict}}))
+		}
+		mustFind[Forget](t, r.step(ReportAnswered{r.sess, gpuai.Reported{Lease: a.Lease.ID, Seq: 6}}))
+	}
+}
+
 func TestJudgeIsTotalAndSafe(t *testing.T) {
 	for a := AssignedUnknown; a <= AssignedEnded; a++ {
 		for rec := RecordedNot; rec <= RecordedOtherBoot; rec++ {

@@ -33,6 +33,19 @@ func (c *Core) resend(now int64, l *lease) {
 	}
 }
 
+// adopted notes the incarnation that a lease belongs to now. What was reported
+// under another one and is not answered will be refused: the newest of it is
+// told again.
+func (c *Core) adopted(now int64, l *lease, inc gpuai.Incarnation) {
+	if l.a.Lease.Incarnation == inc {
+		return
+	}
+	l.a.Lease.Incarnation = inc
+	if n := len(l.unsent); n > 0 && l.unsent[n-1].Incarnation != inc {
+		c.report(now, l, l.unsent[n-1])
+	}
+}
+
 // answered takes the answer to a report: any code is final, and it settles the
 // reports before it too.
 func (c *Core) answered(r gpuai.Reported) {

@@ -76,8 +76,12 @@ func (c *Core) welcome(now int64, w *gpuai.Welcome) {
 	c.confirm(now, &a, c.hello)
 	c.floor = c.highest
 	for _, t := range c.tokens() {
-		if l := c.leases[t]; len(l.unsent) > 0 {
+		l := c.leases[t]
+		if len(l.unsent) > 0 {
 			c.resend(now, l)
+		}
+		if c.ack.names[t] {
+			c.adopted(now, l, c.id.Incarnation)
 		}
 	}
 }

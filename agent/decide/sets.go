@@ -47,7 +47,7 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 	l := c.leases[t]
 	if l != nil && a != nil {
 		l.a.Lease.State, l.a.Lease.Cause = a.Lease.State, a.Lease.Cause
-		l.a.Lease.Incarnation = a.Lease.Incarnation // adoption changes it
+		c.adopted(now, l, a.Lease.Incarnation)
 	}
 	switch Judge(Sight{Assigned: as, Recorded: c.recorded(t)}) {
 	case MoveTake:

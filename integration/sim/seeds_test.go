@@ -68,6 +68,10 @@ var failedSeeds = []struct {
 	{plan{seed: 1726}, "agent: the same"},
 	{plan{seed: 788}, "model: an agent's restart forgot a task that could not be killed"},
 	{plan{seed: 25}, "model: a task that cannot be killed counted as authorised beyond its budget"},
+	{plan{seed: 10733}, "agent: an unkillable task was forgotten when its watchdog died"},
+	{plan{seed: 14083}, "agent: the same"},
+	{plan{seed: 16268}, "agent: the same"},
+	{plan{seed: 2550}, "agent: an end that was reported under the incarnation before an adoption was not told again"},
 }
 
 func TestSeedsThatFailed(t *testing.T) {
