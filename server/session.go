@@ -57,7 +57,9 @@ type session struct {
 	requests []gpuai.LogRequest
 	jobs     []agentCommand
 	logs     logWaiters
-	end      error // why the session is over
+	told     []gpuai.Device // what the agent last said it has
+	doubt    bool           // whether the region holds that is to be looked at
+	end      error          // why the session is over
 	refusal  *gpuai.SessionError
 
 	teller *frames.Teller // of the sender only
@@ -71,7 +73,11 @@ func (se *session) Offer(e *gpuai.Event) {
 	case gpuai.NodeRegistered:
 		if e.Index > se.registered {
 			se.replaced(e.Incarnation)
+			return
 		}
+		nudge(se.work) // this replica has the registration
+	case gpuai.NodeChanged:
+		se.doubtDevices()
 	default:
 	}
 }
@@ -82,6 +88,7 @@ func (se *session) Reset() {
 	se.full, se.dirty = true, nil
 	se.mu.Unlock()
 	nudge(se.wake)
+	se.doubtDevices()
 }
 
 func (se *session) mark(t gpuai.Token) {
@@ -142,8 +149,7 @@ func (se *session) receive(ctx context.Context) error {
 		case f.Kind == gpuai.FrameReport && f.Report != nil:
 			err = se.report(*f.Report)
 		case f.Kind == gpuai.FrameDevices:
-			c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: f.Devices}
-			err = se.carry(agentCommand{cmd: c.Append(nil, se.envelope())})
+			err = se.tell(f.Devices)
 		case f.Kind == gpuai.FrameLog && f.Log != nil:
 			se.deliver(f.Log)
 		default:
@@ -233,6 +239,10 @@ func (se *session) carrier(ctx context.Context) error {
 	retry := carryRetryMin
 	for {
 		if batch = se.moreWork(batch); len(batch) == 0 {
+			if c, due := se.correction(); due {
+				batch = append(batch, c)
+				continue
+			}
 			select {
 			case <-se.work:
 				continue

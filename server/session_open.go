@@ -204,7 +204,7 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 	se := &session{
 		s: s, conn: c, name: strings.ToLower(rand.Text()[:12]),
 		ref:        fsm.NodeRef{Node: h.Node.ID, Incarnation: out.Incarnation},
-		registered: out.Index, full: true,
+		registered: out.Index, full: true, told: h.Node.Devices, doubt: true,
 		wake: make(chan struct{}, 1), work: make(chan struct{}, 1),
 	}
 	se.teller = frames.New(se.ref, h.Held)

@@ -200,6 +200,28 @@ func TestDevicesAreUpdated(t *testing.T) {
 	})
 }
 
+// An update that was sent before another one and comes behind it is not the last
+// word.
+func TestLateUpdateOfDevicesIsCorrected(t *testing.T) {
+	t.Parallel()
+	r := startRegion(t, 3)
+	a := join(t, r.followers()[0].Server, helloOf("n1", 2))
+	n, err := r.leader().Node("n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := slices.Clone(a.hello.Node.Devices)
+	late[1].Health = gpuai.DeviceUnhealthy
+	c := fsm.UpdateDevices{Node: "n1", Incarnation: n.Incarnation, Devices: late}
+	if out, err := r.leader().propose(t.Context(), c.Append(nil, fsm.Envelope{})); err != nil || out[0].Code != gpuai.OK {
+		t.Fatal(out, err)
+	}
+	eventually(t, "what the agent said last", func() bool {
+		n, err := r.leader().Node("n1")
+		return err == nil && n.FreeGPUs == 2 && n.ModifyIndex > n.RegisterIndex
+	})
+}
+
 func TestLogsAreReadThroughAnyServer(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)

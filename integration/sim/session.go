@@ -35,6 +35,8 @@ type session struct {
 	jobs     []agentCommand
 	carrying bool
 	retry    int64
+	told     []gpuai.Device
+	doubt    bool
 }
 
 // agentCommand is a command on an agent's behalf.
@@ -89,7 +91,7 @@ func (s *server) hello(c *conn, h *gpuai.Hello) {
 
 // begin makes a session its node's only one here.
 func (s *server) begin(c *conn, h *gpuai.Hello, ref fsm.NodeRef, index uint64) *session {
-	se := &session{s: s, c: c, ref: ref, registered: index, full: true, retry: carryRetryMin}
+	se := &session{s: s, c: c, ref: ref, registered: index, full: true, retry: carryRetryMin, told: h.Node.Devices, doubt: true}
 	se.teller = frames.New(ref, h.Held)
 	se.acks = []frames.AckDue{{Sent: h.Sent}}
 	if old := s.sessions[ref.Node]; old != nil {
@@ -151,7 +153,12 @@ func (se *session) offer(e *gpuai.Event) {
 	case gpuai.NodeRegistered:
 		if e.Index > se.registered {
 			se.replaced(e.Incarnation)
+			return
 		}
+		se.carryOn()
+	case gpuai.NodeChanged:
+		se.doubt = true
+		se.carryOn()
 	}
 }
 
@@ -223,8 +230,24 @@ func (se *session) received(f gpuai.Frame) {
 		c := fsm.ReportLease{Node: se.ref.Node, Report: r}
 		se.carry(agentCommand{c.Append(nil, fsm.Envelope{}), &gpuai.Reported{Lease: r.Lease, Seq: r.Seq}})
 	case gpuai.FrameDevices:
-		c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: f.Devices}
-		se.carry(agentCommand{c.Append(nil, fsm.Envelope{}), nil})
+		se.told = f.Devices
+		se.carry(se.deviceUpdate())
+	}
+}
+
+func (se *session) deviceUpdate() agentCommand {
+	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: se.told}
+	return agentCommand{c.Append(nil, fsm.Envelope{}), nil}
+}
+
+// correct tells of the devices again where the region holds others.
+func (se *session) correct() {
+	if m := se.s.m; se.doubt && m.Index() >= se.registered {
+		se.doubt = false
+		n, ok := m.Node(se.ref.Node)
+		if ok && n.Incarnation == se.ref.Incarnation && !frames.HoldsDevices(n.Devices, se.told) {
+			se.jobs = append(se.jobs, se.deviceUpdate())
+		}
 	}
 }
 
@@ -244,7 +267,13 @@ func (se *session) carry(c agentCommand) {
 }
 
 func (se *session) carryOn() {
-	if se.carrying || se.over || len(se.jobs) == 0 {
+	if se.carrying || se.over {
+		return
+	}
+	if len(se.jobs) == 0 {
+		se.correct()
+	}
+	if len(se.jobs) == 0 {
 		return
 	}
 	se.carrying = true

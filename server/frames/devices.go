@@ -1,0 +1,26 @@
+package frames
+
+import (
+	"slices"
+
+	"github.com/gpuai/gpuai"
+)
+
+// HoldsDevices reports whether the region's list says what the agent's does. The
+// region keeps the places of lost ones that leases had, and its own quarantine.
+func HoldsDevices(region, told []gpuai.Device) bool {
+	for i := range region {
+		d := region[i]
+		d.Free = 0
+		if d.Health == gpuai.DeviceQuarantined {
+			d.Health = gpuai.DeviceHealthy
+		}
+		k := slices.IndexFunc(told, func(t gpuai.Device) bool { return t.ID == d.ID })
+		if k < 0 && d.Health != gpuai.DeviceLost || k >= 0 && d != told[k] {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(told, func(t gpuai.Device) bool {
+		return !slices.ContainsFunc(region, func(d gpuai.Device) bool { return d.ID == t.ID })
+	})
+}

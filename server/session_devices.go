@@ -1,0 +1,60 @@
+package server
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/server/frames"
+)
+
+// An update of devices may reach the log twice, the second time behind a later
+// one: a leader that stood still takes what its follower has sent again since.
+// So what the region holds is compared with what the agent said last whenever
+// the node changes, and told again where it differs.
+
+// tell remembers what the agent says of its devices, for the leader.
+func (se *session) tell(devices []gpuai.Device) error {
+	se.mu.Lock()
+	se.told = devices
+	se.mu.Unlock()
+	return se.carry(se.deviceUpdate(devices))
+}
+
+func (se *session) deviceUpdate(devices []gpuai.Device) agentCommand {
+	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: devices}
+	return agentCommand{cmd: c.Append(nil, se.envelope())}
+}
+
+// doubtDevices has the carrier compare once it has nothing else to do.
+func (se *session) doubtDevices() {
+	se.mu.Lock()
+	se.doubt = true
+	se.mu.Unlock()
+	nudge(se.work)
+}
+
+// correction is the update that is due because the region holds other devices
+// than the agent told of.
+func (se *session) correction() (c agentCommand, due bool) {
+	se.mu.Lock()
+	doubt, told := se.doubt, se.told
+	se.doubt = false
+	se.mu.Unlock()
+	if !doubt {
+		return agentCommand{}, false
+	}
+	var node gpuai.Node
+	var known, behind bool
+	se.s.node.View(func(m *fsm.Machine) {
+		behind = m.Index() < se.registered
+		node, known = m.Node(se.ref.Node)
+	})
+	if behind {
+		se.mu.Lock()
+		se.doubt = true // until the event of the registration
+		se.mu.Unlock()
+	}
+	if behind || !known || node.Incarnation != se.ref.Incarnation || frames.HoldsDevices(node.Devices, told) {
+		return agentCommand{}, false
+	}
+	return se.deviceUpdate(told), true
+}
