@@ -222,10 +222,17 @@ func (r *region) setPolicy(change func(*gpuai.Policy)) error {
 	return nil
 }
 
-// digests waits until all servers have applied at least index least, and
-// compares their digests at an index that all have reached.
+// digests waits until all servers have applied at least index least, and what
+// any of them has applied now, and compares their digests at an index that all
+// have reached. One that stood still for long is at an index that the others
+// remember no more.
 func (r *region) digests(w *row, least uint64) error {
 	common := ^uint64(0)
+	for _, m := range r.members {
+		if d, err := m.api.Digest(r, 0); err == nil {
+			least = max(least, d.Index)
+		}
+	}
 	for _, m := range r.members {
 		err := r.until(patience, fmt.Sprintf("server %s to apply index %d", m.id, least), func(ctx context.Context) error {
 			d, err := m.api.Digest(ctx, 0)
