@@ -12,8 +12,36 @@ import (
 // what they count, indexes equal to tables, the hash equal to the records. It
 // looks at everything: for tests, restores and samples.
 func (m *Machine) Check() error {
+	for _, f := range []func() error{m.checkHash, m.checkIndexes, m.checkTables} {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkIndexes is the part of Check that a restore ensures as it makes the
+// indexes.
+func (m *Machine) checkIndexes() error {
+	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
+		id := m.jobs.Get(s).id
+		if at, ok := m.jobSlot(id); !ok || at != s {
+			return fmt.Errorf("invariant: job %s is not found by its ID", id)
+		}
+	}
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		t := m.leases.Get(s).token
+		if at, ok := m.leaseSlot(t); !ok || at != s {
+			return fmt.Errorf("invariant: lease %d is not found by its token", t)
+		}
+	}
+	return nil
+}
+
+// checkTables is Check without the hash and the indexes of jobs and leases.
+func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.checkHash, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -68,9 +96,6 @@ func (m *Machine) checkJobs() error {
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
 		j := m.jobs.Get(s)
 		states[j.status]++
-		if at, ok := m.jobSlot(j.id); !ok || at != s {
-			return fmt.Errorf("job %s is not found by its ID", j.id)
-		}
 		var live, open uint32
 		for g := j.group; g != 0; g = m.groups.Get(g.slot()).next {
 			r := m.groups.Get(g.slot())
@@ -135,9 +160,6 @@ func (m *Machine) checkLeases() error {
 	n, revoking, milli := uint32(0), uint32(0), uint64(0)
 	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
 		l := m.leases.Get(s)
-		if at, ok := m.leaseSlot(l.token); !ok || at != s {
-			return fmt.Errorf("lease %d is not found by its token", l.token)
-		}
 		if m.tasks.Get(l.task.slot()).lease != refTo(s) {
 			return fmt.Errorf("lease %d is not its task's latest", l.token)
 		}
@@ -211,7 +233,7 @@ func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
 		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
-		return fmt.Errorf("the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
+		return fmt.Errorf("invariant: the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
 	}
 	return nil
 }

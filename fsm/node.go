@@ -148,19 +148,24 @@ func (m *Machine) setNodeBody(slot uint32, n *nodeBody) {
 
 // capacityOf returns what the scheduler is told of a node.
 func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
-	r := m.nodes.Get(slot)
-	info := &scheduler.NodeInfo{
-		Zone: n.spec.Zone, Labels: n.spec.Labels, Price: n.spec.Price,
-		CPU: int64(n.spec.CPU), Memory: int64(n.spec.Memory),
+	info := &scheduler.NodeInfo{}
+	fillCapacity(info, m.nodes.Get(slot), &n.spec)
+	return info
+}
+
+// fillCapacity is capacityOf into what a former node has filled.
+func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
+	*info = scheduler.NodeInfo{
+		Zone: n.Zone, Labels: n.Labels, Price: n.Price,
+		CPU: int64(n.CPU), Memory: int64(n.Memory), Devices: info.Devices[:0],
 	}
-	for i := range n.spec.Devices {
-		d := &n.spec.Devices[i]
+	for i := range n.Devices {
+		d := &n.Devices[i]
 		info.Devices = append(info.Devices, scheduler.DeviceInfo{
 			Vendor: d.Vendor, Model: d.Model, Memory: int64(d.Memory),
 			Usable: d.Health == gpuai.DeviceHealthy && r.broken>>i&1 == 0,
 		})
 	}
-	return info
 }
 
 // setOpen tells the scheduler whether the node takes new leases, and has the

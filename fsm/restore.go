@@ -9,6 +9,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
 	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
 )
 
 // ErrSnapshot is returned, wrapped with what is wrong, for a snapshot that
@@ -83,29 +84,37 @@ func Restore(r io.Reader, o Options) (m *Machine, err error) {
 	if err := fr.header(&SnapshotInfo{}); err != nil {
 		return nil, err
 	}
-	m = New(o)
-	var s snapshotMeta
+	l := &loader{Machine: New(o)}
+	l.sp.Load()
 	for {
 		section, body, err := fr.next()
 		if err != nil {
 			return nil, err
 		}
 		if section == secEnd {
-			return m, m.restored(&s, body)
+			return l.Machine, l.restored(body)
 		}
-		rd := wire.NewReader(body)
-		if err := m.restoreFrame(section, fr.count, rd, &s); err != nil {
+		if err := l.frame(section, fr.count, wire.NewReader(body)); err != nil {
 			return nil, err
 		}
-		m.sp.Commit()
 	}
 }
 
-func (m *Machine) restoreFrame(section uint8, count uint32, rd *wire.Reader, s *snapshotMeta) error {
-	f := rows{m, rd, count}
+// A loader fills a machine from the frames of a snapshot. Nothing of it can be
+// taken back: after an error the machine is thrown away.
+type loader struct {
+	*Machine
+	head snapshotMeta
+	// Scratch, so that the many nodes of few kinds cost few allocations.
+	brief wire.Brief
+	info  scheduler.NodeInfo
+}
+
+func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
+	f := rows{rd, count}
 	switch section {
 	case secMeta:
-		return m.restoreMeta(rd, s)
+		return m.restoreMeta(rd, &m.head)
 	case secStrings:
 		for range count {
 			m.strs.Intern(rd.Str())
@@ -170,7 +179,6 @@ type reader[T any] interface {
 
 // rows are a frame's records.
 type rows struct {
-	m     *Machine
 	rd    *wire.Reader
 	count uint32
 }
@@ -179,43 +187,54 @@ func readTable[T any, P reader[T]](f rows, t *mem.Table[T], slots *mem.Slots) {
 	rd := f.rd
 	for range f.count {
 		slot := rd.U32()
-		var r T
-		P(&r).get(rd)
 		if rd.Err() != nil || slot >= mem.MaxSlots || slots.Has(slot) {
 			rd.Fail("a slot is out of range or given twice")
 			return
 		}
 		slots.Take(slot)
-		t.Put(slot, r)
-		f.m.rebuilt()
+		t.Grow(slot + 1)
+		P(t.Mut(slot)).get(rd)
 	}
 }
 
-func (m *Machine) restoreNode(rd *wire.Reader) {
-	var r nodeRec
+func (m *loader) restoreNode(rd *wire.Reader) {
+	slot := m.nodes.Append(nodeRec{})
+	r := m.nodes.Mut(slot)
 	r.get(rd)
 	body := rd.Bytes(int(rd.U32()))
-	if rd.Err() != nil {
+	if rd.Err() != nil || r.name == 0 || r.name >= m.strs.Len() {
+		rd.Fail("a node has no name")
 		return
 	}
 	r.spec = ref(m.blobs.Put(body))
-	slot := m.nodes.Append(r)
 	m.nodeOf.Grow(r.name + 1)
 	*m.nodeOf.Mut(r.name) = refTo(slot)
+	spec, err := m.brief.ReadNodeSpec(wire.NewReader(body))
+	if err != nil {
+		rd.Fail("a node is malformed")
+		return
+	}
+	fillCapacity(&m.info, r, &spec)
+	if m.sched.SetNode(slot, &m.info) != gpuai.OK {
+		rd.Fail("a node's pool is not among the scheduler's")
+	}
 }
 
 func (m *Machine) restoreJob(rd *wire.Reader) {
 	slot := rd.U32()
-	var r jobRec
-	r.get(rd)
-	body := rd.Bytes(int(rd.U32()))
 	if rd.Err() != nil || slot >= mem.MaxSlots || m.jobSlots.Has(slot) {
 		rd.Fail("a slot is out of range or given twice")
 		return
 	}
-	r.spec = ref(m.blobs.Put(body))
 	m.jobSlots.Take(slot)
-	m.jobs.Put(slot, r)
+	m.jobs.Grow(slot + 1)
+	r := m.jobs.Mut(slot)
+	r.get(rd)
+	r.spec = ref(m.blobs.Put(rd.Bytes(int(rd.U32()))))
+	if _, twice := m.jobSlot(r.id); twice {
+		rd.Fail("two jobs have one ID")
+		return
+	}
 	m.jobByID.Insert(hashJobID(r.id), slot)
 	if r.sameNewer == 0 {
 		m.jobByName.Insert(r.nameHash, slot)
@@ -223,36 +242,33 @@ func (m *Machine) restoreJob(rd *wire.Reader) {
 }
 
 // restored rebuilds what is derived and verifies the whole.
-func (m *Machine) restored(s *snapshotMeta, end []byte) error {
-	m.rebuild()
-	m.sp.Commit()
+func (m *loader) restored(end []byte) error {
+	s := &m.head
+	if err := m.rebuild(); err != nil {
+		return err
+	}
+	m.sp.Loaded()
 	if m.nodes.Len() != s.nodes || m.jobSlots.Len() != s.jobs || m.leaseSlots.Len() != s.leases {
 		return errSnapshot("it does not hold what its first section counts")
 	}
 	if len(end) != len(Digest{}) || Digest(end) != m.Digest() {
 		return errSnapshot("its records do not have the digest it names")
 	}
-	if err := m.Check(); err != nil {
+	if err := m.checkTables(); err != nil { // hash and indexes were made just now
 		return fmt.Errorf("%w: %w", ErrSnapshot, err)
 	}
 	m.digests[m.Index()%DigestsKept] = m.Digest()
 	return nil
 }
 
-// rebuilt commits now and then: nothing of a restore is taken back, and old
-// values that are kept for it cost more than the writes.
-func (m *Machine) rebuilt() {
-	if m.sp.Uncommitted() > 1_024 {
-		m.sp.Commit()
+// rebuild makes the indexes and the timers anew, and has the scheduler take what
+// leases hold of the nodes that restoreNode made known to it.
+func (m *Machine) rebuild() error {
+	if err := m.rebuildLeases(); err != nil {
+		return err
 	}
-}
-
-// rebuild makes the indexes, the timers and the scheduler's view anew.
-func (m *Machine) rebuild() {
-	m.rebuildLeases()
 	for s, ok := m.resultSlots.Next(0); ok; s, ok = m.resultSlots.Next(s + 1) {
 		m.restoreResult(s)
-		m.rebuilt()
 	}
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
@@ -263,25 +279,29 @@ func (m *Machine) rebuild() {
 	}
 	m.rebuildTimers()
 	for s := range m.nodes.Len() {
-		body := m.nodeBody(s)
-		m.sched.SetNode(s, m.capacityOf(s, &body))
 		m.retake(s)
 		m.sched.SetOpen(s, m.nodes.Get(s).open())
-		m.rebuilt()
 	}
+	return nil
 }
 
-func (m *Machine) rebuildLeases() {
+func (m *Machine) rebuildLeases() error {
 	m.leaseByToken.Reserve(m.leaseSlots.Len())
 	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
 		l := m.leases.Get(s)
+		if _, twice := m.leaseSlot(l.token); twice {
+			return errSnapshot(fmt.Sprintf("two leases have token %d", l.token))
+		}
 		m.leaseByToken.Insert(hashToken(l.token), s)
+		if l.state != gpuai.LeaseRunning {
+			continue
+		}
 		j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
-		if l.state == gpuai.LeaseRunning && j.runTime > 0 {
+		if j.runTime > 0 {
 			m.timers.set(l.started.Add(j.runTime), timerLease, s)
 		}
-		m.rebuilt()
 	}
+	return nil
 }
 
 // restoreResult indexes a remembered answer, unless a newer one has its key.

@@ -61,10 +61,8 @@ func (s *State) checkNodes() error {
 }
 
 func (s *State) checkDevices(slot uint32, u *unitRec) error {
-	for d := range uint8(gpuai.MaxGPUs) {
-		if u.devs>>d&1 == 0 {
-			continue
-		}
+	for m := u.devs; m != 0; m &= m - 1 {
+		d := uint8(bits.TrailingZeros64(m))
 		f := s.free(s.nodes.Get(slot), d)
 		if f > int16(gpuai.WholeDevice) {
 			return fmt.Errorf("node %d: device %d has %d milli free", slot, d, f)
@@ -177,16 +175,32 @@ type listed struct {
 
 // implied returns what all trees should have, in order.
 func (s *State) implied() []listed {
-	var out []listed
+	found := make([]listed, 0, 2*s.nodes.Len())
 	for slot := range s.nodes.Len() {
 		n := s.nodes.Get(slot)
 		for u := &n.unit; n.known && u != nil; u = s.next(u) {
-			out = s.impliedBy(out, slot, u)
+			found = s.impliedBy(found, slot, u)
 		}
 	}
-	slices.SortFunc(out, func(a, b listed) int {
-		return cmp.Or(cmp.Compare(a.tree, b.tree), cmp.Compare(a.key, b.key))
-	})
+	// By tree first: within one, the pairs of nodes in use alike are in order.
+	end := make([]uint32, s.trees.Len()+1)
+	for i := range found {
+		end[found[i].tree+1]++
+	}
+	for i := range s.trees.Len() {
+		end[i+1] += end[i]
+	}
+	out := make([]listed, len(found))
+	for i := range found {
+		at := &end[found[i].tree]
+		out[*at] = found[i]
+		*at++
+	}
+	from := uint32(0)
+	for _, to := range end[:s.trees.Len()] {
+		slices.SortFunc(out[from:to], func(a, b listed) int { return cmp.Compare(a.key, b.key) })
+		from = to
+	}
 	return out
 }
 

@@ -247,21 +247,25 @@ func (s *State) dropRows(first uint32) {
 // makeUnits makes the units of a node, of which the first is stored in first,
 // and joins their pools. After an error the caller rolls back.
 func (s *State) makeUnits(first *unitRec, n *NodeInfo) gpuai.Code {
-	keys := gpuai.EnvNames(n.Labels)
-	var buf []byte
+	var keys []string
+	if len(n.Labels) > 0 {
+		keys = gpuai.EnvNames(n.Labels)
+	}
 	var code gpuai.Code
 	if len(n.Devices) == 0 {
 		first.pool, code = s.joinPool(appendPool(nil, n, keys, kind{none: true}))
 		return code
 	}
+	var all uint64    // devices of units that are there
 	last := uint32(0) // further unit + 1
 	for d := range n.Devices {
-		k, rec := unitOf(n, d)
-		if rec.devs == 0 {
-			continue // of a unit that is there
+		if all>>d&1 != 0 {
+			continue
 		}
-		buf = appendPool(buf[:0], n, keys, k)
-		if rec.pool, code = s.joinPool(buf); code != gpuai.OK {
+		k, rec := unitOf(n, d)
+		all |= rec.devs
+		s.unitBuf = appendPool(s.unitBuf[:0], n, keys, k)
+		if rec.pool, code = s.joinPool(s.unitBuf); code != gpuai.OK {
 			return code
 		}
 		if d == 0 {
@@ -282,17 +286,13 @@ func (s *State) makeUnits(first *unitRec, n *NodeInfo) gpuai.Code {
 }
 
 // unitOf returns the unit that begins with device d: all devices of its kind.
-// It has none when an earlier device begins it.
 func unitOf(n *NodeInfo, d int) (kind, unitRec) {
 	k := kind{vendor: n.Devices[d].Vendor, model: n.Devices[d].Model, memory: n.Devices[d].Memory}
 	var r unitRec
-	for i := range n.Devices {
+	for i := d; i < len(n.Devices); i++ {
 		x := &n.Devices[i]
-		if x.Vendor != k.vendor || x.Model != k.model || x.Memory != k.memory {
+		if x.Memory != k.memory || x.Model != k.model || x.Vendor != k.vendor {
 			continue
-		}
-		if i < d {
-			return k, unitRec{}
 		}
 		r.devs |= 1 << i
 		if x.Usable {

@@ -41,7 +41,7 @@ type State struct {
 
 	work uint64
 	// Scratch carries nothing from one call to the next.
-	poolBuf, filterBuf, keyBuf []byte
+	poolBuf, filterBuf, keyBuf, unitBuf []byte
 }
 
 // A sumRec sums up the tables, so that a search knows where not to look.

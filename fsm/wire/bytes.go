@@ -19,8 +19,9 @@ const maxStr = 1<<24 - 1
 // A Reader reads values one behind the other. After the first value that is not
 // there, or a Fail, it reads zeros and Err says so.
 type Reader struct {
-	b   []byte
-	err error
+	b     []byte
+	err   error
+	brief *Brief // nil: everything is read
 }
 
 // NewReader returns a reader of b, which it does not copy.

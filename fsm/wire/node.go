@@ -29,14 +29,14 @@ func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 // ReadNodeSpecFrom reads what an agent says of its host. Counts and texts are
 // within their limits; what else gpuai.NodeSpec's Validate says is not checked.
 func ReadNodeSpecFrom(r *Reader) (gpuai.NodeSpec, error) {
-	s := gpuai.NodeSpec{ID: gpuai.NodeID(r.text()), Zone: string(r.text())}
+	s := gpuai.NodeSpec{ID: gpuai.NodeID(r.own()), Zone: r.kind()}
 	s.Labels = r.labels()
-	s.Address = string(r.text())
+	s.Address = r.own()
 	s.CPU, s.Memory = gpuai.MilliCPU(r.I64()), gpuai.Bytes(r.I64())
 	s.PortMin, s.PortCount = r.U16(), r.U16()
 	s.Price = gpuai.Micros(r.I64())
 	s.Devices, _ = ReadDevicesFrom(r)
-	s.Simulated, s.Version = r.bool(), string(r.text())
+	s.Simulated, s.Version = r.bool(), r.own()
 	return s, r.err
 }
 
@@ -49,12 +49,12 @@ func (r *Reader) labels() map[string]string {
 	m := make(map[string]string, n)
 	last := ""
 	for i := range n {
-		k := string(r.text())
+		k := r.kind()
 		if i > 0 && k <= last {
 			r.Fail("labels are out of order")
 			return nil
 		}
-		m[k], last = string(r.text()), k
+		m[k], last = r.kind(), k
 	}
 	return m
 }
@@ -81,13 +81,13 @@ func ReadDevicesFrom(r *Reader) ([]gpuai.Device, error) {
 	if n == 0 {
 		return nil, r.err
 	}
-	ds := make([]gpuai.Device, 0, n)
+	ds := r.room(n)
 	for range n {
 		d := gpuai.Device{
-			ID: gpuai.DeviceID(r.text()), Vendor: string(r.text()), Model: string(r.text()), Memory: gpuai.Bytes(r.I64()),
+			ID: gpuai.DeviceID(r.own()), Vendor: r.kind(), Model: r.kind(), Memory: gpuai.Bytes(r.I64()),
 		}
 		d.Health = gpuai.DeviceHealth(r.within(int64(r.U8()), 0, int64(gpuai.DeviceQuarantined)))
-		d.HealthCode = string(r.text())
+		d.HealthCode = r.own()
 		ds = append(ds, d)
 	}
 	if r.err != nil {

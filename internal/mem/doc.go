@@ -10,6 +10,9 @@
 //   - Fork gives a second, independent copy in O(pages): both sides copy a page
 //     before they first write to it.
 //
+// A machine that is read from a snapshot is filled between Load and Loaded:
+// nothing is kept to take back, and the hash is computed once at the end.
+//
 // The package is pure. A Space and its structures belong to one goroutine at a
 // time; a fork belongs to another and shares only pages that neither writes.
 // Slots are handed out lowest first, so that they are a function of the set of

@@ -246,3 +246,46 @@ func TestReservedHash(t *testing.T) {
 		}
 	}
 }
+
+// TestLoad: a space that was loaded is equal to one whose writes were
+// committed, and takes back and forks as any other from then on.
+func TestLoad(t *testing.T) {
+	for seed := range uint64(20) {
+		written, loaded := newWorld(), newWorld()
+		a, b := rand.New(rand.NewPCG(seed, 2)), rand.New(rand.NewPCG(seed, 2))
+		loaded.sp.Load()
+		for range 400 {
+			written.step(a)
+			loaded.step(b)
+			written.sp.Commit()
+			if n := loaded.sp.Uncommitted(); n != 0 {
+				t.Fatalf("seed %d: %d writes wait while loading", seed, n)
+			}
+		}
+		for _, w := range []*world{written, loaded} {
+			w.table.Grow(w.table.Len() + 9)
+			w.sp.Commit()
+		}
+		loaded.sp.Loaded()
+		want := written.state()
+		if got := loaded.state(); got != want {
+			t.Fatalf("seed %d: loaded\n%s\nwritten\n%s", seed, got, want)
+		}
+		fork := loaded.fork()
+		for range 40 {
+			loaded.step(b)
+		}
+		loaded.sp.RollbackTo(0)
+		if got := loaded.state(); got != want {
+			t.Fatalf("seed %d: rolled back\n%s\nwant\n%s", seed, got, want)
+		}
+		loaded.step(b)
+		loaded.sp.Commit()
+		if got := fork.state(); got != want {
+			t.Fatalf("seed %d: a fork changed with its origin", seed)
+		}
+		if loaded.table.Sum() != loaded.sp.Hash() {
+			t.Fatalf("seed %d: the hash is not that of the records", seed)
+		}
+	}
+}

@@ -7,6 +7,7 @@ type owner struct{ _ byte }
 type undoer interface {
 	undoOne()              // takes back the newest write
 	commit() (hash uint64) // forgets old values; returns the change of its hash
+	sum() (hash uint64)    // its whole hash, computed anew
 }
 
 // A Space is one machine's memory.
@@ -17,6 +18,7 @@ type Space struct {
 	written []uint16 // members with a write since; one may be named twice
 	section uint64   // from 1; of the journal: between marks, one old value of a record is enough
 	hash    uint64
+	loading bool // between Load and Loaded
 }
 
 // NewSpace returns an empty space. Structures write when they are made: commit
@@ -76,6 +78,21 @@ func (s *Space) Commit() {
 	}
 	s.section++
 	s.journal, s.written = s.journal[:0], s.written[:0]
+}
+
+// Load begins the filling of a space, which costs neither old values nor a
+// hash of each write: until Loaded, a write is final at once, RollbackTo takes
+// nothing back, Hash stands still and no fork may be made. Who loads throws the
+// space away when it fails. Nothing may be uncommitted.
+func (s *Space) Load() { s.loading = true }
+
+// Loaded ends what Load began, and computes the hash of all records.
+func (s *Space) Loaded() {
+	s.loading, s.hash = false, 0
+	for _, m := range s.members {
+		s.hash += m.sum()
+	}
+	s.section++
 }
 
 // Hash returns the sum of the hashes of all records of hashed tables, as of

@@ -55,7 +55,9 @@ func (t *Strings) Intern(s string) uint32 {
 	}
 	i := uint32(len(t.all))
 	t.all = append(t.all, s)
-	t.space.journal = append(t.space.journal, t.id)
+	if !t.space.loading {
+		t.space.journal = append(t.space.journal, t.id)
+	}
 	t.index.Insert(HashString(0, s), i)
 	return i
 }
@@ -70,3 +72,4 @@ func (t *Strings) InternBytes(b []byte) uint32 {
 
 func (t *Strings) undoOne()       { t.all = t.all[:len(t.all)-1] }
 func (t *Strings) commit() uint64 { return 0 }
+func (t *Strings) sum() uint64    { return 0 }

@@ -70,7 +70,7 @@ func (t *Table[T]) Mut(i uint32) *T {
 		t.claim(p)
 	}
 	r := &p.recs[i&t.mask]
-	if t.last != i || t.lastSection != t.space.section {
+	if (t.last != i || t.lastSection != t.space.section) && !t.space.loading {
 		t.space.wrote(t.id, len(t.undo) == 0)
 		t.undo = append(t.undo, undoRec[T]{i: i, old: *r})
 		t.last, t.lastSection = i, t.space.section
@@ -97,6 +97,9 @@ func (t *Table[T]) Append(r T) uint32 {
 	}
 	p.recs[i&t.mask] = r
 	t.n++
+	if t.space.loading {
+		return i
+	}
 	t.space.wrote(t.id, len(t.undo) == 0)
 	t.undo = append(t.undo, undoRec[T]{i: i, appended: true})
 	t.last, t.lastSection = i, t.space.section
@@ -115,9 +118,21 @@ func (t *Table[T]) Put(i uint32, r T) {
 
 // Grow appends zero records until the table has at least n.
 func (t *Table[T]) Grow(n uint32) {
+	if t.space.loading {
+		t.extend(n)
+	}
 	var zero T
 	for t.n < n {
 		t.Append(zero)
+	}
+}
+
+// extend is Grow while the space is loaded: what is beyond the end of a page
+// is zero, and no page is shared.
+func (t *Table[T]) extend(n uint32) {
+	t.n = max(t.n, n)
+	for uint64(len(t.pages))<<t.bits < uint64(t.n) {
+		t.pages = append(t.pages, page[T]{make([]T, t.mask+1), t.space.owner})
 	}
 }
 
@@ -197,6 +212,13 @@ func (t *Table[T]) Sum() uint64 {
 		sum += t.hash(t.buf[:0], i, t.Get(i))
 	}
 	return sum
+}
+
+func (t *Table[T]) sum() uint64 {
+	if t.hash == nil {
+		return 0
+	}
+	return t.Sum()
 }
 
 // A Var is a single value of a Space.

@@ -1,0 +1,44 @@
+package fsm
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+)
+
+// A snapshot whose checksums and digest are right is refused all the same when
+// two of its records claim to be the same thing, or a node claims a pool that
+// the scheduler's part does not have.
+func TestRestoreRefusesTwins(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		wreck func(m *Machine)
+	}{
+		{"two leases have token", func(m *Machine) { m.leases.Mut(1).token = m.leases.Get(0).token }},
+		{"section 5 is malformed", func(m *Machine) { m.jobs.Mut(1).id = m.jobs.Get(0).id }},
+		{"section 4 is malformed", func(m *Machine) { m.nodes.Mut(0).name = m.strs.Len() }},
+		{"not its task's latest", func(m *Machine) { m.tasks.Mut(0).lease = m.tasks.Get(1).lease }},
+	} {
+		r := newRegion(t)
+		r.apply(&RegisterNode{Spec: nodeSpec("n", 8, "H100"), BootID: "b", Nonce: "n"})
+		for range 2 {
+			if res := r.do(&SubmitJob{ID: r.newID(), Spec: jobSpec("j", 1, 1)}); res.Leased != 1 {
+				t.Fatalf("nothing was placed: %+v", res)
+			}
+		}
+		m := r.m.Fork()
+		c.wreck(m)
+		m.sp.Commit()
+		var snap bytes.Buffer
+		if err := m.WriteSnapshot(&snap); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Restore(&snap, Options{}); !errors.Is(err, ErrSnapshot) || !strings.Contains(err.Error(), c.what) {
+			t.Errorf("%v, want %q", err, c.what)
+		}
+		if err := r.m.Check(); err != nil {
+			t.Error(err)
+		}
+	}
+}
