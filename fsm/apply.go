@@ -28,6 +28,9 @@ const (
 	numTypes
 )
 
+// plainTypes are the types whose commands any machine of this version takes.
+const plainTypes = (1<<numTypes - 1) &^ (1 | 1<<typeSetFeatureLevel)
+
 // Apply applies one committed entry. Data is read during the call only. The
 // slices of out are reused when they have room; what they hold is not kept.
 //
@@ -71,6 +74,9 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 // known reports whether this machine knows every command of an entry, and the
 // level that one may set.
 func known(e wire.Entry, maxLevel uint32) error {
+	if e.Only(plainTypes) {
+		return nil
+	}
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
 		if c.Type == 0 || c.Type >= numTypes || c.Version != 1 {
 			return fmt.Errorf("%w (type %d, version %d)", ErrUnknownCommand, c.Type, c.Version)
@@ -115,7 +121,7 @@ func (m *Machine) command(c *wire.Command) {
 		}
 		m.guard((*Machine).refill)
 		if c.Type == typeSubmitJob && res.Code == gpuai.OK {
-			m.countLeased(&res)
+			res.Leased = m.jobs.Get(m.now.submitted).live
 		}
 		if len(c.Key) > 0 && res.Code != gpuai.RateLimited && res.Code != gpuai.Internal {
 			m.remember(&key, bodyHash(c), &res)
@@ -127,13 +133,6 @@ func (m *Machine) command(c *wire.Command) {
 	m.chain(c, &res)
 	if m.sp.Uncommitted() >= commitEvery {
 		m.sp.Commit()
-	}
-}
-
-// countLeased fills in how many tasks of a new job have their lease.
-func (m *Machine) countLeased(res *Result) {
-	if slot, ok := m.jobSlot(res.Job); ok {
-		res.Leased = m.jobs.Get(slot).live
 	}
 }
 

@@ -48,6 +48,7 @@ func readRegisterNode(r *wire.Reader) (c RegisterNode, err error) {
 }
 
 func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
+	r.Share(&m.texts)
 	c, err := readRegisterNode(r)
 	if err != nil || c.BootID == "" || c.Nonce == "" || len(c.BootID) > gpuai.MaxTextLen || len(c.Nonce) > gpuai.MaxTextLen {
 		return malformed

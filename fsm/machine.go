@@ -56,6 +56,8 @@ type Machine struct {
 	out     *Output
 	cands   []candidate
 	view    wire.JobView
+	texts   wire.Texts
+	body    []byte   // scratch of setNodeBody
 	digests []Digest // ring by index; nil in a fork
 }
 
@@ -65,6 +67,7 @@ type entryState struct {
 	time        gpuai.Instant
 	wall        gpuai.WallTime
 	ordinal     uint32 // of the next lease
+	submitted   uint32 // slot of the newest job
 	work        int64  // left of the budget
 }
 

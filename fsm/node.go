@@ -139,11 +139,11 @@ func (m *Machine) nodeBody(slot uint32) nodeBody {
 
 // setNodeBody stores what the agent said of a node.
 func (m *Machine) setNodeBody(slot uint32, n *nodeBody) {
-	b := n.put(nil)
+	m.body = n.put(m.body[:0])
 	r := m.nodes.Mut(slot)
 	m.blobs.Free(uint32(r.spec))
-	r.spec = ref(m.blobs.Put(b))
-	r.specHash = hashOf(b)
+	r.spec = ref(m.blobs.Put(m.body))
+	r.specHash = hashOf(m.body)
 }
 
 // capacityOf returns what the scheduler is told of a node.

@@ -2,20 +2,27 @@ package wire
 
 import "github.com/gpuai/gpuai"
 
+// Texts are texts that many things have in common, in one memory each. What it
+// holds reaches nothing but the allocator.
+type Texts struct{ texts [256]string }
+
+// Share has the reader take from t the texts that nodes have in common.
+func (r *Reader) Share(t *Texts) { r.texts = t }
+
 // A Brief reads the descriptions of many nodes, one after the other, for what
 // they have and not for who they are: IDs, address, health codes and version
 // stay empty. It costs no memory but for texts that it meets the first time.
 type Brief struct {
-	texts   [256]string
+	Texts
 	devices []gpuai.Device
 }
 
 // ReadNodeSpec is ReadNodeSpecFrom, briefly. The devices are valid until the
 // next call.
 func (b *Brief) ReadNodeSpec(r *Reader) (gpuai.NodeSpec, error) {
-	r.brief = b
+	r.brief, r.texts = b, &b.Texts
 	s, err := ReadNodeSpecFrom(r)
-	r.brief = nil
+	r.brief, r.texts = nil, nil
 	if cap(s.Devices) > cap(b.devices) {
 		b.devices = s.Devices
 	}
@@ -23,11 +30,11 @@ func (b *Brief) ReadNodeSpec(r *Reader) (gpuai.NodeSpec, error) {
 }
 
 // text returns a text as a string that those equal to it share.
-func (b *Brief) text(v []byte) string {
+func (t *Texts) text(v []byte) string {
 	if len(v) == 0 {
 		return ""
 	}
-	at := &b.texts[uint8(len(v))*31+v[0]*7+v[len(v)-1]]
+	at := &t.texts[uint8(len(v))*31+v[0]*7+v[len(v)-1]]
 	if *at != string(v) {
 		*at = string(v)
 	}
@@ -36,8 +43,8 @@ func (b *Brief) text(v []byte) string {
 
 // kind reads a text that many nodes have in common.
 func (r *Reader) kind() string {
-	if r.brief != nil {
-		return r.brief.text(r.text())
+	if r.texts != nil {
+		return r.texts.text(r.text())
 	}
 	return string(r.text())
 }

@@ -22,6 +22,7 @@ type Reader struct {
 	b     []byte
 	err   error
 	brief *Brief // nil: everything is read
+	texts *Texts // nil: every text has its own memory
 }
 
 // NewReader returns a reader of b, which it does not copy.

@@ -71,8 +71,12 @@ func checksum(e []byte) uint32 {
 type Entry struct {
 	Header Header
 	Count  uint16
+	types  uint64 // by bit, of its commands; 63 is also those above, and of versions other than 1
 	rest   []byte
 }
+
+// Only reports whether all commands are of these types, by bit, and of version 1.
+func (e *Entry) Only(types uint64) bool { return e.types&^(types&^(1<<63)) == 0 }
 
 // OpenEntry checks an entry's frame, checksum and the frames of its commands.
 func OpenEntry(data []byte) (Entry, error) {
@@ -96,8 +100,12 @@ func OpenEntry(data []byte) (Entry, error) {
 		return Entry{}, errFrame
 	}
 	n, walk := uint16(0), e
-	for _, ok := walk.Next(); ok; _, ok = walk.Next() {
+	for c, ok := walk.Next(); ok; c, ok = walk.Next() {
 		n++
+		if c.Version != 1 {
+			c.Type = 63
+		}
+		e.types |= 1 << min(c.Type, 63)
 	}
 	if n != e.Count || len(walk.rest) > 0 {
 		return Entry{}, errFrame

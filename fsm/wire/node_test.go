@@ -275,3 +275,37 @@ func TestReadDeviceIDs(t *testing.T) {
 		}
 	}
 }
+
+// A brief reading has what a node has, and leaves out who it is; the texts of
+// the nodes before it do not show in it.
+func TestBriefNodeSpec(t *testing.T) {
+	var b wire.Brief
+	for i := range 50 {
+		s := gpuai.NodeSpec{
+			ID: gpuai.NodeID(fmt.Sprint("n", i)), Zone: fmt.Sprint("zone-", i%7), Address: "10.0.0.1", Version: "1",
+			Labels: map[string]string{"disk": fmt.Sprint("d", i%3)}, CPU: gpuai.MilliCPU(i), Memory: 9, PortMin: 1, PortCount: 2, Price: 3,
+		}
+		for d := range i % 9 {
+			s.Devices = append(s.Devices, gpuai.Device{
+				ID: gpuai.DeviceID(fmt.Sprint("gpu", d)), Vendor: "v", Model: fmt.Sprint("m", (i+d)%5), Memory: gpuai.Bytes(d),
+				Health: gpuai.DeviceHealth(d % 2), HealthCode: "c",
+			})
+		}
+		raw := wire.AppendNodeSpec(nil, &s)
+		whole, err := wire.ReadNodeSpecFrom(wire.NewReader(raw))
+		if err != nil || !reflect.DeepEqual(whole, s) {
+			t.Fatalf("read whole: %+v, %v; want %+v", whole, err, s)
+		}
+		got, err := b.ReadNodeSpec(wire.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.ID, s.Address, s.Version = "", "", ""
+		for d := range s.Devices {
+			s.Devices[d].ID, s.Devices[d].HealthCode = "", ""
+		}
+		if !reflect.DeepEqual(got, s) {
+			t.Fatalf("read briefly: %+v, want %+v", got, s)
+		}
+	}
+}

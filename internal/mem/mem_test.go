@@ -289,3 +289,40 @@ func TestLoad(t *testing.T) {
 		}
 	}
 }
+
+// TestSlotsAgree: with any history, the slot handed out is the lowest free one.
+func TestSlotsAgree(t *testing.T) {
+	s := NewSpace()
+	x := NewSlots(s)
+	s.Commit()
+	var used [2000]bool
+	r := rand.New(rand.NewPCG(4, 4))
+	for range 60_000 {
+		mark := s.Mark()
+		back := used
+		for range r.IntN(4) {
+			i := r.Uint32N(uint32(len(used)) - 300)
+			switch k := r.IntN(5); {
+			case k < 2 && used[i]:
+				x.Free(i)
+				used[i] = false
+			case k == 2 && !used[i]:
+				x.Take(i)
+				used[i] = true
+			case k > 2 && x.Len() < 1500:
+				want := uint32(slices.Index(used[:], false))
+				if got, ok := x.Alloc(); !ok || got != want {
+					t.Fatalf("slot %d, %v; want %d", got, ok, want)
+				}
+				used[want] = true
+			}
+		}
+		switch r.IntN(6) {
+		case 0:
+			s.RollbackTo(mark)
+			used = back
+		case 1:
+			s.Commit()
+		}
+	}
+}

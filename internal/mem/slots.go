@@ -12,12 +12,18 @@ const MaxSlots = 1 << (6 * slotLevels)
 // bit of level k a word of level k−1 that is full.
 type Slots struct {
 	level [slotLevels]*Table[uint64]
-	used  Var[uint32]
+	sum   Var[slotSum]
+}
+
+// slotSum sums up a Slots.
+type slotSum struct {
+	used uint32
+	low  uint32 // every slot below it is in use
 }
 
 // NewSlots returns a Slots with every slot free.
 func NewSlots(s *Space) *Slots {
-	x := &Slots{used: NewVar[uint32](s, 0)}
+	x := &Slots{sum: NewVar(s, slotSum{})}
 	for l := range x.level {
 		x.level[l] = NewTable[uint64](s, 7)
 	}
@@ -26,7 +32,7 @@ func NewSlots(s *Space) *Slots {
 
 // Fork returns the copy of x in ns.
 func (x *Slots) Fork(ns *Space) *Slots {
-	f := &Slots{used: x.used.Fork(ns)}
+	f := &Slots{sum: x.sum.Fork(ns)}
 	for l := range x.level {
 		f.level[l] = x.level[l].Fork(ns)
 	}
@@ -34,7 +40,7 @@ func (x *Slots) Fork(ns *Space) *Slots {
 }
 
 // Len returns how many slots are in use.
-func (x *Slots) Len() uint32 { return *x.used.Get() }
+func (x *Slots) Len() uint32 { return x.sum.Get().used }
 
 // End returns a bound above every slot in use.
 func (x *Slots) End() uint32 { return x.level[0].Len() << 6 }
@@ -48,7 +54,11 @@ func (x *Slots) word(l int, i uint32) uint64 {
 
 // Lowest returns the lowest free slot; false when all are in use.
 func (x *Slots) Lowest() (uint32, bool) {
-	var i uint32
+	i := x.sum.Get().low >> 6 // most slots are taken one behind the other
+	if w := x.word(0, i); w != ^uint64(0) && i < MaxSlots>>6 {
+		return i<<6 | uint32(bits.TrailingZeros64(^w)), true
+	}
+	i = 0
 	for l := slotLevels - 1; l >= 0; l-- {
 		b := uint32(bits.TrailingZeros64(^x.word(l, i)))
 		if b == 64 {
@@ -64,16 +74,23 @@ func (x *Slots) Alloc() (uint32, bool) {
 	i, ok := x.Lowest()
 	if ok {
 		x.Take(i)
+		x.sum.Mut().low = i + 1
 	}
 	return i, ok
 }
 
 // Take marks slot i as in use. It must be free and below MaxSlots.
 func (x *Slots) Take(i uint32) {
-	*x.used.Mut()++
+	sum := x.sum.Mut()
+	sum.used++
+	if i == sum.low {
+		sum.low++
+	}
 	for l := range x.level {
 		t := x.level[l]
-		t.Grow(i>>6 + 1)
+		if i>>6 >= t.Len() {
+			t.Grow(i>>6 + 1)
+		}
 		w := t.Mut(i >> 6)
 		*w |= 1 << (i & 63)
 		if *w != ^uint64(0) {
@@ -85,7 +102,9 @@ func (x *Slots) Take(i uint32) {
 
 // Free gives slot i back. It must be in use.
 func (x *Slots) Free(i uint32) {
-	*x.used.Mut()--
+	sum := x.sum.Mut()
+	sum.used--
+	sum.low = min(sum.low, i)
 	for l := range x.level {
 		w := x.level[l].Mut(i >> 6)
 		full := *w == ^uint64(0)
