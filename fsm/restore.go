@@ -104,7 +104,8 @@ func Restore(r io.Reader, o Options) (m *Machine, err error) {
 // taken back: after an error the machine is thrown away.
 type loader struct {
 	*Machine
-	head snapshotMeta
+	head  snapshotMeta
+	state []byte // the scheduler's part, until all of it is read
 	// Scratch, so that the many nodes of few kinds cost few allocations.
 	brief wire.Brief
 	info  scheduler.NodeInfo
@@ -112,6 +113,12 @@ type loader struct {
 
 func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 	f := rows{rd, count}
+	if section > secScheduler && m.state != nil {
+		if err := m.sched.RestoreState(m.state); err != nil {
+			return errSnapshot(err.Error())
+		}
+		m.state = nil
+	}
 	switch section {
 	case secMeta:
 		return m.restoreMeta(rd, &m.head)
@@ -120,9 +127,9 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 			m.strs.Intern(rd.Str())
 		}
 	case secScheduler:
-		if err := m.sched.RestoreState(rd.Rest()); err != nil {
-			return errSnapshot(err.Error())
-		}
+		// In pieces when it is longer than a frame; builds before level 3 wrote
+		// an empty one behind any of more than frameBytes.
+		m.state = append(m.state, rd.Rest()...)
 	case secNodes:
 		for range count {
 			m.restoreNode(rd)

@@ -3,8 +3,11 @@ package fsm
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/gpuai/gpuai"
 )
 
 // A snapshot whose checksums and digest are right is refused all the same when
@@ -39,6 +42,45 @@ func TestRestoreRefusesTwins(t *testing.T) {
 		}
 		if err := r.m.Check(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A region with thousands of shapes has a scheduler's part longer than a frame
+// usually is. Builds that ended that frame and began another one, which was
+// empty, wrote snapshots that nobody could restore: both forms are read.
+func TestRestoreManyShapes(t *testing.T) {
+	r := newRegion(t)
+	r.check = false
+	r.apply(&RegisterNode{Spec: nodeSpec("n", 8, "H100"), BootID: "b", Nonce: "n"})
+	for i := range 6_000 {
+		s := jobSpec("j", 1, 8)
+		s.Groups[0].Resources.CPU = gpuai.MilliCPU(1_000 + i)
+		r.apply(&SubmitJob{ID: r.newID(), Spec: s})
+	}
+	var snap bytes.Buffer
+	if err := r.m.WriteSnapshot(&snap); err != nil {
+		t.Fatal(err)
+	}
+	long := snap.Bytes()
+	at := 16
+	for long[at] != secScheduler {
+		at += frameHeader + int(le.Uint32(long[at+5:]))
+	}
+	size := int(le.Uint32(long[at+5:]))
+	if size <= frameBytes {
+		t.Fatalf("the scheduler's part has only %d bytes", size)
+	}
+	end := at + frameHeader + size
+	empty := &bytes.Buffer{}
+	f := &frameWriter{w: empty}
+	f.begin(secScheduler)
+	f.end()
+	old := slices.Concat(long[:end], empty.Bytes(), long[end:])
+	for i, raw := range [][]byte{long, old} {
+		m, err := Restore(bytes.NewReader(raw), Options{})
+		if err != nil || m.Digest() != r.m.Digest() {
+			t.Errorf("form %d: %v", i, err)
 		}
 	}
 }

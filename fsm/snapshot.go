@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
@@ -98,10 +99,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		f.added()
 	}
 	f.end()
-	f.begin(secScheduler)
-	f.buf = m.sched.AppendState(f.buf)
-	f.added()
-	f.end()
+	m.writeScheduler(f)
 	m.writeNodes(f)
 	m.writeJobs(f)
 	writeTable(f, secGroups, m.groups, m.groupSlots)
@@ -139,6 +137,18 @@ func (m *Machine) writeMeta(f *frameWriter) {
 	f.buf = m.policy.Get().put(f.buf)
 	f.added()
 	f.end()
+}
+
+// writeScheduler writes the scheduler's part, which is read as a whole: one
+// frame, but for a part that is longer than any frame.
+func (m *Machine) writeScheduler(f *frameWriter) {
+	state := m.sched.AppendState(nil)
+	for piece := range slices.Chunk(state, maxFrame) {
+		f.begin(secScheduler)
+		f.buf = append(f.buf, piece...)
+		f.count++
+		f.end()
+	}
 }
 
 func (m *Machine) writeServers(f *frameWriter) {
