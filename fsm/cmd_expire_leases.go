@@ -46,14 +46,20 @@ func (m *Machine) applyExpireLeases(r *wire.Reader) Result {
 		x := m.leases.Get(l.slot())
 		at, next := l.slot(), x.next
 		if x.incarnation == inc && int64(x.ttl)+int64(x.grace) <= silent {
+			if !ended { // nothing is placed meanwhile: it need not move in the index with each end
+				m.sched.SetOpen(slot, false)
+			}
 			m.endLease(at, gpuai.CauseExpired, 0)
 			ended = true
 		}
 		l = next
 	}
 	n := m.nodes.Get(slot)
-	if ended && n.incarnation == inc && n.state != gpuai.NodeSilent && n.state != gpuai.NodeQuarantined {
+	switch {
+	case ended && n.incarnation == inc && n.state != gpuai.NodeSilent && n.state != gpuai.NodeQuarantined:
 		m.setNodeState(slot, gpuai.NodeSilent)
+	case ended:
+		m.sched.SetOpen(slot, n.open())
 	}
 	return Result{Incarnation: n.incarnation}
 }

@@ -94,39 +94,39 @@ func (t *timers) put(i uint32, e timerEnt) {
 	*t.place(e.kind, e.slot) = i + 1
 }
 
-func (t *timers) swap(i, j uint32) {
-	a, b := *t.heap.Get(i), *t.heap.Get(j)
-	t.put(i, b)
-	t.put(j, a)
-}
-
+// up moves entry i towards the root, to where it belongs, and returns its place.
 func (t *timers) up(i uint32) uint32 {
+	e, from := *t.heap.Get(i), i
 	for i > 0 {
-		parent := (i - 1) / 2
-		if !t.heap.Get(i).before(t.heap.Get(parent)) {
+		parent := *t.heap.Get((i - 1) / 2)
+		if !e.before(&parent) {
 			break
 		}
-		t.swap(i, parent)
-		i = parent
+		t.put(i, parent)
+		i = (i - 1) / 2
+	}
+	if i != from {
+		t.put(i, e)
 	}
 	return i
 }
 
+// down moves entry i away from the root, to where it belongs.
 func (t *timers) down(i uint32) {
-	n := *t.n.Get()
-	for {
-		c := 2*i + 1
-		if c >= n {
-			return
-		}
+	e, from, n := *t.heap.Get(i), i, *t.n.Get()
+	for c := 2*i + 1; c < n; c = 2*i + 1 {
 		if c+1 < n && t.heap.Get(c+1).before(t.heap.Get(c)) {
 			c++
 		}
-		if !t.heap.Get(c).before(t.heap.Get(i)) {
-			return
+		kid := *t.heap.Get(c)
+		if !kid.before(&e) {
+			break
 		}
-		t.swap(i, c)
+		t.put(i, kid)
 		i = c
+	}
+	if i != from {
+		t.put(i, e)
 	}
 }
 
