@@ -474,6 +474,46 @@ func TestForwardedWriteIsThere(t *testing.T) {
 	}
 }
 
+// A follower that cannot apply, as on a full disk, holds no answer back for it,
+// and serves nothing that is always read here: what was just written through it
+// is not there. A stale read says how old it is.
+func TestCase7ForwardedByAStalledServer(t *testing.T) {
+	lead, follow := newTwin(), newTwin()
+	lead.index = 500
+	ls := serve(t, lead)
+	follow.status = Status{Server: "s2", Leader: "s1", Stalled: "a write of server s2's log has been waiting for its disk for 3s", LastContact: 3000}
+	follow.leader = toServer{ls.Listener.Addr().String()}
+	fs, doc := serve(t, follow), newContract(t)
+
+	began := time.Now()
+	for i := range 5 { // each would wait for a second
+		resp, body := ask(t, fs, "POST", "/v1/jobs", spec("a"+strconv.Itoa(i), 1, 1))
+		if resp.StatusCode/100 != 2 || resp.Header.Get(headerIndex) != strconv.Itoa(501+i) {
+			t.Errorf("a submit: %d at %s: %s", resp.StatusCode, resp.Header.Get(headerIndex), body)
+		}
+	}
+	if d := time.Since(began); d > 4*writeSettles {
+		t.Errorf("5 submits took %v", d)
+	}
+	for _, path := range []string{"/v1/jobs/a0/logs", "/v1/events"} {
+		resp, body := ask(t, fs, "GET", path, "")
+		doc.checkProblem(t, resp, body)
+		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(body), "ask another server") {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	if resp, _ := ask(t, fs, "GET", "/v1/jobs/a0", ""); resp.StatusCode != 200 {
+		t.Errorf("a read through it: %d", resp.StatusCode)
+	}
+	resp, _ := ask(t, fs, "GET", "/v1/jobs?consistency=stale", "")
+	if resp.StatusCode != 200 || resp.Header.Get(headerIndex) != "10" || resp.Header.Get(headerLastContact) != "3000" {
+		t.Errorf("a stale read: %d %v", resp.StatusCode, resp.Header)
+	}
+	if resp, _ := ask(t, fs, "GET", "/v1/operator/server", ""); resp.StatusCode != 200 {
+		t.Errorf("how it is: %d", resp.StatusCode)
+	}
+}
+
 func TestForwardingFails(t *testing.T) {
 	follow := newTwin()
 	follow.status = Status{Server: "s2", Ready: true}

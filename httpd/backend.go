@@ -40,6 +40,10 @@ type Status struct {
 	Starting bool
 	Ready    bool
 	NotReady string // why not, one sentence; "" when Ready
+	// Stalled says why this server cannot apply anything at present, as on a
+	// full disk; "" when it can. Its state is the region's, of a while ago, and
+	// LastContact is no less than that.
+	Stalled string
 	// Quarantined says why nothing may be answered from this server's own
 	// state; "" when it may.
 	Quarantined string

@@ -100,13 +100,20 @@ func (c *call) serve(known []string) error {
 	return c.rt.handle(c)
 }
 
-// trusted refuses to answer from a state that is not the region's. What says how
-// this server is goes on.
+// trusted refuses to answer from a state that is not the region's, or that
+// stands still where the caller did not say that it may. What says how this
+// server is goes on; its agents' sessions judge for themselves.
 func (c *call) trusted() error {
 	if c.rt.class == classStatus || c.rt.member { // also for whoever looks for the fault
 		return nil
 	}
 	st := c.api.backend.Status()
+	if st.Stalled != "" && !c.stale() && c.rt.class != classSession {
+		return &gpuai.Error{
+			Code: gpuai.NoLeader, RetryAfter: gpuai.Second,
+			Detail: st.Stalled + ", so it does not know what is new: ask another server",
+		}
+	}
 	if st.Quarantined == "" {
 		return nil
 	}

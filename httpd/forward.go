@@ -84,10 +84,10 @@ const writeSettles = time.Second
 // settle waits until this server has applied what the leader's answer tells
 // of, so that whoever reads here what it has just written finds it: logs and
 // events are always read here. A server that lags for longer answers all the
-// same.
+// same. One that cannot apply does not wait: it serves no logs and no events.
 func (c *call) settle(index string) {
 	n, err := strconv.ParseUint(index, 10, 64)
-	if err != nil || n == 0 {
+	if err != nil || n == 0 || c.api.backend.Status().Stalled != "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), writeSettles)

@@ -159,6 +159,12 @@ func TestCase7FullDisk(t *testing.T) {
 			t.Errorf("the leader with a full disk was replaced after %v", d)
 		}
 		_, second := c.submitBut(old)
+		if why, since := old.Stalled(); !strings.Contains(why, "server "+string(old.cfg.ID)+"'s log has been waiting for its disk") || since < time.Second {
+			t.Errorf("the server with a full disk says %q, for %v", why, since)
+		}
+		if why, _ := next.Stalled(); why != "" {
+			t.Errorf("a server with room says %q", why)
+		}
 
 		// A second full disk: nothing is acknowledged until there is room.
 		fill(c.leaderBut(old))
@@ -179,6 +185,9 @@ func TestCase7FullDisk(t *testing.T) {
 		_, third := c.submitBut(nil)
 		for _, id := range []gpuai.JobID{acked, second, third} {
 			until(t, "the old leader has all jobs", func() bool { return c.has(old, id) })
+		}
+		if why, _ := old.Stalled(); why != "" {
+			t.Errorf("with room again it says %q", why)
 		}
 		if len(c.damaged()) > 0 {
 			t.Errorf("a server gave up: %v", c.damaged())

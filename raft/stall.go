@@ -148,6 +148,23 @@ func (n *Node) unfit() error {
 	return nil
 }
 
+// Stalled reports, in a sentence, why this server cannot apply what its leader
+// has, and for how long: its log cannot be written, as on a full disk, or its
+// machine does not return. It is "" while neither is so, and in a server whose
+// log is the only one, for which nothing passes it by.
+func (n *Node) Stalled() (why string, since time.Duration) {
+	switch write, apply := n.log.writing.running(), n.replica.applying.running(); {
+	case write > n.tune.writeStall:
+		why, since = "a write of server %s's log has been waiting for its disk for %v", write
+	case apply > n.tune.applyStall:
+		why, since = "server %s has been applying one log entry for %v", apply
+	}
+	if since == 0 || n.otherVoters() == 0 {
+		return "", 0
+	}
+	return fmt.Sprintf(why, n.cfg.ID, since.Round(time.Second)), since
+}
+
 // refuseRPC reports why a request of another server is refused before hraft
 // sees it: who cannot lead takes no leadership over.
 func (n *Node) refuseRPC(rpc hraft.RPC) error {

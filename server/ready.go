@@ -131,6 +131,8 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 		return false, "no leader is known"
 	case st.Leader == s.cfg.ID && !s.node.IsLeader():
 		return false, "it is about to lead"
+	case s.stalled() != "":
+		return false, s.stalled()
 	case st.Leader != s.cfg.ID && st.LastContact > s.patience():
 		return false, fmt.Sprintf("its leader was last heard %s ago", st.LastContact)
 	case !r.caughtUp:
@@ -139,13 +141,19 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 	return true, ""
 }
 
+// stalled is raft.Node's Stalled.
+func (s *Server) stalled() string {
+	why, _ := s.node.Stalled()
+	return why
+}
+
 // catchUp notes whether this server has come as far as its leader. One that
-// has lost its leader must catch up anew.
+// has lost its leader, or could not apply, must catch up anew.
 func (s *Server) catchUp(ctx context.Context, st *gpuai.RaftStatus) {
 	r := &s.readiness
 	r.mu.Lock()
 	done := r.caughtUp
-	if st.Leader == "" || st.Leader != s.cfg.ID && st.LastContact > s.patience() {
+	if st.Leader == "" || s.stalled() != "" || st.Leader != s.cfg.ID && st.LastContact > s.patience() {
 		r.caughtUp, done = false, true
 	}
 	r.mu.Unlock()
@@ -185,6 +193,8 @@ func (s *Server) Status() httpd.Status {
 	st.Leader, _ = s.node.Leader()
 	st.Ready, st.NotReady = s.readiness.get()
 	st.Quarantined = s.quarantine.why()
+	var stood time.Duration
+	st.Stalled, stood = s.node.Stalled()
 	if st.Ready && s.cfg.NotReady != nil {
 		st.NotReady = s.cfg.NotReady()
 		st.Ready = st.NotReady == ""
@@ -199,6 +209,7 @@ func (s *Server) Status() httpd.Status {
 	if !s.readiness.polled.IsZero() {
 		st.LastContact = s.readiness.contact
 	}
+	st.LastContact = max(st.LastContact, gpuai.Duration(stood/time.Millisecond))
 	return st
 }
 
