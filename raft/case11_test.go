@@ -71,6 +71,20 @@ func emptyLog(t *testing.T, path string) {
 	}
 }
 
+// raiseEpoch has a stopped member remember that its region was restored from a
+// backup: its first state is in no log.
+func raiseEpoch(t *testing.T, path string) {
+	t.Helper()
+	d, err := store.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Update(func(id *store.Identity) { id.Epoch = 1 }); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestCase11DamagedSnapshot: the older snapshot is used where the log covers
 // the gap; otherwise the server refuses to start, and says so.
 func TestCase11DamagedSnapshot(t *testing.T) {
@@ -93,7 +107,11 @@ func TestCase11DamagedSnapshot(t *testing.T) {
 		{"newest, and the log is empty", all, func(t *testing.T, d string, f []string) { emptyLog(t, d); flip(t, f[1]) }, "its log ends at 0 and its snapshot at"},
 		{"meta of newest damaged, and the log is empty", all, func(t *testing.T, d string, f []string) { emptyLog(t, d); damageMeta(t, f[1]) }, "its log ends at 0 and its snapshot at"},
 		{"newest of a newer level", all, func(t *testing.T, _ string, f []string) { reseal(t, f[1], 12, 99) }, "this server is too old for its region"},
-		{"all", all, func(t *testing.T, _ string, f []string) { flip(t, f[0]); flip(t, f[1]) }, "none of the snapshots"},
+		{"all, and the log reaches back to its beginning", all, func(t *testing.T, _ string, f []string) { flip(t, f[0]); flip(t, f[1]) }, ""},
+		{"all truncated, and the log reaches back", all, func(t *testing.T, _ string, f []string) { os.Truncate(f[0], 10); os.Truncate(f[1], 0) }, ""},
+		{"all, and the log does not reach back", 1, func(t *testing.T, _ string, f []string) { flip(t, f[0]); flip(t, f[1]) }, "none of the snapshots"},
+		{"all, and the log is empty", all, func(t *testing.T, d string, f []string) { emptyLog(t, d); flip(t, f[0]); flip(t, f[1]) }, "none of the snapshots"},
+		{"all, and the region was restored from a backup", all, func(t *testing.T, d string, f []string) { raiseEpoch(t, d); flip(t, f[0]); flip(t, f[1]) }, "none of the snapshots"},
 	}
 	for _, k := range cases {
 		t.Run(k.name, func(t *testing.T) {
@@ -136,10 +154,24 @@ func damagedSnapshot(t *testing.T, trailing uint64, damage func(*testing.T, stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := c.leader()
-	for _, id := range acked {
-		if !c.has(n, id) {
-			t.Fatalf("job %s is lost", id)
+	for range 2 {
+		n := c.leader()
+		for _, id := range acked {
+			if !c.has(n, id) {
+				t.Fatalf("job %s is lost", id)
+			}
 		}
+		_, id := c.submit(n)
+		acked = append(acked, id)
+		if err := n.Snapshot(); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := n.OpenSnapshot(); err != nil {
+			t.Errorf("the new snapshot: %v", err)
+		} else {
+			r.Close()
+		}
+		c.kill("a")
+		c.start("a")
 	}
 }

@@ -180,7 +180,10 @@ func (n *Node) startLibrary(trans *transport) (err error) {
 		}
 	}()
 	n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, snaps, n.seenByLibrary(trans))
-	if err != nil && err.Error() == "failed to load any existing snapshots" {
+	if noSnapshotWillDo(err) && snaps.passOver() {
+		n.raft, err = hraft.NewRaft(lib, n.replica, n.log, n.log, snaps, n.seenByLibrary(trans))
+	}
+	if noSnapshotWillDo(err) {
 		return snaps.failure()
 	}
 	if err != nil {
@@ -188,6 +191,10 @@ func (n *Node) startLibrary(trans *transport) (err error) {
 	}
 	n.lib.Store(n.raft)
 	return nil
+}
+
+func noSnapshotWillDo(err error) bool {
+	return err != nil && err.Error() == "failed to load any existing snapshots"
 }
 
 // startPanic is the error of a panic of NewRaft, or panics on.

@@ -22,6 +22,29 @@ type startSnapshots struct {
 	why    []string // why each was refused
 	level  error    // one was of a newer level: no older one may be taken
 	opened string   // ID of the one tried last
+	none   bool     // none will do, and the log reaches back to its beginning
+}
+
+// List returns the snapshots to try, while the server starts.
+func (s *startSnapshots) List() ([]*hraft.SnapshotMeta, error) {
+	if s.none && !s.node.replica.running.Load() {
+		return nil, nil
+	}
+	return s.SnapshotStore.List()
+}
+
+// passOver reports whether this server can start without a snapshot, from the
+// log alone, and has List return none then. The first state of an epoch is in
+// no log.
+func (s *startSnapshots) passOver() bool {
+	id, _ := s.node.cfg.Dir.Identity()
+	if s.level != nil || id.Epoch > 0 || store.CheckSnapshot(s.node.cfg.Dir, s.node.log.Log, 0) != nil {
+		return false
+	}
+	s.node.cfg.Logger.Warn("none of the snapshots can be used: this server starts from its log, which reaches back to its beginning",
+		"snapshots", s.node.cfg.Dir.Path("snapshots"), "why", strings.Join(s.why, "; "))
+	s.none = true
+	return true
 }
 
 // Open opens a snapshot, while the server starts only one that will do.
