@@ -33,33 +33,34 @@ var ErrEpoch = errors.New("the epoch cannot begin")
 //     which stands still until the first election.
 //   - Tokens and incarnations carry the epoch from now on, so they grow on.
 //
-// The state is raised to LevelRestore at least. After an error the machine must
-// be thrown away.
-func (m *Machine) BeginEpoch(e NewEpoch) error {
+// The state is raised to LevelRestore at least. What it returns is what the
+// entry did, for the history archive. After an error the machine must be thrown
+// away.
+func (m *Machine) BeginEpoch(e NewEpoch) (*Output, error) {
 	switch {
 	case e.Epoch <= m.Epoch():
-		return fmt.Errorf("%w: the backup is of epoch %d, and a restore must begin a later one than %d", ErrEpoch, m.Epoch(), e.Epoch)
+		return nil, fmt.Errorf("%w: the backup is of epoch %d, and a restore must begin a later one than %d", ErrEpoch, m.Epoch(), e.Epoch)
 	case e.RestoreID == [16]byte{}:
-		return fmt.Errorf("%w: it has no restore ID", ErrEpoch)
+		return nil, fmt.Errorf("%w: it has no restore ID", ErrEpoch)
 	case e.MaxTTL < gpuai.MinLeaseTTL || e.MaxTTL > gpuai.MaxLeaseTTL:
-		return fmt.Errorf("%w: the longest TTL of a lease is %s and must be %s to %s", ErrEpoch, e.MaxTTL, gpuai.MinLeaseTTL, gpuai.MaxLeaseTTL)
+		return nil, fmt.Errorf("%w: the longest TTL of a lease is %s and must be %s to %s", ErrEpoch, e.MaxTTL, gpuai.MinLeaseTTL, gpuai.MaxLeaseTTL)
 	case m.opts.maxLevel() < LevelRestore:
-		return fmt.Errorf("%w: a restore needs feature level %d", ErrEpoch, LevelRestore)
+		return nil, fmt.Errorf("%w: a restore needs feature level %d", ErrEpoch, LevelRestore)
 	}
 	old := m.meta.Get()
-	out := &Output{}
+	out := &Output{Prev: old.index, Index: old.index + 1, Time: old.time}
 	m.out = out
 	m.now = entryState{index: old.index + 1, term: old.term, time: old.time, wall: old.wall, work: math.MaxInt64}
 	m.begin()
 	m.guard(func(m *Machine) { m.beginEpoch(&e) })
 	m.finish()
 	if out.Panics > 0 {
-		return fmt.Errorf("%w: the backup's records contradict each other: %s", ErrEpoch, out.Panic)
+		return nil, fmt.Errorf("%w: the backup's records contradict each other: %s", ErrEpoch, out.Panic)
 	}
 	if err := m.Check(); err != nil {
-		return fmt.Errorf("%w: %w", ErrEpoch, err)
+		return nil, fmt.Errorf("%w: %w", ErrEpoch, err)
 	}
-	return nil
+	return out, nil
 }
 
 func (m *Machine) beginEpoch(e *NewEpoch) {

@@ -15,7 +15,7 @@ var testEpoch = NewEpoch{Epoch: 1, RestoreID: [16]byte{7}, MaxTTL: gpuai.MinLeas
 func (r *region) restore(e NewEpoch) {
 	r.t.Helper()
 	m := restored(r.t, r.m)
-	if err := m.BeginEpoch(e); err != nil {
+	if _, err := m.BeginEpoch(e); err != nil {
 		r.t.Fatal(err)
 	}
 	r.m = restored(r.t, m)
@@ -143,12 +143,12 @@ func TestBeginEpochRefuses(t *testing.T) {
 		"short":          {Epoch: 5, RestoreID: [16]byte{2}, MaxTTL: gpuai.MinLeaseTTL - 1},
 		"long":           {Epoch: 5, RestoreID: [16]byte{2}, MaxTTL: gpuai.MaxLeaseTTL + 1},
 	} {
-		if err := restored(t, r.m).BeginEpoch(e); !errors.Is(err, ErrEpoch) {
+		if _, err := restored(t, r.m).BeginEpoch(e); !errors.Is(err, ErrEpoch) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	old := New(Options{Region: "test", MaxLevel: 1})
-	if err := old.BeginEpoch(testEpoch); !errors.Is(err, ErrEpoch) {
+	if _, err := old.BeginEpoch(testEpoch); !errors.Is(err, ErrEpoch) {
 		t.Errorf("at level 1: %v", err)
 	}
 }
@@ -162,7 +162,7 @@ func TestRestoreOfRandomStates(t *testing.T) {
 			w.step()
 		}
 		twin := restored(t, w.m)
-		if err := twin.BeginEpoch(testEpoch); err != nil {
+		if _, err := twin.BeginEpoch(testEpoch); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		before := w.m.Digest()

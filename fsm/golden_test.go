@@ -89,7 +89,7 @@ func (g *golden) step(line string) {
 			_, err = hex.Decode(e.RestoreID[:], []byte(f[2]))
 		}
 		if err == nil {
-			err = g.m.BeginEpoch(e)
+			_, err = g.m.BeginEpoch(e)
 		}
 	default:
 		var entry []byte
@@ -160,7 +160,7 @@ func recordMissing(t *testing.T) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}
 			w.say(fmt.Sprintf("epoch %d %x %d", e.Epoch, e.RestoreID, int64(e.MaxTTL)))
-			if err := w.m.BeginEpoch(e); err != nil {
+			if _, err := w.m.BeginEpoch(e); err != nil {
 				t.Fatal(err)
 			}
 			w.index = w.m.Index()

@@ -26,6 +26,9 @@ const (
 // process (or another Dir of this process) holds the directory.
 var ErrInUse = errors.New("is already in use")
 
+// ErrNoDir is returned by OpenLook, wrapped, when no server's data is there.
+var ErrNoDir = errors.New("there is no data directory")
+
 // ErrFormat is returned by OpenDir, wrapped, when the directory's layout is
 // newer than this build or unreadable.
 var ErrFormat = errors.New("has a format that this version does not know")

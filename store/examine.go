@@ -26,16 +26,16 @@ type Look struct {
 }
 
 // OpenLook opens the data directory of a stopped server. It returns an error
-// matching ErrInUse while a server has it, ErrFormat when it is none of ours or
-// of a newer layout.
+// matching ErrInUse while a server has it, ErrNoDir when it is none of ours,
+// ErrFormat when it is of a newer layout.
 func OpenLook(path string) (*Look, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("open data directory: %w", err)
 	}
 	b, err := os.ReadFile(filepath.Join(path, formatFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s %w: it has no file %s; is it a data directory of gpuai server?", path, ErrFormat, formatFile)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, noDataDir(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read format of data directory: %w", err)
@@ -49,6 +49,19 @@ func OpenLook(path string) (*Look, error) {
 		return nil, err
 	}
 	return &Look{path: path, lock: lock}, nil
+}
+
+// noDataDir says what is at a path instead of a data directory.
+func noDataDir(path string) error {
+	const next = "name the --data that 'gpuai server run' was started with"
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%w at %s, nothing is there: %s", ErrNoDir, path, next)
+	case err == nil && !info.IsDir():
+		return fmt.Errorf("%w at %s, it is a file: %s", ErrNoDir, path, next)
+	}
+	return fmt.Errorf("%w at %s, it has no file %s: %s", ErrNoDir, path, formatFile, next)
 }
 
 // lockToLook takes the lock and leaves the file as it is.

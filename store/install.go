@@ -38,11 +38,12 @@ type Image struct {
 	Index    uint64   // that the state ends at, and its term: the log begins behind
 	Term     uint64
 	Write    func(io.Writer) error // writes the state
+	History  History
 }
 
 // Install makes dir the data directory of a server that has img and nothing
-// else: a snapshot, an empty log, an identity. What was there is moved into the
-// directory aside in it, unless that exists. A crash at any point leaves a
+// else: a snapshot, an empty log, an identity, and the history that img keeps.
+// What was there is moved into the directory aside in it, unless that exists. A crash at any point leaves a
 // directory that no server starts on until Install has run again.
 func Install(dir, aside string, img *Image) (err error) {
 	dir, err = filepath.Abs(dir)
@@ -69,6 +70,9 @@ func Install(dir, aside string, img *Image) (err error) {
 	if err := img.install(&Dir{path: dir, lock: lock}); err != nil {
 		return err
 	}
+	if err := keepHistory(&Dir{path: dir, lock: lock}, &img.History); err != nil {
+		return fmt.Errorf("restore into %s: %w", dir, err)
+	}
 	if err := os.Remove(filepath.Join(dir, restoreFile)); err != nil {
 		return fmt.Errorf("restore into %s: %w", dir, err)
 	}
@@ -94,8 +98,8 @@ func checkEmptyOrOurs(dir string) error {
 	return nil
 }
 
-// setAside moves everything that a server had away: a history archive, too,
-// tells of a past that the restored region has not. What a restore that was cut
+// setAside moves everything that a server had away: a history archive, too, may
+// tell of a past that the restored region has not. What a restore that was cut
 // off has left is no old state: it is removed.
 func setAside(dir, aside string) error {
 	_, err := os.Stat(aside)

@@ -60,7 +60,8 @@ restored region begins a new epoch, later than any that the snapshot or one of
 the directories knows: every lease ends and its task waits again, every agent
 registers anew, and tokens go on growing. Nothing is granted until tasks of the
 lost region must have ended: the longest TTL that a lease may have and its grace,
-counted from the first election. What a directory held is moved aside in it.
+counted from the first election. What a directory held is moved aside in it. Its
+history archive is kept up to the snapshot's index, where it is of the same past.
 
 On each machine: stop the server, restore its directory, start it again. Restore
 all servers of the region, each from the same FILE. The first call begins the
@@ -119,6 +120,11 @@ func (c *restoreConfig) text(w io.Writer, file string, r *offline.Restored) erro
 	var b strings.Builder
 	for _, s := range r.Servers {
 		fmt.Fprintf(&b, "%s server %s in %s; what it held is in %s\n", did, s.Server, s.Dir, s.Aside)
+		if h := &s.History; h.From != "" {
+			fmt.Fprintf(&b, "  history: %d log indexes up to %d, from %s\n", h.Indexes, h.Upto, h.From)
+		} else {
+			fmt.Fprintf(&b, "  history: none of before, since %s\n", h.Why)
+		}
 	}
 	if r.DryRun {
 		b.WriteString("nothing was changed: leave --dry-run out to do it, with another restore ID\n")

@@ -21,8 +21,9 @@ func newVerifyCmd(a *app) *cobra.Command {
 		Long: `Check the data directory of a stopped server, and change nothing in it: the
 identity, every page of the log, the checksum of every entry, every snapshot, and
 that the log goes on where the snapshots end. Then the state is built from the
-oldest snapshot on which the log follows and compared with each newer one. The
-last entries of a log may not be committed; the state includes them.
+oldest snapshot on which the log follows and compared with each newer one, and
+every row of the history archive is read. The last entries of a log may not be
+committed; the state includes them.
 
 The exit code is 0 when nothing is wrong, 1 when there are findings, each with
 its file, its place and what to do next.`,
@@ -64,6 +65,18 @@ func (a *app) verifyProgress() func(string, uint64, uint64) {
 	}
 }
 
+func archiveText(a *offline.ArchiveReport) string {
+	if a == nil {
+		return "none that can be read"
+	}
+	state := "ok"
+	if !a.OK {
+		state = "damaged"
+	}
+	return fmt.Sprintf("%s, up to index %d, %s of events, %s, %s, %d bytes", state, a.End(),
+		plural(a.Entries, "row"), plural(a.Jobs, "job"), plural(a.Tasks, "task"), a.Bytes)
+}
+
 func verifyText(w io.Writer, r *offline.Report) error {
 	verdict := "ok"
 	if !r.OK {
@@ -94,6 +107,7 @@ func verifyText(w io.Writer, r *offline.Report) error {
 			{"nodes", num(s.Nodes)}, {"jobs", num(s.Jobs)}, {"leases", num(s.Leases)},
 		}...)
 	}
+	rows = append(rows, []string{"history archive", archiveText(r.Archive)})
 	if err := columns(w, rows); err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func (w *world) restore(saved *backup) {
 	if w.weak != restoreSameEpoch {
 		e := fsm.NewEpoch{Epoch: epoch + 1, MaxTTL: w.maxTTL()}
 		binary.BigEndian.PutUint64(e.RestoreID[:], w.rnd.Uint64()|1)
-		if err := m.BeginEpoch(e); err != nil {
+		if _, err := m.BeginEpoch(e); err != nil {
 			w.check.fail("restore", err.Error())
 			return
 		}

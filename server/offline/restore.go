@@ -60,6 +60,8 @@ type RestoredDir struct {
 	Server gpuai.ServerID `json:"server"`
 	Dir    string         `json:"dir"`
 	Aside  string         `json:"aside"` // where what it held was moved
+	// History is what the server's archive begins with.
+	History KeptHistory `json:"history"`
 }
 
 // Restore rewrites a backup into the first state of a new epoch and makes it
@@ -82,8 +84,9 @@ func Restore(c *RestoreConfig) (Restored, error) {
 		return out, err
 	}
 	out.Ended = m.Counts().Leases
-	began := m.Time()
-	if err := m.BeginEpoch(fsm.NewEpoch{Epoch: out.Epoch, RestoreID: id, MaxTTL: c.MaxTTL}); err != nil {
+	began, past := m.Time(), pastsOf(&out.Backup, m)
+	begun, err := m.BeginEpoch(fsm.NewEpoch{Epoch: out.Epoch, RestoreID: id, MaxTTL: c.MaxTTL})
+	if err != nil {
 		return out, err
 	}
 	out.RestoreID = m.RestoreID()
@@ -91,16 +94,26 @@ func Restore(c *RestoreConfig) (Restored, error) {
 	out.Index, out.Digest, out.Level = m.Index(), m.Digest().String(), m.Level()
 	out.Quiet = gpuai.Duration(m.QuietUntil() - began)
 	aside := store.AsidePrefix + out.RestoreID[:8]
+	if err := out.stopped(); err != nil && !c.DryRun {
+		return out, err
+	}
 	for i := range out.Servers {
-		out.Servers[i].Aside = filepath.Join(out.Servers[i].Dir, aside)
+		s := &out.Servers[i]
+		s.Aside, s.History = filepath.Join(s.Dir, aside), past.best(s.Dir)
+		s.History.after(s.Dir, aside)
 	}
 	if c.DryRun {
 		return out, nil
 	}
-	if err := out.stopped(); err != nil {
-		return out, err
-	}
-	return out, c.install(&out, m, aside)
+	return out, c.install(&out, &image{m, begun, aside})
+}
+
+// An image is the first state of the epoch, what began it, and the name of the
+// directories in which old state is kept.
+type image struct {
+	m     *fsm.Machine
+	begun *fsm.Output
+	aside string
 }
 
 // stopped refuses when a server runs on one of the directories.
@@ -210,11 +223,16 @@ func (c *RestoreConfig) assign(out *Restored, t Target, owner gpuai.ServerID) er
 	return nil
 }
 
-func (c *RestoreConfig) install(out *Restored, m *fsm.Machine, aside string) error {
+func (c *RestoreConfig) install(out *Restored, img *image) error {
+	m, b := img.m, img.begun
 	for _, s := range out.Servers {
-		err := store.Install(s.Dir, aside, &store.Image{
+		err := store.Install(s.Dir, img.aside, &store.Image{
 			Identity: store.Identity{Cluster: out.Cluster, Server: s.Server, Region: out.Backup.Region, Epoch: out.Epoch, Level: out.Level},
 			Members:  c.Members, Index: out.Index, Term: max(m.Term(), 1),
+			History: store.History{
+				From: s.History.From, Upto: out.Backup.Index,
+				Begun: store.ArchiveEntry{Prev: b.Prev, Index: b.Index, Upto: b.Index, Events: b.Events},
+			},
 			Write: func(w io.Writer) error {
 				b := bufio.NewWriterSize(w, 1<<20)
 				return errors.Join(m.WriteSnapshot(b), b.Flush())

@@ -18,6 +18,7 @@ import (
 const (
 	nextRejoin  = "let the other servers go on and rebuild this one: gpuai server rejoin --wipe"
 	nextVersion = "verify, and run, the newer version of gpuai that wrote it"
+	nextArchive = "nothing before the start: the server sets a damaged archive aside, as archive.db.damaged, and fetches history from the other servers; one that is alone makes it from what its log still has"
 	nextDelete  = "nothing at once: the older snapshot and the log hold the same; rebuild the server with gpuai server rejoin --wipe when it is convenient"
 )
 
@@ -44,8 +45,17 @@ type Report struct {
 	Applied   uint64           `json:"applied_index"` // by the identity: the state is at least this far
 	Log       LogReport        `json:"log"`
 	Snapshots []SnapshotReport `json:"snapshots"`
-	State     *State           `json:"state,omitempty"` // nil when none can be built
+	State     *State           `json:"state,omitempty"`   // nil when none can be built
+	Archive   *ArchiveReport   `json:"archive,omitempty"` // nil when there is none
 	Findings  []Finding        `json:"findings"`
+}
+
+// An ArchiveReport is what the history archive holds.
+type ArchiveReport struct {
+	OK bool `json:"ok"`
+	store.ArchiveCounts
+	store.ArchiveState
+	Bytes uint64 `json:"bytes"` // of the file
 }
 
 // A LogReport is what the log holds.
@@ -99,7 +109,8 @@ type verifier struct {
 // Verify checks the data directory of a stopped server and changes nothing in
 // it: identity, every page of the log, every entry's checksum, every snapshot,
 // and that the log goes on where they end; then it builds the state from the
-// oldest snapshot on which the log follows, and compares it with each newer one.
+// oldest snapshot on which the log follows, and compares it with each newer one;
+// at last every row of the history archive.
 // progress, which may be nil, is called now and then.
 //
 // The error is of a directory that cannot be looked at, of a running server for
@@ -116,7 +127,7 @@ func Verify(ctx context.Context, dir string, progress func(what string, done, of
 	v := &verifier{look: look, progress: progress}
 	v.Dir, v.Findings, v.Snapshots = look.Path(), []Finding{}, []SnapshotReport{}
 	v.readIdentity()
-	for _, step := range []func(context.Context) error{v.readLog, v.readSnapshots, v.replay} {
+	for _, step := range []func(context.Context) error{v.readLog, v.readSnapshots, v.replay, v.readArchive} {
 		if err := step(ctx); err != nil {
 			return v.Report, err
 		}
@@ -233,6 +244,35 @@ func (v *verifier) readSnapshots(ctx context.Context) error {
 	return nil
 }
 
+// readArchive reads every row of the history archive. What is wrong in it keeps
+// no server from starting.
+func (v *verifier) readArchive(ctx context.Context) error {
+	v.progress("reading the history archive", 0, 1)
+	a, err := v.look.OpenArchive()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a server without history makes it when it starts
+	}
+	file, before := v.look.Path("archive.db"), len(v.Findings)
+	if err == nil {
+		_, size := a.Size()
+		v.Archive = &ArchiveReport{ArchiveState: a.State(), Bytes: uint64(size)}
+		v.Archive.ArchiveCounts, err = a.Check(ctx, func(place string, err error) {
+			v.found(Finding{File: file, Place: place, Problem: err.Error(), Next: nextArchive})
+		})
+		a.Abandon()
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		v.found(Finding{File: file, Problem: err.Error(), Next: nextArchive})
+	}
+	if v.Archive != nil {
+		v.Archive.OK = len(v.Findings) == before
+	}
+	return nil
+}
+
 func (v *verifier) badSnapshot(s *SnapshotReport, err error) {
 	f := Finding{File: s.path, Problem: err.Error(), Next: nextRejoin}
 	if errors.Is(err, fsm.ErrLevel) {
@@ -272,6 +312,8 @@ func (v *verifier) covered() {
 	switch end := max(v.good, base.Index); {
 	case v.log != nil && v.log.First > base.Index+1:
 		v.found(Finding{File: file, Problem: fmt.Sprintf("the log begins at index %d and the newest good snapshot ends at %d", v.log.First, base.Index), Next: nextRejoin})
+	case base.Name == "" && v.identity.Epoch > 0:
+		v.found(Finding{File: file, Problem: fmt.Sprintf("no snapshot can be read, and the first state of epoch %d, which a restore began, is in no log", v.identity.Epoch), Next: nextRejoin})
 	case end < need:
 		v.found(Finding{File: file, Problem: fmt.Sprintf("what can be read ends at index %d, and this server had applied %d", end, need), Next: nextRejoin})
 	default:

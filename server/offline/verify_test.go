@@ -43,11 +43,13 @@ func TestVerifyAWholeDirectory(t *testing.T) {
 		t.Errorf("of a running server: %v", err)
 	}
 	m.stop(t)
-	if _, err := Verify(t.Context(), t.TempDir(), nil); !errors.Is(err, store.ErrFormat) {
-		t.Errorf("of an empty directory: %v", err)
-	}
-	if _, err := Verify(t.Context(), "/nonexistent", nil); !errors.Is(err, store.ErrFormat) {
-		t.Errorf("of no directory: %v", err)
+	for path, what := range map[string]string{
+		t.TempDir(): "it has no file", "/nonexistent": "nothing is there", backup: "it is a file", backup + "/a": "nothing is there",
+	} {
+		_, err := Verify(t.Context(), path, nil)
+		if !errors.Is(err, store.ErrNoDir) || !strings.Contains(err.Error(), "there is no data directory at "+path+", "+what) || !strings.Contains(err.Error(), "--data") {
+			t.Errorf("of %s: %v", path, err)
+		}
 	}
 }
 
