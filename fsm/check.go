@@ -193,6 +193,9 @@ func (m *Machine) checkBuckets() error {
 			tasks += uint64(g.ready())
 			prev = at
 		}
+		if err := m.checkLanes(s); err != nil {
+			return err
+		}
 		if groups != b.groups || tasks != b.tasks || b.last != prev || groups == 0 {
 			return fmt.Errorf("bucket %d: %d groups and %d tasks, recorded %d and %d", s, groups, tasks, b.groups, b.tasks)
 		}

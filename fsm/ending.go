@@ -6,13 +6,13 @@ import "github.com/gpuai/gpuai"
 // task is not placed again, until the agent reports the end or the node's
 // silence ends the lease.
 func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
-	l := m.leases.Mut(slot)
-	if l.state >= gpuai.LeaseRevoking {
-		if l.state == gpuai.LeaseRevoking && cause == gpuai.CauseStopped {
-			l.cause = cause // a user's stop outranks every other reason
+	if old := m.leases.Get(slot); old.state >= gpuai.LeaseRevoking {
+		if old.state == gpuai.LeaseRevoking && cause == gpuai.CauseStopped {
+			m.leases.Mut(slot).cause = cause // a user's stop outranks every other reason
 		}
 		return
 	}
+	l := m.leases.Mut(slot)
 	m.timers.clear(&l.timer)
 	l.state, l.cause, l.modified = gpuai.LeaseRevoking, cause, m.now.index
 	m.meta.Mut().revoking++

@@ -9,8 +9,16 @@ func (m *Machine) gangMemberLost(task uint32, cause gpuai.LeaseCause) {
 	m.setTask(task, gpuai.TaskPending)
 	g := m.groups.Mut(group)
 	g.waiting++ // until the gang settles
+	first := g.broken == gpuai.CauseNone
 	if worse(cause, g.broken) {
 		g.broken = cause
+	}
+	if !first { // the others are being stopped, and none gets a lease before the gang has settled
+		if m.Level() < LevelPlacement { // what a look at each cost is in the log
+			m.now.work -= workLook * int64(g.made)
+		}
+		m.gangSettle(group)
+		return
 	}
 	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		m.now.work -= workLook

@@ -34,6 +34,7 @@ type groupRec struct {
 	gang    bool
 	broken  gpuai.LeaseCause // gang: why it is being stopped
 	ended   bool
+	lanes   [numLanes]laneLink // derived
 }
 
 func (r *groupRec) put(b []byte) []byte {

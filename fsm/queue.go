@@ -21,6 +21,7 @@ type bucketRec struct {
 	// unseen: groups joined while there was a backlog, so that nobody has
 	// looked yet whether they fit.
 	unseen bool
+	lanes  [numLanes]lane // derived
 }
 
 func (r *bucketRec) put(b []byte) []byte {
@@ -141,13 +142,18 @@ func (m *Machine) insertGroup(bucket, group uint32) {
 			b.first = refTo(group)
 		}
 		b.last = refTo(group)
+		m.appendLanes(bucket, group)
 		return
 	}
-	at := b.first // the first group after ours: there is one
-	for m.groupBefore(at.slot(), group) {
-		m.now.work -= workLook
-		at = m.groups.Get(at.slot()).qnext
+	at, lanes, steps := m.seekLanes(bucket, group)
+	if m.Level() < LevelPlacement { // what a walk through the list cost is in the log
+		steps = 0
+		for x := b.first; x != at; x = m.groups.Get(x.slot()).qnext {
+			steps++
+		}
 	}
+	m.now.work -= workLook * steps
+	m.joinLanes(bucket, group, lanes)
 	next := m.groups.Mut(at.slot())
 	g.qprev, g.qnext = next.qprev, at
 	if next.qprev != 0 {
@@ -172,6 +178,7 @@ func (m *Machine) dequeue(group, n uint32) {
 		return
 	}
 	b.tasks -= uint64(g.ready())
+	m.leaveLanes(slot, group)
 	if g.qprev != 0 {
 		m.groups.Mut(g.qprev.slot()).qnext = g.qnext
 	} else {
