@@ -37,6 +37,7 @@ const (
 // registry is the sessions of this server: one a node, the newest.
 type registry struct {
 	holders, others chan struct{} // one for each agent that is registering
+	turns           *turns        // of sessions that send
 
 	mu     sync.Mutex // guards below
 	byNode map[gpuai.NodeID]*session
@@ -46,7 +47,7 @@ type registry struct {
 func newRegistry() *registry {
 	return &registry{
 		holders: make(chan struct{}, admitHolders), others: make(chan struct{}, admitOthers),
-		byNode: make(map[gpuai.NodeID]*session),
+		turns: newTurns(), byNode: make(map[gpuai.NodeID]*session),
 	}
 }
 

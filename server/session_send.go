@@ -82,20 +82,30 @@ func (se *session) send(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		d, err := se.take()
+		var err error
+		se.s.sessions.turns.do(func() { err = se.sendDue(ctx, first) })
 		if err != nil {
 			return err
-		}
-		frames, err := se.build(&d, first)
-		if err != nil {
-			return err
-		}
-		for i := range frames {
-			if err := se.sendFrame(ctx, frames[i]); err != nil {
-				return err
-			}
 		}
 	}
+}
+
+// sendDue sends what is due now.
+func (se *session) sendDue(ctx context.Context, first bool) error {
+	d, err := se.take()
+	if err != nil {
+		return err
+	}
+	frames, err := se.build(&d, first)
+	if err != nil {
+		return err
+	}
+	for i := range frames {
+		if err := se.sendFrame(ctx, frames[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (se *session) sendFrame(ctx context.Context, f gpuai.Frame) error {
