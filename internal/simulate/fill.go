@@ -11,7 +11,7 @@ type Report struct {
 	Mode   string  `json:"mode"`
 	Seed   int64   `json:"seed"`
 	Policy string  `json:"policy"`
-	Load   float64 `json:"load,omitempty"` // offered, in mode time
+	Load   float64 `json:"load,omitempty"` // asked for, in mode time
 	Nodes  int     `json:"nodes"`
 	GPUs   int     `json:"gpus"`
 	Jobs   int     `json:"jobs"`
@@ -29,6 +29,10 @@ type Report struct {
 	// Decisions is submits and ends per second of the machine's own time.
 	Decisions float64 `json:"decisions_per_second"`
 	Digest    string  `json:"digest"`
+	*TimedReport
+	// Curve is the mean allocation at each percent of load that had arrived,
+	// in percent, of mode fill.
+	Curve []CurvePoint `json:"curve,omitempty"`
 }
 
 // A Config says what to simulate.
@@ -36,14 +40,12 @@ type Config struct {
 	Nodes   []TraceNode
 	Jobs    []TraceJob
 	Inflate float64 // Fill: the load that arrives, as a part of all devices
-	Load    float64 // Timed: the mean load that is offered
-	Seed    int64
+	TimedConfig
+	Seed   int64
+	Policy Policy // the zero one is that of a new region
 	// Progress is called now and then with the part that is done; nil is none.
 	Progress func(done, of int)
 }
-
-// policyName is the packing policy of the machine.
-const policyName = "bestfit"
 
 var allocPoints = []int{95, 100, 130}
 
@@ -53,10 +55,13 @@ func Fill(ctx context.Context, c Config) (Report, error) {
 	a := NewArrivals(c.Nodes, c.Jobs, c.Inflate, c.Seed)
 	w := newWorld()
 	nodes := sortedNodes(c.Nodes)
+	if err := w.setPolicy(c.Policy); err != nil {
+		return Report{}, err
+	}
 	if err := w.register(nodes, a.order()); err != nil {
 		return Report{}, err
 	}
-	r := Report{Mode: "fill", Seed: c.Seed, Policy: policyName, Nodes: len(nodes), Jobs: len(a.Jobs), AllocAt: map[string]float64{}}
+	r := Report{Mode: "fill", Seed: c.Seed, Policy: c.Policy.Name, Nodes: len(nodes), Jobs: len(a.Jobs), AllocAt: map[string]float64{}}
 	total := totalMilli(nodes)
 	r.GPUs = int(total / 1000)
 	sums, counts := map[int]float64{}, map[int]int{}
@@ -94,6 +99,7 @@ func Fill(ctx context.Context, c Config) (Report, error) {
 			r.AllocAt[strconv.Itoa(p)] = sums[p] / float64(counts[p])
 		}
 	}
+	r.Curve = curveOf(sums, counts)
 	r.Allocation = float64(allocated) / float64(total)
 	r.Decisions = float64(len(a.Jobs)) / w.spent.Seconds()
 	r.Digest = w.m.Digest().String()

@@ -3,7 +3,6 @@ package simulate
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,7 +28,14 @@ func load(t testing.TB, dir, nodes, jobs string) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Config{Nodes: n, Jobs: j, Inflate: 1.3, Load: 0.9, Seed: 42}
+	p, err := ParsePolicies("bestfit")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{
+		Nodes: n, Jobs: j, Inflate: 1.3, Seed: 42, Policy: p[0],
+		TimedConfig: TimedConfig{Arrivals: ArrivalsTrace, Load: 0.9},
+	}
 }
 
 // The arrivals are those of FGD's own simulator, number by number.
@@ -124,16 +130,6 @@ func TestBadTraces(t *testing.T) {
 	}
 }
 
-func FuzzRows(f *testing.F) {
-	f.Add("name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\np,1,1,1,500,A|B\n")
-	f.Fuzz(func(t *testing.T, s string) {
-		_ = readRows(strings.NewReader(s), "fuzz", jobColumns, func(r *row) {
-			r.number("cpu_milli")
-			r.text("gpu_spec")
-		})
-	})
-}
-
 func BenchmarkFillOpenb(b *testing.B) {
 	cfg := load(b, openb(b), "openb_node_list_gpu_node.csv", "openb_pod_list_default.csv")
 	for b.Loop() {
@@ -144,10 +140,4 @@ func BenchmarkFillOpenb(b *testing.B) {
 		b.ReportMetric(r.Decisions, "decisions/s")
 		b.ReportMetric(r.AllocAt["130"], "alloc@130")
 	}
-}
-
-func ExampleReport() {
-	r := Report{Mode: "fill", Policy: policyName}
-	fmt.Println(r.Mode, r.Policy)
-	// Output: fill bestfit
 }

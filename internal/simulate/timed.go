@@ -1,67 +1,12 @@
 package simulate
 
 import (
-	"cmp"
 	"container/heap"
 	"context"
-	"errors"
-	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 )
-
-// ErrUntimed is returned when a trace has no times to replay.
-var ErrUntimed = errors.New("mode time needs the columns creation_time, deletion_time and scheduled_time")
-
-func sortedNodes(nodes []TraceNode) []TraceNode {
-	out := slices.Clone(nodes)
-	slices.SortFunc(out, func(a, b TraceNode) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
-// An arrival is a job with its scaled time and its duration, in milliseconds.
-type arrival struct {
-	job      *TraceJob
-	at       gpuai.Instant
-	duration gpuai.Duration
-	started  bool
-}
-
-// arrivalsOf orders the jobs by creation and scales the gaps between them by
-// one factor, so that the mean load offered over the span is load.
-func arrivalsOf(c *Config) ([]arrival, error) {
-	var out []arrival
-	var work float64
-	for i := range c.Jobs {
-		j := &c.Jobs[i]
-		if !j.Timed {
-			return nil, fmt.Errorf("job %s: %w", j.Name, ErrUntimed)
-		}
-		start := j.Started
-		if start == 0 {
-			start = j.Created
-		}
-		d := max(0, j.Deleted-start)
-		work += float64(j.Milli()) * float64(d)
-		out = append(out, arrival{job: j, at: gpuai.Instant(j.Created), duration: gpuai.Duration(d) * gpuai.Second})
-	}
-	slices.SortStableFunc(out, func(a, b arrival) int {
-		return cmp.Or(cmp.Compare(a.at, b.at), strings.Compare(a.job.Name, b.job.Name))
-	})
-	first, last := out[0].at, out[len(out)-1].at
-	capacity := float64(totalMilli(c.Nodes)) * float64(last-first)
-	if capacity <= 0 || work <= 0 || c.Load <= 0 {
-		return nil, errors.New("mode time needs a load above 0, and jobs with GPUs that arrive and last over some time")
-	}
-	factor := work / capacity / c.Load * 1000 // and seconds to milliseconds
-	for i := range out {
-		out[i].at = gpuai.Instant(float64(out[i].at-first) * factor)
-	}
-	return out, nil
-}
 
 // An ending is the end of a running task.
 type ending struct {
@@ -92,39 +37,41 @@ func (e *endings) Pop() any {
 // A replay is the state of one Timed.
 type replay struct {
 	*world
+	meter
 	jobs    map[gpuai.JobID]*arrival
 	ends    endings
-	waits   []float64 // seconds
-	milli   int64     // allocated now
-	area    float64   // milli × ms
-	since   gpuai.Instant
-	placed  int
-	decided int
+	placed  int // leases
+	decided int // submits and ends
+	// Of a strict policy: the jobs that the machine has not been given, and
+	// the one that it has been given last, until it starts.
+	strict bool
+	line   []*arrival
+	head   *arrival
 }
 
-// Timed replays the jobs' arrivals and durations and lets what does not fit
-// wait. It ends when the last job has arrived: waits of jobs that have not
-// started by then count up to that moment.
+// Timed lets jobs arrive and run, and what does not fit wait. It ends with the
+// last arrival: the wait of a job that has not started by then counts up to
+// that moment.
 func Timed(ctx context.Context, c Config) (Report, error) {
-	as, err := arrivalsOf(&c)
+	as, window, err := c.load()
 	if err != nil {
 		return Report{}, err
 	}
-	p := &replay{world: newWorld(), jobs: map[gpuai.JobID]*arrival{}}
+	p := &replay{world: newWorld(), jobs: map[gpuai.JobID]*arrival{}, strict: c.Policy.strict}
 	nodes := sortedNodes(c.Nodes)
-	order := make([]int, len(nodes))
-	for i := range order {
-		order[i] = i
-	}
-	if err := p.register(nodes, order); err != nil {
+	if err := p.setPolicy(c.Policy); err != nil {
 		return Report{}, err
 	}
+	if err := p.register(nodes, sequence(len(nodes))); err != nil {
+		return Report{}, err
+	}
+	p.watch(&c, nodes, window)
 	p.spent = 0
 	for i := range as {
 		if ctx.Err() != nil {
 			return Report{}, ctx.Err()
 		}
-		if err := p.endUntil(as[i].at); err != nil {
+		if err := p.runUntil(as[i].at); err != nil {
 			return Report{}, err
 		}
 		if err := p.arrive(&as[i]); err != nil {
@@ -132,41 +79,91 @@ func Timed(ctx context.Context, c Config) (Report, error) {
 		}
 		c.progress(i+1, len(as))
 	}
-	return p.report(&c, nodes, len(as)), p.m.Check()
+	p.advance(window[1])
+	return p.report(&c, nodes, as), p.m.Check()
 }
 
-// advance moves the clock and counts what was allocated until then.
+// watch sets the meter up.
+func (p *replay) watch(c *Config, nodes []TraceNode, window [2]gpuai.Instant) {
+	p.window, p.total = window, totalMilli(nodes)
+	p.every = max(1, gpuai.Duration(window[1])/points)
+	p.fragEvery = max(1, points*len(nodes)/fragLooks)
+	if demands := demandsOf(c.Jobs); len(demands) > 0 {
+		p.fragmentation = func() float64 { return fragmentationOf(p.m, demands) }
+	}
+}
+
+// advance moves the clock and counts what held until then.
 func (p *replay) advance(to gpuai.Instant) {
-	p.area += float64(p.milli) * float64(to-p.since)
-	p.since, p.now = to, to
+	p.meter.advance(to)
+	p.now = to
 }
 
-// endUntil ends the tasks whose time comes before an instant.
-func (p *replay) endUntil(at gpuai.Instant) error {
-	for len(p.ends) > 0 && p.ends[0].at <= at {
-		e := heap.Pop(&p.ends).(ending)
-		p.advance(e.at)
-		p.decided++
-		rep := gpuai.Report{Lease: e.lease, Seq: 1, Incarnation: e.inc, State: gpuai.ReportDone}
-		if _, err := p.apply(&fsm.ReportLease{Node: e.node, Report: rep}); err != nil {
-			return err
-		}
-		if err := p.settle(); err != nil {
-			return err
+// runUntil lets everything happen that comes before an instant: tasks end, and
+// the machine is given the ticks that it wants.
+func (p *replay) runUntil(at gpuai.Instant) error {
+	for {
+		due := max(p.m.NextDeadline(), p.now)
+		switch ends := len(p.ends) > 0 && p.ends[0].at <= at; {
+		case due <= at && (!ends || due <= p.ends[0].at):
+			p.advance(due)
+			if err := p.does(&fsm.Tick{}); err != nil {
+				return err
+			}
+		case ends:
+			e := heap.Pop(&p.ends).(ending)
+			p.advance(e.at)
+			p.decided++
+			rep := gpuai.Report{Lease: e.lease, Seq: 1, Incarnation: e.inc, State: gpuai.ReportDone}
+			if err := p.does(&fsm.ReportLease{Node: e.node, Report: rep}); err != nil {
+				return err
+			}
+		default:
+			p.advance(at)
+			return nil
 		}
 	}
-	p.advance(at)
-	return nil
 }
 
-func (p *replay) arrive(a *arrival) error {
-	p.decided++
-	id := p.nextID()
-	p.jobs[id] = a
-	if _, _, err := p.submit(a.job); err != nil {
+// does applies a command and takes note of what it did.
+func (p *replay) does(c fsm.Command) error {
+	if _, err := p.apply(c); err != nil {
 		return err
 	}
 	return p.settle()
+}
+
+// arrive hands a job in, or lets it stand in line.
+func (p *replay) arrive(a *arrival) error {
+	p.waits(a, 1)
+	if p.strict {
+		p.line = append(p.line, a)
+		return p.nextInLine()
+	}
+	return p.hand(a)
+}
+
+// hand hands a job to the machine.
+func (p *replay) hand(a *arrival) error {
+	p.decided++
+	p.jobs[p.nextID()] = a
+	before := p.spent
+	if _, _, err := p.submit(a.job); err != nil {
+		return err
+	}
+	a.took = float64((p.spent - before).Nanoseconds()) / 1000
+	return p.settle()
+}
+
+// nextInLine hands jobs in until one does not start at once.
+func (p *replay) nextInLine() error {
+	for p.head == nil && len(p.line) > 0 {
+		p.head, p.line = p.line[0], p.line[1:]
+		if err := p.hand(p.head); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settle takes note of the leases that the last entry granted and ended, and
@@ -178,50 +175,37 @@ func (p *replay) settle() error {
 		a := p.jobs[e.Job]
 		switch e.Kind {
 		case gpuai.LeaseGrantedEvent:
-			p.placed++
-			a.started = true
-			p.milli += a.job.Milli()
-			p.waits = append(p.waits, float64(p.now-a.at)/1000)
-			heap.Push(&p.ends, ending{p.now.Add(a.duration), e.Lease, e.Node, e.Incarnation})
+			p.granted(a, e)
 		case gpuai.LeaseEndedEvent:
-			p.milli -= a.job.Milli()
+			p.milli -= a.job.milliOf(e.Group)
 		case gpuai.JobEnded:
 			ended = append(ended, e.Job)
+			a.ended, a.end = true, p.now
 			delete(p.jobs, e.Job)
 		}
 	}
-	if len(ended) == 0 {
-		return nil
-	}
-	_, err := p.apply(&fsm.RetireJobs{Jobs: ended})
-	return err
-}
-
-func (p *replay) report(c *Config, nodes []TraceNode, jobs int) Report {
-	for _, a := range p.jobs { // in any order: waits are sorted below
-		if !a.started {
-			p.waits = append(p.waits, float64(p.now-a.at)/1000)
+	if len(ended) > 0 {
+		if _, err := p.apply(&fsm.RetireJobs{Jobs: ended}); err != nil {
+			return err
 		}
 	}
-	total := totalMilli(nodes)
-	r := Report{
-		Mode: "time", Seed: c.Seed, Policy: policyName, Load: c.Load, Nodes: len(nodes),
-		GPUs: int(total / 1000), Jobs: jobs, Placed: p.placed,
-		Decisions: float64(p.decided) / p.spent.Seconds(), Digest: p.m.Digest().String(),
-		WaitSeconds: percentiles(p.waits),
+	if p.head == nil && len(p.line) > 0 {
+		return p.nextInLine()
 	}
-	if p.now > 0 {
-		r.Allocation = p.area / float64(total) / float64(p.now)
-	}
-	return r
+	return nil
 }
 
-// percentiles sums up waits.
-func percentiles(v []float64) map[string]float64 {
-	if len(v) == 0 {
-		return nil
+// granted begins a task.
+func (p *replay) granted(a *arrival, e *gpuai.Event) {
+	p.placed++
+	p.milli += a.job.milliOf(e.Group)
+	heap.Push(&p.ends, ending{p.now.Add(a.job.runOf(e.Group, e.Task)), e.Lease, e.Node, e.Incarnation})
+	if a.started {
+		return
 	}
-	slices.Sort(v)
-	at := func(q float64) float64 { return v[min(len(v)-1, int(q*float64(len(v))))] }
-	return map[string]float64{"p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": v[len(v)-1]}
+	a.started, a.start = true, p.now
+	p.waits(a, -1)
+	if a == p.head {
+		p.head = nil
+	}
 }

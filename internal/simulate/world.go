@@ -54,7 +54,10 @@ func (w *world) register(nodes []TraceNode, order []int) error {
 			ID: gpuai.NodeID(strings.ToLower(n.Name)), Address: "simulated", Simulated: true,
 			CPU: gpuai.MilliCPU(n.CPU), Memory: gpuai.Bytes(n.Memory) << 20,
 		}
-		for g := range n.GPUs {
+		if n.Whole != nil {
+			spec = *n.Whole
+		}
+		for g := range n.GPUs - len(spec.Devices) {
 			spec.Devices = append(spec.Devices, gpuai.Device{
 				ID: gpuai.DeviceID(fmt.Sprintf("gpu-%02d", g)), Vendor: "sim", Model: n.Model,
 			})
@@ -70,31 +73,7 @@ func (w *world) register(nodes []TraceNode, order []int) error {
 	return nil
 }
 
-// spec returns the job of a trace's pod.
-func spec(j *TraceJob) *gpuai.JobSpec {
-	s := &gpuai.JobSpec{Name: "pod", Groups: []gpuai.Group{{
-		Resources: gpuai.Resources{
-			CPU: max(1, gpuai.MilliCPU(j.CPU)), Memory: max(1, gpuai.Bytes(j.Memory)<<20),
-			GPU: gpuai.GPURequest{Count: uint32(j.GPUs)},
-		},
-		Task: gpuai.TaskSpec{Command: []string{"simulated"}},
-	}}}
-	g := &s.Groups[0].Resources.GPU
-	if j.GPUs == 1 && j.GPUMilli < 1000 {
-		g.Share.Milli = gpuai.Milli(j.GPUMilli)
-	}
-	if j.GPUs > 0 && j.Spec != "" {
-		// "A|B" is any of them alike, so it is a constraint and no order of
-		// alternatives.
-		s.Groups[0].Constraints = []gpuai.Constraint{{
-			Attribute: "gpu.model", Op: gpuai.In, Values: strings.Split(j.Spec, "|"),
-		}}
-	}
-	s.Defaults()
-	return s
-}
-
-// submit offers a job and returns how many of its one task have a lease.
+// submit offers a job and returns whether all of its tasks have a lease.
 func (w *world) submit(j *TraceJob) (id gpuai.JobID, leased bool, err error) {
 	id = w.nextID()
 	w.jobs++
@@ -103,9 +82,9 @@ func (w *world) submit(j *TraceJob) (id gpuai.JobID, leased bool, err error) {
 		return id, false, err
 	}
 	if res.Code != gpuai.OK {
-		return id, false, fmt.Errorf("job %s: %s: %s", j.Name, res.Code, res.Detail)
+		return id, false, fmt.Errorf("%s: %s: %s", j.place(), res.Code, res.Detail)
 	}
-	return id, res.Leased == 1, nil
+	return id, res.Leased == res.Tasks, nil
 }
 
 // nextID is the ID of the job that is submitted next.
