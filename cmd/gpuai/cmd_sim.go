@@ -166,7 +166,7 @@ func newSimRunCmd(a *app) *cobra.Command {
 	c.Flags().Float64Var(&f.inflate, "inflate", 1.3, "mode fill: load that arrives, as a part of all devices")
 	c.Flags().Float64Var(&f.load, "load", 0.95, "mode time: load offered in the measured window, as a part of all devices")
 	c.Flags().StringVar(&f.arrivals, "arrivals", "auto", "mode time: poisson draws jobs with replacement, trace replays each once; auto is poisson for openb, else trace")
-	c.Flags().IntVar(&f.count, "count", 60_000, "mode time, poisson: how many jobs arrive")
+	c.Flags().IntVar(&f.count, "count", 150_000, "mode time, poisson: how many jobs arrive")
 	c.Flags().StringVar(&f.clip, "clip", drawnClip, "mode time: least and greatest duration of a job, or none (by default only poisson clips)")
 	c.Flags().Float64Var(&f.warmUp, "warmup", 1.0/3, "mode time: part of the arrivals before the measured window (by default 0 with trace)")
 	c.Flags().Int64Var(&f.seed, "seed", 42, "seed of what is drawn")
@@ -200,6 +200,9 @@ func (a *app) simulate(ctx context.Context, f *simFlags) error {
 			return fmt.Errorf("simulating %s: %w", f.jobs, err)
 		}
 		out = append(out, rs...)
+	}
+	if t := out[0].TimedReport; t != nil && t.ClipMax > 0 && t.WarmUp > 0 && t.WindowFrom*1000 < float64(t.ClipMax) {
+		a.say("the warm-up of %.0f s is shorter than the longest job: what is measured begins before the load is whole; let more jobs arrive with --count\n", t.WindowFrom)
 	}
 	if f.report != "" {
 		page := simulate.Page{Title: f.jobs, Command: "gpuai " + strings.Join(os.Args[1:], " "), Notes: trace.Notes, Runs: out}

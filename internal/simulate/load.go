@@ -33,6 +33,9 @@ type TimedConfig struct {
 	// WarmUp is the part of the arrivals before the measured window, which
 	// ends with the last arrival.
 	WarmUp float64
+	// Alter, if there is one, changes each job after the arrivals were made
+	// for the jobs as they were: an experiment on equal arrivals.
+	Alter func(*TraceJob)
 }
 
 // An arrival is a job that arrives, and what became of it.
@@ -76,6 +79,11 @@ func (c *Config) load() (as []arrival, window [2]gpuai.Instant, err error) {
 	}
 	for i := range as {
 		as[i].at = gpuai.Instant((at[i] - at[0]) * scale)
+	}
+	for i := range jobs {
+		if c.Alter != nil {
+			c.Alter(&jobs[i])
+		}
 	}
 	if last := as[len(as)-1].at; last > maxSeconds*1000 {
 		return nil, window, fmt.Errorf("the arrivals would go on for %s: that is no trace that can be replayed", gpuai.Duration(last))
