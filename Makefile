@@ -29,7 +29,8 @@ FIRST ?= 1
 TIMES ?= 5
 
 .PHONY: build test test-core test-cluster test-rest race arch test-386 fuzz bench fmt fmt-check vet demo \
-	sim virtual chaos chaos-short chaos-long scale ci
+	sim virtual chaos chaos-short chaos-long scale ci \
+	promise-utilisation promise-splitting promise-mixed promise-growth
 
 # Only a driver that must load a vendor's C library needs cgo; none here does.
 build:
@@ -121,6 +122,11 @@ chaos-long: build
 # servers fold them. Two cores cannot hold an election beside so many at multiplier 1.
 scale: build
 	$(GO) run ./integration/scale --nodes 100000 --real 9000 --raft-multiplier 5
+
+# The experiments of docs/promises.md, minutes each; reports with plots go to bin/.
+# The first two replay the openb trace: GPUAI_OPENB names its folder.
+promise-utilisation promise-splitting promise-mixed promise-growth: promise-%:
+	$(GO) run ./integration/promises $*
 
 # One step after the other, whatever -j says; .ci/run reads the headings.
 CI_STEPS := fmt-check vet build arch test-core test-cluster test-rest test-386 fuzz demo chaos-short

@@ -74,6 +74,9 @@ type Options struct {
 	// is the newest that this build knows. A machine never behaves otherwise
 	// for it: it stops before the level is passed.
 	MaxLevel uint32
+	// FirstFit places by first fit instead of the region's policy. It is a
+	// baseline for simulations: no region is opened with it.
+	FirstFit bool
 }
 
 func (o *Options) maxLevel() uint32 {

@@ -174,6 +174,9 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 }
 
 func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
+	if m.opts.FirstFit {
+		return m.firstFit(sh)
+	}
 	before := m.sched.Work()
 	fit, ok := m.sched.Find(sh)
 	m.now.work -= int64(m.sched.Work()-before) + workLook

@@ -53,7 +53,7 @@ var allocPoints = []int{95, 100, 130}
 // and nothing leaves.
 func Fill(ctx context.Context, c Config) (Report, error) {
 	a := NewArrivals(c.Nodes, c.Jobs, c.Inflate, c.Seed)
-	w := newWorld()
+	w := newWorld(c.Policy)
 	nodes := sortedNodes(c.Nodes)
 	if err := w.setPolicy(c.Policy); err != nil {
 		return Report{}, err

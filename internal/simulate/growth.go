@@ -46,7 +46,7 @@ func Growth(ctx context.Context, nodes, placements int, p Policy) (GrowthReport,
 	if err != nil {
 		return r, err
 	}
-	g := growing{world: newWorld(), rand: rand.New(rand.NewSource(1)), jobs: map[gpuai.JobID]int{}}
+	g := growing{world: newWorld(p), rand: rand.New(rand.NewSource(1)), jobs: map[gpuai.JobID]int{}}
 	if err := g.setPolicy(p); err != nil {
 		return r, err
 	}

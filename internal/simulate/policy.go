@@ -17,13 +17,13 @@ type Policy struct {
 	// set changes the region's policy; nil leaves it as it is.
 	set func(*gpuai.Policy)
 	// strict hands a job to the machine only once the one before it has
-	// started, so that none passes another.
+	// started, so that none passes another, and places by first fit.
 	strict bool
 }
 
 // policies are all that there are, in the order in which they are listed.
 var policies = []Policy{
-	{Name: "fifo", About: "strict order of arrival, none passes another", strict: true},
+	{Name: "fifo", About: "strict order of arrival, the first node that fits; none passes another", strict: true},
 	{Name: "bestfit", About: "the tightest place; what fits passes what does not"},
 }
 
@@ -52,8 +52,12 @@ func ParsePolicies(names string) ([]Policy, error) {
 	return out, nil
 }
 
-// setPolicy gives the machine the policy of a run.
+// setPolicy brings a new machine to the newest feature level and gives it the
+// policy of a run.
 func (w *world) setPolicy(p Policy) error {
+	if _, err := w.apply(&fsm.SetFeatureLevel{Level: fsm.MaxLevel}); err != nil {
+		return err
+	}
 	if p.set == nil {
 		return nil
 	}

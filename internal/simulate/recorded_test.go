@@ -32,7 +32,7 @@ func regionLog(t *testing.T) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld()
+	w := newWorld(Policy{})
 	write := func() {
 		e := emptyFor(log.StoreLog)
 		e.Index, e.Term, e.Data = w.index, term, w.entry // its zero type is a command

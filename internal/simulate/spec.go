@@ -52,7 +52,7 @@ func (j *TraceJob) place() string {
 // run it. The error names file and line; with skip, jobs that fail are left
 // out and noted.
 func (t *Trace) Fit(nodes []TraceNode, skip bool) error {
-	w := newWorld()
+	w := newWorld(Policy{})
 	if err := w.register(nodes, sequence(len(nodes))); err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func Timed(ctx context.Context, c Config) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	p := &replay{world: newWorld(), jobs: map[gpuai.JobID]*arrival{}, strict: c.Policy.strict}
+	p := &replay{world: newWorld(c.Policy), jobs: map[gpuai.JobID]*arrival{}, strict: c.Policy.strict}
 	nodes := sortedNodes(c.Nodes)
 	if err := p.setPolicy(c.Policy); err != nil {
 		return Report{}, err

@@ -327,7 +327,7 @@ func FuzzNodes(f *testing.F) {
 			}
 			return
 		}
-		if err := newWorld().register(nodes, sequence(len(nodes))); err != nil {
+		if err := newWorld(Policy{}).register(nodes, sequence(len(nodes))); err != nil {
 			t.Fatalf("nodes that were read are refused: %v", err)
 		}
 	})

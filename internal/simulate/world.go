@@ -25,8 +25,8 @@ type world struct {
 
 const term = 1
 
-func newWorld() *world {
-	return &world{m: fsm.New(fsm.Options{Region: "simulated"}), env: fsm.Envelope{Tenant: gpuai.DefaultTenant}}
+func newWorld(p Policy) *world {
+	return &world{m: fsm.New(fsm.Options{Region: "simulated", FirstFit: p.strict}), env: fsm.Envelope{Tenant: gpuai.DefaultTenant}}
 }
 
 // apply applies one command as an entry of its own.
