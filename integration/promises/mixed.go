@@ -61,7 +61,7 @@ func mixedJobs(seed int64) []simulate.TraceJob {
 
 // mixed measures how long short jobs wait for their devices beside long ones.
 func (x *experiment) mixed() error {
-	nodes, err := simulate.LoadCluster("250x8:H100")
+	nodes, err := simulate.LoadCluster("64x8:H100")
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (x *experiment) mixed() error {
 		return err
 	}
 	c := simulate.Config{Nodes: nodes, Jobs: mixedJobs(x.o.seed), Seed: x.o.seed, Progress: x.progress}
-	c.TimedConfig = drawn(x.orElse(200_000), 0.95)
+	c.TimedConfig = drawn(x.orElse(300_000), 0.95)
 	c.ClipMin, c.ClipMax = 0, 0
 	x.row(true, "policy", "class", "jobs", "wait mean", "p50", "p99", "max", "completion mean", "waiting at end", "decision p50", "p99")
 	var all []simulate.Report

@@ -94,7 +94,7 @@ func (x *experiment) splitTrace() error {
 				if k == 1 && i > 0 {
 					continue // as it was, whatever the curve
 				}
-				c.TimedConfig = drawn(x.orElse(60_000), load)
+				c.TimedConfig = drawn(int(float64(x.orElse(130_000))*load), load) // as long at each load
 				c.Alter = curves[i].split(k)
 				x.stage = fmt.Sprintf("load %v, %s, gangs of %d", load, curves[i].name, k)
 				rs, err := simulate.Run(x.ctx, "time", c, ps)
