@@ -87,7 +87,7 @@ func (x *experiment) mixed() error {
 				return fmt.Errorf("no job of class %s arrived: let more arrive with -count", k.class)
 			}
 			x.row(false, p.Name, k.class.String(), fmt.Sprint(s.Jobs), secs(s.WaitSeconds["mean"]), secs(s.WaitSeconds["p50"]), secs(s.WaitSeconds["p99"]), secs(s.WaitSeconds["max"]),
-				secs(s.CompletionSeconds["mean"]), fmt.Sprint(s.Waiting), micros(s.DecisionMicros["p50"]), micros(s.DecisionMicros["p99"]))
+				secs(s.CompletionSeconds["mean"]), fmt.Sprint(s.Waiting), micros(s.SubmitMicros["p50"]), micros(s.SubmitMicros["p99"]))
 		}
 		fmt.Fprintf(x.out, "| %s | all | %d | %s | %s | %s | %s | %s | %d | allocation | %s |\n", p.Name, r.Measured, secs(r.WaitSeconds["mean"]), secs(r.WaitSeconds["p50"]),
 			secs(r.WaitSeconds["p99"]), secs(r.WaitSeconds["max"]), secs(r.CompletionSeconds["mean"]), r.Waiting, percent(r.Allocation))

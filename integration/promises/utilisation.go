@@ -41,7 +41,7 @@ func (x *experiment) utilisation() error {
 			r := &rs[0]
 			x.row(false, fmt.Sprintf("%.3f", r.Offered), p.Name, percent(r.Allocation), secs(r.WaitSeconds["mean"]), secs(r.WaitSeconds["p50"]),
 				secs(r.WaitSeconds["p99"]), secs(r.WaitSeconds["max"]), fmt.Sprintf("%d of %d", r.Waiting, r.Measured), fmt.Sprintf("%.1f", r.QueueMean),
-				percent(r.FragmentationMean), micros(r.DecisionMicros["p50"]), micros(r.DecisionMicros["p99"]))
+				percent(r.FragmentationMean), micros(r.SubmitMicros["p50"]), micros(r.SubmitMicros["p99"]))
 			all = append(all, rs...)
 		}
 		if err := x.page(fmt.Sprintf("utilisation-%v", load), all); err != nil {

@@ -31,8 +31,8 @@ type TimedReport struct {
 	CompletionSeconds map[string]float64 `json:"completion_s,omitempty"`
 	// FragmentationMean is over the points of Series in the window.
 	FragmentationMean float64 `json:"fragmentation_ratio_mean"`
-	// DecisionMicros is the machine's time for one submit.
-	DecisionMicros map[string]float64    `json:"decision_us,omitempty"`
+	// SubmitMicros is the machine's time for one submit.
+	SubmitMicros map[string]float64    `json:"submit_us,omitempty"`
 	Classes        map[string]ClassStats `json:"classes,omitempty"` // where the trace has any
 	WaitCDF        []float64             `json:"wait_cdf_s"`        // equal steps of probability from 0 to 1
 	Series         Series                `json:"series"`
@@ -44,7 +44,7 @@ type ClassStats struct {
 	Waiting           int                `json:"waiting_at_end"`
 	WaitSeconds       map[string]float64 `json:"wait_s"`
 	CompletionSeconds map[string]float64 `json:"completion_s,omitempty"`
-	DecisionMicros    map[string]float64 `json:"decision_us,omitempty"`
+	SubmitMicros    map[string]float64 `json:"submit_us,omitempty"`
 }
 
 // samples are what is known of some jobs.
@@ -74,7 +74,7 @@ func (s *samples) add(a *arrival, now gpuai.Instant) {
 func (s *samples) stats() ClassStats {
 	return ClassStats{
 		Jobs: s.jobs, Waiting: s.waiting, WaitSeconds: summary(s.wait),
-		CompletionSeconds: summary(s.completion), DecisionMicros: summary(s.decision),
+		CompletionSeconds: summary(s.completion), SubmitMicros: summary(s.decision),
 	}
 }
 
@@ -106,7 +106,7 @@ func (p *replay) report(c *Config, nodes []TraceNode, as []arrival) Report {
 			Arrivals: c.Arrivals, ClipMin: c.ClipMin, ClipMax: c.ClipMax, WarmUp: c.WarmUp,
 			WindowFrom: float64(p.window[0]) / 1000, WindowTo: float64(p.window[1]) / 1000,
 			Measured: stats.Jobs, Waiting: stats.Waiting, QueueMax: p.queueMax,
-			CompletionSeconds: stats.CompletionSeconds, DecisionMicros: stats.DecisionMicros,
+			CompletionSeconds: stats.CompletionSeconds, SubmitMicros: stats.SubmitMicros,
 			WaitCDF: cdf(all.wait, cdfSteps), Series: p.series,
 		},
 	}
