@@ -6,8 +6,6 @@ import (
 	"slices"
 	"testing"
 	"time"
-
-	"github.com/gpuai/gpuai"
 )
 
 // filled returns a region of n nodes with 8 devices each, in pools of four
@@ -116,35 +114,5 @@ func BenchmarkFork(b *testing.B) {
 	b.ResetTimer()
 	for b.Loop() {
 		r.m.Fork()
-	}
-}
-
-// BenchmarkReleaseAndRefill measures the end of a task and the start of the
-// next, with a million pending ones of a few shapes.
-func BenchmarkReleaseAndRefill(b *testing.B) {
-	for _, shapes := range []int{1, 60, 900} {
-		b.Run(fmt.Sprint("shapes=", shapes), func(b *testing.B) {
-			r := filled(b, 1_000)
-			for i := range 1_000_000 / 500 {
-				s := jobSpec("wait", 500, 1)
-				s.Groups[0].Resources.CPU = gpuai.MilliCPU(1000 + i%shapes)
-				r.apply(&SubmitJob{ID: r.newID(), Spec: s})
-				r.log = r.log[:0]
-			}
-			live, _ := r.m.Leases(0, 1000, true)
-			b.ReportAllocs()
-			b.ResetTimer()
-			for i := 0; i < b.N; i++ {
-				if len(live) == 0 {
-					b.StopTimer()
-					live, _ = r.m.Leases(0, 1000, true)
-					b.StartTimer()
-				}
-				l := live[len(live)-1]
-				live = live[:len(live)-1]
-				r.apply(&ReportLease{Node: l.Node, Report: gpuai.Report{Lease: l.ID, Seq: 9, Incarnation: l.Incarnation, State: gpuai.ReportDone}})
-				r.log = r.log[:0]
-			}
-		})
 	}
 }

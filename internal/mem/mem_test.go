@@ -326,3 +326,21 @@ func TestSlotsAgree(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkAppend appends records of the size of a job's, four a commit.
+func BenchmarkAppend(b *testing.B) {
+	type row [21]uint64
+	s := NewSpace()
+	t := NewTable[row](s, 5)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%200_000 == 0 { // reuses the memory of the collector, not of the table
+			s = NewSpace()
+			t = NewTable[row](s, 5)
+		}
+		t.Append(row{uint64(i)})
+		if i%4 == 0 {
+			s.Commit()
+		}
+	}
+}

@@ -10,7 +10,8 @@ type Table[T any] struct {
 	mask  uint32
 	n     uint32
 	pages []page[T]
-	undo  []undoRec[T]
+	undo  []undoRec
+	olds  []T // the old values that undo names, in its order
 	// The record of the newest old value, and the section it is of: a further
 	// write to it needs no other.
 	last        uint32
@@ -25,11 +26,9 @@ type page[T any] struct {
 	owner *owner
 }
 
-type undoRec[T any] struct {
-	i        uint32
-	appended bool
-	old      T
-}
+// An undoRec is a write: of record i, whose old value is olds[old−1]. With old 0
+// it was appended.
+type undoRec struct{ i, old uint32 }
 
 // NewTable returns an empty table with pages of 1<<pageBits records.
 func NewTable[T any](s *Space, pageBits uint8) *Table[T] {
@@ -72,7 +71,8 @@ func (t *Table[T]) Mut(i uint32) *T {
 	r := &p.recs[i&t.mask]
 	if (t.last != i || t.lastSection != t.space.section) && !t.space.loading {
 		t.space.wrote(t.id, len(t.undo) == 0)
-		t.undo = append(t.undo, undoRec[T]{i: i, old: *r})
+		t.olds = append(t.olds, *r)
+		t.undo = append(t.undo, undoRec{i, uint32(len(t.olds))})
 		t.last, t.lastSection = i, t.space.section
 	}
 	return r
@@ -101,7 +101,7 @@ func (t *Table[T]) Append(r T) uint32 {
 		return i
 	}
 	t.space.wrote(t.id, len(t.undo) == 0)
-	t.undo = append(t.undo, undoRec[T]{i: i, appended: true})
+	t.undo = append(t.undo, undoRec{i: i})
 	t.last, t.lastSection = i, t.space.section
 	return i
 }
@@ -138,11 +138,12 @@ func (t *Table[T]) extend(n uint32) {
 
 func (t *Table[T]) undoOne() {
 	u := &t.undo[len(t.undo)-1]
-	if u.appended {
+	if u.old == 0 {
 		t.n--
 		clear(t.pages[u.i>>(t.bits&31)].recs[u.i&t.mask : u.i&t.mask+1])
 	} else {
-		t.pages[u.i>>(t.bits&31)].recs[u.i&t.mask] = u.old
+		t.pages[u.i>>(t.bits&31)].recs[u.i&t.mask] = t.olds[u.old-1]
+		t.olds = t.olds[:u.old-1]
 	}
 	t.undo = t.undo[:len(t.undo)-1]
 }
@@ -158,8 +159,9 @@ func (t *Table[T]) commit() uint64 {
 	if t.hash != nil {
 		sum = t.hashChange()
 	}
-	if t.undo = t.undo[:0]; cap(t.undo) > maxUndoKept {
-		t.undo = nil
+	t.undo, t.olds = t.undo[:0], t.olds[:0]
+	if cap(t.undo) > maxUndoKept {
+		t.undo, t.olds = nil, nil
 	}
 	return sum
 }
@@ -170,8 +172,8 @@ func (t *Table[T]) hashChange() uint64 {
 	var sum uint64
 	if len(t.undo) <= 8 {
 		for k := range t.undo {
-			if u := &t.undo[k]; !t.writtenBefore(k) {
-				sum += t.hash(t.buf[:0], u.i, t.Get(u.i)) - t.hash(t.buf[:0], u.i, &u.old)
+			if !t.writtenBefore(k) {
+				sum += t.change(t.undo[k])
 			}
 		}
 		return sum
@@ -180,17 +182,23 @@ func (t *Table[T]) hashChange() uint64 {
 		t.seen = make([]uint64, need+need/4)
 	}
 	for k := range t.undo {
-		u := &t.undo[k]
+		u := t.undo[k]
 		if w := &t.seen[u.i>>6]; *w&(1<<(u.i&63)) == 0 {
 			*w |= 1 << (u.i & 63)
-			sum += t.hash(t.buf[:0], u.i, t.Get(u.i))
-			if !u.appended { // what was not there hashes to 0
-				sum -= t.hash(t.buf[:0], u.i, &u.old)
-			}
+			sum += t.change(u)
 		}
 	}
 	for k := range t.undo {
 		t.seen[t.undo[k].i>>6] = 0
+	}
+	return sum
+}
+
+// change returns what a record's first write changes of the sum of hashes.
+func (t *Table[T]) change(u undoRec) uint64 {
+	sum := t.hash(t.buf[:0], u.i, t.Get(u.i))
+	if u.old != 0 { // what was not there hashes to 0
+		sum -= t.hash(t.buf[:0], u.i, &t.olds[u.old-1])
 	}
 	return sum
 }
