@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,11 @@ const (
 	goesOn = 3 * time.Second
 	// lowBytes is what is left for a disk to be between the two marks.
 	lowBytes = tmpfsBytes / 10 / 2
+	// atOnce bounds the median of submits through a follower with a full disk: each
+	// would take a second, were it to wait for that server's machine.
+	atOnce = 500 * time.Millisecond
+	// throughs is how many submits it is the median of.
+	throughs = 9
 )
 
 // A fullness is one way for disks to be full.
@@ -35,17 +41,18 @@ type fullness struct {
 	free     uint64 // that is left
 	writes   bool   // submits must be acknowledged meanwhile
 	refuses  bool   // submits must be refused with a sentence meanwhile
+	through  bool   // submits through the victim must not wait for it
 }
 
 var fullnesses = []fullness{
 	{"a follower's disk is full", "the region goes on; the follower resumes by itself once there is room",
-		func(r *region) ([]*member, error) { m, err := r.follower(); return []*member{m}, err }, 0, true, false},
+		func(r *region) ([]*member, error) { m, err := r.follower(); return []*member{m}, err }, 0, true, false, true},
 	{"the leader's disk is full", "another server leads and the region goes on; the old leader resumes by itself once there is room",
-		func(r *region) ([]*member, error) { m, _, err := r.leader(); return []*member{m}, err }, 0, true, false},
+		func(r *region) ([]*member, error) { m, _, err := r.leader(); return []*member{m}, err }, 0, true, false, false},
 	{"all disks are below the low mark", "submits are refused with path and free bytes, reads and leases go on; all resumes by itself once there is room",
-		func(r *region) ([]*member, error) { return r.members, nil }, lowBytes, false, true},
+		func(r *region) ([]*member, error) { return r.members, nil }, lowBytes, false, true, false},
 	{"all disks are full", "no server ends, nothing is lost; all resumes by itself once there is room",
-		func(r *region) ([]*member, error) { return r.members, nil }, 0, false, false},
+		func(r *region) ([]*member, error) { return r.members, nil }, 0, false, false, false},
 }
 
 // playFullDisks fills the disks of servers, on file systems in memory.
@@ -118,6 +125,9 @@ func (r *region) fill(w *row, f *fullness) error {
 			return err
 		}
 	}
+	if f.through {
+		r.through(w, victims[0])
+	}
 	r.pause(r.counts.full - time.Since(began))
 	acknowledged := len(r.ledger.entries()) - before
 	w.note("%d submits were acknowledged in the %.0f s meanwhile", acknowledged, time.Since(began).Seconds())
@@ -130,8 +140,32 @@ func (r *region) fill(w *row, f *fullness) error {
 	return r.afterFull(w, victims)
 }
 
-// goesOn sees that jobs are placed through the servers that have room. A server
-// without is slow to answer: it waits a second for its own machine, in vain.
+// through submits through a follower that cannot write, after it had time to
+// notice.
+func (r *region) through(w *row, m *member) {
+	var took []time.Duration
+	for i := range throughs {
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(r, patience)
+		_, err := r.ledger.submit(ctx, m.api, fmt.Sprintf("through-%s-%d-%d", m.id, began.UnixNano(), i))
+		cancel()
+		if err != nil {
+			w.fail("a submit through the follower with a full disk: %v", err)
+			return
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	w.note("a submit through the follower with a full disk took %d ms (median), %d ms at most", took[throughs/2].Milliseconds(), took[throughs-1].Milliseconds())
+	if took[throughs/2] > atOnce {
+		w.fail("a submit through the follower with a full disk took %s (median), the bound is %s", took[throughs/2], atOnce)
+	}
+	if err := m.api.Ready(r); err == nil {
+		w.fail("the follower with a full disk says that it is ready")
+	}
+}
+
+// goesOn sees that jobs are placed through the servers that have room.
 func (r *region) goesOn(w *row, victims []*member, since time.Time) error {
 	others := r.except(victims...)
 	took, err := r.ledger.firstPlacement(since, others)
