@@ -112,7 +112,7 @@ func openArchive(path string) (*Archive, error) {
 	if err := a.guard(a.open); err != nil {
 		return nil, err
 	}
-	if err := a.guard(a.compact); err != nil {
+	if err := a.guard(func() error { return a.compact(compactFrom) }); err != nil {
 		go a.Close() // over a damaged page it may not come back
 		return nil, err
 	}
@@ -157,9 +157,9 @@ const (
 	compactTx   = 4 << 20 // bytes of one transaction
 )
 
-func (a *Archive) compact() error {
+func (a *Archive) compact(from int64) error {
 	used, file := a.size()
-	if file < compactFrom || used > file/2 {
+	if file < from || used > file/2 {
 		return nil
 	}
 	tmp := a.path + ".compact"

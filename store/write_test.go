@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -150,13 +152,27 @@ func TestDeleteRangeCrash(t *testing.T) {
 			return 1, 50 + (4-c)*deleteChunk
 		}},
 	}
+	const cached = 100 // written by the log that is deleted from, so that its cache has them
+	master := t.TempDir()
+	l := openLog(t, openDir(t, master))
+	storeEntries(t, l, 1, entries-cached)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	written, err := os.ReadFile(filepath.Join(master, logFile))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range cases {
 		for stop := range uint64(4) {
 			t.Run(fmt.Sprintf("%s after %d", c.name, stop), func(t *testing.T) {
 				path := t.TempDir()
 				d := openDir(t, path)
+				if err := os.WriteFile(filepath.Join(path, logFile), written, 0o600); err != nil {
+					t.Fatal(err)
+				}
 				l, f := openFaulty(t, d)
-				storeEntries(t, l, 1, entries)
+				storeEntries(t, l, entries-cached+1, entries)
 				f.writes = 0
 				f.before = func() error {
 					if f.writes > int(stop) {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gpuai/gpuai/integration/nursery"
 )
 
 // A starter starts processes that die with this one.
@@ -134,24 +136,9 @@ func (p *process) rss() int64 {
 	return pages * int64(os.Getpagesize())
 }
 
-// poll calls f until it is true, fails, or ctx ends.
+// poll is nursery.Poll at this program's pace.
 func poll(ctx context.Context, what string, f func() (bool, error)) error {
-	t := time.NewTicker(50 * time.Millisecond)
-	defer t.Stop()
-	for {
-		ok, err := f()
-		if err != nil {
-			return fmt.Errorf("waiting for %s: %w", what, err)
-		}
-		if ok {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
-		case <-t.C:
-		}
-	}
+	return nursery.Poll(ctx, what, 50*time.Millisecond, f)
 }
 
 // pause waits for a while, or for the end of ctx.
