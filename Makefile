@@ -77,6 +77,7 @@ bench: build
 		-benchtime 0.3s -benchmem -count $(BENCHCOUNT) ./scheduler
 	$(GO) test -run '^$$' -bench '^(BenchmarkSubmitAndPlace|BenchmarkFork|BenchmarkCountDevices)$$' -benchtime 0.5s -benchmem -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkMemory$$' -benchtime 1x -count $(BENCHCOUNT) ./fsm
+	$(GO) test -run '^$$' -bench '^BenchmarkGoals(Place)?$$' -benchtime 2000x -timeout 30m -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 3x -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkCommit3$$/^(ticks|submits|placements|placements-offered|bare-library|lone)$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
 	$(GO) test -run '^$$' -bench '^BenchmarkReplay$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
