@@ -125,6 +125,29 @@ func TestLogsFollow(t *testing.T) {
 	}
 }
 
+// A server asks for the output of a lease before the agent's own has sent it the
+// lease: whoever can wait gets what there will be.
+func TestLogsAskedBeforeTheLeaseComes(t *testing.T) {
+	f := newFixture(t)
+	f.run(nil)
+	var next gpuai.Token
+	f.set(func(r *region) { next = gpuai.MakeToken(r.epoch, r.index+1, 1) })
+	answer := make(chan gpuai.LogChunk)
+	go func() {
+		answer <- f.log(testNode, gpuai.LogRequest{Lease: next, Stream: "stdout", Limit: 100, Wait: 20 * gpuai.Second})
+	}()
+	eventually(t, "the question", func() (asked bool) {
+		f.set(func(r *region) { asked = len(r.logs) > 0 })
+		return asked
+	})
+	if got := f.grant(testNode, script("echo here")); got != next {
+		t.Fatalf("granted %s, want %s", got, next)
+	}
+	if c := <-answer; string(c.Data) != "here\n" {
+		t.Errorf("answered %+v", c)
+	}
+}
+
 func TestReportsAreRepeatedUntilAnswered(t *testing.T) {
 	f := newFixture(t)
 	f.run(nil)

@@ -13,6 +13,9 @@ const (
 	maxLogChunk = 1 << 20
 	maxLogWait  = 30 * time.Second
 	logPoll     = 50 * time.Millisecond
+	// unknownWait is how long a request that may wait does so for a lease that
+	// nobody here knows: another server may ask before ours has sent the lease.
+	unknownWait = 2 * time.Second
 )
 
 // serveLog answers a request for output, beside the loop.
@@ -28,26 +31,29 @@ func (a *Agent) serveLog(l *line, r gpuai.LogRequest) {
 func (a *Agent) readLog(r gpuai.LogRequest) gpuai.LogChunk {
 	ctx, cancel := context.WithTimeout(context.Background(), min(maxLogWait, time.Duration(r.Wait)*time.Millisecond))
 	defer cancel()
-	for {
+	for began := time.Now(); ; {
 		// The order matters: output is complete before a task counts as over.
 		live := a.isLive(r.Lease)
-		c := a.readLogOnce(r, live)
-		if len(c.Data) > 0 || c.EOF || c.Error != "" || !pause(ctx, logPoll) || a.over() {
+		c, known := a.readLogOnce(r, live)
+		wait := !known && time.Since(began) < unknownWait
+		if len(c.Data) > 0 || c.EOF || c.Error != "" && !wait || !pause(ctx, logPoll) || a.over() {
 			return c
 		}
 	}
 }
 
-func (a *Agent) readLogOnce(r gpuai.LogRequest, live bool) gpuai.LogChunk {
-	c := gpuai.LogChunk{ID: r.ID}
+// readLogOnce reads what there is now. known says whether this node has, or has
+// had, the lease.
+func (a *Agent) readLogOnce(r gpuai.LogRequest, live bool) (c gpuai.LogChunk, known bool) {
+	c.ID = r.ID
 	if r.Stream != "stdout" && r.Stream != "stderr" {
 		c.Error = "a task has the streams stdout and stderr, not " + r.Stream
-		return c
+		return c, true
 	}
 	dir := a.taskDir(r.Lease)
 	if _, err := os.Stat(dir); err != nil && !live {
 		c.Error = "this node has no output of lease " + r.Lease.String()
-		return c
+		return c, false
 	}
 	limit := r.Limit
 	if limit <= 0 || limit > maxLogChunk {
@@ -56,9 +62,9 @@ func (a *Agent) readLogOnce(r gpuai.LogRequest, live bool) gpuai.LogChunk {
 	data, at, end, err := watchdog.ReadLog(dir, r.Stream, r.Offset, limit)
 	if err != nil {
 		c.Error = err.Error()
-		return c
+		return c, true
 	}
 	c.Data, c.Offset = data, at
 	c.EOF = !live && at+int64(len(data)) >= end
-	return c
+	return c, true
 }
