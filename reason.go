@@ -88,6 +88,43 @@ type Explanation struct {
 	Tasks      []Task     `json:"tasks,omitempty"` // the first ones, at most 100
 	Reasons    []Reason   `json:"reasons,omitempty"`
 	Helps      []Helpful  `json:"helps,omitempty"`
+	// Ahead are the first in the queue before the job, at most 5, each with why
+	// it is preferred.
+	Ahead []Preferred `json:"ahead,omitempty"`
+	// Estimate is when a task starts, when one waits.
+	Estimate *StartEstimate `json:"start_estimate,omitempty"`
+	// Places say why tasks run where they do, the first ones, at most 5.
+	Places []PlacedWhy `json:"places,omitempty"`
+}
+
+// A Preferred is a job before another in the queue.
+type Preferred struct {
+	QueueEntry
+	Why string `json:"why"`
+}
+
+// A PlacedWhy says why a task got the place that it has.
+type PlacedWhy struct {
+	TaskRef
+	Lease  Token    `json:"lease"`
+	Node   NodeID   `json:"node"`
+	Index  uint64   `json:"index"`     // of the grant
+	Waited Duration `json:"waited_ms"` // from the job's submit
+	// Nodes is how many were registered then, Fits how many would have taken
+	// the task, and Steps how the order of the index came to one of them.
+	Nodes uint32      `json:"nodes,omitzero"`
+	Fits  uint32      `json:"fits,omitzero"`
+	Steps []PlaceStep `json:"steps,omitempty"`
+	// Note says what is to be known beside it: that the past is no longer kept,
+	// or that another policy than best fit chose.
+	Note string `json:"note,omitzero"`
+}
+
+// A PlaceStep is one rule of the order by which a place is chosen.
+type PlaceStep struct {
+	Rule  string `json:"rule"`
+	Value string `json:"value"` // of the place chosen
+	Nodes uint32 `json:"nodes"` // that are still as good
 }
 
 // A GroupWhy explains one group of a job.

@@ -59,6 +59,7 @@ type Machine struct {
 	texts   wire.Texts
 	body    []byte   // scratch of setNodeBody
 	digests []Digest // ring by index; nil in a fork
+	traced  *tracing // nil but in a machine that replays to explain
 }
 
 // entryState is what holds for the entry being applied.

@@ -252,6 +252,9 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	t := m.tasks.Mut(task)
 	m.dropLease(t.lease)
 	t.lease, t.retryAt, t.exit = refTo(slot), 0, 0
+	if m.traced != nil {
+		m.trace(task, fit)
+	}
 	m.sched.Take(fit, g.shape)
 	l := m.newLease(jslot, task, &fit, gpuai.MakeToken(m.meta.Get().epoch, m.now.index, uint16(m.now.ordinal)))
 	cpu, memory, _ := m.sched.Demand(g.shape)
