@@ -188,11 +188,6 @@ func (c *Client) Tasks(ctx context.Context, ref string, p Page) ([]gpuai.Task, s
 	return out.Tasks, out.Next, err
 }
 
-// Explain says why a job's tasks wait, or where they run.
-func (c *Client) Explain(ctx context.Context, ref string) (gpuai.Explanation, error) {
-	return get[gpuai.Explanation](ctx, c, jobPath(ref)+"/explain", nil)
-}
-
 // StopJob stops a job. k is the idempotency key; "" mints one.
 func (c *Client) StopJob(ctx context.Context, ref, k string) (gpuai.Job, error) {
 	var out jobBody

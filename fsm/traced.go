@@ -7,8 +7,8 @@ import (
 	"github.com/gpuai/gpuai/scheduler"
 )
 
-// maxTraced bounds the grants that a machine explains as it makes them.
-const maxTraced = 5
+// MaxTraced bounds the grants that a machine explains as it makes them.
+const MaxTraced = 5
 
 // A tracing is the grants that are to be explained. It is no state: a machine
 // that replays has one, all others have none.
@@ -18,10 +18,10 @@ type tracing struct {
 }
 
 // TraceGrants has the machine explain, when it comes to them, why it chooses
-// the places of these leases, the first maxTraced of them. It is for machines
+// the places of these leases, the first MaxTraced of them. It is for machines
 // that replay the log: each of them looks at every node.
 func (m *Machine) TraceGrants(tokens []gpuai.Token) {
-	m.traced = &tracing{want: tokens[:min(maxTraced, len(tokens))]}
+	m.traced = &tracing{want: tokens[:min(MaxTraced, len(tokens))]}
 }
 
 // Traced returns what TraceGrants asked for, as far as it was granted since.

@@ -19,6 +19,7 @@ var ErrCompacted = errors.New("events behind this index are no longer kept: read
 // the end of the request's own context.
 type Backend interface {
 	Reader
+	Asker
 	Writer
 	Streams
 	Operator
@@ -124,10 +125,21 @@ type Reader interface {
 	Lease(t gpuai.Token) (gpuai.Lease, error)
 	Nodes(p Page) ([]gpuai.Node, string, error)
 	Node(id gpuai.NodeID) (gpuai.Node, error)
-	Explain(ref string) (gpuai.Explanation, error)
 	Queue() gpuai.QueueStatus
 	QueueEntries(p Page) ([]gpuai.QueueEntry, string, error)
 	Policy() gpuai.Policy
+}
+
+// An Asker answers questions on copies of the state, which no question changes.
+// It may take a while, and answers RateLimited when too many ask.
+type Asker interface {
+	// Explain says why a job's tasks wait or are where they are, at a past
+	// index or, for 0, now. NotFound says too that the past is not retained.
+	Explain(ctx context.Context, ref string, index uint64) (gpuai.Explanation, error)
+	// Estimate says when a job's waiting tasks start.
+	Estimate(ctx context.Context, id gpuai.JobID) (*gpuai.StartEstimate, error)
+	// Suppose says what would follow from a request that has passed Validate.
+	Suppose(ctx context.Context, r *gpuai.PlanRequest) (gpuai.Plan, error)
 }
 
 // A Writer changes the state. It is called on the leader only; it may lose that

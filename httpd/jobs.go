@@ -197,8 +197,9 @@ func (c *call) key() (string, error) {
 }
 
 type jobReply struct {
-	Job   gpuai.Job `json:"job"`
-	Index uint64    `json:"index"`
+	Job      gpuai.Job            `json:"job"`
+	Estimate *gpuai.StartEstimate `json:"start_estimate,omitempty"`
+	Index    uint64               `json:"index"`
 }
 
 // getJob answers GET /v1/jobs/{job}.
@@ -217,8 +218,19 @@ func (c *call) getJob() error {
 	if err != nil {
 		return err
 	}
+	reply := jobReply{Job: job}
+	wanted, err := c.boolean("estimate")
+	if err != nil {
+		return err
+	}
+	if wanted && !job.Archived && job.Counts.Pending > 0 && !job.Status.Final() {
+		if reply.Estimate, err = c.api.backend.Estimate(c.r.Context(), job.ID); err != nil {
+			return err
+		}
+	}
+	reply.Index = c.index
 	c.setETag(job.ModifyIndex)
-	return c.reply(http.StatusOK, &jobReply{job, c.index})
+	return c.reply(http.StatusOK, &reply)
 }
 
 // stopJob answers POST /v1/jobs/{job}/stop.
@@ -240,23 +252,7 @@ func (c *call) stopJob() error {
 	}
 	c.setIndex(max(job.ModifyIndex, c.api.backend.Status().Index))
 	c.setETag(job.ModifyIndex)
-	return c.reply(http.StatusOK, &jobReply{job, c.index})
-}
-
-// explain answers GET /v1/jobs/{job}/explain.
-func (c *call) explain() error {
-	ref, err := c.variable("job")
-	if err != nil {
-		return err
-	}
-	if err := c.readPoint(); err != nil {
-		return err
-	}
-	why, err := c.api.backend.Explain(ref)
-	if err != nil {
-		return err
-	}
-	return c.reply(http.StatusOK, &why)
+	return c.reply(http.StatusOK, &jobReply{Job: job, Index: c.index})
 }
 
 // jobStatus reads ?status=.

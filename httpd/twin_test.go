@@ -247,7 +247,36 @@ func (t *twin) Node(id gpuai.NodeID) (gpuai.Node, error) {
 	return gpuai.Node{}, notThere("node " + string(id))
 }
 
-func (t *twin) Explain(ref string) (gpuai.Explanation, error) {
+func (t *twin) Estimate(context.Context, gpuai.JobID) (*gpuai.StartEstimate, error) {
+	return &gpuai.StartEstimate{Known: true, In: gpuai.Minute, Calibration: &gpuai.Calibration{Starts: 2, Error: gpuai.Second, Bias: -gpuai.Second}}, nil
+}
+
+func (t *twin) Suppose(ctx context.Context, r *gpuai.PlanRequest) (gpuai.Plan, error) {
+	p := gpuai.Plan{
+		Index: t.Status().Index, Jobs: []gpuai.PlannedJob{}, Changes: []gpuai.PlanChange{},
+		Before: gpuai.Capacity{Nodes: 1, NodesOpen: 1}, After: gpuai.Capacity{Nodes: 1},
+		Blast: gpuai.PlanBlast{Jobs: 1, Moves: 1, Revoked: []gpuai.PlanCause{{Cause: gpuai.CauseDrained, Tasks: 1}}},
+	}
+	for i := range r.Submit {
+		sub, err := t.Plan(ctx, &r.Submit[i])
+		if err != nil {
+			return p, err
+		}
+		p.Jobs = append(p.Jobs, gpuai.PlannedJob{Job: sub.Job, Leases: sub.Leases, Reasons: sub.Reasons})
+	}
+	for _, id := range r.Drain {
+		if _, err := t.Node(id); err != nil {
+			return p, err
+		}
+		p.Changes = append(p.Changes, gpuai.PlanChange{Name: "j", Change: gpuai.PlanMoves, Cause: gpuai.CauseDrained, From: id, To: "n2", GPUs: 1})
+	}
+	return p, nil
+}
+
+func (t *twin) Explain(_ context.Context, ref string, index uint64) (gpuai.Explanation, error) {
+	if index > t.Status().Index {
+		return gpuai.Explanation{}, gpuai.NewError(gpuai.NotFound, "the index is not retained")
+	}
 	j, err := t.Job(ref, true)
 	if err != nil {
 		return gpuai.Explanation{}, err
@@ -258,8 +287,11 @@ func (t *twin) Explain(ref string) (gpuai.Explanation, error) {
 			Group: "main", Pending: 1, Needs: j.Spec.Groups[0].Resources, Nodes: 3,
 			Rules: []gpuai.Rule{{Name: "gpu.count", Code: gpuai.InsufficientGPUs, Nodes: 3, Alone: 3}},
 		}},
-		Reasons: []gpuai.Reason{{Code: gpuai.InsufficientGPUs, Message: "no node has a free GPU", Nodes: 3}},
-		Helps:   []gpuai.Helpful{{Change: "wait", Effect: "when a job ends"}},
+		Reasons:  []gpuai.Reason{{Code: gpuai.InsufficientGPUs, Message: "no node has a free GPU", Nodes: 3}},
+		Helps:    []gpuai.Helpful{{Change: "wait", Effect: "when a job ends"}},
+		Ahead:    []gpuai.Preferred{{QueueEntry: gpuai.QueueEntry{Position: 1, Name: "b", Tenant: "default", Priority: 20}, Why: "it was submitted before"}},
+		Estimate: &gpuai.StartEstimate{Why: "it waits for tasks without a run-time limit"},
+		Places:   []gpuai.PlacedWhy{{Lease: 1, Node: "n1", Index: 1, Nodes: 3, Fits: 1, Steps: []gpuai.PlaceStep{{Rule: "class", Value: "2 free", Nodes: 1}}}},
 	}, nil
 }
 

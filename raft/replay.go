@@ -26,25 +26,80 @@ func (n *Node) Replay(ctx context.Context, r gpuai.IndexRange, f func(*fsm.Outpu
 		return 0, err
 	}
 	from = max(r.From, at+1)
-	for i := at + 1; i <= r.To && ctx.Err() == nil; i++ {
+	return from, n.advance(ctx, m, gpuai.IndexRange{From: at + 1, To: r.To}, func(out *fsm.Output) error {
+		if out.Index < r.From {
+			return nil
+		}
+		return f(out)
+	})
+}
+
+// advance applies the log's entries of a range to a machine of its own.
+func (n *Node) advance(ctx context.Context, m *fsm.Machine, r gpuai.IndexRange, f func(*fsm.Output) error) error {
+	for i := r.From; i <= r.To && ctx.Err() == nil; i++ {
 		var l hraft.Log
 		if err := n.log.GetLog(i, &l); err != nil {
-			return from, fmt.Errorf("replay the log: %w", err)
+			return fmt.Errorf("replay the log: %w", err)
 		}
 		if l.Type != hraft.LogCommand {
 			continue
 		}
 		out := new(fsm.Output)
 		if err := m.Apply(l.Index, l.Term, l.Data, out); err != nil {
-			return from, fmt.Errorf("replay the log: %w", err)
+			return fmt.Errorf("replay the log: %w", err)
 		}
-		if i >= r.From {
-			if err := f(out); err != nil {
-				return from, err
-			}
+		if err := f(out); err != nil {
+			return err
 		}
 	}
-	return from, ctx.Err()
+	return ctx.Err()
+}
+
+// MachineAt makes the state after a past index once more: from the newest
+// snapshot before it and the log, on a machine of the caller's own. It takes as
+// long as the log is from there. ErrNoReplay says that it is no longer, or not
+// yet, in this server's log; see Retained.
+func (n *Node) MachineAt(ctx context.Context, index uint64) (*fsm.Machine, error) {
+	if index > n.AppliedIndex() {
+		return nil, ErrNoReplay
+	}
+	m, at, err := n.replayFrom(gpuai.IndexRange{From: index + 1, To: index + 1})
+	if err != nil {
+		return nil, err
+	}
+	if at > index {
+		return nil, ErrNoReplay
+	}
+	return m, n.Advance(ctx, m, index)
+}
+
+// Advance applies what follows in the log, up to an index, to a machine that
+// MachineAt returned.
+func (n *Node) Advance(ctx context.Context, m *fsm.Machine, index uint64) error {
+	return n.advance(ctx, m, gpuai.IndexRange{From: m.Index() + 1, To: index}, func(*fsm.Output) error { return nil })
+}
+
+// Retained returns the indexes for which MachineAt makes the state: from that
+// of the oldest snapshot on which the log follows, or of no entry, on.
+func (n *Node) Retained() (gpuai.IndexRange, error) {
+	r := gpuai.IndexRange{From: n.AppliedIndex(), To: n.AppliedIndex()}
+	first, err := n.log.FirstIndex()
+	if err != nil {
+		return r, err
+	}
+	list, err := n.snaps.List()
+	if err != nil {
+		return r, fmt.Errorf("list snapshots: %w", err)
+	}
+	for _, s := range list {
+		if s.Index+1 >= first {
+			r.From = min(r.From, s.Index)
+		}
+	}
+	if first == 1 {
+		r.From = 0
+	}
+	return r, nil
 }
 
 // replayFrom returns a machine to begin with, and the index of the log that it

@@ -48,11 +48,11 @@ func TestAnswersOfASubmit(t *testing.T) {
 	if err != nil || held.Job.Status != gpuai.JobPending {
 		t.Errorf("held anyway: %+v, %v", held, err)
 	}
-	x, err := s.Explain("half")
+	x, err := s.Explain(t.Context(), "half", 0)
 	if err != nil || x.Job != half.Job.ID || len(x.Groups) != 1 || x.Groups[0].Pending != 2 {
 		t.Errorf("explanation %+v, %v", x, err)
 	}
-	if _, err := s.Explain("nobody"); !isCode(err, gpuai.NotFound) {
+	if _, err := s.Explain(t.Context(), "nobody", 0); !isCode(err, gpuai.NotFound) {
 		t.Errorf("an explanation of nothing: %v", err)
 	}
 }

@@ -77,7 +77,7 @@ func (m *member) wantArchived(t *testing.T, job gpuai.Job, leases []gpuai.Lease)
 		t.Errorf("server %s: lease %+v, %v", m.cfg.ID, l, err)
 	}
 	m.wantEvents(t, job)
-	if x, err := m.Explain(job.Name); err != nil || x.Status != job.Status || len(x.Tasks) != int(job.Tasks) {
+	if x, err := m.Explain(t.Context(), job.Name, 0); err != nil || x.Status != job.Status || len(x.Tasks) != int(job.Tasks) {
 		t.Errorf("server %s: explanation %+v, %v", m.cfg.ID, x, err)
 	}
 }

@@ -18,6 +18,7 @@ type explainer struct {
 	s        *Server
 	asks     chan *question
 	planning chan struct{} // holds one: each plan takes a fork of its own
+	past     chan struct{} // holds one: each look at the past has a machine of its own
 }
 
 // A question is asked of one fork.
@@ -27,7 +28,7 @@ type question struct {
 }
 
 func newExplainer(s *Server) *explainer {
-	return &explainer{s: s, asks: make(chan *question, maxExplain), planning: make(chan struct{}, 1)}
+	return &explainer{s: s, asks: make(chan *question, maxExplain), planning: make(chan struct{}, 1), past: make(chan struct{}, 1)}
 }
 
 // run answers until ctx ends.
@@ -86,25 +87,4 @@ func explainLater() []gpuai.Reason {
 		Code: gpuai.QueueOrder, Message: "the job waits in the queue; many jobs do",
 		Fix: "ask for its explanation",
 	}}
-}
-
-// Explain implements httpd.Reader.
-func (s *Server) Explain(ref string) (gpuai.Explanation, error) {
-	var out gpuai.Explanation
-	at, err := s.locate(ref)
-	if err != nil {
-		return out, err
-	}
-	id := at.id
-	if at.archived {
-		return s.explainArchived(id)
-	}
-	found := false
-	if err := s.explainer.do(s.ctx, func(m *fsm.Machine) { out, found = m.Explain(id) }); err != nil {
-		return out, err
-	}
-	if !found {
-		return s.explainArchived(id)
-	}
-	return out, nil
 }

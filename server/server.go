@@ -49,12 +49,13 @@ type Server struct {
 	announcer *announcer
 	tribunal  *tribunal
 
-	quarantine quarantine
-	explainer  *explainer
-	readiness  readiness
-	changed    changes
-	metrics    *metrics
-	reign      atomic.Pointer[reign] // nil while another server leads
+	quarantine  quarantine
+	explainer   *explainer
+	calibration *calibration
+	readiness   readiness
+	changed     changes
+	metrics     *metrics
+	reign       atomic.Pointer[reign] // nil while another server leads
 
 	web
 	life
@@ -112,6 +113,7 @@ func Open(cfg Config) (*Server, error) {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
 	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
+	s.calibration = newCalibration()
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	if err := s.openNode(); err != nil {
@@ -274,6 +276,7 @@ func (s *Server) cluster() gpuai.ClusterID {
 func (s *Server) applied(out *fsm.Output) {
 	s.hub.Publish(out.Index, out.Events)
 	s.archive.offer(out)
+	s.calibration.saw(out)
 	s.changed.happened()
 	if out.Panics > 0 {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)

@@ -84,8 +84,9 @@ func newJobStatusCmd(a *app) *cobra.Command {
 		RunE: does(func(ctx context.Context, args []string) error {
 			var tasks []gpuai.Task
 			var raw []byte
-			j, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Job, error) {
-				j, err := c.Job(ctx, args[0])
+			var est *gpuai.StartEstimate
+			j, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (j gpuai.Job, err error) {
+				j, est, err = c.JobAndStart(ctx, args[0])
 				if raw = a.rec.last(); err != nil || a.objects() {
 					return j, err
 				}
@@ -97,7 +98,13 @@ func newJobStatusCmd(a *app) *cobra.Command {
 			}
 			return a.showRaw(ctx, func() []byte { return raw }, &view{
 				names: []string{j.ID.String()},
-				text:  func(w io.Writer) error { return a.jobText(w, &j, tasks) },
+				text: func(w io.Writer) error {
+					if err := a.jobText(w, &j, tasks); err != nil || est == nil {
+						return err
+					}
+					_, err := fmt.Fprintf(w, "starts  %s\n", printable(estimateText(est)))
+					return err
+				},
 			})
 		}),
 	})

@@ -13,26 +13,35 @@ import (
 )
 
 func newJobExplainCmd(a *app) *cobra.Command {
-	return a.talks(&cobra.Command{
-		Use: "explain JOB", Short: "Say why a job waits, and what would help", Args: cobra.ExactArgs(1),
+	var index uint64
+	c := &cobra.Command{
+		Use: "explain JOB", Short: "Say why a job waits or runs where it does, and what would help", Args: cobra.ExactArgs(1),
 		Long: `Say why a job's tasks wait: each rule with the nodes that fail it, the nodes that
-would fail only that rule, the queue ahead, and what would help. Counts are
-those of one index of the region's log.`,
+would fail only that rule, the queue ahead, and what would help. What helps has
+been tried on a copy of the region's state. Of tasks that have a place it says why
+that one. Counts are those of one index of the region's log; --index asks for a
+past one, as long as the server keeps the log from there.
+
+When it starts is an estimate: the region run forward, each task up to its
+run-time limit. How far such estimates were off stands beside it.`,
 		Example: `  gpuai job explain sft-bot
+  gpuai job explain sft-bot --index 48377     # as it was then
   gpuai job explain sft-bot --jq '.groups[].rules[] | select(.alone > 0) | .name'`,
-		RunE: does(func(ctx context.Context, args []string) error {
-			e, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Explanation, error) {
-				return c.Explain(ctx, args[0])
-			})
-			if err != nil {
-				return err
-			}
-			return a.show(ctx, &view{
-				names: []string{e.Job.String()},
-				text:  func(w io.Writer) error { return explainText(w, &e) },
-			})
-		}),
+	}
+	c.Flags().Uint64Var(&index, "index", 0, "explain the state after this index of the log; 0 for now")
+	c.RunE = does(func(ctx context.Context, args []string) error {
+		e, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Explanation, error) {
+			return c.Explain(ctx, args[0], index)
+		})
+		if err != nil {
+			return err
+		}
+		return a.show(ctx, &view{
+			names: []string{e.Job.String()},
+			text:  func(w io.Writer) error { return explainText(w, &e) },
+		})
 	})
+	return a.talks(c)
 }
 
 // explainText prints an explanation for people.
@@ -60,7 +69,38 @@ func explainText(w io.Writer, e *gpuai.Explanation) error {
 			fmt.Fprintf(w, "        helps: %s\n", printable(r.Fix))
 		}
 	}
-	return helpsText(w, e.Helps)
+	for i := range e.Ahead {
+		p := &e.Ahead[i]
+		fmt.Fprintf(w, "ahead   %d. %s: %s, %s\n", p.Position, printable(p.Name), plural(uint64(p.GPUs), "GPU"), printable(p.Why))
+	}
+	if e.Estimate != nil {
+		fmt.Fprintf(w, "starts  %s\n", printable(estimateText(e.Estimate)))
+	}
+	if err := helpsText(w, e.Helps); err != nil {
+		return err
+	}
+	return placesText(w, e.Places)
+}
+
+// placesText prints why tasks are where they are.
+func placesText(w io.Writer, ps []gpuai.PlacedWhy) error {
+	for i := range ps {
+		p := &ps[i]
+		fmt.Fprintf(w, "task %d[%d] on %s, granted at index %d", p.Group, p.Task, p.Node, p.Index)
+		if p.Nodes > 0 {
+			fmt.Fprintf(w, " after %s: %d of %s would have taken it", short(p.Waited), p.Fits, plural(uint64(p.Nodes), "node"))
+		}
+		fmt.Fprintln(w)
+		for _, s := range p.Steps {
+			fmt.Fprintf(w, "        %-12s %-40s %s left\n", s.Rule, printable(s.Value), plural(uint64(s.Nodes), "node"))
+		}
+		if p.Note != "" {
+			if _, err := fmt.Fprintf(w, "        %s\n", printable(p.Note)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // groupText prints what a group needs and the rules that stand in its way.
