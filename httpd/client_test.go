@@ -72,16 +72,7 @@ func TestClientSpeaksTheAPI(t *testing.T) {
 	if _, _, err := c.Tasks(ctx, "a", client.Page{}); err != nil {
 		t.Error(err)
 	}
-	check[gpuai.Explanation](t)(c.Explain(ctx, "a", 0))
-	check[gpuai.Explanation](t)(c.Explain(ctx, "a", 1))
-	if p := check[gpuai.Plan](t)(c.Suppose(ctx, &client.PlanRequest{
-		Drain: []gpuai.NodeID{"gpu-1"}, Submit: []*gpuai.JobSpec{wireSpec("p", 1)}, Policy: map[string]any{"flap_limit": 4},
-	})); len(p.Jobs) != 1 || len(p.Changes) != 1 || p.Changes[0].Change != gpuai.PlanMoves {
-		t.Errorf("%+v", p)
-	}
-	if j, est, err := c.JobAndStart(ctx, "big"); err != nil || (est != nil) != (j.Counts.Pending > 0) {
-		t.Errorf("%+v %+v %v", j, est, err)
-	}
+	askEverything(t, c)
 	leases, _, err := c.Leases(ctx, client.LeaseQuery{Job: "a", Node: "gpu-0", Live: true})
 	if err != nil || len(leases) != 1 {
 		t.Errorf("%+v %v", leases, err)
@@ -203,5 +194,21 @@ func TestClientSession(t *testing.T) {
 	got, err := session.Recv(t.Context())
 	if err != nil || !bytes.Equal(mustJSON(t, &got), mustJSON(t, &sent)) {
 		t.Errorf("%v %+v", err, got.Kind)
+	}
+}
+
+// askEverything asks what is answered on copies of the state.
+func askEverything(t *testing.T, c *client.Client) {
+	t.Helper()
+	ctx := t.Context()
+	check[gpuai.Explanation](t)(c.Explain(ctx, "a", 0))
+	check[gpuai.Explanation](t)(c.Explain(ctx, "a", 1))
+	if p := check[gpuai.Plan](t)(c.Suppose(ctx, &client.PlanRequest{
+		Drain: []gpuai.NodeID{"gpu-1"}, Submit: []*gpuai.JobSpec{wireSpec("p", 1)}, Policy: map[string]any{"flap_limit": 4},
+	})); len(p.Jobs) != 1 || len(p.Changes) != 1 || p.Changes[0].Change != gpuai.PlanMoves {
+		t.Errorf("%+v", p)
+	}
+	if j, est, err := c.JobAndStart(ctx, "big"); err != nil || (est != nil) != (j.Counts.Pending > 0) {
+		t.Errorf("%+v %+v %v", j, est, err)
 	}
 }

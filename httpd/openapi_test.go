@@ -116,6 +116,23 @@ type exchange struct {
 	headers            []string
 }
 
+// questions are requests that ask on a copy of the state.
+func questions() []exchange {
+	return []exchange{
+		{"POST", "/v1/plan", `{"submit":[` + spec("e", 1, 1) + `],"drain":["gpu-1"],"policy":{"flap_limit":4},"add":[{"count":3,"like":"gpu-1"}]}`, 200, nil},
+		{"POST", "/v1/plan", `{}`, 400, nil},
+		{"POST", "/v1/plan", `{"submit":[{"name":"-"}]}`, 400, nil},
+		{"POST", "/v1/plan", `{"policy":{"flap_limt":4}}`, 400, nil},
+		{"POST", "/v1/plan", `{"policy":{"flap_limit":0}}`, 400, nil},
+		{"POST", "/v1/plan", `{"drain":["nobody"]}`, 404, nil},
+		{"GET", "/v1/jobs/b?estimate=true", "", 200, nil},
+		{"GET", "/v1/jobs/b?estimate=maybe", "", 400, nil},
+		{"GET", "/v1/jobs/a/explain?index=1", "", 200, nil},
+		{"GET", "/v1/jobs/a/explain?index=x", "", 400, nil},
+		{"GET", "/v1/jobs/a/explain?index=999999", "", 404, nil},
+	}
+}
+
 // exchanges are requests for every route, good and bad, in an order in which
 // they work on a new twin.
 func exchanges(t *testing.T) []exchange {
@@ -133,17 +150,6 @@ func exchanges(t *testing.T) []exchange {
 		{"POST", "/v1/jobs", "name: a", 415, []string{"Content-Type: application/yaml"}},
 		{"POST", "/v1/jobs:plan", spec("e", 1, 1), 200, nil},
 		{"POST", "/v1/jobs:plan?consistency=stale", spec("e", 1, 1), 200, nil},
-		{"POST", "/v1/plan", `{"submit":[` + spec("e", 1, 1) + `],"drain":["gpu-1"],"policy":{"flap_limit":4},"add":[{"count":3,"like":"gpu-1"}]}`, 200, nil},
-		{"POST", "/v1/plan", `{}`, 400, nil},
-		{"POST", "/v1/plan", `{"submit":[{"name":"-"}]}`, 400, nil},
-		{"POST", "/v1/plan", `{"policy":{"flap_limt":4}}`, 400, nil},
-		{"POST", "/v1/plan", `{"policy":{"flap_limit":0}}`, 400, nil},
-		{"POST", "/v1/plan", `{"drain":["nobody"]}`, 404, nil},
-		{"GET", "/v1/jobs/b?estimate=true", "", 200, nil},
-		{"GET", "/v1/jobs/b?estimate=maybe", "", 400, nil},
-		{"GET", "/v1/jobs/a/explain?index=1", "", 200, nil},
-		{"GET", "/v1/jobs/a/explain?index=x", "", 400, nil},
-		{"GET", "/v1/jobs/a/explain?index=999999", "", 404, nil},
 		{"POST", "/v1/jobs:batch", `{"jobs":[` + spec("f", 1, 1) + `,` + spec("g", 9, 1) + `]}`, 200, []string{"Idempotency-Key: k2"}},
 		{"POST", "/v1/jobs:batch", `{"jobs":[` + spec("f", 1, 1) + `,{"name":"x"}]}`, 400, nil},
 		{"GET", "/v1/jobs", "", 200, nil},
@@ -188,7 +194,7 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/metrics", "", 200, nil},
 		{"GET", "/v1/allocations", "", 404, nil},
 		{"DELETE", "/v1/jobs/a", "", 405, nil},
-	}, operatorExchanges(t)...)
+	}, slices.Concat(questions(), operatorExchanges(t))...)
 }
 
 func operatorExchanges(t *testing.T) []exchange {

@@ -23,7 +23,7 @@ func newOperatorCmd(a *app) *cobra.Command {
 		newRaftCmd(a), newDigestCmd(a), newExportCmd(a), newBundleCmd(a),
 		group("policy", "Look at the region's policy and set it", newPolicyGetCmd(a), newPolicySetCmd(a)),
 		group("snapshot", "Save, inspect and restore snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a), newSnapshotRestoreCmd(a)),
-		newVerifyCmd(a))
+		newVerifyCmd(a), newReplayCmd(a), newReportCmd(a))
 }
 
 func newDigestCmd(a *app) *cobra.Command {

@@ -1,0 +1,210 @@
+package fsm
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// A Redaction replaces what tenants and operators wrote by stand-ins that lead to
+// the same decisions: commands, scripts, environments, directories, the names of
+// jobs and groups, idempotency keys, actors, addresses, reasons of reports and
+// of health. Sizes, times, constraints, labels, models, and the names of nodes,
+// tenants and zones stay: placement depends on them.
+//
+// Salt makes the stand-ins of names those of one report only: it must be
+// secret, and random.
+type Redaction struct{ Salt uint64 }
+
+// name returns the stand-in of a name: equal names have equal ones.
+func (x *Redaction) name(prefix, s string) string {
+	const digits = "0123456789abcdefghijklmnopqrstuv"
+	if s == "" {
+		return ""
+	}
+	a, b := mem.HashBytes(x.Salt, []byte(s)), mem.HashBytes(^x.Salt, []byte(s))
+	out := []byte(prefix + "-")
+	for range 8 {
+		out = append(out, digits[a&31], digits[b&31])
+		a, b = a>>5, b>>5
+	}
+	return string(out)
+}
+
+// blank returns a text of equal length that says nothing.
+func blank(s string) string { return strings.Repeat("x", len(s)) }
+
+// spec redacts a job.
+func (x *Redaction) spec(s *gpuai.JobSpec) {
+	s.Name = x.name("j", s.Name)
+	for i := range s.Groups {
+		g := &s.Groups[i]
+		g.Name = x.name("g", g.Name)
+		t := &g.Task
+		for k := range t.Command {
+			t.Command[k] = blank(t.Command[k])
+		}
+		t.Script = blank(t.Script)
+		if t.Cwd != "" {
+			t.Cwd = "/" + blank(t.Cwd[1:])
+		}
+		n := len(t.Env)
+		t.Env = nil
+		for k := range n {
+			if t.Env == nil {
+				t.Env = map[string]string{}
+			}
+			t.Env[fmt.Sprintf("X%d", k)] = "x"
+		}
+	}
+}
+
+// encodedSpec redacts an encoded job; false when it is none.
+func (x *Redaction) encodedSpec(b []byte) ([]byte, bool) {
+	s, err := wire.ReadJobSpec(b)
+	if err != nil {
+		return nil, false
+	}
+	x.spec(&s)
+	return wire.AppendJobSpec(nil, &s), true
+}
+
+func (x *Redaction) node(s *gpuai.NodeSpec) {
+	s.Address = blank(s.Address)
+	x.devices(s.Devices)
+}
+
+func (x *Redaction) devices(ds []gpuai.Device) {
+	for i := range ds {
+		ds[i].HealthCode = blank(ds[i].HealthCode)
+	}
+}
+
+// RedactState redacts the state of m, which is then another one, with another
+// digest, in which the same commands lead to the same decisions. It is for
+// machines made from a snapshot, outside Apply.
+func (x *Redaction) RedactState(m *Machine) {
+	for s := range m.nodes.Len() {
+		body := m.nodeBody(s)
+		x.node(&body.spec)
+		m.setNodeBody(s, &body)
+	}
+	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
+		x.job(m, s)
+	}
+	m.sp.Commit()
+}
+
+func (x *Redaction) job(m *Machine, slot uint32) {
+	j := m.jobs.Get(slot)
+	b, ok := x.encodedSpec(m.blobs.Append(nil, uint32(j.spec)))
+	var v wire.JobView
+	if !ok || wire.ReadJobView(b, &v) != nil { // written by us: cannot be
+		b = nil
+	}
+	old, now := j.nameHash, mem.HashBytes(3, v.Name)
+	head, found := m.jobByName.Find(old, func(s uint32) bool { return m.jobs.Get(s).nameHash == old })
+	w := m.jobs.Mut(slot)
+	m.blobs.Free(uint32(w.spec))
+	w.spec, w.specHash, w.nameHash = ref(m.blobs.Put(b)), hashOf(b), now
+	if found && head == slot { // the newest of its name
+		m.jobByName.Delete(old, slot)
+		m.jobByName.Insert(now, slot)
+	}
+}
+
+// RedactEntry redacts a log entry. m is the machine that has applied the
+// redacted entries before it: a Checkpoint is made to name its digests.
+func (x *Redaction) RedactEntry(data []byte, m *Machine) ([]byte, error) {
+	e, err := wire.OpenEntry(data)
+	if err != nil {
+		return nil, err
+	}
+	var cmds [][]byte
+	for c, ok := e.Next(); ok; c, ok = e.Next() {
+		actor := ""
+		if len(c.Actor) > 0 {
+			actor = "redacted"
+		}
+		out, at := wire.BeginCommand(nil, c.Type, c.Version, string(c.Tenant), actor, x.name("k", string(c.Key)))
+		cmds = append(cmds, wire.EndCommand(append(out, x.body(&c, m)...), at))
+	}
+	return wire.AppendEntry(nil, e.Header, cmds...), nil
+}
+
+// body redacts a command's body. What cannot be read becomes what cannot be
+// read.
+func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
+	var b []byte
+	ok := true
+	switch c.Type {
+	case typeSubmitJob:
+		b, ok = x.submitBody(c.Body)
+	case typeRegisterNode:
+		var r RegisterNode
+		var err error
+		if r, err = readRegisterNode(wire.NewReader(c.Body)); err == nil {
+			x.node(&r.Spec)
+			b = bodyOf(&r)
+		}
+		ok = err == nil
+	case typeUpdateDevices:
+		r := wire.NewReader(c.Body)
+		u := UpdateDevices{Node: gpuai.NodeID(r.Str()), Incarnation: gpuai.Incarnation(r.U64())}
+		var err error
+		if u.Devices, err = wire.ReadDevicesFrom(r); err == nil && r.Done() == nil {
+			x.devices(u.Devices)
+			b = bodyOf(&u)
+		}
+		ok = b != nil
+	case typeReportLease:
+		r := wire.NewReader(c.Body)
+		u := ReportLease{Node: gpuai.NodeID(r.Str())}
+		var err error
+		if u.Report, err = wire.ReadReportFrom(r); err == nil && r.Done() == nil {
+			u.Report.Reason = blank(u.Report.Reason)
+			b = bodyOf(&u)
+		}
+		ok = b != nil
+	case typeCheckpoint:
+		if len(c.Body) < 8 {
+			return c.Body
+		}
+		index := le.Uint64(c.Body)
+		d, known := m.DigestAt(index)
+		if !known {
+			index = 0 // no replica remembers it
+		}
+		return bodyOf(&Checkpoint{Index: index, Digest: d})
+	default:
+		return c.Body
+	}
+	if !ok {
+		return []byte(strings.Repeat("\xff", len(c.Body)))
+	}
+	return b
+}
+
+func (x *Redaction) submitBody(body []byte) ([]byte, bool) {
+	if len(body) < submitHeader {
+		return nil, false
+	}
+	spec, ok := x.encodedSpec(body[submitHeader:])
+	if !ok {
+		return nil, false
+	}
+	return append(append([]byte(nil), body[:submitHeader]...), spec...), true
+}
+
+// bodyOf returns the body of a command.
+func bodyOf(c Command) []byte {
+	e, err := wire.OpenEntry(AppendEntry(nil, Header{}, c.Append(nil, Envelope{})))
+	if err != nil {
+		return nil
+	}
+	cmd, _ := e.Next()
+	return cmd.Body
+}
