@@ -69,6 +69,8 @@ type helper struct {
 	spec   *gpuai.JobSpec
 	whole  bool // none of its tasks has a lease: it could be stopped and submitted anew
 	trials int
+	prefix string   // of changes: the group, when there are several
+	tried  []string // changes, of which two rules may suggest the same
 	helps  []gpuai.Helpful
 }
 
@@ -94,6 +96,9 @@ func (h *helper) group(slot uint32, why *gpuai.GroupWhy) {
 	r := *h.m.groups.Get(slot)
 	base := h.spec.Groups[r.idx]
 	base.Count = r.ready()
+	if h.tried, h.prefix = nil, ""; len(h.spec.Groups) > 1 {
+		h.prefix = base.Name + ": "
+	}
 	for i := range why.Rules {
 		h.rule(base, &why.Rules[i], why)
 	}
@@ -240,9 +245,10 @@ func (h *helper) undrain(g gpuai.Group) {
 // of a task without a run-time limit, if one alone would do.
 func (h *helper) wait(est *gpuai.StartEstimate) {
 	if est.Known {
-		effect := "starts in about " + est.In.String() + " (estimate)"
+		in := est.In - est.In%gpuai.Second
+		effect := "starts in about " + in.String() + " (estimate)"
 		if est.Behind != nil {
-			effect = fmt.Sprintf("when %s[%d] ends, in about %s (estimate)", est.Name, est.Behind.Task, est.In)
+			effect = fmt.Sprintf("when %s[%d] ends, in about %s (estimate)", est.Name, est.Behind.Task, in)
 		}
 		h.add("wait", effect)
 		return
@@ -307,6 +313,7 @@ func (h *helper) submit(change string, spec *gpuai.JobSpec) {
 		}
 	}
 	c := &SubmitJob{ID: id, Spec: spec}
+	change = h.prefix + change
 	if h.whole {
 		h.try(change, id, &StopJob{h.id}, c)
 	} else {
@@ -317,9 +324,10 @@ func (h *helper) submit(change string, spec *gpuai.JobSpec) {
 // try applies commands on a fork, and notes the change when tasks of a job start
 // by it.
 func (h *helper) try(change string, id gpuai.JobID, cmds ...Command) bool {
-	if h.trials >= maxTrials || len(h.helps) >= maxHelps {
+	if h.trials >= maxTrials || len(h.helps) >= maxHelps || slices.Contains(h.tried, change) {
 		return false
 	}
+	h.tried = append(h.tried, change)
 	var encoded [][]byte
 	for _, c := range cmds {
 		encoded = append(encoded, c.Append(nil, Envelope{Tenant: h.spec.Tenant}))

@@ -246,7 +246,7 @@ func blastText(w io.Writer, p *gpuai.Plan) error {
 		_, err := fmt.Fprint(w, "\nno other job is touched\n")
 		return err
 	}
-	fmt.Fprintf(w, "\n%s touched: %d tasks start, %d move, %d wait, %d end; %s revoked", plural(uint64(b.Jobs), "other job"), b.Starts, b.Moves, b.Waits, b.Ends, plural(uint64(b.GPUs), "GPU"))
+	fmt.Fprintf(w, "\n%s touched: starts %d, moves %d, waits %d, ends %d; %s revoked", plural(uint64(b.Jobs), "other job"), b.Starts, b.Moves, b.Waits, b.Ends, plural(uint64(b.GPUs), "GPU"))
 	for i, r := range b.Revoked {
 		sep := ", "
 		if i == 0 {
