@@ -37,7 +37,7 @@ func (m *Machine) EstimateStart(id gpuai.JobID) gpuai.StartEstimate {
 			e.est.Why = why
 			return e.est
 		}
-		if m.Apply(m.Index()+1, m.Term(), AppendEntry(nil, Header{Time: e.now, Term: m.Term()}, cmds...), &e.out) != nil {
+		if m.Apply(m.Index()+1, m.Term(), AppendEntry(nil, m.asBefore(e.now), cmds...), &e.out) != nil {
 			e.est.Why = "the machine could not be run forward"
 			return e.est
 		}

@@ -371,7 +371,7 @@ func (h *helper) fork(cmds ...[]byte) (f *Machine, revoked int) {
 	f = h.m.Fork()
 	var out Output
 	for n := 0; n < 4 && (n == 0 || f.backlog()); n++ {
-		if f.Apply(f.Index()+1, f.Term(), AppendEntry(nil, Header{Time: f.Time(), Term: f.Term()}, cmds...), &out) != nil {
+		if f.Apply(f.Index()+1, f.Term(), AppendEntry(nil, f.asBefore(f.Time()), cmds...), &out) != nil {
 			return nil, 0
 		}
 		for i := range out.Events {
@@ -382,6 +382,13 @@ func (h *helper) fork(cmds ...[]byte) (f *Machine, revoked int) {
 		cmds = [][]byte{(&Tick{}).Append(nil, Envelope{})}
 	}
 	return f, revoked
+}
+
+// asBefore returns the header of a further entry: of the newest one's term and
+// wall time.
+func (m *Machine) asBefore(at gpuai.Instant) Header {
+	r := m.meta.Get()
+	return Header{Time: at, Wall: r.wall, Term: r.term}
 }
 
 // liveOf returns how many of a job's tasks have a lease.

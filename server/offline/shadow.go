@@ -257,6 +257,7 @@ type shadow struct {
 	ends     endings
 	next     [][]byte // reports that follow from the last entry
 	term     uint64
+	wall     gpuai.WallTime
 	out      fsm.Output
 }
 
@@ -338,7 +339,7 @@ func (s *shadow) entry(data []byte) error {
 			keep = append(keep, c.Encoded)
 		}
 	}
-	s.term = h.Term
+	s.term, s.wall = h.Term, h.Wall
 	return s.apply(h.Time, keep...)
 }
 
@@ -357,7 +358,7 @@ func (s *shadow) report(e *gpuai.Event, state gpuai.ReportState, exit int32) []b
 // report at once.
 func (s *shadow) apply(at gpuai.Instant, cmds ...[]byte) error {
 	for {
-		entry := fsm.AppendEntry(nil, fsm.Header{Time: at, Term: s.term}, cmds...)
+		entry := fsm.AppendEntry(nil, fsm.Header{Time: at, Wall: s.wall, Term: s.term}, cmds...)
 		if err := s.m.Apply(s.m.Index()+1, s.term, entry, &s.out); err != nil {
 			return err
 		}
