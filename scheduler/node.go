@@ -90,6 +90,7 @@ func (s *State) SetNode(slot uint32, n *NodeInfo) gpuai.Code {
 		return gpuai.InvalidSpec
 	}
 	mark := s.space.Mark()
+	s.dropReclaim(slot)
 	s.nodes.Grow(slot + 1)
 	old := *s.nodes.Get(slot)
 	if old.known {
@@ -129,6 +130,7 @@ func (s *State) RemoveNode(slot uint32) {
 	if !s.Known(slot) {
 		return
 	}
+	s.dropReclaim(slot)
 	s.unlist(slot)
 	old := *s.nodes.Get(slot)
 	s.dropUnits(&old)
@@ -152,6 +154,7 @@ func (s *State) SetOpen(slot uint32, open bool) {
 		s.index(slot)
 		return
 	}
+	s.dropReclaim(slot)
 	s.unindex(slot)
 	s.nodes.Mut(slot).open = false
 }

@@ -39,6 +39,8 @@ type State struct {
 
 	sums mem.Var[sumRec]
 
+	reclaim reclaimIndex
+
 	work uint64
 	// Scratch carries nothing from one call to the next.
 	poolBuf, filterBuf, keyBuf, unitBuf []byte
@@ -99,6 +101,8 @@ func New(sp *mem.Space) *State {
 		shapeBytes: mem.NewBlobs(sp),
 
 		sums: mem.NewVar(sp, sumRec{}),
+
+		reclaim: newReclaimIndex(sp),
 	}
 }
 
@@ -134,6 +138,8 @@ func (s *State) Fork(ns *mem.Space) *State {
 		shapeBytes: s.shapeBytes.Fork(ns),
 
 		sums: s.sums.Fork(ns),
+
+		reclaim: s.reclaim.fork(ns),
 	}
 }
 

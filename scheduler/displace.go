@@ -1,0 +1,113 @@
+package scheduler
+
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai"
+)
+
+// Displace decides which holdings of a node go so that a task of a shape has
+// room, and where it will be: hs come with the most worth sparing first, those
+// of one Unit beside each other. Each is spared in this order if the task still
+// has room without its going, so who goes is as little as can be, and the first
+// are spared before the later ones. gone, of the length of hs, tells who goes;
+// holdings that are going anyway are never marked. It only reads; false when
+// there is no room even if all go.
+func (s *State) Displace(id ShapeID, node uint32, hs []Holding, gone []bool) (Fit, bool) {
+	if !s.Known(node) || !s.nodes.Get(node).open {
+		return Fit{}, false
+	}
+	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
+	now := s.spaceOf(n)
+	p := now
+	for i := range hs {
+		p.give(&hs[i], 1)
+		gone[i] = false
+	}
+	if _, _, ok := s.roomIn(r, n, &p); !ok {
+		return Fit{}, false
+	}
+	for i := 0; i < len(hs); {
+		end := unitEnd(hs, i)
+		if !hs[i].Going {
+			s.spare(r, n, &p, hs[i:end], gone[i:end])
+		}
+		i = end
+	}
+	alt, u, _ := s.roomIn(r, n, &p)
+	return Fit{Node: node, Devices: devicesFor(r, u, &p, &now), Share: r.share, Alt: alt}, true
+}
+
+// unitEnd returns where the holdings that go together with the i-th end.
+func unitEnd(hs []Holding, i int) int {
+	end := i + 1
+	for hs[i].Unit != 0 && end < len(hs) && hs[end].Unit == hs[i].Unit {
+		end++
+	}
+	return end
+}
+
+// spare leaves holdings where they are if the shape has room without them, and
+// marks them as gone if not.
+func (s *State) spare(r *shapeRec, n *nodeRec, p *space, hs []Holding, gone []bool) {
+	for i := range hs {
+		p.give(&hs[i], -1)
+	}
+	if _, _, ok := s.roomIn(r, n, p); ok {
+		return
+	}
+	for i := range hs {
+		p.give(&hs[i], 1)
+		gone[i] = true
+	}
+}
+
+// roomIn returns the first unit of a node, by alternative, that would have room
+// for a shape.
+func (s *State) roomIn(r *shapeRec, n *nodeRec, p *space) (alt uint8, u *unitRec, ok bool) {
+	if p.cpu < r.cpu || p.mem < 0 || uint64(p.mem) < r.mem {
+		return 0, nil, false
+	}
+	for alt := range r.alts {
+		for u := &n.unit; u != nil; u = s.next(u) {
+			if !s.passes(r, alt, uint32(u.pool)) {
+				continue
+			}
+			whole, part := p.unitFree(u)
+			if whole >= uint64(r.count) || r.share != 0 && part >= int16(r.share) {
+				return alt, u, true
+			}
+		}
+	}
+	return 0, nil, false
+}
+
+// devicesFor picks devices of a unit that would have room: for a share that
+// with the least left, else those that are free already before those that will
+// be; the lowest first.
+func devicesFor(r *shapeRec, u *unitRec, p, now *space) uint64 {
+	if r.share != 0 {
+		best := -1
+		for m := u.usable; m != 0; m &= m - 1 {
+			d := bits.TrailingZeros64(m)
+			if f := p.left[d]; f >= int16(r.share) && (best < 0 || f < p.left[best]) {
+				best = d
+			}
+		}
+		return 1 << best
+	}
+	var free, later uint64
+	for m := u.usable; m != 0; m &= m - 1 {
+		d := bits.TrailingZeros64(m)
+		switch full := int16(gpuai.WholeDevice); {
+		case now.left[d] == full:
+			free |= 1 << d
+		case p.left[d] == full:
+			later |= 1 << d
+		}
+	}
+	if n := uint16(bits.OnesCount64(free)); n < r.count {
+		return free | lowest(later, r.count-n)
+	}
+	return lowest(free, r.count)
+}
