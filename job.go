@@ -74,9 +74,13 @@ type JobSpec struct {
 	Begin WallTime `json:"begin_unix_ms,omitzero"`
 	// Array makes the only group's count the array's size: each task is one
 	// element, told its index by GPUAI_ARRAY_INDEX.
-	Array    Array    `json:"array,omitzero"`
-	LeaseTTL Duration `json:"lease_ttl_ms,omitzero"` // lengthens the class's; 0 means the class's
-	Groups   []Group  `json:"groups"`
+	Array Array `json:"array,omitzero"`
+	// Preemptible says whether jobs of higher priority may take the room of this
+	// one's tasks. Absent means as the region's policy says of the class, when
+	// the job is submitted.
+	Preemptible *bool    `json:"preemptible,omitzero"`
+	LeaseTTL    Duration `json:"lease_ttl_ms,omitzero"` // lengthens the class's; 0 means the class's
+	Groups      []Group  `json:"groups"`
 }
 
 // An Array says how many elements a job has; zero size means it is none.
@@ -180,6 +184,51 @@ type TaskSpec struct {
 	// StopGrace is the time between SIGTERM and SIGKILL on a planned stop.
 	// It is cut short by the lease's deadline. 0 means the default of 5 s.
 	StopGrace Duration `json:"stop_grace_ms,omitzero"`
+	// Checkpoint gives a task that is preempted or drained the time to save
+	// its work.
+	Checkpoint Checkpoint `json:"checkpoint,omitzero"`
+}
+
+// A Checkpoint is what a task is told before it must give its place up: Signal
+// goes to its first process, and only when that is still there after Grace the
+// task is stopped as by any planned stop. What ends after the signal, with
+// whatever exit code, counts as stopped and is placed again: the work is not
+// taken for done. Zero means that the task is stopped at once.
+type Checkpoint struct {
+	Signal Signal `json:"signal,omitzero"`
+	// Grace is bounded by the region's policy and by the lease's deadline. 0
+	// means the default of 30 s.
+	Grace Duration `json:"grace_ms,omitzero"`
+}
+
+// Signal is a signal that a task may ask for.
+type Signal uint8
+
+// The signals.
+const (
+	SignalNone Signal = iota
+	SIGUSR1
+	SIGUSR2
+	SIGHUP
+	SIGINT
+	SIGTERM
+	numSignals
+)
+
+var signalNames = [numSignals]string{"", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM"}
+
+// NumSignals is one more than the highest signal.
+const NumSignals = int(numSignals)
+
+// String returns the signal's name.
+func (s Signal) String() string { return enumName(signalNames[:], uint8(s)) }
+
+// MarshalText writes the signal's name.
+func (s Signal) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a signal's name.
+func (s *Signal) UnmarshalText(b []byte) error {
+	return enumParse(signalNames[:], "signal", b, (*uint8)(s))
 }
 
 // RuntimeProcess runs a task as a plain process.

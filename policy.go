@@ -44,9 +44,25 @@ type Policy struct {
 	// AgingEvery raises a waiting job by one priority for each such time that
 	// it has waited, up to MaxPriority; 0 never does.
 	AgingEvery Duration `json:"aging_every_ms,omitzero"`
+	// PreemptionGap is by how much the priority of a job that finds no room must
+	// exceed that of a running one to take its room; 0: nobody takes any. What a
+	// job gains by waiting (AgingEvery) does not count.
+	PreemptionGap uint32 `json:"preemption_gap"`
+	// PreemptionProtect is how long from its grant on a lease is safe.
+	PreemptionProtect Duration `json:"preemption_protect_ms"`
+	// Whether a job gives room up that does not say so itself, by class. It is
+	// fixed when the job is submitted.
+	PreemptibleInference bool `json:"preemptible_inference"`
+	PreemptibleTraining  bool `json:"preemptible_training"`
+	PreemptibleFinetune  bool `json:"preemptible_finetune"`
+	PreemptibleBatch     bool `json:"preemptible_batch"`
+	// CheckpointMax bounds the time that a task asks for to save its work.
+	CheckpointMax Duration `json:"checkpoint_grace_max_ms"`
 }
 
-// DefaultPolicy is the policy of a new region.
+// DefaultPolicy is the policy of a new region. Its gap is what lies between the
+// priorities of two classes: jobs of one class do not take room from each other
+// unless somebody gave them priorities that far apart.
 func DefaultPolicy() Policy {
 	return Policy{
 		TTLInference: 20 * Second, TTLTraining: 60 * Second,
@@ -58,6 +74,19 @@ func DefaultPolicy() Policy {
 		BreakerMin: 50, BreakerPPM: 50_000, BreakerWindow: 30 * Second, BreakerRatePPM: 1_000,
 		FlapLimit: 3, FlapWindow: 10 * Minute, FlapBackoff: Minute,
 		PriorityInference: 80, PriorityTraining: 50, PriorityFinetune: 50, PriorityBatch: 20,
+		PreemptionGap: 30, PreemptionProtect: 5 * Minute, CheckpointMax: 5 * Minute,
+		PreemptibleTraining: true, PreemptibleFinetune: true, PreemptibleBatch: true,
+	}
+}
+
+// PolicyUnsaid is what the document of a policy says that does not name the
+// settings which older versions do not know: their defaults. All others are 0.
+func PolicyUnsaid() Policy {
+	d := DefaultPolicy()
+	return Policy{
+		PreemptionGap: d.PreemptionGap, PreemptionProtect: d.PreemptionProtect, CheckpointMax: d.CheckpointMax,
+		PreemptibleInference: d.PreemptibleInference, PreemptibleTraining: d.PreemptibleTraining,
+		PreemptibleFinetune: d.PreemptibleFinetune, PreemptibleBatch: d.PreemptibleBatch,
 	}
 }
 
@@ -91,6 +120,20 @@ func (p *Policy) PriorityOf(c Class) Priority {
 		return p.PriorityFinetune
 	default:
 		return p.PriorityBatch
+	}
+}
+
+// Preemptible reports whether p lets a class give its room up.
+func (p *Policy) Preemptible(c Class) bool {
+	switch c {
+	case ClassInference:
+		return p.PreemptibleInference
+	case ClassTraining:
+		return p.PreemptibleTraining
+	case ClassFinetune:
+		return p.PreemptibleFinetune
+	default:
+		return p.PreemptibleBatch
 	}
 }
 
@@ -137,6 +180,9 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
 	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
+	v.check(p.PreemptionGap <= uint32(MaxPriority), "/preemption_gap", "must be 0 to 100")
+	v.span("/preemption_protect_ms", p.PreemptionProtect, 0, MaxDuration)
+	v.span("/checkpoint_grace_max_ms", p.CheckpointMax, 0, Hour)
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")
 	v.check(p.BreakerRatePPM <= 1_000_000, "/breaker_rate_ppm", "must be at most 1000000")

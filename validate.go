@@ -89,6 +89,9 @@ func (g *Group) defaults(i int, array uint32) {
 	if g.Task.StopGrace == 0 {
 		g.Task.StopGrace = 5 * Second
 	}
+	if c := &g.Task.Checkpoint; c.Signal != SignalNone && c.Grace == 0 {
+		c.Grace = 30 * Second
+	}
 	if g.Resources.CPU == 0 {
 		g.Resources.CPU = 1000
 	}
@@ -337,6 +340,13 @@ func (t *TaskSpec) validate(v *fieldErrors, at string) {
 		v.add(at+"/cwd", "must be at most 4096 bytes without a NUL")
 	}
 	v.span(at+"/stop_grace_ms", t.StopGrace, 0, Hour)
+	if t.Checkpoint.Signal >= numSignals {
+		v.add(at+"/checkpoint/signal", "is not a known signal")
+	}
+	if t.Checkpoint.Signal == SignalNone && t.Checkpoint.Grace != 0 {
+		v.add(at+"/checkpoint/signal", "is needed beside a grace: it tells the task to save its work")
+	}
+	v.span(at+"/checkpoint/grace_ms", t.Checkpoint.Grace, 0, Hour)
 }
 
 func validEnv(k string) bool {

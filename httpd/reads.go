@@ -126,7 +126,7 @@ func (c *call) getPolicy() error {
 
 // putPolicy answers PUT /v1/operator/policy, which replaces the policy whole.
 func (c *call) putPolicy() error {
-	var p gpuai.Policy
+	p := gpuai.PolicyUnsaid()
 	if err := c.decode(&p); err != nil {
 		return err
 	}

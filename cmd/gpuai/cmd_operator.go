@@ -132,6 +132,7 @@ were granted keep the TTL that they have. --file sets the whole policy from the
 JSON of "policy get -o json".`,
 		Example: `  gpuai operator policy set lease_ttl_batch=15s lease_ttl_training=15s
   gpuai operator policy set flap_limit=5
+  gpuai operator policy set preemption_gap=10 preemptible_training=false
   gpuai operator policy set --file policy.json`,
 	}
 	c.Flags().StringVar(&file, "file", "", "the whole policy as JSON, - for standard input")
@@ -179,6 +180,8 @@ func (a *app) readPolicy(path string) (p gpuai.Policy, err error) {
 		Policy gpuai.Policy `json:"policy"`
 		Index  uint64       `json:"index"`
 	}
+	p = gpuai.PolicyUnsaid()
+	wrapped.Policy = p
 	strict := json.RejectUnknownMembers(true)
 	if json.Unmarshal(src, &wrapped, strict) == nil {
 		return wrapped.Policy, nil
@@ -227,8 +230,8 @@ func changePolicy(p gpuai.Policy, settings []string) (gpuai.Policy, error) {
 			return p, usageError{fmt.Errorf("there is no setting %q; there are %s", name, strings.Join(plain, ", "))}
 		}
 		v := jsontext.Value(text)
-		if v.Kind() != '0' || !v.IsValid() {
-			return p, usageError{fmt.Errorf("%s: the value must be a number", s)}
+		if old := values[name].Kind(); v.Kind() != old && (old == '0' || v.Kind() != 't' && v.Kind() != 'f') || !v.IsValid() {
+			return p, usageError{fmt.Errorf("%s: the value must be %s", s, map[bool]string{true: "a number", false: "true or false"}[old == '0'])}
 		}
 		values[name] = v
 	}

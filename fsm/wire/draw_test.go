@@ -16,6 +16,10 @@ func drawSpec(t *rapid.T) gpuai.JobSpec {
 		LeaseTTL: drawDuration(t, gpuai.MaxLeaseTTL),
 		Begin:    gpuai.WallTime(max(0, rapid.Int64Range(-1<<40, int64(gpuai.MaxWallTime)).Draw(t, "begin"))),
 	}
+	if rapid.Bool().Draw(t, "says") {
+		p := rapid.Bool().Draw(t, "preemptible")
+		s.Preemptible = &p
+	}
 	groups := rapid.IntRange(1, gpuai.MaxGroups).Draw(t, "groups")
 	if rapid.Bool().Draw(t, "array") {
 		groups, s.Array.Size = 1, uint32(rapid.IntRange(1, gpuai.MaxTasks).Draw(t, "size"))
@@ -107,6 +111,9 @@ func drawResources(t *rapid.T) gpuai.Resources {
 
 func drawTask(t *rapid.T) gpuai.TaskSpec {
 	s := gpuai.TaskSpec{StopGrace: drawDuration(t, gpuai.Hour)}
+	if s.Checkpoint.Signal = gpuai.Signal(rapid.IntRange(0, gpuai.NumSignals-1).Draw(t, "signal")); s.Checkpoint.Signal != 0 {
+		s.Checkpoint.Grace = drawDuration(t, gpuai.Hour)
+	}
 	if rapid.Bool().Draw(t, "script") {
 		s.Script = "x" + drawText(t, 600)
 	} else {

@@ -34,7 +34,19 @@ type JobView struct {
 	// Extended: it has fields that feature level 3 brought.
 	Extended bool
 	Begin    int64 // wall time, ms; 0: at once
+	// Preemptible: whether it says that it gives room up.
+	Preemptible Said
 }
+
+// Said is a yes or no that may be left out.
+type Said uint8
+
+// What may be said.
+const (
+	SaidNothing Said = iota
+	SaidNo
+	SaidYes
+)
 
 // A GroupView is what the machine needs of a group.
 type GroupView struct {
@@ -47,6 +59,8 @@ type GroupView struct {
 	Name      []byte
 	Shape     []byte // for ReadShape; equal needs have equal bytes
 	Task      []byte // for ReadTask
+	// Checkpoint is the task's.
+	Checkpoint gpuai.Checkpoint
 }
 
 // AppendJobSpec appends a spec, which must be valid after Defaults. Of what has
@@ -170,7 +184,9 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 		Array:    gpuai.Array{Size: v.ArraySize},
 		LeaseTTL: gpuai.Duration(v.LeaseTTL),
 		Begin:    gpuai.WallTime(v.Begin),
-		Groups:   make([]gpuai.Group, 0, v.NumGroups),
+
+		Preemptible: v.Preemptible.edge(),
+		Groups:      make([]gpuai.Group, 0, v.NumGroups),
 	}
 	for i := range v.Groups[:v.NumGroups] {
 		g, err := v.Groups[i].spec()
@@ -180,6 +196,15 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 		s.Groups = append(s.Groups, g)
 	}
 	return s, nil
+}
+
+// edge is how a spec says it.
+func (s Said) edge() *bool {
+	if s == SaidNothing {
+		return nil
+	}
+	yes := s == SaidYes
+	return &yes
 }
 
 func (v *GroupView) spec() (gpuai.Group, error) {
@@ -198,5 +223,6 @@ func (v *GroupView) spec() (gpuai.Group, error) {
 		return g, err
 	}
 	g.Task, err = ReadTask(v.Task)
+	g.Task.Checkpoint = v.Checkpoint
 	return g, err
 }

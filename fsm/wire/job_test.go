@@ -17,8 +17,10 @@ import (
 
 // sample is a spec that uses every field.
 func sample() *gpuai.JobSpec {
+	yes := true
 	s := &gpuai.JobSpec{
-		Name: "llama-ft", Type: gpuai.Train, Class: gpuai.ClassFinetune, Priority: 70,
+		Preemptible: &yes,
+		Name:        "llama-ft", Type: gpuai.Train, Class: gpuai.ClassFinetune, Priority: 70,
 		Limits: gpuai.Limits{QueueTime: gpuai.Hour, RunTime: gpuai.Day}, LeaseTTL: 90 * gpuai.Second, Begin: 1_800_000_000_000,
 		Groups: []gpuai.Group{{
 			Name: "workers", Count: 4, Gang: true,
@@ -37,7 +39,8 @@ func sample() *gpuai.JobSpec {
 			Restart: gpuai.Restart{Attempts: 5, Backoff: 2 * gpuai.Second, On: []gpuai.RestartCause{gpuai.CauseGPUError, gpuai.CauseFailure}},
 			Task: gpuai.TaskSpec{
 				Command: []string{"python3", "train.py", ""}, Cwd: "/srv", StopGrace: 9 * gpuai.Second,
-				Env: map[string]string{"B": "2", "A": "1", "EMPTY": ""},
+				Checkpoint: gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: gpuai.Minute},
+				Env:        map[string]string{"B": "2", "A": "1", "EMPTY": ""},
 			},
 		}, {
 			Name: "eval", Count: 1,
@@ -178,13 +181,18 @@ var hostile = map[string]func(s *gpuai.JobSpec, g *gpuai.Group){
 	"restart cause":       func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.On = []gpuai.RestartCause{3} },
 	"negative stop grace": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = -1 },
 	"stop grace":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = gpuai.Hour + 1 },
-	"negative cpu":        func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = -1 },
-	"cpu":                 func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = gpuai.MaxCPU },
-	"negative memory":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = -1 },
-	"memory":              func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = gpuai.MaxMemory },
-	"gpus":                func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = gpuai.MaxGPUs + 1 },
-	"gpus beyond a byte":  func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = 1 << 31 },
-	"share":               func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Share.Milli = 1_000 },
+	"no such signal":      func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Signal = 200 },
+	"grace of no signal":  func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Grace = 1 },
+	"checkpoint grace": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Checkpoint = gpuai.Checkpoint{Signal: 1, Grace: gpuai.Hour + 1}
+	},
+	"negative cpu":       func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = -1 },
+	"cpu":                func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU = gpuai.MaxCPU },
+	"negative memory":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = -1 },
+	"memory":             func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Memory = gpuai.MaxMemory },
+	"gpus":               func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = gpuai.MaxGPUs + 1 },
+	"gpus beyond a byte": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Count = 1 << 31 },
+	"share":              func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.GPU.Share.Milli = 1_000 },
 	"share of none": func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Resources.GPU = gpuai.GPURequest{Share: gpuai.Share{Milli: 1}}
 	},

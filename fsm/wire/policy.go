@@ -86,6 +86,10 @@ func (s setting) set(v int64) (ok bool) {
 func settingsOf(p *gpuai.Policy) []setting {
 	return []setting{
 		{duration: &p.AgingEvery},
+		{number: &p.PreemptionGap}, {duration: &p.PreemptionProtect},
+		{flag: &p.PreemptibleInference}, {flag: &p.PreemptibleTraining},
+		{flag: &p.PreemptibleFinetune}, {flag: &p.PreemptibleBatch},
+		{duration: &p.CheckpointMax},
 	}
 }
 

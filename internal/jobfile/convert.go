@@ -23,6 +23,10 @@ func (c converter) spec(n *node) *gpuai.JobSpec {
 	s.Limits.RunTime = c.duration(limits.get("run_time"), "/limits/run_time")
 	s.Array.Size = uint32(c.whole(n.get("array").get("size"), 1<<31))
 	s.LeaseTTL = c.duration(n.get("lease_ttl"), "/lease_ttl")
+	if p := n.get("preemptible"); p != nil {
+		yes := truth(p)
+		s.Preemptible = &yes
+	}
 	for i, g := range n.get("groups").list() {
 		s.Groups = append(s.Groups, c.group(g, "/groups/"+strconv.Itoa(i)))
 	}
@@ -133,6 +137,10 @@ func (c converter) task(n *node, at string) gpuai.TaskSpec {
 		Script:    str(n.get("script")),
 		Cwd:       str(n.get("cwd")),
 		StopGrace: c.duration(n.get("stop_grace"), at+"/stop_grace"),
+	}
+	if k := n.get("checkpoint"); k != nil {
+		enum(&t.Checkpoint.Signal, k.get("signal"))
+		t.Checkpoint.Grace = c.duration(k.get("grace"), at+"/checkpoint/grace")
 	}
 	for _, a := range n.get("command").list() {
 		t.Command = append(t.Command, str(a))

@@ -14,13 +14,13 @@ var laterFields = map[string]string{
 	"max_price_per_gpu_hour": "a price limit", "max_cost": "a cost limit",
 	"max_parallel": "a limit of parallel array elements", "matrix": "array matrices",
 	"image": "container images", "args": "arguments beside the command",
-	"mounts": "mounts", "checkpoint": "checkpoints", "launcher": "launchers",
+	"mounts": "mounts", "launcher": "launchers",
 	"service": "services", "update": "rolling updates", "call": "functions",
 	"shm": "a size of /dev/shm", "scratch": "scratch disks", "network": "network classes",
 	"profile": "partition profiles", "secrets": "secrets", "user": "users of tasks",
 	"mode": "sharing modes", "scale": "autoscaling", "capability": "GPU capabilities",
-	"disk": "scratch disks", "preemptible": "preemption", "queue": "named queues",
-	"min_gpu_utilization": "a floor of GPU use", "success_codes": "success codes",
+	"disk": "scratch disks", "queue": "named queues",
+	"min_gpu_utilization": "a floor of GPU use", "path": "paths of checkpoints", "resume_env": "paths of checkpoints", "success_codes": "success codes",
 }
 
 // instead names what to use in place of a later field, where there is something.
@@ -51,7 +51,7 @@ func unknown(pointer, name string, known []string) string {
 // fileExample shows how a file writes what the wire names with a unit.
 var fileExample = map[string]string{
 	"cpu": ": 0.5", "memory": ": 24GiB", "run_time": ": 2h", "queue_time": ": 12h",
-	"lease_ttl": ": 1m", "backoff": ": 15s", "stop_grace": ": 5s",
+	"lease_ttl": ": 1m", "backoff": ": 15s", "stop_grace": ": 5s", "grace": ": 30s",
 }
 
 var countPointer = regexp.MustCompile(`^/groups/[0-9]+/count$`)
@@ -68,7 +68,7 @@ func laterValue(pointer string, n *node) string {
 	case countPointer.MatchString(pointer) && n.kind == object:
 		return "elastic groups {min, max} are not built yet; give one number"
 	case strings.Contains(pointer, "/restart/on/") && n.text == "preempted":
-		return "preemption is not built yet; leave it out"
+		return "a task that was preempted is placed again in any case; leave it out"
 	case strings.HasSuffix(pointer, "/task/runtime") && n.kind == text:
 		return `the only runtime built is "process"; leave it out`
 	}

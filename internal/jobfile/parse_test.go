@@ -177,7 +177,7 @@ var fieldProblems = []problem{
 	{"missing type", "name: a\ngroups:\n" + task, 1, 1, "/type", "is missing: one of batch, train"},
 	{"name", "name: A_B\ntype: batch\ngroups:\n" + task, 1, 7, "/name", `with no '-' at either end, not "A_B"`},
 	{"wire field", head + "- task: {command: [a], stop_grace_ms: 5}\n", 4, 24, "/groups/0/task/stop_grace_ms", "a file says stop_grace: 5s"},
-	{"preempted", head + "- restart: {on: [preempted]}\n  task: {command: [a]}\n", 4, 18, "/groups/0/restart/on/0", "preemption is not built"},
+	{"preempted", head + "- restart: {on: [preempted]}\n  task: {command: [a]}\n", 4, 18, "/groups/0/restart/on/0", "placed again in any case"},
 }
 
 var valueProblems = []problem{
@@ -333,7 +333,7 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		at   string
 		want string
 	}{
-		{"", "array class groups lease_ttl limits name priority tenant type"},
+		{"", "array class groups lease_ttl limits name preemptible priority tenant type"},
 		{"/properties/limits", "queue_time run_time"},
 		{"/properties/array", "size"},
 		{"/$defs/group", "constraints count gang name resources restart task"},
@@ -342,7 +342,8 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		{"/$defs/alternative", "memory model vendor"},
 		{"/$defs/constraint", "attribute op value"},
 		{"/$defs/group/properties/restart", "attempts backoff on"},
-		{"/$defs/task", "command cwd env runtime script stop_grace"},
+		{"/$defs/task", "checkpoint command cwd env runtime script stop_grace"},
+		{"/$defs/task/properties/checkpoint", "grace signal"},
 	} {
 		if got := strings.Join(compile().fields("x#"+tc.at), " "); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.at, got, tc.want)
