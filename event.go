@@ -54,7 +54,9 @@ type Event struct {
 	Incarnation Incarnation `json:"incarnation,omitzero"`
 	JobStatus   JobStatus   `json:"job_status,omitzero"`
 	NodeState   NodeState   `json:"node_state,omitzero"`
-	Drained     bool        `json:"drained,omitzero"`
-	Cause       LeaseCause  `json:"cause,omitzero"`
-	ExitCode    int32       `json:"exit_code,omitzero"`
+	// By is the job that a preempted lease makes room for.
+	By       JobID      `json:"by,omitzero"`
+	Drained  bool       `json:"drained,omitzero"`
+	Cause    LeaseCause `json:"cause,omitzero"`
+	ExitCode int32      `json:"exit_code,omitzero"`
 }

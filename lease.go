@@ -91,6 +91,8 @@ type Lease struct {
 	EndedAt     Instant     `json:"ended_at_ms,omitzero"`
 	ExitCode    int32       `json:"exit_code,omitzero"`
 	ModifyIndex uint64      `json:"modify_index"`
+	// PreemptedBy is the job that the lease had to make room for.
+	PreemptedBy JobID `json:"preempted_by,omitzero"`
 }
 
 // An Assignment is a lease with all that an agent needs to run its task.

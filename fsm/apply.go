@@ -62,6 +62,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	m.begin()
 	m.guard((*Machine).fireTimers)
+	m.guard((*Machine).ripenDue)
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
 		m.command(&c)
 	}
@@ -213,6 +214,9 @@ func (m *Machine) panicked(r any) {
 	}
 	if slot, ok := m.unseen.Next(0); ok {
 		m.seen(slot)
+	}
+	if slot, ok := m.due.Next(0); ok {
+		m.due.Clear(slot)
 	}
 }
 

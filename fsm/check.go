@@ -41,7 +41,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.checkHolds, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -234,7 +234,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 
 func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
-		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.sched.Sum()
+		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.holds.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
 		return fmt.Errorf("invariant: the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
 	}

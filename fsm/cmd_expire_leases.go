@@ -60,6 +60,7 @@ func (m *Machine) applyExpireLeases(r *wire.Reader) Result {
 		m.setNodeState(slot, gpuai.NodeSilent)
 	case ended:
 		m.sched.SetOpen(slot, n.open())
+		m.relist(slot)
 	}
 	return Result{Incarnation: n.incarnation}
 }

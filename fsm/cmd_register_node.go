@@ -141,6 +141,7 @@ func (m *Machine) adopt(slot uint32, c *RegisterNode) {
 // node has leases its devices keep their places: one that is gone is lost, new
 // ones come behind.
 func (m *Machine) defineNode(slot uint32, body, old *nodeBody) gpuai.Code {
+	m.loseHolds(slot)
 	r := m.nodes.Mut(slot)
 	var broken uint64
 	if r.live > 0 {

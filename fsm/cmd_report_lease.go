@@ -123,6 +123,7 @@ func (m *Machine) quarantineDevices(slot uint32, rep *gpuai.Report) {
 			m.sched.SetDevice(l.node, i, false)
 		}
 	}
+	m.lostDevices(l.node, bad)
 	n.modified = m.now.index
 	m.emit(gpuai.Event{Kind: gpuai.NodeChanged, Node: m.nodeName(l.node), Incarnation: n.incarnation, NodeState: n.state, Drained: n.drained})
 }

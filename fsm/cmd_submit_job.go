@@ -100,6 +100,9 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 	if r.priority == 0 {
 		r.priority = p.PriorityOf(r.class)
 	}
+	if m.Level() >= LevelPlacement {
+		r.preemptible = v.Preemptible == wire.SaidYes || v.Preemptible == wire.SaidNothing && p.Preemptible(r.class)
+	}
 	if v.QueueTime > 0 {
 		r.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
 	}

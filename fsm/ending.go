@@ -14,7 +14,15 @@ func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 	}
 	l := m.leases.Mut(slot)
 	m.timers.clear(&l.timer)
+	m.unprotect(slot)
+	l = m.leases.Mut(slot)
 	l.state, l.cause, l.modified = gpuai.LeaseRevoking, cause, m.now.index
+	if m.gap() > 0 {
+		l.yields = true
+	}
+	if l.yields {
+		m.relist(l.node)
+	}
 	m.meta.Mut().revoking++
 	m.now.work -= workEnd
 	m.emit(m.leaseEvent(gpuai.LeaseRevokingEvent, slot))
@@ -28,11 +36,14 @@ func (m *Machine) endLease(slot uint32, cause gpuai.LeaseCause, exit int32) {
 		m.meta.Mut().revoking--
 	}
 	m.timers.clear(&l.timer)
+	m.unprotect(slot)
 	m.unlinkLease(slot)
+	l = m.leases.Mut(slot)
 	l.state, l.cause, l.exit = gpuai.LeaseEnded, cause, exit
 	l.ended, l.modified = m.now.time, m.now.index
 	m.sched.Give(l.node, l.devices, l.share, int64(l.cpu), l.memory)
 	m.dirty.Set(l.node)
+	m.left(slot)
 	m.now.work -= workEnd
 	m.emit(m.leaseEvent(gpuai.LeaseEndedEvent, slot))
 	task := l.task.slot()

@@ -58,7 +58,11 @@ type jobRec struct {
 	status      gpuai.JobStatus
 	reason      endReason
 	stopping    bool
+	preemptible bool // it gives its room up; only for jobs of feature level 3
 }
+
+// jobPreemptible is set in the byte of a job's stopping.
+const jobPreemptible = 1 << 2
 
 func (r *jobRec) put(b []byte) []byte {
 	b = append(b, r.id[:]...)
@@ -84,8 +88,12 @@ func (r *jobRec) put(b []byte) []byte {
 	b = r.newer.put(b)
 	b = r.sameOlder.put(b)
 	b = r.sameNewer.put(b)
+	flags := bool8(r.stopping)
+	if r.preemptible {
+		flags |= jobPreemptible
+	}
 	return append(b, r.openGroups, uint8(r.class), uint8(r.priority), uint8(r.kind),
-		uint8(r.status), uint8(r.reason), bool8(r.stopping))
+		uint8(r.status), uint8(r.reason), flags)
 }
 
 func (r *jobRec) get(rd *wire.Reader) {
@@ -118,7 +126,8 @@ func (r *jobRec) get(rd *wire.Reader) {
 	r.kind = gpuai.JobType(rd.U8())
 	r.status = gpuai.JobStatus(rd.U8())
 	r.reason = endReason(rd.U8())
-	r.stopping = rd.U8() != 0
+	flags := rd.U8()
+	r.stopping, r.preemptible = flags&1 != 0, flags&jobPreemptible != 0
 }
 
 func hashJobID(id gpuai.JobID) uint64 { return mem.HashBytes(1, id[:]) }

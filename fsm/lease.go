@@ -33,7 +33,17 @@ type leaseRec struct {
 	port        uint16
 	state       gpuai.LeaseState
 	cause       gpuai.LeaseCause
+	yields      bool        // its room is listed as one that may be taken
+	older       ref         // lease of the priority that is still safe; derived
+	newer       ref         // derived
+	by          gpuai.JobID // that it must make room for
 }
+
+// Flags in the byte of a lease's state.
+const (
+	leaseTail   = 1 << 7 // fields of feature level 3 follow
+	leaseYields = 1 << 6
+)
 
 func (r *leaseRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, uint64(r.token))
@@ -56,7 +66,15 @@ func (r *leaseRec) put(b []byte) []byte {
 	b = r.prev.put(b)
 	b = le.AppendUint16(b, r.share)
 	b = le.AppendUint16(b, r.port)
-	return append(b, uint8(r.state), uint8(r.cause))
+	state := uint8(r.state)
+	if r.yields {
+		state |= leaseYields
+	}
+	if r.by.IsZero() {
+		return append(b, state, uint8(r.cause))
+	}
+	b = append(b, state|leaseTail, uint8(r.cause))
+	return append(b, r.by[:]...)
 }
 
 func (r *leaseRec) get(rd *wire.Reader) {
@@ -80,8 +98,12 @@ func (r *leaseRec) get(rd *wire.Reader) {
 	r.prev = ref(rd.U32())
 	r.share = rd.U16()
 	r.port = rd.U16()
-	r.state = gpuai.LeaseState(rd.U8())
+	state := rd.U8()
+	r.state, r.yields = gpuai.LeaseState(state&^(leaseTail|leaseYields)), state&leaseYields != 0
 	r.cause = gpuai.LeaseCause(rd.U8())
+	if state&leaseTail != 0 {
+		copy(r.by[:], rd.Bytes(len(r.by)))
+	}
 }
 
 // hashToken hashes a token so that those granted one after the other find their
@@ -174,7 +196,7 @@ func (m *Machine) leaseEvent(kind gpuai.EventKind, slot uint32) gpuai.Event {
 	return gpuai.Event{
 		Kind: kind, Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx,
 		Lease: l.token, Node: m.nodeName(l.node), Incarnation: l.incarnation,
-		Cause: l.cause, ExitCode: l.exit,
+		Cause: l.cause, ExitCode: l.exit, By: l.by,
 	}
 }
 
@@ -190,7 +212,7 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 		State: l.state, Cause: l.cause, Share: gpuai.Milli(l.share), CPU: gpuai.MilliCPU(l.cpu),
 		Memory: gpuai.Bytes(l.memory), TTL: gpuai.Duration(l.ttl), Grace: gpuai.Duration(l.grace),
 		Price: l.price, GrantedAt: l.granted, StartedAt: l.started, EndedAt: l.ended,
-		ExitCode: l.exit, ModifyIndex: l.modified,
+		ExitCode: l.exit, ModifyIndex: l.modified, PreemptedBy: l.by,
 	}
 	if l.devices == 0 {
 		return x

@@ -19,6 +19,9 @@ const (
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 
+	// MaxHolds is for how many tasks room may be kept at a time.
+	MaxHolds = 1 << 16
+
 	// MaxLeasesPerEntry is how many tokens one index has.
 	MaxLeasesPerEntry = gpuai.MaxTokenOrdinal
 	// DigestsKept is how many indexes back DigestAt answers.

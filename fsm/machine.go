@@ -45,21 +45,33 @@ type Machine struct {
 
 	servers *mem.Table[serverRec] // in the order in which they became known
 
+	holds       *mem.Table[holdRec]
+	holdSlots   *mem.Slots
+	holdByGroup *mem.Hash             // the newest of each group
+	holdOf      *mem.Table[ref]       // by node: its oldest
+	due         *mem.Bitmap           // nodes with holds that may have become vacant
+	starving    *mem.Bitmap           // buckets
+	starvedAt   *mem.Table[uint32]    // how many, by priority
+	unripe      *mem.Table[unripeRec] // by priority
+
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
 	timers *timers
 	sched  *scheduler.State
 
 	// What follows is no state: it lives for one entry, or is derived.
-	now     entryState
-	mark    mem.Mark // where the present step began
-	out     *Output
-	cands   []candidate
-	view    wire.JobView
-	texts   wire.Texts
-	body    []byte   // scratch of setNodeBody
-	digests []Digest // ring by index; nil in a fork
-	traced  *tracing // nil but in a machine that replays to explain
+	now      entryState
+	mark     mem.Mark // where the present step began
+	out      *Output
+	cands    []candidate
+	view     wire.JobView
+	texts    wire.Texts
+	body     []byte // scratch of setNodeBody
+	victims  []victim
+	holdings []scheduler.Holding
+	gone     []bool
+	digests  []Digest // ring by index; nil in a fork
+	traced   *tracing // nil but in a machine that replays to explain
 }
 
 // entryState is what holds for the entry being applied.
@@ -95,11 +107,17 @@ func New(o Options) *Machine {
 		buckets:     mem.NewHashed(s, 6, hasher[bucketRec](seedBucket)), bucketSlots: mem.NewSlots(s),
 		bucketByKey: mem.NewHash(s),
 		servers:     mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
-		dirty:       mem.NewBitmap(s), unseen: mem.NewBitmap(s),
+		holds:       mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
+		due: mem.NewBitmap(s), starving: mem.NewBitmap(s),
+		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7),
+		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
 	m.timers.place = m.timerPlace
+	m.starvedAt.Grow(uint32(gpuai.MaxPriority) + 1)
+	m.unripe.Grow(uint32(gpuai.MaxPriority) + 1)
 	s.Commit()
 	return m
 }
@@ -125,7 +143,11 @@ func (m *Machine) Fork() *Machine {
 		buckets:     m.buckets.Fork(s), bucketSlots: m.bucketSlots.Fork(s),
 		bucketByKey: m.bucketByKey.Fork(s),
 		servers:     m.servers.Fork(s),
-		dirty:       m.dirty.Fork(s), unseen: m.unseen.Fork(s),
+		holds:       m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
+		due: m.due.Fork(s), starving: m.starving.Fork(s),
+		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s),
+		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace
@@ -178,7 +200,7 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 	if e, ok := m.timers.next(); ok {
 		at = min(at, e.at)
 	}
-	return at
+	return min(at, m.ripensAt())
 }
 
 // Digest returns the digest of the state.

@@ -175,6 +175,9 @@ func (m *Machine) setOpen(slot uint32) {
 	m.sched.SetOpen(slot, open)
 	if open {
 		m.dirty.Set(slot)
+		m.relist(slot)
+	} else {
+		m.loseHolds(slot)
 	}
 }
 

@@ -35,6 +35,9 @@ func (m *Machine) backlog() bool {
 	if _, ok := m.unseen.Next(0); ok {
 		return true
 	}
+	if _, ok := m.due.Next(0); ok {
+		return true
+	}
 	_, ok := m.dirty.Next(0)
 	return ok
 }
@@ -46,6 +49,7 @@ func (m *Machine) refill() {
 		return
 	}
 	for m.now.work > 0 {
+		m.claimDue()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {
 			return
@@ -77,7 +81,7 @@ func (m *Machine) collect(node uint32, gained bool) {
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		m.now.work -= workLook
 		r := m.buckets.Get(b)
-		if _, fits := m.sched.FitsOn(r.shape, node); fits || r.unseen {
+		if _, fits := m.sched.FitsOn(r.shape, node); fits || r.unseen || m.mayDisplaceOn(b, node) {
 			m.offer(b)
 		}
 	}
@@ -140,10 +144,15 @@ func (m *Machine) drain() bool {
 		if !m.buckets.Get(c.bucket).used {
 			continue // its last group has gone
 		}
-		if placed {
+		switch {
+		case placed:
 			m.offer(c.bucket)
-		} else {
+		case m.displace(c.bucket):
 			m.seen(c.bucket)
+		default:
+			m.look(c.bucket)
+			m.now.work = min(m.now.work, 0)
+			return false
 		}
 	}
 	return true
@@ -263,6 +272,8 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	m.now.ordinal++
 	m.now.work -= workPlace
 	m.linkLease(slot)
+	m.protect(slot, jslot)
+	m.relisted(fit.Node)
 	m.leaseByToken.Insert(hashToken(l.token), slot)
 	m.setTask(task, gpuai.TaskLeased)
 	m.jobs.Mut(jslot).live++

@@ -21,8 +21,13 @@ type bucketRec struct {
 	// unseen: groups joined while there was a backlog, so that nobody has
 	// looked yet whether they fit.
 	unseen bool
-	lanes  [numLanes]lane // derived
+	// starved: one of its groups found no room, and nobody to take it from.
+	starved bool
+	lanes   [numLanes]lane // derived
 }
+
+// bucketStarved is set in the byte of a bucket's unseen.
+const bucketStarved = 1 << 2
 
 func (r *bucketRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, uint32(r.shape))
@@ -31,7 +36,11 @@ func (r *bucketRec) put(b []byte) []byte {
 	b = r.last.put(b)
 	b = le.AppendUint32(b, r.groups)
 	b = le.AppendUint64(b, r.tasks)
-	return append(b, uint8(r.priority), bool8(r.used), bool8(r.unseen))
+	flags := bool8(r.unseen)
+	if r.starved {
+		flags |= bucketStarved
+	}
+	return append(b, uint8(r.priority), bool8(r.used), flags)
 }
 
 func (r *bucketRec) get(rd *wire.Reader) {
@@ -43,7 +52,8 @@ func (r *bucketRec) get(rd *wire.Reader) {
 	r.tasks = rd.U64()
 	r.priority = gpuai.Priority(rd.U8())
 	r.used = rd.U8() != 0
-	r.unseen = rd.U8() != 0
+	flags := rd.U8()
+	r.unseen, r.starved = flags&1 != 0, flags&bucketStarved != 0
 }
 
 func hashBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint64 {
@@ -78,6 +88,8 @@ func (m *Machine) enqueue(group, n uint32) {
 	if !ok {
 		slot = m.newBucket(j.priority, g.shape, g.gangOf())
 		m.look(slot) // beside others that wait, it would wait too
+	} else {
+		m.joinedStarving(slot)
 	}
 	m.insertGroup(slot, group)
 	b := m.buckets.Mut(slot)
@@ -167,6 +179,7 @@ func (m *Machine) insertGroup(bucket, group uint32) {
 // dequeue takes n ready tasks of a group out of its bucket's count, and the
 // group itself when none is left.
 func (m *Machine) dequeue(group, n uint32) {
+	m.trimHolds(group)
 	g := m.groups.Mut(group)
 	if g.bucket == 0 {
 		return
@@ -192,6 +205,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
 	if b.groups--; b.groups == 0 {
 		m.seen(slot)
+		m.setStarved(slot, false)
 		m.bucketByKey.Delete(hashBucket(b.priority, b.shape, b.gang), slot)
 		*m.buckets.Mut(slot) = bucketRec{}
 		m.bucketSlots.Free(slot)

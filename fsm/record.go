@@ -79,6 +79,7 @@ const (
 	seedBucket
 	seedChain
 	seedServer
+	seedHold
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

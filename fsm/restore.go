@@ -1,10 +1,12 @@
 package fsm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
@@ -148,6 +150,8 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.results, m.resultSlots)
 	case secBuckets:
 		readTable(f, m.buckets, m.bucketSlots)
+	case secHolds:
+		readTable(f, m.holds, m.holdSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secDirty:
@@ -284,32 +288,77 @@ func (m *Machine) rebuild() error {
 		if b.unseen {
 			m.unseen.Set(s)
 		}
+		if b.starved {
+			m.starving.Set(s)
+			*m.starvedAt.Mut(uint32(b.priority)) += 1
+		}
 	}
 	m.rebuildTimers()
+	m.rebuildHolds()
 	for s := range m.nodes.Len() {
 		m.retake(s)
+		m.keepHolds(s)
 		m.sched.SetOpen(s, m.nodes.Get(s).open())
+		m.relist(s)
 	}
 	return nil
 }
 
 func (m *Machine) rebuildLeases() error {
 	m.leaseByToken.Reserve(m.leaseSlots.Len())
+	var safe []uint32
 	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
 		l := m.leases.Get(s)
 		if _, twice := m.leaseSlot(l.token); twice {
 			return errSnapshot(fmt.Sprintf("two leases have token %d", l.token))
 		}
 		m.leaseByToken.Insert(hashToken(l.token), s)
-		if l.state != gpuai.LeaseRunning {
+		if l.state >= gpuai.LeaseRevoking {
 			continue
 		}
 		j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
-		if j.runTime > 0 {
+		if j.preemptible && !l.yields {
+			safe = append(safe, s)
+		}
+		if j.runTime > 0 && l.state == gpuai.LeaseRunning {
 			m.timers.set(l.started.Add(j.runTime), timerLease, s)
 		}
 	}
+	// Tokens grow, so this is the order in which they were granted.
+	slices.SortFunc(safe, func(a, b uint32) int { return cmp.Compare(m.leases.Get(a).token, m.leases.Get(b).token) })
+	for _, s := range safe {
+		m.protect(s, m.groups.Get(m.tasks.Get(m.leases.Get(s).task.slot()).group.slot()).job.slot())
+	}
 	return nil
+}
+
+// rebuildHolds finds the newest hold of each group and the oldest of each node.
+func (m *Machine) rebuildHolds() {
+	after := map[uint32]bool{} // holds that follow another one of their node
+	for s, ok := m.holdSlots.Next(0); ok; s, ok = m.holdSlots.Next(s + 1) {
+		h := m.holds.Get(s)
+		if h.next != 0 {
+			after[h.next.slot()] = true
+		}
+		if h.newer == 0 {
+			m.holdByGroup.Insert(hashGroup(h.group), s)
+		}
+	}
+	for s, ok := m.holdSlots.Next(0); ok; s, ok = m.holdSlots.Next(s + 1) {
+		if node := m.holds.Get(s).node; !after[s] {
+			m.holdOf.Grow(node + 1)
+			*m.holdOf.Mut(node) = refTo(s)
+			m.due.Set(node) // looking in vain changes nothing
+		}
+	}
+}
+
+// keepHolds tells the scheduler of the room of a node that is kept.
+func (m *Machine) keepHolds(node uint32) {
+	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
+		r := m.holds.Get(h.slot())
+		m.sched.Hold(node, r.devices, r.share, int64(r.cpu), r.memory)
+	}
 }
 
 // restoreResult indexes a remembered answer, unless a newer one has its key.

@@ -41,8 +41,9 @@ const (
 	secResults
 	secBuckets
 	secDirty
-	secServers // only where there are some: builds that do not know it read the rest
-	secEnd     = 255
+	secServers            // only where there are some: builds that do not know it read the rest
+	secHolds   uint8 = 20 // only where there are some
+	secEnd           = 255
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -114,6 +115,9 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	}
 	f.end()
 	m.writeServers(f)
+	if m.holdSlots.Len() > 0 {
+		writeTable(f, secHolds, m.holds, m.holdSlots)
+	}
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)

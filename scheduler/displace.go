@@ -111,3 +111,24 @@ func devicesFor(r *shapeRec, u *unitRec, p, now *space) uint64 {
 	}
 	return lowest(free, r.count)
 }
+
+// A Room is what is free of a node; below 0 where more is taken than there is.
+type Room struct{ space }
+
+// Free returns what is free of a node. It only reads.
+func (s *State) Free(node uint32) Room { return Room{s.spaceOf(s.nodes.Get(node))} }
+
+// Add adds what somebody holds to what is free.
+func (r *Room) Add(devices uint64, share uint16, cpu, memory int64) {
+	r.give(&Holding{Devices: devices, Share: share, CPU: cpu, Memory: memory}, 1)
+}
+
+// Has reports whether so much is free.
+func (r *Room) Has(devices uint64, share uint16, cpu, memory int64) bool {
+	for m := devices; m != 0; m &= m - 1 {
+		if r.left[bits.TrailingZeros64(m)] < milli(share) {
+			return false
+		}
+	}
+	return r.cpu >= cpu && r.mem >= memory
+}

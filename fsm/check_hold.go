@@ -1,0 +1,116 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// checkHolds verifies that room is kept only for tasks that wait, on nodes that
+// take them, that what is free is what neither leases nor holds have, and that
+// what may be taken is listed.
+func (m *Machine) checkHolds() error {
+	ofGroup, ofNode := map[uint32]uint32{}, uint32(0)
+	for s, ok := m.holdSlots.Next(0); ok; s, ok = m.holdSlots.Next(s + 1) {
+		ofGroup[m.holds.Get(s).group.slot()]++
+	}
+	for group, n := range ofGroup {
+		g := m.groups.Get(group)
+		if m.held(group) != n || n > g.ready() || g.ended || g.gang && n != g.count {
+			return fmt.Errorf("room is kept for %d tasks of a group, which counts %d and has %d ready", n, m.held(group), g.ready())
+		}
+		for h := m.newestHold(group); h != 0; h = m.holds.Get(h.slot()).older {
+			n--
+		}
+		if n != 0 {
+			return fmt.Errorf("a group does not list %d of its holds", n)
+		}
+	}
+	for s := range m.nodes.Len() {
+		n, err := m.checkRoom(s)
+		if err != nil {
+			return fmt.Errorf("node %s: %w", m.nodeName(s), err)
+		}
+		ofNode += n
+	}
+	if ofNode != m.holdSlots.Len() {
+		return fmt.Errorf("%d holds, %d are listed by nodes", m.holdSlots.Len(), ofNode)
+	}
+	return m.checkSafe()
+}
+
+// checkRoom verifies what is free of a node, and returns its holds.
+func (m *Machine) checkRoom(node uint32) (holds uint32, err error) {
+	body := m.nodeBody(node)
+	room := m.sched.Free(node)
+	var hs []scheduler.Holding
+	for l := m.nodes.Get(node).first; l != 0; l = m.leases.Get(l.slot()).next {
+		r := m.leases.Get(l.slot())
+		room.Add(r.devices, r.share, int64(r.cpu), r.memory)
+		if r.yields {
+			hs = append(hs, m.victimOf(l.slot()).holding)
+		}
+	}
+	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
+		r := m.holds.Get(h.slot())
+		if r.node != node || !m.nodes.Get(node).open() && m.nodes.Get(node).live < MaxNodeLeases {
+			return 0, fmt.Errorf("room is kept on it, for node %d", r.node)
+		}
+		room.Add(r.devices, r.share, int64(r.cpu), r.memory)
+		holds++
+	}
+	whole := uint64(1)<<len(body.spec.Devices) - 1
+	if !room.Has(whole, 0, int64(body.spec.CPU), int64(body.spec.Memory)) || room.Has(0, 0, int64(body.spec.CPU)+1, 0) {
+		return 0, fmt.Errorf("what is free, leased and kept is not what it has: %+v", room)
+	}
+	if m.due.Has(node) && holds > 0 && m.firstVacant(node) != 0 && m.now.ordinal < MaxLeasesPerEntry && m.now.work > 0 {
+		return 0, fmt.Errorf("room is vacant and not given to whom it is kept for")
+	}
+	return holds, m.sched.CheckReclaim(node, hs)
+}
+
+// checkSafe verifies the lists of leases that are still safe, and of buckets
+// that found nothing to take.
+func (m *Machine) checkSafe() error {
+	safe := 0
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		l := m.leases.Get(s)
+		j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
+		if j.preemptible && !l.yields && l.state < gpuai.LeaseRevoking {
+			safe++
+		}
+		if l.yields && !l.live() {
+			return fmt.Errorf("lease %d has ended and is listed as one that may have to go", l.token)
+		}
+	}
+	for p := range m.unripe.Len() {
+		last := gpuai.Token(0)
+		for at := m.unripe.Get(p).first; at != 0; at = m.leases.Get(at.slot()).newer {
+			l := m.leases.Get(at.slot())
+			if safe--; l.token <= last || l.state >= gpuai.LeaseRevoking {
+				return fmt.Errorf("lease %d is out of order among those of priority %d that are safe", l.token, p)
+			}
+			last = l.token
+		}
+	}
+	if safe != 0 {
+		return fmt.Errorf("%d leases are safe and not in the lists", safe)
+	}
+	counts := make([]uint32, m.starvedAt.Len())
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		r := m.buckets.Get(b)
+		if r.starved != m.starving.Has(b) {
+			return fmt.Errorf("bucket %d is starved: %v, marked otherwise", b, r.starved)
+		}
+		if r.starved {
+			counts[r.priority]++
+		}
+	}
+	for p, n := range counts {
+		if *m.starvedAt.Get(uint32(p)) != n {
+			return fmt.Errorf("%d buckets of priority %d are starved, %d are counted", n, p, *m.starvedAt.Get(uint32(p)))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,294 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// A holdRec is room of a node that is kept for one task of a group, which
+// others are leaving. The scheduler has it as taken beside what they still
+// hold, so what they give back goes to nobody else.
+type holdRec struct {
+	group   ref
+	node    uint32
+	next    ref // of the node, the oldest first
+	older   ref // of the group
+	newer   ref
+	count   uint32 // of the group's, kept by its newest
+	devices uint64
+	memory  int64
+	cpu     uint32
+	share   uint16 // milli; 0: whole devices
+	alt     uint8
+	vacant  bool // of a gang: nobody else is there any more
+}
+
+func (r *holdRec) put(b []byte) []byte {
+	b = r.group.put(b)
+	b = le.AppendUint32(b, r.node)
+	b = r.next.put(b)
+	b = r.older.put(b)
+	b = r.newer.put(b)
+	b = le.AppendUint32(b, r.count)
+	b = le.AppendUint64(b, r.devices)
+	b = put64(b, r.memory)
+	b = le.AppendUint32(b, r.cpu)
+	b = le.AppendUint16(b, r.share)
+	return append(b, r.alt, bool8(r.vacant))
+}
+
+func (r *holdRec) get(rd *wire.Reader) {
+	r.group = ref(rd.U32())
+	r.node = rd.U32()
+	r.next = ref(rd.U32())
+	r.older = ref(rd.U32())
+	r.newer = ref(rd.U32())
+	r.count = rd.U32()
+	r.devices = rd.U64()
+	r.memory = rd.I64()
+	r.cpu = rd.U32()
+	r.share = rd.U16()
+	r.alt = rd.U8()
+	r.vacant = rd.U8() != 0
+}
+
+func (r *holdRec) fit() scheduler.Fit {
+	return scheduler.Fit{Node: r.node, Devices: r.devices, Share: r.share, Alt: r.alt}
+}
+
+func hashGroup(group ref) uint64 { return mem.Mix(uint64(group), 11) }
+
+// newestHold returns the newest hold of a group, by which the others are found.
+func (m *Machine) newestHold(group uint32) ref {
+	if m.holdSlots.Len() == 0 {
+		return 0
+	}
+	slot, ok := m.holdByGroup.Find(hashGroup(refTo(group)), func(s uint32) bool { return m.holds.Get(s).group == refTo(group) })
+	if !ok {
+		return 0
+	}
+	return refTo(slot)
+}
+
+// held is for how many tasks of a group room is kept.
+func (m *Machine) held(group uint32) uint32 {
+	if h := m.newestHold(group); h != 0 {
+		return m.holds.Get(h.slot()).count
+	}
+	return 0
+}
+
+// firstHold returns the oldest hold of a node.
+func (m *Machine) firstHold(node uint32) ref {
+	if m.holdSlots.Len() == 0 || node >= m.holdOf.Len() {
+		return 0
+	}
+	return *m.holdOf.Get(node)
+}
+
+// hold keeps room for one more task of a group.
+func (m *Machine) hold(group uint32, fit *scheduler.Fit) {
+	cpu, memory, _ := m.sched.Demand(m.groups.Get(group).shape)
+	slot, _ := m.holdSlots.Alloc()
+	r := holdRec{
+		group: refTo(group), node: fit.Node, devices: fit.Devices, share: fit.Share, alt: fit.Alt,
+		cpu: uint32(cpu), memory: memory, count: 1,
+	}
+	if r.older = m.newestHold(group); r.older != 0 {
+		old := m.holds.Mut(r.older.slot())
+		r.count, old.count, old.newer = old.count+1, 0, refTo(slot)
+		m.holdByGroup.Delete(hashGroup(r.group), r.older.slot())
+	}
+	m.holds.Put(slot, r)
+	m.holdByGroup.Insert(hashGroup(r.group), slot)
+	m.linkHold(slot)
+	m.sched.Hold(fit.Node, fit.Devices, fit.Share, cpu, memory)
+	m.relist(fit.Node)
+	m.due.Set(fit.Node) // it may be vacant already
+	m.now.work -= workEnd
+}
+
+// linkHold puts a hold behind the others of its node.
+func (m *Machine) linkHold(slot uint32) {
+	node := m.holds.Get(slot).node
+	m.holdOf.Grow(node + 1)
+	at := m.firstHold(node)
+	if at == 0 {
+		*m.holdOf.Mut(node) = refTo(slot)
+		return
+	}
+	for m.holds.Get(at.slot()).next != 0 {
+		at = m.holds.Get(at.slot()).next
+	}
+	m.holds.Mut(at.slot()).next = refTo(slot)
+}
+
+// unhold ends a hold. What it kept goes to whoever is next, unless the caller
+// takes it at once.
+func (m *Machine) unhold(slot uint32) {
+	r := *m.holds.Get(slot)
+	if *m.holdOf.Get(r.node) == refTo(slot) {
+		*m.holdOf.Mut(r.node) = r.next
+	} else {
+		at := m.firstHold(r.node)
+		for m.holds.Get(at.slot()).next != refTo(slot) {
+			at = m.holds.Get(at.slot()).next
+		}
+		m.holds.Mut(at.slot()).next = r.next
+	}
+	m.unholdGroup(slot, &r)
+	*m.holds.Mut(slot) = holdRec{}
+	m.holdSlots.Free(slot)
+	m.sched.Give(r.node, r.devices, r.share, int64(r.cpu), r.memory)
+	m.relist(r.node)
+	m.dirty.Set(r.node)
+	m.now.work -= workEnd
+}
+
+// unholdGroup takes a hold out of its group's list.
+func (m *Machine) unholdGroup(slot uint32, r *holdRec) {
+	if r.older != 0 {
+		m.holds.Mut(r.older.slot()).newer = r.newer
+	}
+	if r.newer != 0 {
+		m.holds.Mut(r.newer.slot()).older = r.older
+		m.holds.Mut(m.newestHold(r.group.slot()).slot()).count--
+		return
+	}
+	m.holdByGroup.Delete(hashGroup(r.group), slot)
+	if r.older != 0 {
+		m.holds.Mut(r.older.slot()).count = r.count - 1
+		m.holdByGroup.Insert(hashGroup(r.group), r.older.slot())
+	}
+}
+
+// trimHolds ends the newest holds of a group that has fewer tasks to place: some
+// found room elsewhere, or the group ends.
+func (m *Machine) trimHolds(group uint32) {
+	for h := m.newestHold(group); h != 0; h = m.newestHold(group) {
+		g := m.groups.Get(group)
+		if n := m.holds.Get(h.slot()).count; !g.ended && n <= g.ready() && !(g.gang && n < g.count) {
+			return
+		}
+		m.unhold(h.slot())
+	}
+}
+
+// loseHolds ends the holds on a node that takes nothing any more, or is another
+// one now. Their groups look for room anew.
+func (m *Machine) loseHolds(node uint32) {
+	for h := m.firstHold(node); h != 0; h = m.firstHold(node) {
+		group := m.holds.Get(h.slot()).group.slot()
+		m.unhold(h.slot())
+		g := m.groups.Get(group)
+		for x := m.newestHold(group); x != 0 && g.gang; x = m.newestHold(group) {
+			m.unhold(x.slot())
+		}
+		if g.bucket != 0 {
+			m.look(g.bucket.slot())
+		}
+	}
+}
+
+// lostDevices ends the holds of devices that take nothing any more.
+func (m *Machine) lostDevices(node uint32, devices uint64) {
+	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
+		if m.holds.Get(h.slot()).devices&devices != 0 {
+			m.loseHolds(node)
+			break
+		}
+	}
+	m.relisted(node)
+}
+
+// claimDue gives leases to those whose room has become vacant. What the entry's
+// tokens do not reach stays due.
+func (m *Machine) claimDue() {
+	for node, ok := m.due.Next(0); ok; node, ok = m.due.Next(node + 1) {
+		for h := m.firstVacant(node); h != 0; h = m.firstVacant(node) {
+			if m.now.ordinal >= MaxLeasesPerEntry || !m.claim(h.slot()) {
+				return
+			}
+		}
+		m.due.Clear(node)
+	}
+}
+
+// firstVacant returns the oldest hold of a node that nobody else is in any more,
+// and that its task may take.
+func (m *Machine) firstVacant(node uint32) ref {
+	h := m.firstHold(node)
+	if h == 0 || m.nodes.Get(node).live >= MaxNodeLeases {
+		return 0
+	}
+	room := m.sched.Free(node)
+	for x := h; x != 0; x = m.holds.Get(x.slot()).next {
+		if r := m.holds.Get(x.slot()); !r.vacant {
+			room.Add(r.devices, r.share, int64(r.cpu), r.memory)
+		}
+	}
+	for ; h != 0; h = m.holds.Get(h.slot()).next {
+		r := m.holds.Get(h.slot())
+		if !r.vacant && room.Has(r.devices, r.share, int64(r.cpu), r.memory) {
+			return h
+		}
+	}
+	return 0
+}
+
+// claim places the task that room was kept for; of a gang once all of it is
+// vacant. It reports false when the entry has no tokens left for it.
+func (m *Machine) claim(slot uint32) bool {
+	r := *m.holds.Get(slot)
+	group := r.group.slot()
+	if m.groups.Get(group).gang {
+		return m.claimGang(slot, group)
+	}
+	fit := r.fit()
+	m.unhold(slot)
+	if m.grant(group, fit) {
+		m.dequeue(group, 1)
+	}
+	return true
+}
+
+// claimGang notes that room of a gang is vacant, and places the gang when all
+// of it is.
+func (m *Machine) claimGang(slot, group uint32) bool {
+	g := *m.groups.Get(group)
+	oldest := ref(0)
+	for h := m.newestHold(group); h != 0; h = m.holds.Get(h.slot()).older {
+		m.now.work -= workLook
+		if h != refTo(slot) && !m.holds.Get(h.slot()).vacant {
+			m.holds.Mut(slot).vacant = true
+			return true
+		}
+		oldest = h
+	}
+	if m.now.ordinal+g.count > MaxLeasesPerEntry && m.now.ordinal > 0 {
+		return false
+	}
+	mark, now := m.sp.Mark(), m.now
+	events := len(m.out.Events)
+	for h := oldest; h != 0; {
+		r := *m.holds.Get(h.slot())
+		m.unhold(h.slot())
+		if !m.grant(group, r.fit()) {
+			break
+		}
+		h = r.newer
+	}
+	if m.groups.Get(group).live() == g.count && m.openRendezvous(group) {
+		m.dequeue(group, g.count)
+		return true
+	}
+	m.sp.RollbackTo(mark)
+	now.work = m.now.work
+	m.now = now
+	m.out.Events = m.out.Events[:events]
+	for h := m.newestHold(group); h != 0; h = m.newestHold(group) {
+		m.unhold(h.slot()) // there is no port for it, or the machine is full: it waits as others do
+	}
+	return true
+}

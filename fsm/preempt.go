@@ -1,0 +1,406 @@
+package fsm
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// Preemption: what finds no room takes that of jobs whose own priority is lower
+// by the policy's gap. Who goes is told by a revoking lease; the room is kept
+// (hold.go) until the last of them has left. A job that had to go waits as any
+// other does. Since a gap is never 0 for two that may displace one another, it
+// never takes the room back from the one that took it.
+
+// unripeRec is a queue of the leases of one priority that are still safe, in
+// the order in which they were granted.
+type unripeRec struct{ first, last ref }
+
+// A victim is a lease that may have to go.
+type victim struct {
+	slot     uint32
+	holding  scheduler.Holding
+	priority gpuai.Priority
+	progress uint64 // that would be lost
+	seq      uint64 // of its job
+	group    ref
+	gang     bool
+}
+
+// gap returns by how much a priority must exceed another one to take its room;
+// 0 when none is taken.
+func (m *Machine) gap() gpuai.Priority {
+	if m.Level() < LevelPlacement {
+		return 0
+	}
+	return gpuai.Priority(m.policy.Get().PreemptionGap)
+}
+
+// displaceable returns the highest priority that one may displace; 0: none.
+func (m *Machine) displaceable(p gpuai.Priority) gpuai.Priority {
+	if gap := m.gap(); gap > 0 && p > gap {
+		return p - gap
+	}
+	return 0
+}
+
+// Of each priority the leases that end anyway come first, then those of single
+// tasks, then gangs, of which more is lost.
+const bandsOfPriority = 3
+
+var _ [scheduler.NumBands - bandsOfPriority*(int(gpuai.MaxPriority)+1)]struct{}
+
+// bandsUpTo is one more than the last band of a priority.
+func bandsUpTo(p gpuai.Priority) scheduler.Band {
+	return bandsOfPriority * (scheduler.Band(p) + 1)
+}
+
+func (m *Machine) victimOf(slot uint32) victim {
+	l := m.leases.Get(slot)
+	group := m.tasks.Get(l.task.slot()).group
+	g := m.groups.Get(group.slot())
+	j := m.jobs.Get(g.job.slot())
+	v := victim{slot: slot, priority: j.priority, seq: j.seq, group: group, gang: g.gang}
+	v.holding = scheduler.Holding{
+		Band: bandsOfPriority*scheduler.Band(j.priority) + 1, Going: l.state == gpuai.LeaseRevoking,
+		Devices: l.devices, Share: l.share, CPU: int64(l.cpu), Memory: l.memory,
+	}
+	since, weight := l.granted, l.held()+1
+	if g.gang {
+		v.holding.Band++
+		v.holding.Unit = uint32(group)
+		since, weight = m.leases.Get(m.tasks.Get(g.first.slot()).lease.slot()).granted, weight*uint64(g.count)
+	}
+	if v.holding.Going {
+		v.holding.Band = bandsOfPriority * scheduler.Band(j.priority)
+	}
+	v.progress = uint64(min(max(m.now.time-since, 0), 1<<34)) * weight
+	return v
+}
+
+// worthier orders victims with the most worth sparing first: the higher
+// priority, then what would lose more of its work, then the older job.
+func (a *victim) worthier(b *victim) int {
+	return cmp.Or(
+		cmp.Compare(b.priority, a.priority), cmp.Compare(b.progress, a.progress),
+		cmp.Compare(a.seq, b.seq), cmp.Compare(a.group, b.group), cmp.Compare(a.slot, b.slot),
+	)
+}
+
+// relist tells the scheduler what may be taken of a node.
+func (m *Machine) relist(node uint32) {
+	hs := m.holdings[:0]
+	for l := m.nodes.Get(node).first; l != 0; l = m.leases.Get(l.slot()).next {
+		if m.leases.Get(l.slot()).yields {
+			hs = append(hs, m.victimOf(l.slot()).holding)
+		}
+	}
+	m.holdings = hs
+	if len(hs) > 0 || m.sched.Reclaimable(node) {
+		m.sched.SetReclaim(node, hs)
+		m.now.work -= workPlace
+	}
+}
+
+// relisted is relist for a node whose room changed but not who may have to go.
+func (m *Machine) relisted(node uint32) {
+	if m.sched.Reclaimable(node) {
+		m.relist(node)
+	}
+}
+
+// protect puts a new lease among those that are safe for a while. Leases of jobs
+// that give nothing up are in no such list.
+func (m *Machine) protect(slot, job uint32) {
+	j := m.jobs.Get(job)
+	if !j.preemptible {
+		return
+	}
+	q := m.unripe.Mut(uint32(j.priority))
+	l := m.leases.Mut(slot)
+	if l.older = q.last; q.last != 0 {
+		m.leases.Mut(q.last.slot()).newer = refTo(slot)
+	} else {
+		q.first = refTo(slot)
+	}
+	q.last = refTo(slot)
+}
+
+// unprotect takes a lease out of the list of its priority, if it is in one.
+func (m *Machine) unprotect(slot uint32) {
+	l := m.leases.Mut(slot)
+	j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
+	if q := m.unripe.Get(uint32(j.priority)); l.older == 0 && l.newer == 0 && q.first != refTo(slot) {
+		return
+	}
+	q := m.unripe.Mut(uint32(j.priority))
+	if l.older != 0 {
+		m.leases.Mut(l.older.slot()).newer = l.newer
+	} else {
+		q.first = l.newer
+	}
+	if l.newer != 0 {
+		m.leases.Mut(l.newer.slot()).older = l.older
+	} else {
+		q.last = l.older
+	}
+	l.older, l.newer = 0, 0
+}
+
+// ripen lists the room of leases up to a priority that are no longer safe. It
+// reports whether there were any, and whether the budget sufficed.
+func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
+	for p := gpuai.Priority(1); p <= most; p++ {
+		for {
+			first := m.unripe.Get(uint32(p)).first
+			if first == 0 || m.ripeAt(first.slot()) > m.now.time {
+				break
+			}
+			if m.now.work <= 0 {
+				return any, false
+			}
+			m.unprotect(first.slot())
+			l := m.leases.Mut(first.slot())
+			l.yields, any = true, true
+			m.relist(l.node)
+		}
+	}
+	return any, true
+}
+
+// ripeAt is when a lease is no longer safe.
+func (m *Machine) ripeAt(slot uint32) gpuai.Instant {
+	return m.leases.Get(slot).granted.Add(m.policy.Get().PreemptionProtect)
+}
+
+// ripenDue looks at those again who wait for room that may be taken by now.
+func (m *Machine) ripenDue() {
+	if any, _ := m.ripen(m.displaceable(m.hungriest())); any {
+		m.lookAtStarved()
+	}
+}
+
+// hungriest returns the highest priority of those who found nothing to take; 0
+// when there is nobody.
+func (m *Machine) hungriest() gpuai.Priority {
+	if _, ok := m.starving.Next(0); !ok {
+		return 0
+	}
+	for p := gpuai.MaxPriority; p > 0; p-- {
+		if *m.starvedAt.Get(uint32(p)) > 0 {
+			return p
+		}
+	}
+	return 0
+}
+
+// ripensAt returns when the next lease that somebody waits for stops being safe.
+// It is a whole second, so that one Tick serves many.
+func (m *Machine) ripensAt() gpuai.Instant {
+	at := gpuai.MaxInstant
+	for p := m.displaceable(m.hungriest()); p > 0; p-- {
+		if first := m.unripe.Get(uint32(p)).first; first != 0 {
+			at = min(at, m.ripeAt(first.slot()))
+		}
+	}
+	if at < gpuai.MaxInstant-gpuai.Instant(gpuai.Second) {
+		at = (at + gpuai.Instant(gpuai.Second) - 1) / gpuai.Instant(gpuai.Second) * gpuai.Instant(gpuai.Second)
+	}
+	return at
+}
+
+// setStarved notes whether a bucket has a group that found nothing to take.
+func (m *Machine) setStarved(bucket uint32, starved bool) {
+	b := m.buckets.Get(bucket)
+	if b.starved == starved {
+		return
+	}
+	m.buckets.Mut(bucket).starved = starved
+	n := m.starvedAt.Mut(uint32(b.priority))
+	if starved {
+		m.starving.Set(bucket)
+		*n++
+	} else {
+		m.starving.Clear(bucket)
+		*n--
+	}
+}
+
+// mayDisplaceOn reports whether a bucket whose first found nothing to take would
+// find it on a node that changed.
+func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
+	b := m.buckets.Get(bucket)
+	most := m.displaceable(b.priority)
+	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
+}
+
+// left notes that a lease has left its node.
+func (m *Machine) left(slot uint32) {
+	l := m.leases.Mut(slot)
+	if m.firstHold(l.node) != 0 {
+		m.due.Set(l.node)
+	}
+	if full := m.nodes.Get(l.node).live == MaxNodeLeases-1; l.yields || full {
+		l.yields = false
+		m.relist(l.node) // a full node lists nothing
+	} else {
+		m.relisted(l.node)
+	}
+}
+
+// lookAtStarved has all tried again who found nothing to take.
+func (m *Machine) lookAtStarved() {
+	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
+		m.now.work -= workLook
+		m.look(b)
+	}
+}
+
+// joinedStarving has a bucket looked at that a group joined where others wait:
+// they wait for room that is being made, this one has none yet.
+func (m *Machine) joinedStarving(bucket uint32) {
+	if b := m.buckets.Get(bucket); !b.starved && m.displaceable(b.priority) > 0 {
+		m.look(bucket)
+	}
+}
+
+// displace makes room for the groups of a bucket, whose first found none: in
+// order, until one finds nothing to take. It reports false when the budget
+// ended first.
+func (m *Machine) displace(bucket uint32) (final bool) {
+	most := m.displaceable(m.buckets.Get(bucket).priority)
+	if most == 0 {
+		return true
+	}
+	any, all := m.ripen(most)
+	if any {
+		m.lookAtStarved()
+	}
+	if !all {
+		return false
+	}
+	for g := m.buckets.Get(bucket).first; g != 0; g = m.groups.Get(g.slot()).qnext {
+		if m.now.work -= workLook; m.now.work <= 0 {
+			return false
+		}
+		if ok, final := m.displaceGroup(g.slot(), bandsUpTo(most)); !ok {
+			if final {
+				m.setStarved(bucket, true)
+			}
+			return final
+		}
+	}
+	m.setStarved(bucket, false)
+	return true
+}
+
+// displaceGroup makes room for all tasks of a group that have none; ok says
+// whether it could, for a gang for all or for none.
+func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final bool) {
+	g := m.groups.Get(group)
+	if g.gang {
+		return m.displaceGang(group, limit), true
+	}
+	for n := g.ready() - m.held(group); n > 0; n-- {
+		if m.now.work <= 0 {
+			return false, false
+		}
+		if !m.displaceOne(group, limit) {
+			return false, true
+		}
+	}
+	return true, true
+}
+
+// displaceGang makes room for all tasks of a gang, of which some may be free.
+func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
+	if m.held(group) > 0 {
+		return true
+	}
+	g := *m.groups.Get(group)
+	mark, now := m.sp.Mark(), m.now
+	events := len(m.out.Events)
+	for range g.count {
+		fit, ok := m.find(g.shape)
+		if ok {
+			m.hold(group, &fit)
+		} else if !m.displaceOne(group, limit) {
+			m.sp.RollbackTo(mark)
+			now.work = m.now.work // spent all the same
+			m.now = now
+			m.out.Events = m.out.Events[:events]
+			return false
+		}
+	}
+	return true
+}
+
+// displaceOne makes room for one task of a group: it finds the node, decides who
+// goes, tells them, and keeps the room.
+func (m *Machine) displaceOne(group uint32, limit scheduler.Band) bool {
+	if m.holdSlots.Len() >= MaxHolds {
+		return false
+	}
+	shape := m.groups.Get(group).shape
+	before := m.sched.Work()
+	node, ok := m.sched.FindReclaim(shape, limit)
+	m.now.work -= int64(m.sched.Work()-before) + workLook
+	if !ok {
+		return false
+	}
+	m.listVictims(node, limit)
+	fit, ok := m.sched.Displace(shape, node, m.holdings, m.gone)
+	if !ok {
+		return false
+	}
+	by := m.jobs.Get(m.groups.Get(group).job.slot()).id
+	for i := range m.victims {
+		if m.gone[i] {
+			m.preempt(&m.victims[i], by)
+		}
+	}
+	m.hold(group, &fit)
+	return true
+}
+
+// listVictims lists what may be taken of a node, the most worth sparing first.
+func (m *Machine) listVictims(node uint32, limit scheduler.Band) {
+	vs := m.victims[:0]
+	for l := m.nodes.Get(node).first; l != 0; l = m.leases.Get(l.slot()).next {
+		m.now.work -= workLook
+		if !m.leases.Get(l.slot()).yields {
+			continue
+		}
+		if v := m.victimOf(l.slot()); v.holding.Band < limit {
+			vs = append(vs, v)
+		}
+	}
+	slices.SortFunc(vs, func(a, b victim) int { return a.worthier(&b) })
+	m.victims, m.holdings = vs, m.holdings[:0]
+	for i := range vs {
+		m.holdings = append(m.holdings, vs[i].holding)
+	}
+	m.gone = append(m.gone[:0], make([]bool, len(vs))...)
+}
+
+// preempt revokes a lease for a job, and with it those of its whole gang.
+func (m *Machine) preempt(v *victim, by gpuai.JobID) {
+	if !v.gang {
+		m.leases.Mut(v.slot).by = by
+		m.revoke(v.slot, gpuai.CausePreempted)
+		return
+	}
+	for t := m.groups.Get(v.group.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
+		m.now.work -= workLook
+		x := m.tasks.Get(t.slot())
+		if x.status != gpuai.TaskLeased && x.status != gpuai.TaskRunning {
+			continue
+		}
+		if l := m.leases.Get(x.lease.slot()); l.state < gpuai.LeaseRevoking {
+			m.leases.Mut(x.lease.slot()).by = by
+			m.revoke(x.lease.slot(), gpuai.CausePreempted)
+		}
+	}
+}
