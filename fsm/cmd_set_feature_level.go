@@ -26,6 +26,7 @@ func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
 		return rejected(gpuai.Conflict, "the feature level only grows")
 	}
 	m.meta.Mut().level = level
+	m.lookAtHungry()
 	m.emit(gpuai.Event{Kind: gpuai.LevelSet})
 	return Result{}
 }

@@ -30,7 +30,11 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	if len(p.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the policy has settings out of range")
 	}
+	old := *m.policy.Get()
 	m.policy.Mut().Policy = p
+	if p.PreemptionGap != old.PreemptionGap || p.PreemptionProtect != old.PreemptionProtect {
+		m.lookAtHungry()
+	}
 	m.emit(gpuai.Event{Kind: gpuai.PolicySet})
 	return Result{}
 }

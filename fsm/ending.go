@@ -17,12 +17,7 @@ func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 	m.unprotect(slot)
 	l = m.leases.Mut(slot)
 	l.state, l.cause, l.modified = gpuai.LeaseRevoking, cause, m.now.index
-	if m.gap() > 0 {
-		l.yields = true
-	}
-	if l.yields {
-		m.relist(l.node)
-	}
+	m.leaving(slot)
 	m.meta.Mut().revoking++
 	m.now.work -= workEnd
 	m.emit(m.leaseEvent(gpuai.LeaseRevokingEvent, slot))

@@ -20,6 +20,7 @@ type holdRec struct {
 	memory  int64
 	cpu     uint32
 	share   uint16 // milli; 0: whole devices
+	port    uint16 // lent to the gang whose rank 0 this is for
 	alt     uint8
 	vacant  bool // of a gang: nobody else is there any more
 }
@@ -35,6 +36,7 @@ func (r *holdRec) put(b []byte) []byte {
 	b = put64(b, r.memory)
 	b = le.AppendUint32(b, r.cpu)
 	b = le.AppendUint16(b, r.share)
+	b = le.AppendUint16(b, r.port)
 	return append(b, r.alt, bool8(r.vacant))
 }
 
@@ -49,6 +51,7 @@ func (r *holdRec) get(rd *wire.Reader) {
 	r.memory = rd.I64()
 	r.cpu = rd.U32()
 	r.share = rd.U16()
+	r.port = rd.U16()
 	r.alt = rd.U8()
 	r.vacant = rd.U8() != 0
 }
@@ -109,6 +112,17 @@ func (m *Machine) hold(group uint32, fit *scheduler.Fit) {
 	m.now.work -= workEnd
 }
 
+// holdPort keeps the port with the newest hold of a gang that its rank 0 will
+// need. It reports false when the node has none left.
+func (m *Machine) holdPort(group uint32) bool {
+	h := m.holds.Mut(m.newestHold(group).slot())
+	n := m.nodes.Mut(h.node)
+	if n.portCount > 0 {
+		h.port = n.lendPort()
+	}
+	return n.portCount == 0 || h.port != 0
+}
+
 // linkHold puts a hold behind the others of its node.
 func (m *Machine) linkHold(slot uint32) {
 	node := m.holds.Get(slot).node
@@ -138,6 +152,7 @@ func (m *Machine) unhold(slot uint32) {
 		m.holds.Mut(at.slot()).next = r.next
 	}
 	m.unholdGroup(slot, &r)
+	m.returnPort(r.node, r.port)
 	*m.holds.Mut(slot) = holdRec{}
 	m.holdSlots.Free(slot)
 	m.sched.Give(r.node, r.devices, r.share, int64(r.cpu), r.memory)

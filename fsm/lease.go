@@ -163,18 +163,25 @@ func (m *Machine) unlinkLease(slot uint32) {
 	l.next, l.prev = 0, 0
 	n.cpuUsed -= int64(l.cpu)
 	n.memUsed -= l.memory
-	if l.port != 0 {
-		if n.portsOut() {
-			m.lookAtGangs() // one may have waited for nothing else
-		}
-		n.returnPort(l.port)
-	}
+	m.returnPort(l.node, l.port)
 	if n.live--; n.live == MaxNodeLeases-1 {
 		m.sched.SetOpen(l.node, n.open())
 	}
 	meta := m.meta.Mut()
 	meta.liveLeases--
 	meta.milliUsed -= l.held()
+}
+
+// returnPort gives a port back that a gang was lent, if it was lent one.
+func (m *Machine) returnPort(node uint32, port uint16) {
+	if port == 0 {
+		return
+	}
+	n := m.nodes.Mut(node)
+	if n.portsOut() {
+		m.lookAtGangs() // one may have waited for nothing else
+	}
+	n.returnPort(port)
 }
 
 // dropLease forgets an ended lease.

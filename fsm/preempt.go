@@ -228,12 +228,39 @@ func (m *Machine) setStarved(bucket uint32, starved bool) {
 	}
 }
 
+// lookAtHungry has all tried again who may displace others, under rules that
+// have changed.
+func (m *Machine) lookAtHungry() {
+	if m.Level() < LevelPlacement {
+		return
+	}
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		if m.now.work -= workLook; m.displaceable(m.buckets.Get(b).priority) > 0 {
+			m.look(b)
+		} else {
+			m.setStarved(b, false)
+		}
+	}
+}
+
 // mayDisplaceOn reports whether a bucket whose first found nothing to take would
 // find it on a node that changed.
 func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 	b := m.buckets.Get(bucket)
 	most := m.displaceable(b.priority)
 	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
+}
+
+// leaving lists the room of a lease that is being revoked: it may be kept for
+// somebody, who then needs nobody else's.
+func (m *Machine) leaving(slot uint32) {
+	l := m.leases.Mut(slot)
+	if _, anybody := m.starving.Next(0); anybody && !l.yields {
+		m.dirty.Set(l.node)
+	}
+	if l.yields = l.yields || m.gap() > 0; l.yields {
+		m.relist(l.node)
+	}
 }
 
 // left notes that a lease has left its node.
@@ -322,26 +349,33 @@ func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
 	g := *m.groups.Get(group)
 	mark, now := m.sp.Mark(), m.now
 	events := len(m.out.Events)
-	for range g.count {
+	lacked := false // else it was no lack of room that it waits for
+	for i := range g.count {
 		fit, ok := m.find(g.shape)
 		if ok {
 			m.hold(group, &fit)
-		} else if !m.displaceOne(group, limit) {
-			m.sp.RollbackTo(mark)
-			now.work = m.now.work // spent all the same
-			m.now = now
-			m.out.Events = m.out.Events[:events]
-			return false
+		} else if lacked = m.displaceOne(group, limit); !lacked {
+			break
+		}
+		if i == 0 && !m.holdPort(group) {
+			lacked = false
+			break
 		}
 	}
-	return true
+	if !lacked || m.held(group) < g.count {
+		m.sp.RollbackTo(mark)
+		now.work = m.now.work // spent all the same
+		m.now = now
+		m.out.Events = m.out.Events[:events]
+	}
+	return m.held(group) == g.count
 }
 
 // displaceOne makes room for one task of a group: it finds the node, decides who
 // goes, tells them, and keeps the room.
 func (m *Machine) displaceOne(group uint32, limit scheduler.Band) bool {
-	if m.holdSlots.Len() >= MaxHolds {
-		return false
+	if m.holdSlots.Len() >= MaxHolds || m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs {
+		return false // it could not be placed there
 	}
 	shape := m.groups.Get(group).shape
 	before := m.sched.Work()

@@ -81,6 +81,7 @@ func (m *Machine) enqueue(group, n uint32) {
 	g := m.groups.Get(group)
 	if g.bucket != 0 {
 		m.buckets.Mut(g.bucket.slot()).tasks += uint64(n)
+		m.joinedStarving(g.bucket.slot())
 		return
 	}
 	j := m.jobs.Get(g.job.slot())

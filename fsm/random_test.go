@@ -17,6 +17,9 @@ type walk struct {
 	// ports is what each node lends: when they run out a gang waits that has
 	// its devices.
 	ports uint16
+	// preempts has jobs of many priorities, at the newest level, under policies
+	// by which they displace each other.
+	preempts bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -29,6 +32,13 @@ func (w *walk) spec() *gpuai.JobSpec {
 	s := jobSpec([]string{"x", "y", "z"}[w.r.IntN(3)], 1+w.r.Uint32N(5), w.r.Uint32N(4))
 	g := &s.Groups[0]
 	s.Priority = gpuai.Priority(w.r.IntN(3) * 20)
+	if w.preempts {
+		s.Priority = gpuai.Priority(1 + w.r.IntN(6)*15)
+		if says := w.r.IntN(4); says < 2 {
+			yes := says == 1
+			s.Preemptible = &yes
+		}
+	}
 	g.Gang = w.r.IntN(3) == 0
 	g.Resources.CPU = gpuai.MilliCPU(1 + w.r.IntN(20_000))
 	if g.Resources.GPU.Count == 1 && w.r.IntN(2) == 0 {
@@ -110,6 +120,11 @@ func (w *walk) command() Command {
 	case 13:
 		p := gpuai.DefaultPolicy()
 		p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
+		if w.preempts {
+			p.TTLBatch = gpuai.Minute
+			p.PreemptionGap = uint32([]int{0, 1, 15, 30}[w.r.IntN(4)])
+			p.PreemptionProtect = gpuai.Duration(w.r.IntN(3)*w.r.IntN(20)) * gpuai.Second
+		}
 		return &SetPolicy{Policy: p}
 	case 14:
 		if w.r.IntN(4) == 0 {
@@ -141,7 +156,7 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 }
 
 // step applies one entry of random commands at a later region time.
-func (w *walk) step() {
+func (w *walk) step() *Output {
 	w.t.Helper()
 	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
 	if w.r.IntN(30) == 0 {
@@ -155,10 +170,11 @@ func (w *walk) step() {
 	if w.r.IntN(5) == 0 {
 		env.Key = []string{"k1", "k2", "k3"}[w.r.IntN(3)]
 	}
-	w.applyAs(env, cmds...)
+	out := w.applyAs(env, cmds...)
 	for _, n := range walkNodes {
 		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
 	}
+	return out
 }
 
 // Two machines that apply one log, one of them snapshotted and restored at
@@ -172,6 +188,7 @@ func TestRandomLogs(t *testing.T) {
 		w := newWalk(t, seed)
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
+		w.preempts = seed%4 == 3
 		if seed%2 == 1 {
 			w.do(&SetFeatureLevel{Level: MaxLevel})
 			if err := other.Apply(w.index, w.term, w.log[0], &Output{}); err != nil {

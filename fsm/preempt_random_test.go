@@ -1,0 +1,142 @@
+package fsm
+
+import (
+	"testing"
+
+	"github.com/gpuai/gpuai"
+)
+
+func newPreemptWalk(t testing.TB, seed uint64) *walk {
+	w := newWalk(t, seed)
+	w.preempts, w.ports = true, uint16(seed%4)
+	w.do(&SetFeatureLevel{Level: MaxLevel})
+	p := gpuai.DefaultPolicy()
+	p.PreemptionGap, p.PreemptionProtect = 15, gpuai.Duration(seed%3)*10*gpuai.Second
+	w.do(&SetPolicy{Policy: p})
+	for _, n := range walkNodes {
+		w.node(n, 4)
+		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
+	}
+	return w
+}
+
+// priorityOf returns the priority of a job that is kept; 0 of another.
+func (w *walk) priorityOf(id gpuai.JobID) gpuai.Priority {
+	j, _ := w.m.Job(id, false)
+	return j.Priority
+}
+
+// watched applies one random step and holds each preemption to the rule: the
+// displacer's priority is above the victim's, by the gap of the policy.
+func (w *walk) watched(gap gpuai.Priority, step func() *Output) (preempted int) {
+	w.t.Helper()
+	prio := map[gpuai.JobID]gpuai.Priority{}
+	for _, id := range w.ids {
+		prio[id] = w.priorityOf(id)
+	}
+	out := step()
+	for _, e := range out.Events {
+		if e.Kind != gpuai.LeaseRevokingEvent || e.Cause != gpuai.CausePreempted {
+			continue
+		}
+		preempted++
+		victim, by := max(prio[e.Job], w.priorityOf(e.Job)), max(prio[e.By], w.priorityOf(e.By))
+		if by == 0 || victim == 0 || by < victim+gap {
+			w.t.Fatalf("entry %d: a job of priority %d is displaced by one of %d, the gap is %d", w.index, victim, by, gap)
+		}
+	}
+	return preempted
+}
+
+// settle has agents end what is revoked, and time pass, until nothing is revoked
+// any more.
+func (w *walk) settle(gap gpuai.Priority) (preempted int) {
+	w.t.Helper()
+	for round := 0; ; round++ {
+		var cmds []Command
+		for next := uint32(0); ; {
+			var ls []gpuai.Lease
+			ls, next = w.m.Leases(next, 1000, true)
+			for _, l := range ls {
+				if l.State == gpuai.LeaseRevoking {
+					slot, _ := w.m.leaseSlot(l.ID)
+					cmds = append(cmds, &ReportLease{Node: l.Node, Report: gpuai.Report{
+						Lease: l.ID, Seq: w.m.leases.Get(slot).seq + 1, Incarnation: l.Incarnation, State: gpuai.ReportStopped,
+					}})
+				}
+			}
+			if next == 0 {
+				break
+			}
+		}
+		if len(cmds) == 0 && w.m.NextDeadline() > w.time.Add(gpuai.Hour) {
+			return preempted
+		}
+		if round > 200 {
+			w.t.Fatalf("entry %d: %d leases are still being revoked after %d rounds, the next deadline is %d at %d: it does not end", w.index, len(cmds), round, w.m.NextDeadline(), w.time)
+		}
+		w.time = w.time.Add(gpuai.Minute)
+		preempted += w.watched(gap, func() *Output { return w.apply(append(cmds, &Tick{})...) })
+	}
+}
+
+// Over random histories a job is only displaced by one of strictly higher
+// priority. So there is no cycle, and when nothing more happens from outside it
+// comes to an end: with nobody who waits for room that is being made, and nobody
+// who could take some.
+func TestPreemptionEnds(t *testing.T) {
+	total := 0
+	seeds := uint64(40)
+	if testing.Short() {
+		seeds = 8
+	}
+	for seed := range seeds {
+		w := newPreemptWalk(t, 3000+seed)
+		for range 100 {
+			gap := max(w.m.gap(), 1)
+			total += w.watched(min(gap, 1), w.step)
+			w.mustDisplace()
+		}
+		p := gpuai.DefaultPolicy()
+		p.PreemptionGap, p.PreemptionProtect = 15, 0
+		w.do(&SetPolicy{Policy: p})
+		leases := int(w.m.Counts().Leases)
+		n := w.settle(15)
+		if bound := (leases + int(w.m.Counts().TasksPending)) * 8; n > bound {
+			t.Fatalf("seed %d: %d preemptions with %d leases", seed, n, leases)
+		}
+		total += n
+		w.mustDisplace()
+		if w.m.holdSlots.Len() > 0 {
+			t.Fatalf("seed %d: room is kept for %d tasks though nobody leaves", seed, w.m.holdSlots.Len())
+		}
+	}
+	if total < 100 {
+		t.Fatalf("only %d preemptions: the test shows nothing", total)
+	}
+}
+
+// mustDisplace verifies that nobody waits who could take room: that is the law of
+// work conservation for those who may displace others.
+func (w *walk) mustDisplace() {
+	w.t.Helper()
+	m := w.m
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		r := m.buckets.Get(b)
+		most := m.displaceable(r.priority)
+		if most == 0 || r.gang > 0 {
+			continue
+		}
+		for g := r.first; g != 0; g = m.groups.Get(g.slot()).qnext {
+			if m.groups.Get(g.slot()).ready() == m.held(g.slot()) {
+				continue
+			}
+			if _, ok := m.sched.FindReclaim(r.shape, bandsUpTo(most)); ok {
+				w.t.Fatalf("entry %d: a task of priority %d waits that could take room from %d and less", w.index, r.priority, most)
+			}
+			if !r.starved {
+				w.t.Fatalf("entry %d: a task without room waits, and its bucket says that none does", w.index)
+			}
+		}
+	}
+}
