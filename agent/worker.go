@@ -196,7 +196,7 @@ func (w *worker) stop(act decide.Stop) {
 		return
 	}
 	if wd := w.a.watchdog(); wd != nil {
-		_ = wd.Stop(w.lease.ID, act.Grace) // refused: it has ended, and news comes
+		_ = wd.Stop(w.lease.ID, act.Grace, act.Save) // refused: it has ended, and news comes
 	}
 }
 

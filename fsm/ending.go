@@ -8,7 +8,11 @@ import "github.com/gpuai/gpuai"
 func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 	if old := m.leases.Get(slot); old.state >= gpuai.LeaseRevoking {
 		if old.state == gpuai.LeaseRevoking && cause == gpuai.CauseStopped {
+			told := old.cause
 			m.leases.Mut(slot).cause = cause // a user's stop outranks every other reason
+			if told != cause && m.Level() >= LevelPlacement {
+				m.emit(m.leaseEvent(gpuai.LeaseRevokingEvent, slot)) // it need not save its work
+			}
 		}
 		return
 	}

@@ -25,6 +25,10 @@ type Extend struct {
 type Stop struct {
 	Lease gpuai.Token
 	Grace gpuai.Duration
+	// Save is the time that the task has before that to save its work, and the
+	// signal that tells it to. Its end counts as stopped from then on. Without
+	// a signal a Save that is under way is cut short.
+	Save gpuai.Checkpoint
 }
 
 // Kill ends a task at once: the whole cgroup, verified. Answered as Stop, or

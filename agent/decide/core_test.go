@@ -627,3 +627,60 @@ func TestJudgeIsTotalAndSafe(t *testing.T) {
 		}
 	}
 }
+
+// A task that runs on elsewhere later may save its work first, for as long as the
+// region allows; whatever ends it then counts as stopped.
+func TestRevokedTaskSavesItsWork(t *testing.T) {
+	ask := gpuai.Checkpoint{Signal: gpuai.SIGUSR2, Grace: gpuai.Minute}
+	for name, c := range map[string]struct {
+		cause gpuai.LeaseCause
+		ask   gpuai.Checkpoint
+		most  gpuai.Duration
+		want  gpuai.Checkpoint
+	}{
+		"preempted":           {gpuai.CausePreempted, ask, gpuai.Hour, ask},
+		"drained":             {gpuai.CauseDrained, ask, gpuai.Hour, ask},
+		"bounded":             {gpuai.CausePreempted, ask, 7 * gpuai.Second, gpuai.Checkpoint{Signal: gpuai.SIGUSR2, Grace: 7 * gpuai.Second}},
+		"not allowed":         {gpuai.CausePreempted, ask, 0, gpuai.Checkpoint{}},
+		"not asked for":       {gpuai.CausePreempted, gpuai.Checkpoint{}, gpuai.Hour, gpuai.Checkpoint{}},
+		"stopped by its user": {gpuai.CauseStopped, ask, gpuai.Hour, gpuai.Checkpoint{}},
+		"out of time":         {gpuai.CauseRunTime, ask, gpuai.Hour, gpuai.Checkpoint{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, lease, _ := running(t)
+			r.core.policy.CheckpointMax = c.most
+			r.core.leases[lease].a.Task.Checkpoint = c.ask
+			a := assign(20)
+			a.Lease.State, a.Lease.Cause = gpuai.LeaseRevoking, c.cause
+			if stop := mustFind[Stop](t, r.set(30, false, a)); stop.Save != c.want || stop.Grace != 5*gpuai.Second {
+				t.Fatalf("%+v, want to save by %+v", stop, c.want)
+			}
+			mustLack[Stop](t, r.set(31, false, a)) // told again
+			a.Lease.Cause = gpuai.CauseStopped
+			acts := r.set(32, false, a) // now its user has no use for it
+			if c.want == (gpuai.Checkpoint{}) {
+				mustLack[Stop](t, acts)
+			} else if stop := mustFind[Stop](t, acts); stop.Save != (gpuai.Checkpoint{}) {
+				t.Fatalf("%+v", stop)
+			}
+			r.step(TaskEnded{Lease: lease, By: ByStop, Code: 0})
+			if rep := mustFind[SendReport](t, r.step(Released{Lease: lease})); rep.Report.State != gpuai.ReportStopped {
+				t.Fatalf("%+v", rep)
+			}
+		})
+	}
+}
+
+// The fence stands while a task saves its work.
+func TestFenceComesBeforeTheSaving(t *testing.T) {
+	r, lease, start := running(t)
+	r.core.policy.CheckpointMax = gpuai.Hour
+	r.core.leases[lease].a.Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: gpuai.Hour}
+	a := assign(20)
+	a.Lease.State, a.Lease.Cause = gpuai.LeaseRevoking, gpuai.CausePreempted
+	mustFind[Stop](t, r.set(30, false, a))
+	r.now = start + fence
+	if kill := mustFind[Kill](t, r.step(Tick{})); kill.Lease != lease {
+		t.Fatalf("%+v", kill)
+	}
+}

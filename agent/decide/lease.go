@@ -39,6 +39,7 @@ type lease struct {
 	end      gpuai.Report
 	cause    gpuai.ReportState // what a kill of ours counts as
 	why      string
+	saving   bool // it was given time to save its work
 	final    bool // unkillable was reported: no report follows the release
 	seq      uint32
 	unsent   []gpuai.Report
@@ -66,8 +67,21 @@ func (c *Core) kill(l *lease, as gpuai.ReportState, why string) {
 }
 
 func (c *Core) stop(l *lease) {
-	l.phase = Stopping
+	l.phase, l.saving = Stopping, false
 	c.do(Stop{Lease: l.a.Lease.ID, Grace: l.a.Task.StopGrace})
+}
+
+// revoke stops a task whose lease the region takes back. One that runs on
+// elsewhere later has time to save its work first, if it asks for some.
+func (c *Core) revoke(l *lease) {
+	c.stop(l)
+	save := l.a.Task.Checkpoint
+	save.Grace = min(save.Grace, c.policy.CheckpointMax)
+	if cause := l.a.Lease.Cause; cause != gpuai.CausePreempted && cause != gpuai.CauseDrained || save.Grace <= 0 || save.Signal == gpuai.SignalNone {
+		return
+	}
+	l.saving = true
+	c.acts[len(c.acts)-1] = Stop{Lease: l.a.Lease.ID, Grace: l.a.Task.StopGrace, Save: save}
 }
 
 // stopAll ends every task in an orderly way and takes no new ones.
@@ -80,6 +94,10 @@ func (c *Core) stopAll(reason string) {
 			delete(c.leases, t)
 		case Starting, Running:
 			c.stop(l)
+		case Stopping:
+			if l.saving {
+				c.stop(l)
+			}
 		}
 	}
 }

@@ -47,6 +47,9 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 	l := c.leases[t]
 	if l != nil && a != nil {
 		l.a.Lease.State, l.a.Lease.Cause = a.Lease.State, a.Lease.Cause
+		if l.phase == Stopping && l.saving && a.Lease.Cause == gpuai.CauseStopped {
+			c.stop(l) // its user has no use for what it would save
+		}
 		c.adopted(now, l, a.Lease.Incarnation)
 	}
 	switch Judge(Sight{Assigned: as, Recorded: c.recorded(t)}) {
@@ -55,7 +58,7 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 		c.leases[t] = l
 		c.tryStart(now, l)
 	case MoveStop:
-		c.stop(l)
+		c.revoke(l)
 	case MoveFence:
 		c.kill(l, gpuai.ReportFenced, "the region has ended the lease")
 	case MoveDrop:

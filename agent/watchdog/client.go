@@ -147,9 +147,12 @@ func (c *Client) Extend(t gpuai.Token, at int64) error {
 	return err
 }
 
-// Stop sends SIGTERM, and SIGKILL after grace. News tells of the end.
-func (c *Client) Stop(t gpuai.Token, grace gpuai.Duration) error {
-	_, err := c.call(request{Op: opStop, Lease: t, Span: int64(grace) * 1e6})
+// Stop sends SIGTERM, and SIGKILL after grace. News tells of the end. With a
+// signal in save it sends that first, to the task's first process only, and goes
+// on after save's grace. Asked again it does not begin anew, and without save it
+// cuts the saving short.
+func (c *Client) Stop(t gpuai.Token, grace gpuai.Duration, save gpuai.Checkpoint) error {
+	_, err := c.call(request{Op: opStop, Lease: t, Span: int64(grace) * 1e6, Signal: save.Signal, Save: int64(save.Grace) * 1e6})
 	return err
 }
 

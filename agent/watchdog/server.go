@@ -318,7 +318,7 @@ func (s *Server) order(t *task, r *request) error {
 	case opDeadline:
 		return s.extend(t, r.At)
 	case opStop:
-		go s.stop(t, r.Span)
+		go s.stop(t, *r)
 	case opKill:
 		s.end(t, ByKill, r.Span)
 	default:

@@ -24,8 +24,9 @@ type task struct {
 	failed  string        // why it did not start
 	reaped  chan struct{} // closed when its first process was waited for
 	status  syscall.WaitStatus
-	hunted  bool  // a hunt is on
-	budget  int64 // of the hunt, ns
+	hunted  bool          // a hunt is on
+	saving  chan struct{} // closed to end the time it has to save its work; nil when it has none
+	budget  int64         // of the hunt, ns
 }
 
 // start starts s.Lease's task; a second call for the same lease waits for the
@@ -285,8 +286,62 @@ func (p *pipes) close() {
 	p.closeChild()
 }
 
+// signals are those that a task may be told by to save its work.
+var signals = [gpuai.NumSignals]syscall.Signal{
+	gpuai.SIGUSR1: syscall.SIGUSR1, gpuai.SIGUSR2: syscall.SIGUSR2, gpuai.SIGHUP: syscall.SIGHUP,
+	gpuai.SIGINT: syscall.SIGINT, gpuai.SIGTERM: syscall.SIGTERM,
+}
+
+// saving begins the time that t has to save its work: over is closed to end it.
+// It is nil when t has none, or not any more; done says that an earlier order
+// sees to its stop.
+func (s *Server) saving(t *task, r *request) (over chan struct{}, done bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked := r.Signal > gpuai.SignalNone && int(r.Signal) < len(signals) && r.Save > 0
+	if t.saving != nil && !asked {
+		close(t.saving) // the earlier order goes on at once
+		t.saving = nil
+		return nil, true
+	}
+	if t.saving != nil {
+		return nil, true
+	}
+	if !asked || t.By != ByItself || t.PID == 0 || t.State == Exited || t.hunted {
+		return nil, false
+	}
+	t.saving, t.By = make(chan struct{}), ByStop
+	_ = syscall.Kill(t.PID, signals[r.Signal]) // gone already is as good
+	return t.saving, false
+}
+
+// save gives t the time to save its work. It reports false when t is over, or an
+// earlier order sees to its stop.
+func (s *Server) save(t *task, r *request) bool {
+	over, done := s.saving(t, r)
+	if done || over == nil {
+		return !done
+	}
+	left := time.NewTimer(time.Duration(r.Save))
+	defer left.Stop()
+	select {
+	case <-left.C:
+		s.mu.Lock()
+		t.saving = nil
+		s.mu.Unlock()
+	case <-over:
+	case <-t.reaped:
+		return false
+	}
+	return true
+}
+
 // stop sends SIGTERM to t's process group, and kills what is left after grace.
-func (s *Server) stop(t *task, grace int64) {
+// Before that t may have time to save its work.
+func (s *Server) stop(t *task, r request) {
+	if !s.save(t, &r) {
+		return
+	}
 	s.mu.Lock()
 	if t.State == Exited || t.hunted {
 		s.mu.Unlock()
@@ -297,7 +352,7 @@ func (s *Server) stop(t *task, grace int64) {
 		_ = syscall.Kill(-t.PID, syscall.SIGTERM) // gone already is as good
 	}
 	s.mu.Unlock()
-	left := time.NewTimer(time.Duration(grace))
+	left := time.NewTimer(time.Duration(r.Span))
 	defer left.Stop()
 	select {
 	case <-left.C:

@@ -295,11 +295,55 @@ func TestStop(t *testing.T) {
 			s.Deadline = in(test.deadline)
 			b.start(s)
 			eventually(t, "the trap", func() bool { return b.log(1, "stdout") != "" })
-			if err := b.c.Stop(1, test.grace); err != nil {
+			if err := b.c.Stop(1, test.grace, gpuai.Checkpoint{}); err != nil {
 				t.Fatal(err)
 			}
 			if n := b.news(); n.Code != test.code || n.By != test.by {
 				t.Errorf("ended as %+v", n)
+			}
+		})
+	}
+}
+
+// A task that asks for it has time to save its work: the signal goes to its first
+// process, the stop follows when the time is over, or at once when it is told to.
+func TestStopAfterSaving(t *testing.T) {
+	const waits = "trap 'echo saved; exit 0' USR1; trap 'exit 9' TERM; echo up; while :; do sleep 0.02; done"
+	const goesOn = "trap 'echo saved' USR1; trap 'exit 9' TERM; echo up; while :; do sleep 0.02; done"
+	for name, test := range map[string]struct {
+		script string
+		save   gpuai.Duration
+		hasten bool // a plain stop follows
+		code   int32
+		log    string
+	}{
+		"ends when it has saved":     {waits, gpuai.Minute, false, 0, "up\nsaved\n"},
+		"is stopped when time is up": {goesOn, 300, false, 9, "up\nsaved\n"},
+		"is stopped by another":      {goesOn, gpuai.Minute, true, 9, "up\nsaved\n"},
+		"knows no such signal":       {"echo up; while :; do sleep 0.02; done", gpuai.Minute, false, 128 + 10, "up\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			s := b.spec(1, test.script)
+			b.start(s)
+			eventually(t, "the trap", func() bool { return b.log(1, "stdout") != "" })
+			save := gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: test.save}
+			for range 2 { // as an agent that was restarted asks again
+				if err := b.c.Stop(1, gpuai.Minute, save); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.hasten {
+				eventually(t, "the saving", func() bool { return strings.Contains(b.log(1, "stdout"), "saved") })
+				if err := b.c.Stop(1, gpuai.Minute, gpuai.Checkpoint{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := b.news(); n.Code != test.code || n.By != watchdog.ByStop {
+				t.Errorf("ended as %+v", n)
+			}
+			if got := b.log(1, "stdout"); got != test.log {
+				t.Errorf("it said %q, want %q", got, test.log)
 			}
 		})
 	}

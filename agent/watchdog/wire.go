@@ -77,7 +77,7 @@ const (
 	opHello    op = "hello"    // Incarnation → Tasks, Notes
 	opStart    op = "start"    // Spec → Task
 	opDeadline op = "deadline" // Lease, At
-	opStop     op = "stop"     // Lease, Span = grace
+	opStop     op = "stop"     // Lease, Span = grace, Signal, Save
 	opKill     op = "kill"     // Lease, Span = budget
 	opAck      op = "ack"      // Lease: forget an exited task
 	opList     op = "list"     // → Tasks
@@ -91,6 +91,8 @@ type request struct {
 	Incarnation gpuai.Incarnation `json:"incarnation,omitzero"`
 	At          int64             `json:"at,omitzero"`
 	Span        int64             `json:"span,omitzero"`
+	Signal      gpuai.Signal      `json:"signal,omitzero"` // to send first
+	Save        int64             `json:"save,omitzero"`   // ns between the signal and the stop
 	Spec        *Spec             `json:"spec,omitempty"`
 }
 
