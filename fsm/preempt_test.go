@@ -340,6 +340,28 @@ func TestPreemptionByMany(t *testing.T) {
 	}
 }
 
+// The agent is told by whom and why a lease is revoked, and how its task saves its
+// work.
+func TestRevokedLeaseSaysHowToSave(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 1)
+	s := jobSpec("low", 1, 1)
+	s.Groups[0].Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGHUP, Grace: gpuai.Minute}
+	low := r.submit(s)
+	high := r.submit(at(jobSpec("high", 1, 1), 60))
+	a, ok := r.m.Assignment(r.revoking(low)[0].ID)
+	if !ok || a.Task.Checkpoint != s.Groups[0].Task.Checkpoint || a.Lease.Cause != gpuai.CausePreempted || a.Lease.PreemptedBy != high {
+		t.Fatalf("%+v", a)
+	}
+	m := restored(t, r.m)
+	if b, _ := m.Assignment(a.Lease.ID); b.Lease.PreemptedBy != high || b.Task.Checkpoint != a.Task.Checkpoint {
+		t.Fatalf("after a restore: %+v", b)
+	}
+	if out := r.apply(&StopJob{Job: low}); len(out.Events) != 1 || out.Events[0].Cause != gpuai.CauseStopped {
+		t.Fatalf("nobody tells the agent that nothing need be saved: %+v", out.Events)
+	}
+}
+
 // Below the level nobody is displaced, whatever the priorities.
 func TestPreemptionNeedsItsLevel(t *testing.T) {
 	r := newRegion(t)

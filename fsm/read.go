@@ -258,7 +258,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	var v wire.JobView
 	if wire.ReadJobView(m.blobs.Append(nil, uint32(m.jobs.Get(job).spec)), &v) == nil && g.idx < v.NumGroups {
 		a.JobName, a.GroupName = string(v.Name), string(v.Groups[g.idx].Name)
-		if spec, err := wire.ReadTask(v.Groups[g.idx].Task); err == nil {
+		if spec, err := v.Groups[g.idx].ReadTask(); err == nil {
 			a.Task = spec
 		}
 	}

@@ -222,7 +222,13 @@ func (v *GroupView) spec() (gpuai.Group, error) {
 	if g.Resources, g.Constraints, err = ReadShape(v.Shape); err != nil {
 		return g, err
 	}
-	g.Task, err = ReadTask(v.Task)
-	g.Task.Checkpoint = v.Checkpoint
+	g.Task, err = v.ReadTask()
 	return g, err
+}
+
+// ReadTask reads what the group's tasks run.
+func (v *GroupView) ReadTask() (gpuai.TaskSpec, error) {
+	t, err := ReadTask(v.Task)
+	t.Checkpoint = v.Checkpoint
+	return t, err
 }
