@@ -252,13 +252,15 @@ func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 }
 
 // leaving lists the room of a lease that is being revoked: it may be kept for
-// somebody, who then needs nobody else's.
+// somebody, who then needs nobody else's. While nobody waits for such room it is
+// not worth its while.
 func (m *Machine) leaving(slot uint32) {
 	l := m.leases.Mut(slot)
-	if _, anybody := m.starving.Next(0); anybody && !l.yields {
+	if _, anybody := m.starving.Next(0); anybody && !l.yields && m.gap() > 0 {
 		m.dirty.Set(l.node)
+		l.yields = true
 	}
-	if l.yields = l.yields || m.gap() > 0; l.yields {
+	if l.yields {
 		m.relist(l.node)
 	}
 }

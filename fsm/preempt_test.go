@@ -270,7 +270,7 @@ func TestHoldsEnd(t *testing.T) {
 	})
 	t.Run("restored from a backup", func(t *testing.T) {
 		r, _, _, _ := start(t)
-		if err := r.m.BeginEpoch(NewEpoch{Epoch: 1, RestoreID: [16]byte{1}, MaxTTL: gpuai.MinLeaseTTL}); err != nil || r.m.holdSlots.Len() != 0 {
+		if _, err := r.m.BeginEpoch(NewEpoch{Epoch: 1, RestoreID: [16]byte{1}, MaxTTL: gpuai.MinLeaseTTL}); err != nil || r.m.holdSlots.Len() != 0 {
 			t.Fatal(err)
 		}
 	})
