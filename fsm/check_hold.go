@@ -11,21 +11,23 @@ import (
 // take them, that what is free is what neither leases nor holds have, and that
 // what may be taken is listed.
 func (m *Machine) checkHolds() error {
-	ofGroup, ofNode := map[uint32]uint32{}, uint32(0)
+	ofGroup, ofNode := uint32(0), uint32(0)
 	for s, ok := m.holdSlots.Next(0); ok; s, ok = m.holdSlots.Next(s + 1) {
-		ofGroup[m.holds.Get(s).group.slot()]++
-	}
-	for group, n := range ofGroup {
+		if m.holds.Get(s).newer != 0 {
+			continue
+		}
+		group, n := m.holds.Get(s).group.slot(), uint32(0)
+		for h := refTo(s); h != 0; h = m.holds.Get(h.slot()).older {
+			n++
+		}
 		g := m.groups.Get(group)
-		if m.held(group) != n || n > g.ready() || g.ended || g.gang && n != g.count {
+		if m.newestHold(group) != refTo(s) || m.held(group) != n || n > g.ready() || g.ended || g.gang && n != g.count {
 			return fmt.Errorf("room is kept for %d tasks of a group, which counts %d and has %d ready", n, m.held(group), g.ready())
 		}
-		for h := m.newestHold(group); h != 0; h = m.holds.Get(h.slot()).older {
-			n--
-		}
-		if n != 0 {
-			return fmt.Errorf("a group does not list %d of its holds", n)
-		}
+		ofGroup += n
+	}
+	if ofGroup != m.holdSlots.Len() {
+		return fmt.Errorf("%d holds, %d are listed by groups", m.holdSlots.Len(), ofGroup)
 	}
 	for s := range m.nodes.Len() {
 		n, err := m.checkRoom(s)

@@ -62,6 +62,7 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 		out = append(out, gpuai.Reason{Code: gpuai.Quiet, Message: fmt.Sprintf(
 			"the region was restored from a backup and grants nothing for another %s: until then tasks from before it may run", gpuai.Duration(q-m.Time()))})
 	}
+	out = append(out, m.roomReasons(group)...)
 	switch {
 	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
 		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})
@@ -80,6 +81,31 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 	for i := range why.Rules {
 		r := &why.Rules[i]
 		out = append(out, gpuai.Reason{Code: r.Code, Nodes: r.Nodes, GPUs: why.FreeGPUs, Message: ruleMessage(r, why)})
+	}
+	return out
+}
+
+// roomReasons says for how many tasks of a group room is being made, and whom
+// those that had to go made room for.
+func (m *Machine) roomReasons(group uint32) (out []gpuai.Reason) {
+	if n := m.held(group); n > 0 {
+		out = append(out, gpuai.Reason{Code: gpuai.QueueOrder, Message: fmt.Sprintf(
+			"room is being made for %d tasks: they start when those have left that must go for them, or sooner where other room comes free", n)})
+	}
+	by, n := gpuai.JobID{}, 0
+	for t := m.groups.Get(group).first; t != 0; t = m.tasks.Get(t.slot()).next {
+		x := m.tasks.Get(t.slot())
+		if x.status != gpuai.TaskPending || x.lease == 0 {
+			continue
+		}
+		if l := m.leases.Get(x.lease.slot()); !l.by.IsZero() {
+			by = l.by
+			n++
+		}
+	}
+	if n > 0 {
+		out = append(out, gpuai.Reason{Code: gpuai.Preempted, Message: fmt.Sprintf(
+			"%d tasks made room for jobs of higher priority, the last one for job %s, and wait to be placed again", n, by)})
 	}
 	return out
 }

@@ -62,6 +62,10 @@ func TestPreemption(t *testing.T) {
 	if c := r.job(low); c.Counts.Pending != 1 || c.Restarts != 0 {
 		t.Fatalf("%+v", c)
 	}
+	x, _ := r.m.Explain(low)
+	if len(x.Reasons) == 0 || x.Reasons[0].Code != gpuai.Preempted {
+		t.Fatalf("%+v", x.Reasons)
+	}
 	// It comes back as soon as there is room, and takes none from its displacer.
 	r.wait(gpuai.Hour)
 	if len(r.revoking(high)) > 0 {

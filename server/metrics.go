@@ -88,7 +88,7 @@ func newMetrics(s *Server) *metrics {
 		Name: "gpuai_agent_sessions", Help: "Agents connected to this server.",
 	}, func() float64 { return float64(s.sessions.len()) })
 	m.all = []prometheus.Collector{
-		m.tally.results, m.tally.placements, m.tally.allocated, m.tally.expired, m.rejections, m.allocation, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined,
+		m.tally.results, m.tally.placements, m.tally.preempted, m.tally.allocated, m.tally.expired, m.rejections, m.allocation, m.recovery, m.retired, m.tripped, m.held, m.open, sessions, m.divergence, quarantined,
 		newStateCollector(s),
 	}
 	m.all = append(m.all, archiveMetrics(s)...)

@@ -17,6 +17,7 @@ const maxCodes = 32
 type tally struct {
 	results    *prometheus.CounterVec
 	placements prometheus.Counter
+	preempted  prometheus.Counter
 	allocated  prometheus.Counter
 	expired    *prometheus.CounterVec
 
@@ -34,6 +35,9 @@ func (t *tally) init() {
 	}, []string{"command", "result"})
 	t.placements = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "gpuai_scheduler_placements_total", Help: "Leases granted while this server led.",
+	})
+	t.preempted = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "gpuai_scheduler_preemptions_total", Help: "Leases revoked for a job of higher priority while this server led.",
 	})
 	t.allocated = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "gpuai_gpu_allocated_seconds_total",
@@ -66,6 +70,8 @@ func (t *tally) count(out *fsm.Output, leads bool) {
 		switch e := &out.Events[i]; {
 		case e.Kind == gpuai.LeaseGrantedEvent:
 			granted++
+		case e.Kind == gpuai.LeaseRevokingEvent && e.Cause == gpuai.CausePreempted:
+			t.preempted.Inc()
 		case e.Kind == gpuai.LeaseEndedEvent && lostCause(e.Cause):
 			t.expired.WithLabelValues(e.Cause.String()).Inc()
 		}

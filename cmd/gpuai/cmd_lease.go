@@ -60,8 +60,16 @@ func leaseRow(l *gpuai.Lease) []string {
 	}
 	return []string{
 		l.ID.String(), l.Job.String(), num(l.Group) + "[" + num(l.Task) + "]", string(l.Node), l.State.String(), leaseGPUs(l), exit,
-		l.Cause.String(), cpuText(l.CPU), bytesText(l.Memory), l.TTL.String(), l.Grace.String(), l.Incarnation.String(), deviceList(l.Devices),
+		leaseCause(l), cpuText(l.CPU), bytesText(l.Memory), l.TTL.String(), l.Grace.String(), l.Incarnation.String(), deviceList(l.Devices),
 	}
+}
+
+// leaseCause says why a lease ends, and for whom.
+func leaseCause(l *gpuai.Lease) string {
+	if l.PreemptedBy.IsZero() {
+		return l.Cause.String()
+	}
+	return l.Cause.String() + " by " + l.PreemptedBy.String()
 }
 
 // leaseGPUs returns how many devices a lease holds.
@@ -111,6 +119,9 @@ func leasePairs(l *gpuai.Lease) [][]string {
 		{"state", l.State.String()}, {"cause", l.Cause.String()}, {"gpus", leaseGPUs(l)}, {"devices", deviceList(l.Devices)},
 		{"cpu", cpuText(l.CPU)}, {"memory", bytesText(l.Memory)}, {"ttl", l.TTL.String()}, {"grace", l.Grace.String()},
 		{"granted at", instant(l.GrantedAt)}, {"started at", instant(l.StartedAt)}, {"ended at", instant(l.EndedAt)},
+	}
+	if !l.PreemptedBy.IsZero() {
+		rows = append(rows, []string{"preempted by", l.PreemptedBy.String()})
 	}
 	if l.State == gpuai.LeaseEnded {
 		rows = append(rows, []string{"exit code", num(l.ExitCode)})
