@@ -74,6 +74,9 @@ type Options struct {
 	// is the newest that this build knows. A machine never behaves otherwise
 	// for it: it stops before the level is passed.
 	MaxLevel uint32
+	// Simulated is set for a machine of a simulation only: it takes packing
+	// policies that are references to measure against. All replicas must agree.
+	Simulated bool
 }
 
 func (o *Options) maxLevel() uint32 {
