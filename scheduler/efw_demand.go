@@ -165,7 +165,12 @@ func (s *State) freezeDemand() {
 		}
 	}
 	s.packing.Mut().epoch++
-	s.makeSlots(order)
+	s.demandFrozen()
+}
+
+// demandFrozen makes what follows from the weights of the demand.
+func (s *State) demandFrozen() {
+	s.makeSlots()
 	s.packing.Mut().demand = s.demandHash()
 	s.supplyAnew()
 }

@@ -119,11 +119,10 @@ func (s *State) PackStep(budget int64) int64 {
 		default:
 			s.dropHeaps()
 			p := s.packing.Mut()
-			if p.have = p.want; p.want != 0 && p.demand != 0 {
-				p.demand = s.demandHash()
-			}
-			if p.want == 0 {
+			if p.have = p.want; p.want == 0 {
 				*p = packRec{}
+			} else if p.demand != 0 {
+				s.demandFrozen()
 			}
 		}
 	}

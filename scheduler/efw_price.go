@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"slices"
 
+	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/internal/mem"
 )
 
@@ -61,13 +62,17 @@ func (r *slotRec) on(whole uint8, cpu uint32) int64 {
 	return int64(n)
 }
 
-// makeSlots makes the slot classes of a demand that was frozen just now.
-func (s *State) makeSlots(order []uint32) {
+// makeSlots makes the slot classes of a demand that was frozen just now. FGD has
+// none.
+func (s *State) makeSlots() {
 	var found []slotRec
 	var milli []uint64 // weight × milli of each
 	var all uint64
-	for _, i := range order {
+	for i, ok := s.demandSlots.Next(0); ok && s.packing.Get().have == gpuai.PackingEFW; i, ok = s.demandSlots.Next(i + 1) {
 		d := s.demand.Get(i)
+		if d.weight == 0 {
+			continue
+		}
 		r := s.shapes.Get(d.shape.id())
 		need := r.needOf()
 		amount := uint64(d.weight) * uint64(need.milli())

@@ -29,6 +29,7 @@ type Report struct {
 	// Decisions is submits and ends per second of the machine's own time.
 	Decisions float64 `json:"decisions_per_second"`
 	Digest    string  `json:"digest"`
+	PackingReport
 }
 
 // A Config says what to simulate.
@@ -38,12 +39,10 @@ type Config struct {
 	Inflate float64 // Fill: the load that arrives, as a part of all devices
 	Load    float64 // Timed: the mean load that is offered
 	Seed    int64
+	PackingConfig
 	// Progress is called now and then with the part that is done; nil is none.
 	Progress func(done, of int)
 }
-
-// policyName is the packing policy of the machine.
-const policyName = "bestfit"
 
 var allocPoints = []int{95, 100, 130}
 
@@ -52,11 +51,15 @@ var allocPoints = []int{95, 100, 130}
 func Fill(ctx context.Context, c Config) (Report, error) {
 	a := NewArrivals(c.Nodes, c.Jobs, c.Inflate, c.Seed)
 	w := newWorld()
+	w.keep = c.Audit
 	nodes := sortedNodes(c.Nodes)
+	if err := w.pack(&c); err != nil {
+		return Report{}, err
+	}
 	if err := w.register(nodes, a.order()); err != nil {
 		return Report{}, err
 	}
-	r := Report{Mode: "fill", Seed: c.Seed, Policy: policyName, Nodes: len(nodes), Jobs: len(a.Jobs), AllocAt: map[string]float64{}}
+	r := Report{Mode: "fill", Seed: c.Seed, Policy: c.policyName(), Nodes: len(nodes), Jobs: len(a.Jobs), AllocAt: map[string]float64{}}
 	total := totalMilli(nodes)
 	r.GPUs = int(total / 1000)
 	sums, counts := map[int]float64{}, map[int]int{}
@@ -80,6 +83,7 @@ func Fill(ctx context.Context, c Config) (Report, error) {
 			if j.GPUs > 0 && r.FirstReject == 0 {
 				r.FirstReject = load
 			}
+			r.reject(j)
 			if err := w.drop(id); err != nil {
 				return r, err
 			}
@@ -95,9 +99,7 @@ func Fill(ctx context.Context, c Config) (Report, error) {
 		}
 	}
 	r.Allocation = float64(allocated) / float64(total)
-	r.Decisions = float64(len(a.Jobs)) / w.spent.Seconds()
-	r.Digest = w.m.Digest().String()
-	return r, w.m.Check()
+	return r, w.finish(&c, &r, len(a.Jobs))
 }
 
 // progressEvery is how many arrivals lie between two calls of Progress.

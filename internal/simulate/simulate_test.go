@@ -147,7 +147,7 @@ func BenchmarkFillOpenb(b *testing.B) {
 }
 
 func ExampleReport() {
-	r := Report{Mode: "fill", Policy: policyName}
+	r := Report{Mode: "fill", Policy: "bestfit"}
 	fmt.Println(r.Mode, r.Policy)
 	// Output: fill bestfit
 }

@@ -116,6 +116,9 @@ func Timed(ctx context.Context, c Config) (Report, error) {
 	for i := range order {
 		order[i] = i
 	}
+	if err := p.pack(&c); err != nil {
+		return Report{}, err
+	}
 	if err := p.register(nodes, order); err != nil {
 		return Report{}, err
 	}
@@ -205,7 +208,7 @@ func (p *replay) report(c *Config, nodes []TraceNode, jobs int) Report {
 	}
 	total := totalMilli(nodes)
 	r := Report{
-		Mode: "time", Seed: c.Seed, Policy: policyName, Load: c.Load, Nodes: len(nodes),
+		Mode: "time", Seed: c.Seed, Policy: c.policyName(), Load: c.Load, Nodes: len(nodes),
 		GPUs: int(total / 1000), Jobs: jobs, Placed: p.placed,
 		Decisions: float64(p.decided) / p.spent.Seconds(), Digest: p.m.Digest().String(),
 		WaitSeconds: percentiles(p.waits),
