@@ -34,6 +34,9 @@ func (s *State) Place(id ShapeID) (Fit, bool) {
 // index: the first alternative that has any.
 func (s *State) findPacked(id ShapeID) (Fit, bool) {
 	s.work += workPackSearch + uint64(s.packSums.Get().live)>>packBucketShift
+	if s.packing.Get().stale {
+		s.demandFrozen()
+	}
 	c := s.scratch()
 	s.setPrices(c)
 	for alt := range s.shapes.Get(uint32(id)).alts {
@@ -65,10 +68,15 @@ func (s *State) best(c *packScratch, id ShapeID, alt uint8) (heapEntry, bool) {
 			return heapEntry{}, false
 		}
 		e := *s.heaps.entries.Get(r.at)
-		if s.packBuckets.Get(e.bucket).key == e.key && s.packBuckets.Get(e.bucket).nodes > 0 {
+		if b := s.packBuckets.Get(e.bucket); b.key != e.key || b.nodes == 0 {
+			s.popHeap(i)
+			continue
+		}
+		if !e.bound {
 			return e, true
 		}
-		s.popHeap(i)
+		q.exact(&e)
+		s.siftDown(r.at, r.n, 0, &e)
 	}
 }
 
@@ -109,9 +117,9 @@ func (q *scoring) learn(i uint32) bool {
 	return true
 }
 
-// score makes the entries of a state: one for the best of the partly used
-// devices, one for whole devices, and one for a task without devices. It stops
-// when put returns false.
+// score makes the entries of a state, as bounds: one for its partly used
+// devices, one for whole devices or for a task without devices. It stops when
+// put returns false.
 func (q *scoring) score(key *packKey, put func(*heapEntry) bool) bool {
 	n := &q.need
 	t := key.state()
@@ -119,40 +127,84 @@ func (q *scoring) score(key *packKey, put func(*heapEntry) bool) bool {
 		return true
 	}
 	v := q.c.view(q.State, t.pool)
-	left := t.less(n, packGrid{cpuGrid, memGrid})
-	if n.share == 0 {
-		left.whole -= n.count
-		e := q.entry(key, &t, &left, v)
-		return put(&e)
-	}
-	var best heapEntry
-	for i, p := range t.parts {
-		if p < n.share || i > 0 && p == t.parts[i-1] {
-			continue
+	if n.share > 0 {
+		e := heapEntry{key: *key, bound: true}
+		for i, p := range t.parts {
+			if p < n.share || i > 0 && p == t.parts[i-1] {
+				continue
+			}
+			to := q.onPart(&t, i)
+			if base := q.c.value(q.State, &t) - fragWeight*v.frag(&to); e.left == 0 || base > e.base {
+				e.base, e.left = base, p
+			}
+			e.score = e.base - q.c.priceOf(v, &t, &to)
 		}
-		to := left
-		to.cut(i)
-		to.put(p - n.share)
-		e := q.entry(key, &t, &to, v)
-		if e.left = p; best.left == 0 || e.before(&best) {
-			best = e
+		if e.left != 0 && !put(&e) {
+			return false
 		}
 	}
-	if best.left != 0 && !put(&best) {
-		return false
+	to, ok := q.onWhole(&t)
+	if !ok {
+		return true
 	}
-	if t.whole == 0 || t.parts[maxParts-1] != 0 {
-		return true // a ninth part is for best fit
-	}
-	left.whole--
-	left.put(1000 - n.share)
-	e := q.entry(key, &t, &left, v)
+	e := heapEntry{key: *key, bound: true, base: q.c.value(q.State, &t) - fragWeight*v.frag(&to)}
+	e.score = e.base - q.c.priceOf(v, &t, &to)
 	return put(&e)
 }
 
-// entry scores going from one state to another.
-func (q *scoring) entry(key *packKey, from, to *packState, v *packView) heapEntry {
-	e := heapEntry{key: *key, base: q.c.value(q.State, from) - q.c.value(q.State, to)}
+// onPart returns a state with the task on its partly used device i, which must
+// have room for the share.
+func (q *scoring) onPart(t *packState, i int) packState {
+	to := t.less(&q.need, packGrid{cpuGrid, memGrid})
+	to.cut(i)
+	to.put(t.parts[i] - q.need.share)
+	return to
+}
+
+// onWhole returns a state with the task on whole devices, or on none if it
+// wants none; false when it has not enough, or a ninth device would be partly
+// used, which is for best fit.
+func (q *scoring) onWhole(t *packState) (packState, bool) {
+	to := t.less(&q.need, packGrid{cpuGrid, memGrid})
+	if t.whole < q.need.count || q.need.share > 0 && (t.whole == 0 || t.parts[maxParts-1] != 0) {
+		return to, false
+	}
+	to.whole -= q.need.count
+	if q.need.share > 0 {
+		to.put(1000 - q.need.share)
+	}
+	return to, true
+}
+
+// exact makes an entry exact, on the best of its partly used devices.
+func (q *scoring) exact(e *heapEntry) {
+	t := e.key.state()
+	v := q.c.view(q.State, t.pool)
+	if e.left == 0 {
+		to, _ := q.onWhole(&t)
+		*e = q.entry(e, &t, &to, v)
+		return
+	}
+	first := true
+	best := *e
+	for i, p := range t.parts {
+		if p < q.need.share || i > 0 && p == t.parts[i-1] {
+			continue
+		}
+		to := q.onPart(&t, i)
+		x := q.entry(e, &t, &to, v)
+		x.left = p
+		if first || x.before(&best) {
+			best, first = x, false
+		}
+	}
+	*e = best
+}
+
+// entry scores going from one state to another, for an entry of the former.
+func (q *scoring) entry(of *heapEntry, from, to *packState, v *packView) heapEntry {
+	e := heapEntry{key: of.key, bucket: of.bucket, left: of.left}
+	e.base = q.c.value(q.State, from) - q.c.value(q.State, to)
 	e.score = e.base - q.c.priceOf(v, from, to)
 	return e
 }
@@ -165,10 +217,8 @@ func (q *scoring) reprice(i uint32) {
 		e := *t.Get(r.at + k)
 		from := e.key.state()
 		to := from.less(&q.need, packGrid{cpuGrid, memGrid})
-		if e.left == 0 && q.need.share != 0 {
-			to.whole--
-		} else if q.need.share == 0 {
-			to.whole -= q.need.count
+		if e.left == 0 {
+			to.whole -= q.need.count // 1 for a share
 		}
 		if score := e.base - q.c.priceOf(q.c.view(q.State, from.pool), &from, &to); score != e.score {
 			t.Mut(r.at + k).score = score

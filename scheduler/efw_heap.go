@@ -23,13 +23,19 @@ type heapEntry struct {
 	base   int64 // what the value of the state falls by
 	bucket uint32
 	left   uint16 // of the device, before; 0: whole devices, or none
+	// bound says that base is no more than a bound from above, which costs much
+	// less: an entry is made exact when it comes to the top.
+	bound bool
 }
 
-// before orders the entries: the higher score, then the order of the states,
-// then the partly used device, the fuller first.
+// before orders the entries: the higher score, what is not exact yet, then the
+// order of the states, then the partly used device, the fuller first.
 func (a *heapEntry) before(b *heapEntry) bool {
 	if a.score != b.score {
 		return a.score > b.score
+	}
+	if a.bound != b.bound {
+		return a.bound
 	}
 	if a.key != b.key {
 		return a.key.before(&b.key)

@@ -9,6 +9,7 @@ import (
 type packRec struct {
 	want, have gpuai.Packing // the policy, and what the index is made for
 	fixed      bool          // the demand was given and is not learnt
+	stale      bool          // pools came or went since the slot classes were made
 	epoch      uint32        // of the frozen demand; 0: none was frozen yet
 	cursor     uint32        // nodes below are in the index; MaxNodes when all are
 	slots      uint32        // slot classes
@@ -20,16 +21,20 @@ func hashPacking(_ []byte, _ uint32, r *packRec) uint64 {
 	if *r == (packRec{}) {
 		return 0
 	}
-	h := mem.Mix(uint64(r.want)<<16|uint64(r.have)<<8|uint64(bit(r.fixed)), 0x7061636b)
+	h := mem.Mix(uint64(r.want)<<16|uint64(r.have)<<8|uint64(r.flags()), 0x7061636b)
 	h = mem.Mix(h, uint64(r.epoch)<<32|uint64(r.cursor))
 	return mem.Mix(h, mem.Mix(uint64(r.slots)<<56^r.arrivals, r.demand))
 }
 
-func bit(b bool) uint8 {
-	if b {
-		return 1
+// flags are fixed and stale.
+func (r *packRec) flags() (b uint8) {
+	if r.fixed {
+		b |= 1
 	}
-	return 0
+	if r.stale {
+		b |= 2
+	}
+	return b
 }
 
 // ready reports whether all nodes are in the index of the policy's kind.

@@ -102,13 +102,27 @@ func (s *State) makeSlots() {
 	found = found[:min(len(found), maxSlotClasses)]
 	s.slotClasses.Grow(uint32(len(found)))
 	for j := range s.slotClasses.Len() {
-		*s.slotClasses.Mut(j) = slotRec{}
-		if j < uint32(len(found)) {
-			*s.slotClasses.Mut(j) = found[j]
+		var r slotRec
+		if old := *s.slotClasses.Get(j); j < uint32(len(found)) {
+			r = found[j]
+			r.lambda = old.lambda
+			if r != old {
+				r.lambda = 0
+			}
 		}
+		*s.slotClasses.Mut(j) = r
 	}
-	s.packing.Mut().slots = uint32(len(found))
+	p := s.packing.Mut()
+	p.slots, p.stale = uint32(len(found)), false
 	s.packSums.Mut().prices++
+}
+
+// poolsChanged notes that a pool came or went: which tasks are constrained may
+// not be what it was.
+func (s *State) poolsChanged() {
+	if p := s.packing.Get(); p.demand != 0 && !p.stale {
+		s.packing.Mut().stale = true
+	}
 }
 
 // constrained reports whether some pool with devices does not pass.

@@ -13,7 +13,7 @@ func (s *State) appendPacking(b []byte) []byte {
 	if *p == (packRec{}) {
 		return b
 	}
-	b = append(b, byte(p.want), byte(p.have), bit(p.fixed))
+	b = append(b, byte(p.want), byte(p.have), p.flags())
 	b = le.AppendUint32(b, p.epoch)
 	b = le.AppendUint32(b, p.cursor)
 	b = le.AppendUint64(b, p.arrivals)
@@ -44,9 +44,10 @@ func (s *State) restorePacking(c *cursor) error {
 		return nil
 	}
 	p := packRec{want: gpuai.Packing(c.byte()), have: gpuai.Packing(c.byte())}
-	p.fixed = c.byte() == 1
+	flags := c.byte()
+	p.fixed, p.stale = flags&1 != 0, flags&2 != 0
 	p.epoch, p.cursor, p.arrivals, p.demand = c.u32(), c.u32(), c.u64(), c.u64()
-	if p.want > gpuai.PackingFGD || p.have > gpuai.PackingFGD || p.cursor > MaxNodes || p == (packRec{}) {
+	if p.want > gpuai.PackingFGD || p.have > gpuai.PackingFGD || p.cursor > MaxNodes || flags > 3 || p == (packRec{}) {
 		return fmt.Errorf("packing: %w", errState)
 	}
 	*s.packing.Mut() = p

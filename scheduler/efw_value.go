@@ -89,15 +89,23 @@ func (g *packGroup) lost(s *packState, idle int64) int64 {
 
 // waste is what stays idle when the state is filled with the sequences of
 // demand, summed over them: each draw that fits is taken, on the device that it
-// fits best. What does not fit at first does not fit later.
+// fits best. What does not fit at first does not fit later, and once no task
+// with a device has the CPU, nothing changes any more.
 func (v *packView) waste(s *packState) int64 {
 	var fits [maxFrozen / 64]uint64
+	least := uint32(1<<32 - 1) // CPU of a task with a device
 	for i := range v.kinds {
 		if n := &v.kinds[i]; s.room(n) && s.serves(n) {
 			fits[i/64%len(fits)] |= 1 << (i % 64)
+			if n.count > 0 {
+				least = min(least, n.cpu)
+			}
 		}
 	}
 	idle := s.idle()
+	if least > s.cpu {
+		return idle * int64(len(v.ends))
+	}
 	var sum int64
 	at := uint32(0)
 	for _, end := range v.ends {
@@ -107,7 +115,7 @@ func (v *packView) waste(s *packState) int64 {
 				continue
 			}
 			if n := &v.kinds[k]; t.room(n) && t.take(n) {
-				if left -= n.milli(); left == 0 {
+				if left -= n.milli(); left == 0 || t.cpu < least {
 					break
 				}
 			}
