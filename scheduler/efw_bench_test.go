@@ -169,3 +169,25 @@ func BenchmarkPackingFill(b *testing.B) {
 		})
 	}
 }
+
+// The first search for a shape after a freeze, a restore or on a fork: nothing
+// is remembered.
+func BenchmarkPackingCold(b *testing.B) {
+	for _, nodes := range []int{1_213, 24_260} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			x := newPackBench(b, nodes, gpuai.PackingEFW)
+			for range 5 * nodes {
+				x.place()
+			}
+			done := startCPU(b)
+			for b.Loop() {
+				x.s.dropHeaps()
+				clear(x.s.scratch().memo)
+				x.place()
+				x.end()
+			}
+			done()
+			b.ReportMetric(float64(x.s.packSums.Get().live), "buckets")
+		})
+	}
+}
