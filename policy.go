@@ -44,6 +44,9 @@ type Policy struct {
 	// AgingEvery raises a waiting job by one priority for each such time that
 	// it has waited, up to MaxPriority; 0 never does.
 	AgingEvery Duration `json:"aging_every_ms,omitzero"`
+	// Packing is how a node is chosen among those that fit: by best fit, or by
+	// what the placement leaves to the demand that is expected (efw).
+	Packing Packing `json:"packing,omitzero"`
 }
 
 // DefaultPolicy is the policy of a new region.
@@ -136,6 +139,7 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/breaker_window_ms", p.BreakerWindow, Second, Hour)
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
+	v.check(p.Packing <= PackingFGD, "/packing", "must be bestfit or efw")
 	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")

@@ -25,6 +25,7 @@ const (
 	typeRetireJobs
 	typeRetireServer
 	typeMoveServer
+	typeSetDemand
 	numTypes
 )
 
@@ -62,6 +63,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	m.begin()
 	m.guard((*Machine).fireTimers)
+	m.guard((*Machine).packStep)
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
 		m.command(&c)
 	}
@@ -248,6 +250,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireServer(r)
 	case typeMoveServer:
 		return m.applyMoveServer(r)
+	case typeSetDemand:
+		return m.applySetDemand(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

@@ -30,7 +30,11 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	if len(p.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the policy has settings out of range")
 	}
+	if p.Packing == gpuai.PackingFGD && !m.opts.Simulated {
+		return rejected(gpuai.InvalidSpec, "the packing policy fgd is a reference for simulations: use efw or bestfit")
+	}
 	m.policy.Mut().Policy = p
+	m.sched.SetPacking(p.Packing)
 	m.emit(gpuai.Event{Kind: gpuai.PolicySet})
 	return Result{}
 }

@@ -123,6 +123,7 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 			return rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")
 		}
 		m.sched.RetainShape(shape)
+		m.arrived(shape, g.Count)
 		slot, _ := m.groupSlots.Alloc()
 		m.groups.Put(slot, groupRec{
 			job: refTo(job), shape: shape, count: g.Count, gpus: m.gpusOf(shape),

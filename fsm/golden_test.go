@@ -156,6 +156,22 @@ func recordMissing(t *testing.T) {
 			w.say("snapshot level-3.snap")
 			w.steps(40)
 		},
+		"level-3-efw": func(w *goldenWalk) {
+			w.apply(&SetFeatureLevel{Level: 3})
+			w.flush()
+			w.steps(20)
+			p := gpuai.DefaultPolicy()
+			p.Packing = gpuai.PackingEFW
+			w.apply(&SetPolicy{Policy: p})
+			w.apply(&SetDemand{Demand: walkDemand()})
+			w.flush()
+			w.steps(60)
+			w.say("snapshot level-3-efw.snap")
+			w.steps(100)
+			w.apply(&SetPolicy{Policy: gpuai.DefaultPolicy()})
+			w.flush()
+			w.steps(10)
+		},
 		"level-2-restored": func(w *goldenWalk) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}

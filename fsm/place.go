@@ -32,6 +32,9 @@ func (a *candidate) before(b *candidate) bool {
 
 // backlog reports whether the queue must be looked at again.
 func (m *Machine) backlog() bool {
+	if !m.sched.PackingSettled() {
+		return true
+	}
 	if _, ok := m.unseen.Next(0); ok {
 		return true
 	}
@@ -178,7 +181,7 @@ func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
 		return m.firstFit(sh)
 	}
 	before := m.sched.Work()
-	fit, ok := m.sched.Find(sh)
+	fit, ok := m.sched.Place(sh)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
 	return fit, ok
 }

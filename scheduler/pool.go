@@ -171,6 +171,7 @@ func (s *State) makePool(p uint32, b []byte) gpuai.Code {
 		s.filterBuf = s.shapeBytes.Append(s.filterBuf[:0], s.filters.Get(f).def)
 		s.setMask(f, p, passes(s.filterBuf, &v))
 	}
+	s.poolsChanged()
 	return gpuai.OK
 }
 
@@ -180,6 +181,7 @@ func (s *State) leavePool(p uint32) {
 	if r.units--; r.units > 0 {
 		return
 	}
+	s.poolsChanged()
 	tier := uint32(r.tier)
 	s.poolHash.Delete(r.hash, p)
 	s.poolBytes.Free(r.def)

@@ -35,7 +35,7 @@ func (s *State) AppendState(b []byte) []byte {
 	for i := s.sums.Get().first; i != 0; i = s.shapes.Get(i.id()).next {
 		b = s.appendShape(b, i.id())
 	}
-	return b
+	return s.appendPacking(b)
 }
 
 func (s *State) appendShape(b []byte, i uint32) []byte {
@@ -74,6 +74,9 @@ func (s *State) RestoreState(b []byte) error {
 		if err := s.restoreShape(&c); err != nil {
 			return err
 		}
+	}
+	if err := s.restorePacking(&c); err != nil {
+		return err
 	}
 	if !c.whole() {
 		return fmt.Errorf("%d bytes are left: %w", len(c.b), errState)

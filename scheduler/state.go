@@ -39,6 +39,22 @@ type State struct {
 
 	sums mem.Var[sumRec]
 
+	packing     mem.Var[packRec]
+	demand      *mem.Table[demandRec]
+	demandSlots *mem.Slots
+	demandOf    *mem.Table[uint32] // demand class + 1 of a shape
+	slotClasses *mem.Table[slotRec]
+	supply      mem.Var[supplyRec]
+	packSums    mem.Var[packSumRec]
+	packBuckets *mem.Table[packBucket]
+	packSlots   *mem.Slots
+	packHash    *mem.Hash
+	packOf      *mem.Table[uint32] // bucket + 1 of a node
+	packNodes   forest
+	packRoot    mem.Var[tree] // of all (bucket, node)
+	heaps       heapStore
+	pack        *packScratch // no state: see there
+
 	work uint64
 	// Scratch carries nothing from one call to the next.
 	poolBuf, filterBuf, keyBuf, unitBuf []byte
@@ -99,6 +115,21 @@ func New(sp *mem.Space) *State {
 		shapeBytes: mem.NewBlobs(sp),
 
 		sums: mem.NewVar(sp, sumRec{}),
+
+		packing:     mem.NewHashedVar(sp, packRec{}, hashPacking),
+		demand:      mem.NewHashed(sp, 4, hashDemand),
+		demandSlots: mem.NewSlots(sp),
+		demandOf:    mem.NewTable[uint32](sp, 8),
+		slotClasses: mem.NewHashed(sp, 4, hashSlot),
+		supply:      mem.NewVar(sp, supplyRec{}),
+		packSums:    mem.NewVar(sp, packSumRec{}),
+		packBuckets: mem.NewTable[packBucket](sp, 5),
+		packSlots:   mem.NewSlots(sp),
+		packHash:    mem.NewHash(sp),
+		packOf:      mem.NewTable[uint32](sp, 8),
+		packNodes:   newForest(sp),
+		packRoot:    mem.NewVar(sp, tree{}),
+		heaps:       newHeapStore(sp),
 	}
 }
 
@@ -134,6 +165,21 @@ func (s *State) Fork(ns *mem.Space) *State {
 		shapeBytes: s.shapeBytes.Fork(ns),
 
 		sums: s.sums.Fork(ns),
+
+		packing:     s.packing.Fork(ns),
+		demand:      s.demand.Fork(ns),
+		demandSlots: s.demandSlots.Fork(ns),
+		demandOf:    s.demandOf.Fork(ns),
+		slotClasses: s.slotClasses.Fork(ns),
+		supply:      s.supply.Fork(ns),
+		packSums:    s.packSums.Fork(ns),
+		packBuckets: s.packBuckets.Fork(ns),
+		packSlots:   s.packSlots.Fork(ns),
+		packHash:    s.packHash.Fork(ns),
+		packOf:      s.packOf.Fork(ns),
+		packNodes:   s.packNodes.fork(ns),
+		packRoot:    s.packRoot.Fork(ns),
+		heaps:       s.heaps.fork(ns),
 	}
 }
 
@@ -144,7 +190,9 @@ func (s *State) Fork(ns *mem.Space) *State {
 func (s *State) Work() uint64 { return s.work }
 
 // Sum returns what the index contributes to its space's hash, computed anew.
-func (s *State) Sum() uint64 { return s.pools.Sum() + s.shapes.Sum() }
+func (s *State) Sum() uint64 {
+	return s.pools.Sum() + s.shapes.Sum() + s.packing.Sum() + s.demand.Sum() + s.slotClasses.Sum()
+}
 
 // HasNodes reports whether any node is registered.
 func (s *State) HasNodes() bool { return s.sums.Get().nodes > 0 }

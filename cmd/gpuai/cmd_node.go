@@ -23,10 +23,16 @@ func newNodeListCmd(a *app) *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List nodes", Args: cobra.NoArgs,
 		Example: `  gpuai node list
   gpuai node list -o wide
+  gpuai node list --fragmentation
   gpuai node list --jq '.nodes[] | select(.free_gpus > 0) | .id'`,
 	}
 	paging(c, &q)
+	var fragmentation bool
+	c.Flags().BoolVar(&fragmentation, "fragmentation", false, "sum up the free GPUs of all nodes by model: how many, the largest block, and what gangs cannot use")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
+		if fragmentation {
+			return a.fragmentation(ctx, q)
+		}
 		v := &view{
 			head: []string{"NODE", "STATE", "GPUS", "FREE", "MODEL", "CPU", "MEMORY", "LEASES"},
 			wide: []string{"ZONE", "ADDRESS", "FREECPU", "FREEMEMORY", "INCARNATION", "PRICE", "VERSION", "LABELS"},
