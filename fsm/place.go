@@ -183,55 +183,6 @@ func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
 	return fit, ok
 }
 
-// placeGang gives leases to all tasks of a gang or to none.
-func (m *Machine) placeGang(group uint32) (placed, final bool) {
-	g := *m.groups.Get(group)
-	if m.now.ordinal+g.count > MaxLeasesPerEntry {
-		return false, m.now.ordinal == 0 // the next entry has tokens for it
-	}
-	before := m.sched.Work()
-	room := m.sched.Capacity(g.shape, g.count)
-	m.now.work -= int64(m.sched.Work()-before) + workLook
-	if room < g.count {
-		return false, true
-	}
-	mark, now := m.sp.Mark(), m.now
-	events := len(m.out.Events)
-	for range g.count {
-		fit, ok := m.find(g.shape)
-		if ok {
-			ok = m.grant(group, fit)
-		}
-		if !ok {
-			m.sp.RollbackTo(mark)
-			now.work = m.now.work // spent all the same
-			m.now = now
-			m.out.Events = m.out.Events[:events]
-			return false, true
-		}
-	}
-	if !m.openRendezvous(group) {
-		m.sp.RollbackTo(mark)
-		now.work = m.now.work
-		m.now = now
-		m.out.Events = m.out.Events[:events]
-		return false, true
-	}
-	m.dequeue(group, g.count)
-	return true, true
-}
-
-// openRendezvous lends the gang a port on the node of its rank 0.
-func (m *Machine) openRendezvous(group uint32) bool {
-	l := m.leases.Mut(m.tasks.Get(m.groups.Get(group).first.slot()).lease.slot())
-	n := m.nodes.Mut(l.node)
-	if n.portCount == 0 {
-		return true // the node lends none: its gangs find each other by themselves
-	}
-	l.port = n.lendPort()
-	return l.port != 0
-}
-
 // grant gives the next task of a group its lease; false when the machine is
 // full.
 func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
