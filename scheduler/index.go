@@ -19,10 +19,16 @@ type treeRec struct {
 func (n *nodeRec) indexed() bool { return n.open && n.freeCPU >= 0 && n.freeMem >= 0 }
 
 // index puts the units of a node in the classes of their pools.
-func (s *State) index(slot uint32) { s.each(slot, (*State).add) }
+func (s *State) index(slot uint32) {
+	s.each(slot, (*State).add)
+	s.recount(slot, noDevices, s.counted(slot))
+}
 
 // unindex takes out what index put in.
-func (s *State) unindex(slot uint32) { s.each(slot, (*State).drop) }
+func (s *State) unindex(slot uint32) {
+	s.each(slot, (*State).drop)
+	s.recount(slot, s.counted(slot), noDevices)
+}
 
 // each calls f for all places of the trees where the units of a node belong.
 func (s *State) each(slot uint32, f func(*State, spot, pair)) {

@@ -56,7 +56,7 @@ func ReadNodeSpecFrom(r *Reader) (gpuai.NodeSpec, error) {
 	flags := r.within(int64(r.U8()), 0, nodeSimulated|nodePlaced)
 	s.Simulated, s.Version = flags&nodeSimulated != 0, r.own()
 	if flags&nodePlaced != 0 {
-		if s.Rack, s.NVLinkDomain = r.own(), r.own(); s.Rack+s.NVLinkDomain == "" {
+		if s.Rack, s.NVLinkDomain = r.kind(), r.kind(); s.Rack+s.NVLinkDomain == "" {
 			r.Fail("a node is said to name its place, and does not")
 		}
 	}
