@@ -26,7 +26,11 @@ func (s *State) AppendState(b []byte) []byte {
 		buf = s.poolBytes.Append(buf[:0], s.pools.Get(p).def)
 		b = appendStr(le.AppendUint16(b, uint16(p)), buf)
 	}
-	b = le.AppendUint32(b, s.shapeSlots.Len())
+	count, domains := s.shapeSlots.Len(), s.topo[levelNVLink].slots.Len()+s.topo[levelRack].slots.Len() > 0
+	if domains {
+		count |= domainsFollow
+	}
+	b = le.AppendUint32(b, count)
 	for i, ok := s.shapeSlots.Next(0); ok; i, ok = s.shapeSlots.Next(i + 1) {
 		if s.shapes.Get(i).refs > 0 {
 			b = s.appendShape(b, i)
@@ -35,11 +39,14 @@ func (s *State) AppendState(b []byte) []byte {
 	for i := s.sums.Get().first; i != 0; i = s.shapes.Get(i.id()).next {
 		b = s.appendShape(b, i.id())
 	}
-	if s.topo[levelNVLink].slots.Len()+s.topo[levelRack].slots.Len() > 0 {
+	if domains {
 		b = s.appendDomains(b)
 	}
 	return b
 }
+
+// domainsFollow is set in the number of shapes when domains follow them.
+const domainsFollow = 1 << 31
 
 func (s *State) appendDomains(b []byte) []byte {
 	for l := range s.topo {
@@ -105,12 +112,13 @@ func (s *State) RestoreState(b []byte) error {
 			return fmt.Errorf("pool %d: %w: %v", number, errState, code)
 		}
 	}
-	for n := c.u32(); n > 0; n-- {
+	count := c.u32()
+	for n := count &^ domainsFollow; n > 0; n-- {
 		if err := s.restoreShape(&c); err != nil {
 			return err
 		}
 	}
-	if len(c.b) > 0 && !c.short {
+	if count&domainsFollow != 0 {
 		if err := s.restoreDomains(&c); err != nil {
 			return err
 		}
