@@ -13,13 +13,18 @@ type candidate struct {
 	group    uint32
 	idx      uint8
 	priority gpuai.Priority
+	grows    bool
 }
 
-// before is the order of the queue: higher priority, then the older job, then
-// the group's place in it, then the bucket.
+// before is the order of the queue: higher priority, then what waits to start
+// before what wants to grow, then the older job, then the group's place in it,
+// then the bucket.
 func (a *candidate) before(b *candidate) bool {
 	if a.priority != b.priority {
 		return a.priority > b.priority
+	}
+	if a.grows != b.grows {
+		return b.grows
 	}
 	if a.seq != b.seq {
 		return a.seq < b.seq
@@ -77,7 +82,7 @@ func (m *Machine) collect(node uint32, gained bool) {
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		m.now.work -= workLook
 		r := m.buckets.Get(b)
-		if _, fits := m.sched.FitsOn(r.shape, node); fits || r.unseen {
+		if r.unseen || m.wakes(r, node) {
 			m.offer(b)
 		}
 	}
@@ -88,7 +93,7 @@ func (m *Machine) offer(bucket uint32) {
 	group := m.buckets.Get(bucket).first.slot()
 	g := m.groups.Get(group)
 	j := m.jobs.Get(g.job.slot())
-	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority})
+	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority, m.buckets.Get(bucket).grows})
 	for i := len(m.cands) - 1; i > 0; {
 		p := (i - 1) / 2
 		if !m.cands[i].before(&m.cands[p]) {
@@ -150,11 +155,16 @@ func (m *Machine) drain() bool {
 }
 
 // placeGroup gives leases to as many ready tasks of a group as fit: to all or
-// none of a gang. placed says whether the whole group was placed, final whether
+// none of a gang, or of all groups of a job that start together. placed says whether the whole group was placed, final whether
 // the answer is: false when the entry's tokens or budget ended.
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
-	if g.gang {
+	switch {
+	case g.together != 0:
+		return m.placeTogether(group)
+	case g.gang && g.live() > 0:
+		return m.growGang(group)
+	case g.gang:
 		return m.placeGang(group)
 	}
 	for n := g.ready(); n > 0; n-- {

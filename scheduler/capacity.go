@@ -102,11 +102,14 @@ func (s *State) Capacity(id ShapeID, limit uint32) uint32 {
 	return uint32(have)
 }
 
-// MayStart reports whether Capacity is not 0. It only reads.
-func (s *State) MayStart(id ShapeID) bool {
+// CapacityNow is Capacity for those who only read: it counts no work.
+func (s *State) CapacityNow(id ShapeID, limit uint32) uint32 {
 	q := s.query(id)
-	return q.capacity(1) > 0
+	return uint32(q.capacity(uint64(limit)))
 }
+
+// MayStart reports whether Capacity is not 0. It only reads.
+func (s *State) MayStart(id ShapeID) bool { return s.CapacityNow(id, 1) > 0 }
 
 func (q *query) capacity(limit uint64) uint64 {
 	sum := q.sums.Get()
