@@ -78,6 +78,11 @@ func TestElasticGangStartsGrowsAndShrinks(t *testing.T) {
 	if j := r.job(id); j.Restarts != 0 || j.Counts.Pending != 2 {
 		t.Fatalf("%+v", j)
 	}
+	for i, k := range r.m.Tasks(id, 0, 10) {
+		if waits := i >= 2; waits != (k.RetryAt != 0) {
+			t.Fatalf("task %d is %s and grows at %d", i, k.Status, k.RetryAt)
+		}
+	}
 	r.do(&ConfirmBeats{Term: 1, Ready: []NodeRef{{ls[3].Node, inc}}})
 	r.wantLive(id, 2)
 	r.wait(4 * gpuai.Second)

@@ -257,7 +257,10 @@ func (m *Machine) task(slot uint32) gpuai.Task {
 		Status:  t.status, Attempts: uint32(t.used), ExitCode: t.exit, RetryAt: t.retryAt,
 	}
 	if g.gang {
-		x.Attempts, x.RetryAt = uint32(g.used), g.retryAt
+		x.Attempts = uint32(g.used)
+		if t.status == gpuai.TaskPending { // of an elastic one the others run
+			x.RetryAt = g.retryAt
+		}
 	}
 	if t.lease != 0 {
 		l := m.leases.Get(t.lease.slot())
