@@ -76,7 +76,12 @@ type JobSpec struct {
 	// element, told its index by GPUAI_ARRAY_INDEX.
 	Array    Array    `json:"array,omitzero"`
 	LeaseTTL Duration `json:"lease_ttl_ms,omitzero"` // lengthens the class's; 0 means the class's
-	Groups   []Group  `json:"groups"`
+	// Placement says how close together the tasks of gangs run.
+	Placement Placement `json:"placement,omitzero"`
+	// Together starts the tasks of all groups in one step, or none. A group
+	// that is lost later is placed again by itself.
+	Together bool    `json:"together,omitzero"`
+	Groups   []Group `json:"groups"`
 }
 
 // An Array says how many elements a job has; zero size means it is none.
@@ -98,7 +103,11 @@ type Group struct {
 	Count uint32 `json:"count,omitzero"`
 	// Gang starts all tasks of the group or none, and stops all when one is
 	// lost.
-	Gang        bool         `json:"gang,omitzero"`
+	Gang bool `json:"gang,omitzero"`
+	// MinCount makes a gang elastic: it starts with as many tasks as there is
+	// room for, at least this many, grows up to Count, and goes on when it loses
+	// tasks but for its first one, as long as this many are left. 0 means Count.
+	MinCount    uint32       `json:"min_count,omitzero"`
 	Constraints []Constraint `json:"constraints,omitempty"`
 	Resources   Resources    `json:"resources"`
 	Restart     Restart      `json:"restart,omitzero"`

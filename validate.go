@@ -153,6 +153,8 @@ func (s *JobSpec) Validate() []FieldError {
 	if tasks > MaxTasks {
 		v.add("/groups", "all groups together have at most "+strconv.Itoa(MaxTasks)+" tasks")
 	}
+	s.validatePlacement(&v)
+	s.validateTogether(&v)
 	if s.size() > MaxSpecBytes {
 		v.add("", "the job must be at most "+strconv.Itoa(MaxSpecBytes)+" bytes in all: fetch large scripts and data from where they are kept")
 	}
@@ -195,6 +197,7 @@ func (g *Group) validate(v *fieldErrors, at string) {
 	if !(!g.Gang || g.Count <= MaxGangTasks) {
 		v.add(at+"/count", "a gang has at most "+strconv.Itoa(MaxGangTasks)+" tasks")
 	}
+	g.validateElastic(v, at)
 	if len(g.Constraints) > MaxConstraints {
 		v.add(at+"/constraints", "must be at most "+strconv.Itoa(MaxConstraints))
 	}
@@ -356,6 +359,8 @@ func (s *NodeSpec) Validate() []FieldError {
 	if !(s.Zone == "" || ValidName(s.Zone)) {
 		v.add("/zone", "must be a name of a-z, 0-9 and '-'")
 	}
+	v.check(s.Rack == "" || ValidName(s.Rack), "/rack", "must be a name of a-z, 0-9 and '-'")
+	v.check(s.NVLinkDomain == "" || ValidName(s.NVLinkDomain), "/nvlink_domain", "must be a name of a-z, 0-9 and '-'")
 	if len(s.Labels) > MaxLabels {
 		v.add("/labels", "must be at most "+strconv.Itoa(MaxLabels))
 	}

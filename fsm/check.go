@@ -141,17 +141,34 @@ func (m *Machine) checkGroup(group uint32) error {
 			return fmt.Errorf("group %d: task %d is %s, its lease is not", g.idx, x.idx, x.status)
 		}
 	}
-	if fresh := g.count - g.made; m.jobs.Get(g.job.slot()).stopping {
+	if fresh := g.count - g.made; m.jobs.Get(g.job.slot()).stopping || g.ended {
 		n[gpuai.TaskStopped] += fresh
 	}
-	if n != g.n || idx != g.made || !g.gang && waiting != g.waiting {
+	if n != g.n || idx != g.made || !g.gang && g.together != togetherOther && waiting != g.waiting {
 		return fmt.Errorf("group %d: tasks by state %v with %d waiting, recorded %v with %d", g.idx, n, waiting, g.n, g.waiting)
 	}
 	if (g.bucket != 0) != (g.ready() > 0 && !g.ended) {
 		return fmt.Errorf("group %d: %d tasks ready, queued %v", g.idx, g.ready(), g.bucket != 0)
 	}
-	if g.gang && g.live() > 0 && g.ready() > 0 {
+	if err := checkElastic(g); err != nil {
+		return err
+	}
+	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 {
 		return fmt.Errorf("group %d: a gang with %d leases has %d tasks ready", g.idx, g.live(), g.ready())
+	}
+	return nil
+}
+
+// checkElastic checks what holds of elastic gangs alone.
+func checkElastic(g *groupRec) error {
+	members := g.live() + g.n[gpuai.TaskSucceeded]
+	switch {
+	case g.elastic() && (!g.gang || g.min >= g.count):
+		return fmt.Errorf("group %d: %d of %d tasks are enough, a gang: %v", g.idx, g.min, g.count, g.gang)
+	case g.elastic() && !g.ended && g.broken == gpuai.CauseNone && g.live() > 0 && members < g.min && g.n[gpuai.TaskStopped] == 0:
+		return fmt.Errorf("group %d: an elastic gang runs with %d of at least %d tasks", g.idx, members, g.min)
+	case g.together == togetherOther && (g.bucket != 0 || g.made > 0):
+		return fmt.Errorf("group %d: it waits for its job, and has started", g.idx)
 	}
 	return nil
 }
@@ -180,7 +197,8 @@ func (m *Machine) checkLeases() error {
 func (m *Machine) checkBuckets() error {
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
-		if at, ok := m.findBucket(b.priority, b.shape, b.gang); !ok || at != s || m.unseen.Has(s) != b.unseen {
+		k := b.key()
+		if at, ok := m.findBucket(&k); !ok || at != s || m.keyOf(b.first.slot()) != k || m.unseen.Has(s) != b.unseen {
 			return fmt.Errorf("bucket %d is not found, or not marked as it says", s)
 		}
 		groups, tasks, prev := uint32(0), uint64(0), ref(0)

@@ -119,8 +119,8 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 		if res.Code != gpuai.OK {
 			return res
 		}
-		if !hold && m.nodes.Len() > 0 && !m.canEver(shape, g) {
-			return rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")
+		if !hold && m.nodes.Len() > 0 && !m.canEver(shape, g, v) {
+			return unschedulable
 		}
 		m.sched.RetainShape(shape)
 		m.arrived(shape, g.Count)
@@ -130,6 +130,7 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 			backoff: uint32(g.Backoff), tries: uint16(g.Attempts), on: gpuai.RestartOn(g.On),
 			idx: uint8(i), gang: g.Gang,
 		})
+		m.placeAs(slot, g, v)
 		j := m.jobs.Mut(job)
 		if j.tasks += g.Count; prev == 0 {
 			j.group = refTo(slot)
@@ -139,8 +140,13 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 		prev = refTo(slot)
 		m.meta.Mut().pending += uint64(g.Count)
 	}
+	if v.Together && !hold && m.nodes.Len() > 0 && !m.togetherEver(job) {
+		return unschedulable
+	}
 	return Result{}
 }
+
+var unschedulable = rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")
 
 // shapeOf returns the number of a group's needs.
 func (m *Machine) shapeOf(g *wire.GroupView) (scheduler.ShapeID, Result) {
@@ -159,12 +165,17 @@ func (m *Machine) shapeOf(g *wire.GroupView) (scheduler.ShapeID, Result) {
 }
 
 // canEver reports whether the registered nodes, empty and healthy, could run a
-// group: one task, or all of a gang.
-func (m *Machine) canEver(shape scheduler.ShapeID, g *wire.GroupView) bool {
+// group: one task, or as many of a gang as are enough.
+func (m *Machine) canEver(shape scheduler.ShapeID, g *wire.GroupView, v *wire.JobView) bool {
 	if !g.Gang {
 		return m.sched.CanEver(shape)
 	}
-	return m.sched.EverCapacity(shape, g.Count) >= g.Count
+	least := g.Count
+	if g.MinCount != 0 {
+		least = g.MinCount
+	}
+	one := [1]scheduler.Need{{Shape: shape, Count: g.Count, Min: least}}
+	return m.sched.EverHolds(gpuai.Topology(v.Same), one[:])
 }
 
 // gpusOf returns how many devices a task of a shape asks for.

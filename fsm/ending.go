@@ -185,6 +185,7 @@ func (m *Machine) endGroup(group uint32) {
 // endJob gives a job its last state.
 func (m *Machine) endJob(job uint32) {
 	c := m.taskCounts(job)
+	c.Stopped -= m.spared(job)
 	j := m.jobs.Mut(job)
 	status := gpuai.JobSucceeded
 	switch {

@@ -148,7 +148,8 @@ func recordMissing(t *testing.T) {
 			w.steps(40)
 			w.apply(&SetFeatureLevel{Level: 3})
 			w.flush()
-			w.steps(40)
+			w.gangs()
+			w.steps(60)
 			p := gpuai.DefaultPolicy()
 			p.AgingEvery = gpuai.Minute
 			w.apply(&SetPolicy{Policy: p})

@@ -55,6 +55,8 @@ type Machine struct {
 	mark    mem.Mark // where the present step began
 	out     *Output
 	cands   []candidate
+	needs   []scheduler.Need
+	members []uint32 // groups that start together
 	view    wire.JobView
 	texts   wire.Texts
 	body    []byte   // scratch of setNodeBody

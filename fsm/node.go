@@ -156,7 +156,7 @@ func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
 // fillCapacity is capacityOf into what a former node has filled.
 func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
 	*info = scheduler.NodeInfo{
-		Zone: n.Zone, Labels: n.Labels, Price: n.Price,
+		Zone: n.Zone, Rack: n.Rack, NVLinkDomain: n.NVLinkDomain, Labels: n.Labels, Price: n.Price,
 		CPU: int64(n.CPU), Memory: int64(n.Memory), Devices: info.Devices[:0],
 	}
 	for i := range n.Devices {

@@ -13,13 +13,18 @@ type candidate struct {
 	group    uint32
 	idx      uint8
 	priority gpuai.Priority
+	grows    bool
 }
 
-// before is the order of the queue: higher priority, then the older job, then
-// the group's place in it, then the bucket.
+// before is the order of the queue: higher priority, then what waits to start
+// before what wants to grow, then the older job, then the group's place in it,
+// then the bucket.
 func (a *candidate) before(b *candidate) bool {
 	if a.priority != b.priority {
 		return a.priority > b.priority
+	}
+	if a.grows != b.grows {
+		return b.grows
 	}
 	if a.seq != b.seq {
 		return a.seq < b.seq
@@ -80,7 +85,7 @@ func (m *Machine) collect(node uint32, gained bool) {
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		m.now.work -= workLook
 		r := m.buckets.Get(b)
-		if _, fits := m.sched.FitsOn(r.shape, node); fits || r.unseen {
+		if r.unseen || m.wakes(r, node) {
 			m.offer(b)
 		}
 	}
@@ -91,7 +96,7 @@ func (m *Machine) offer(bucket uint32) {
 	group := m.buckets.Get(bucket).first.slot()
 	g := m.groups.Get(group)
 	j := m.jobs.Get(g.job.slot())
-	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority})
+	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority, m.buckets.Get(bucket).grows})
 	for i := len(m.cands) - 1; i > 0; {
 		p := (i - 1) / 2
 		if !m.cands[i].before(&m.cands[p]) {
@@ -153,11 +158,16 @@ func (m *Machine) drain() bool {
 }
 
 // placeGroup gives leases to as many ready tasks of a group as fit: to all or
-// none of a gang. placed says whether the whole group was placed, final whether
+// none of a gang, or of all groups of a job that start together. placed says whether the whole group was placed, final whether
 // the answer is: false when the entry's tokens or budget ended.
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
-	if g.gang {
+	switch {
+	case g.together != 0:
+		return m.placeTogether(group)
+	case g.gang && g.live() > 0:
+		return m.growGang(group)
+	case g.gang:
 		return m.placeGang(group)
 	}
 	for n := g.ready(); n > 0; n-- {
@@ -184,55 +194,6 @@ func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
 	fit, ok := m.sched.Place(sh)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
 	return fit, ok
-}
-
-// placeGang gives leases to all tasks of a gang or to none.
-func (m *Machine) placeGang(group uint32) (placed, final bool) {
-	g := *m.groups.Get(group)
-	if m.now.ordinal+g.count > MaxLeasesPerEntry {
-		return false, m.now.ordinal == 0 // the next entry has tokens for it
-	}
-	before := m.sched.Work()
-	room := m.sched.Capacity(g.shape, g.count)
-	m.now.work -= int64(m.sched.Work()-before) + workLook
-	if room < g.count {
-		return false, true
-	}
-	mark, now := m.sp.Mark(), m.now
-	events := len(m.out.Events)
-	for range g.count {
-		fit, ok := m.find(g.shape)
-		if ok {
-			ok = m.grant(group, fit)
-		}
-		if !ok {
-			m.sp.RollbackTo(mark)
-			now.work = m.now.work // spent all the same
-			m.now = now
-			m.out.Events = m.out.Events[:events]
-			return false, true
-		}
-	}
-	if !m.openRendezvous(group) {
-		m.sp.RollbackTo(mark)
-		now.work = m.now.work
-		m.now = now
-		m.out.Events = m.out.Events[:events]
-		return false, true
-	}
-	m.dequeue(group, g.count)
-	return true, true
-}
-
-// openRendezvous lends the gang a port on the node of its rank 0.
-func (m *Machine) openRendezvous(group uint32) bool {
-	l := m.leases.Mut(m.tasks.Get(m.groups.Get(group).first.slot()).lease.slot())
-	n := m.nodes.Mut(l.node)
-	if n.portCount == 0 {
-		return true // the node lends none: its gangs find each other by themselves
-	}
-	l.port = n.lendPort()
-	return l.port != 0
 }
 
 // grant gives the next task of a group its lease; false when the machine is

@@ -21,7 +21,32 @@ type bucketRec struct {
 	// unseen: groups joined while there was a backlog, so that nobody has
 	// looked yet whether they fit.
 	unseen bool
-	lanes  [numLanes]lane // derived
+	// What follows is zero below LevelPlacement.
+	min   uint32 // tasks of each gang that are enough; 0: all
+	same  gpuai.Topology
+	grows bool           // elastic gangs that run, and want more tasks
+	sig   uint64         // tells apart what the fields above do not; 0: nothing
+	lanes [numLanes]lane // derived
+}
+
+// A bucketKey is what the groups of a bucket have in common.
+type bucketKey struct {
+	sig      uint64
+	shape    scheduler.ShapeID
+	gang     uint32
+	min      uint32
+	priority gpuai.Priority
+	same     gpuai.Topology
+	grows    bool
+}
+
+func (r *bucketRec) key() bucketKey {
+	return bucketKey{r.sig, r.shape, r.gang, r.min, r.priority, r.same, r.grows}
+}
+
+func (k *bucketKey) hash() uint64 {
+	h := mem.Mix(uint64(k.priority)<<32|uint64(k.shape), uint64(k.gang)+7)
+	return mem.Mix(h^k.sig, uint64(k.min)<<16|uint64(k.same)<<8|uint64(bool8(k.grows))|1<<63)
 }
 
 func (r *bucketRec) put(b []byte) []byte {
@@ -31,7 +56,14 @@ func (r *bucketRec) put(b []byte) []byte {
 	b = r.last.put(b)
 	b = le.AppendUint32(b, r.groups)
 	b = le.AppendUint64(b, r.tasks)
-	return append(b, uint8(r.priority), bool8(r.used), bool8(r.unseen))
+	b = append(b, uint8(r.priority), bool8(r.used))
+	if r.min == 0 && r.same == 0 && !r.grows && r.sig == 0 {
+		return append(b, bool8(r.unseen))
+	}
+	b = append(b, bool8(r.unseen)|flagTail)
+	b = le.AppendUint32(b, r.min)
+	b = append(b, uint8(r.same), bool8(r.grows))
+	return le.AppendUint64(b, r.sig)
 }
 
 func (r *bucketRec) get(rd *wire.Reader) {
@@ -43,26 +75,34 @@ func (r *bucketRec) get(rd *wire.Reader) {
 	r.tasks = rd.U64()
 	r.priority = gpuai.Priority(rd.U8())
 	r.used = rd.U8() != 0
-	r.unseen = rd.U8() != 0
-}
-
-func hashBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint64 {
-	return mem.Mix(uint64(p)<<32|uint64(sh), uint64(gang)+7)
-}
-
-// gangOf returns what a group adds to its bucket's key.
-func (g *groupRec) gangOf() uint32 {
-	if g.gang {
-		return g.count
+	flags := rd.U8()
+	if r.unseen = flags&1 != 0; flags&flagTail != 0 {
+		r.min = rd.U32()
+		r.same, r.grows = gpuai.Topology(rd.U8()), rd.U8() != 0
+		r.sig = rd.U64()
 	}
-	return 0
 }
 
-func (m *Machine) findBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) (uint32, bool) {
-	return m.bucketByKey.Find(hashBucket(p, sh, gang), func(s uint32) bool {
-		b := m.buckets.Get(s)
-		return b.priority == p && b.shape == sh && b.gang == gang
-	})
+// keyOf returns the key of the bucket that a group waits in.
+func (m *Machine) keyOf(group uint32) bucketKey {
+	g := m.groups.Get(group)
+	k := bucketKey{priority: m.jobs.Get(g.job.slot()).priority, shape: g.shape}
+	switch {
+	case g.together != 0:
+		k.gang, k.sig = m.togetherKey(g.job.slot())
+	case g.gang && g.live() > 0:
+		k.grows = true
+		if g.same != gpuai.TopologyNone {
+			k.sig = uint64(refTo(group)) // what it may grow on is its own affair
+		}
+	case g.gang:
+		k.gang, k.min, k.same = g.count, g.min, g.same
+	}
+	return k
+}
+
+func (m *Machine) findBucket(k *bucketKey) (uint32, bool) {
+	return m.bucketByKey.Find(k.hash(), func(s uint32) bool { return m.buckets.Get(s).key() == *k })
 }
 
 // enqueue puts a group that has ready tasks into its bucket, or counts tasks
@@ -73,10 +113,13 @@ func (m *Machine) enqueue(group, n uint32) {
 		m.buckets.Mut(g.bucket.slot()).tasks += uint64(n)
 		return
 	}
-	j := m.jobs.Get(g.job.slot())
-	slot, ok := m.findBucket(j.priority, g.shape, g.gangOf())
+	if g.together == togetherOther {
+		return // the first group stands for the job
+	}
+	k := m.keyOf(group)
+	slot, ok := m.findBucket(&k)
 	if !ok {
-		slot = m.newBucket(j.priority, g.shape, g.gangOf())
+		slot = m.newBucket(&k)
 		m.look(slot) // beside others that wait, it would wait too
 	}
 	m.insertGroup(slot, group)
@@ -87,10 +130,13 @@ func (m *Machine) enqueue(group, n uint32) {
 
 // newBucket makes a bucket. There is one for every group at most, and submits
 // are refused before the buckets run out.
-func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint32 {
+func (m *Machine) newBucket(k *bucketKey) uint32 {
 	slot, _ := m.bucketSlots.Alloc()
-	m.buckets.Put(slot, bucketRec{shape: sh, gang: gang, priority: p, used: true})
-	m.bucketByKey.Insert(hashBucket(p, sh, gang), slot)
+	m.buckets.Put(slot, bucketRec{
+		shape: k.shape, gang: k.gang, priority: k.priority, used: true,
+		min: k.min, same: k.same, grows: k.grows, sig: k.sig,
+	})
+	m.bucketByKey.Insert(k.hash(), slot)
 	return slot
 }
 
@@ -192,7 +238,8 @@ func (m *Machine) dequeue(group, n uint32) {
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
 	if b.groups--; b.groups == 0 {
 		m.seen(slot)
-		m.bucketByKey.Delete(hashBucket(b.priority, b.shape, b.gang), slot)
+		k := b.key()
+		m.bucketByKey.Delete(k.hash(), slot)
 		*m.buckets.Mut(slot) = bucketRec{}
 		m.bucketSlots.Free(slot)
 	}

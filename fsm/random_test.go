@@ -17,6 +17,9 @@ type walk struct {
 	// ports is what each node lends: when they run out a gang waits that has
 	// its devices.
 	ports uint16
+	// more and where add to specs and nodes what later feature levels know.
+	more  func(s *gpuai.JobSpec)
+	where func(n *gpuai.NodeSpec)
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -51,6 +54,9 @@ func (w *walk) spec() *gpuai.JobSpec {
 		second.Name, second.Count = "second", 2
 		s.Groups = append(s.Groups, second)
 	}
+	if w.more != nil {
+		w.more(s)
+	}
 	return s
 }
 
@@ -59,6 +65,9 @@ func (w *walk) registerCommand() *RegisterNode {
 	s := nodeSpec(name, w.r.IntN(6), []string{"H100", "MI300X"}[w.r.IntN(2)])
 	s.Zone = []string{"z1", "z2", ""}[w.r.IntN(3)]
 	s.PortCount = w.ports
+	if w.where != nil {
+		w.where(&s)
+	}
 	c := &RegisterNode{Spec: s, BootID: []string{"b1", "b2"}[w.r.IntN(2)], Nonce: []string{"n1", "n2", "n3"}[w.r.IntN(3)], Replaces: w.incs[name]}
 	for _, l := range w.m.LeasesOfNode(gpuai.NodeID(name), 100) {
 		if w.r.IntN(2) == 0 {
@@ -178,33 +187,41 @@ func TestRandomLogs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for range 150 {
-			w.step()
-			entry := w.log[len(w.log)-1]
-			out := &Output{}
-			if w.r.IntN(20) == 0 {
-				other = restored(t, other)
-			}
-			if w.r.IntN(20) == 0 {
-				fork := other.Fork()
-				if err := other.Apply(w.index, w.term, entry, out); err != nil {
-					t.Fatal(err)
-				}
-				other = fork
-			}
+		w.beside(seed, other, 150)
+	}
+}
+
+// beside takes steps of which other, which is equal, applies the log, forked and
+// restored at random points.
+func (w *walk) beside(seed uint64, other *Machine, steps int) {
+	t := w.t
+	t.Helper()
+	for range steps {
+		w.step()
+		entry := w.log[len(w.log)-1]
+		out := &Output{}
+		if w.r.IntN(20) == 0 {
+			other = restored(t, other)
+		}
+		if w.r.IntN(20) == 0 {
+			fork := other.Fork()
 			if err := other.Apply(w.index, w.term, entry, out); err != nil {
 				t.Fatal(err)
 			}
-			if other.Digest() != w.m.Digest() {
-				t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
-			}
-			if out.Diverged {
-				t.Fatalf("seed %d, entry %d: a checkpoint tells a divergence", seed, w.index)
-			}
+			other = fork
 		}
-		if err := other.Check(); err != nil {
-			t.Fatalf("seed %d: %v", seed, err)
+		if err := other.Apply(w.index, w.term, entry, out); err != nil {
+			t.Fatal(err)
 		}
+		if other.Digest() != w.m.Digest() {
+			t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
+		}
+		if out.Diverged {
+			t.Fatalf("seed %d, entry %d: a checkpoint tells a divergence", seed, w.index)
+		}
+	}
+	if err := other.Check(); err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
 	}
 }
 

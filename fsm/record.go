@@ -66,6 +66,10 @@ func (r *metaRec) put(b []byte) []byte {
 	return b
 }
 
+// flagTail is set in the last flag of a record that has fields of a later
+// feature level behind it.
+const flagTail = 2
+
 // Seeds keep equal records of different tables apart in the hash.
 const (
 	seedMeta = iota + 1

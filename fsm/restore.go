@@ -279,7 +279,8 @@ func (m *Machine) rebuild() error {
 	}
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
-		m.bucketByKey.Insert(hashBucket(b.priority, b.shape, b.gang), s)
+		k := b.key()
+		m.bucketByKey.Insert(k.hash(), s)
 		m.buildLanes(s)
 		if b.unseen {
 			m.unseen.Set(s)

@@ -262,7 +262,7 @@ func (w *world) randomAct() func(s *State) string {
 	needs, cs := w.randomNeeds()
 	key := fmt.Appendf(nil, "%+v %+v", needs, cs)
 	open := w.r.IntN(3) > 0
-	switch w.r.IntN(8) {
+	switch w.r.IntN(9) {
 	case 0:
 		return func(s *State) string {
 			code := s.SetNode(slot, &info)
@@ -271,6 +271,8 @@ func (w *world) randomAct() func(s *State) string {
 		}
 	case 1:
 		return func(s *State) string { s.RemoveNode(slot); return "removed" }
+	case 3, 4:
+		return w.randomGang(key, needs, cs)
 	case 2:
 		return func(s *State) string { s.SetDevice(slot, uint8(len(key)%8), open); return "set" }
 	}

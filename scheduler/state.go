@@ -37,6 +37,11 @@ type State struct {
 	shapeHash  *mem.Hash
 	shapeBytes *mem.Blobs
 
+	topo [numLevelsKept]topology
+
+	zoneMasks *mem.Table[uint64] // pools of a zone: zone·poolWords + word
+	zonePools *mem.Table[uint32] // how many
+
 	sums mem.Var[sumRec]
 
 	packing     mem.Var[packRec]
@@ -58,6 +63,10 @@ type State struct {
 	work uint64
 	// Scratch carries nothing from one call to the next.
 	poolBuf, filterBuf, keyBuf, unitBuf []byte
+
+	only  [poolWords]uint64
+	rooms []uint64
+	spent uint64 // ticks of the search that runs
 }
 
 // A sumRec sums up the tables, so that a search knows where not to look.
@@ -114,6 +123,11 @@ func New(sp *mem.Space) *State {
 		shapeHash:  mem.NewHash(sp),
 		shapeBytes: mem.NewBlobs(sp),
 
+		topo: [numLevelsKept]topology{newTopology(sp), newTopology(sp)},
+
+		zoneMasks: mem.NewTable[uint64](sp, 8),
+		zonePools: mem.NewTable[uint32](sp, 8),
+
 		sums: mem.NewVar(sp, sumRec{}),
 
 		packing:     mem.NewHashedVar(sp, packRec{}, hashPacking),
@@ -164,6 +178,11 @@ func (s *State) Fork(ns *mem.Space) *State {
 		shapeHash:  s.shapeHash.Fork(ns),
 		shapeBytes: s.shapeBytes.Fork(ns),
 
+		topo: [numLevelsKept]topology{s.topo[0].fork(ns), s.topo[1].fork(ns)},
+
+		zoneMasks: s.zoneMasks.Fork(ns),
+		zonePools: s.zonePools.Fork(ns),
+
 		sums: s.sums.Fork(ns),
 
 		packing:     s.packing.Fork(ns),
@@ -191,7 +210,8 @@ func (s *State) Work() uint64 { return s.work }
 
 // Sum returns what the index contributes to its space's hash, computed anew.
 func (s *State) Sum() uint64 {
-	return s.pools.Sum() + s.shapes.Sum() + s.packing.Sum() + s.demand.Sum() + s.slotClasses.Sum()
+	return s.pools.Sum() + s.shapes.Sum() + s.topo[levelNVLink].domains.Sum() + s.topo[levelRack].domains.Sum() +
+		s.packing.Sum() + s.demand.Sum() + s.slotClasses.Sum()
 }
 
 // HasNodes reports whether any node is registered.

@@ -7,7 +7,10 @@ import "github.com/gpuai/gpuai"
 // front. They stand by group, the job's own first, then by tag, each once. A
 // spec without any is of version 1, as builds write it that do not know them.
 const (
-	extBegin = 1
+	extBegin     = 1
+	extMinCount  = 6 // of a group: u32
+	extPlacement = 7 // same:u8 near:u8
+	extTogether  = 8 // 1:u8
 )
 
 // extJob stands for the job itself in place of a group.
@@ -18,12 +21,31 @@ func appendExtensions(b []byte, s *gpuai.JobSpec) []byte {
 	if s.Begin != 0 {
 		b = appendI64(append(b, extBegin, extJob, 8), int64(s.Begin))
 	}
+	if s.Placement != (gpuai.Placement{}) {
+		b = append(b, extPlacement, extJob, 2, uint8(s.Placement.Same), uint8(s.Placement.Near))
+	}
+	if s.Together {
+		b = append(b, extTogether, extJob, 1, 1)
+	}
+	for i := range s.Groups {
+		b = appendGroupExtensions(b, uint8(i)+1, &s.Groups[i])
+	}
+	return b
+}
+
+func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
+	if g.MinCount != 0 {
+		b = le.AppendUint32(append(b, extMinCount, group, 4), g.MinCount)
+	}
 	return b
 }
 
 // extensions reads the extension fields of a spec.
 func (r *Reader) extensions(v *JobView) {
-	v.Begin = 0
+	v.Begin, v.Same, v.Near, v.Together = 0, 0, 0, false
+	for i := range v.Groups[:v.NumGroups] {
+		v.Groups[i].MinCount = 0
+	}
 	if !v.Extended {
 		return
 	}
@@ -57,11 +79,26 @@ func (r *Reader) jobExtension(tag uint8, v *JobView) {
 	switch tag {
 	case extBegin:
 		v.Begin = r.within(r.I64(), 1, int64(gpuai.MaxWallTime))
+	case extPlacement:
+		v.Same = uint8(r.within(int64(r.U8()), 0, int64(gpuai.TopologyZone)))
+		v.Near = uint8(r.within(int64(r.U8()), 0, int64(gpuai.TopologyZone)))
+		if v.Same|v.Near == 0 || v.Same != 0 && v.Near >= v.Same {
+			r.Fail("a placement says nothing, or is contradictory")
+		}
+	case extTogether:
+		v.Together = r.within(int64(r.U8()), 1, 1) == 1
 	default:
 		r.Fail("a spec has a field that this version does not know")
 	}
 }
 
-func (r *Reader) groupExtension(tag uint8, _ *GroupView) {
-	r.Fail("a group has a field that this version does not know")
+func (r *Reader) groupExtension(tag uint8, g *GroupView) {
+	switch tag {
+	case extMinCount:
+		if g.MinCount = uint32(r.within(int64(r.U32()), 1, int64(g.Count))); !g.Gang {
+			r.Fail("what is no gang has a least count")
+		}
+	default:
+		r.Fail("a group has a field that this version does not know")
+	}
 }

@@ -34,11 +34,15 @@ type JobView struct {
 	// Extended: it has fields that feature level 3 brought.
 	Extended bool
 	Begin    int64 // wall time, ms; 0: at once
+	// Same and Near are gpuai.Topology.
+	Same, Near uint8
+	Together   bool
 }
 
 // A GroupView is what the machine needs of a group.
 type GroupView struct {
 	Count     uint32
+	MinCount  uint32 // 0: not elastic
 	Attempts  uint32
 	Gang      bool
 	On        uint8 // gpuai.RestartOn
@@ -115,6 +119,9 @@ func ReadJobView(b []byte, v *JobView) error {
 	if g := &v.Groups[0]; v.ArraySize > 0 && (v.NumGroups > 1 || g.Gang || g.Count != v.ArraySize) {
 		r.Fail("an array has one group, of its size, that is no gang")
 	}
+	if v.Together && (v.ArraySize > 0 || tasks > gpuai.MaxGangTasks) {
+		r.Fail("groups that start together are an array, or too many tasks")
+	}
 	return r.Done()
 }
 
@@ -169,8 +176,9 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 		Limits:   gpuai.Limits{QueueTime: gpuai.Duration(v.QueueTime), RunTime: gpuai.Duration(v.RunTime)},
 		Array:    gpuai.Array{Size: v.ArraySize},
 		LeaseTTL: gpuai.Duration(v.LeaseTTL),
-		Begin:    gpuai.WallTime(v.Begin),
-		Groups:   make([]gpuai.Group, 0, v.NumGroups),
+		Begin:    gpuai.WallTime(v.Begin), Together: v.Together,
+		Placement: gpuai.Placement{Same: gpuai.Topology(v.Same), Near: gpuai.Topology(v.Near)},
+		Groups:    make([]gpuai.Group, 0, v.NumGroups),
 	}
 	for i := range v.Groups[:v.NumGroups] {
 		g, err := v.Groups[i].spec()
@@ -184,7 +192,7 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 
 func (v *GroupView) spec() (gpuai.Group, error) {
 	g := gpuai.Group{
-		Name: string(v.Name), Count: v.Count, Gang: v.Gang,
+		Name: string(v.Name), Count: v.Count, MinCount: v.MinCount, Gang: v.Gang,
 		// An empty list is not an absent one: it means no restart at all.
 		Restart: gpuai.Restart{Attempts: v.Attempts, Backoff: gpuai.Duration(v.Backoff), On: []gpuai.RestartCause{}},
 	}

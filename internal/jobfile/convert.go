@@ -23,6 +23,9 @@ func (c converter) spec(n *node) *gpuai.JobSpec {
 	s.Limits.RunTime = c.duration(limits.get("run_time"), "/limits/run_time")
 	s.Array.Size = uint32(c.whole(n.get("array").get("size"), 1<<31))
 	s.LeaseTTL = c.duration(n.get("lease_ttl"), "/lease_ttl")
+	enum(&s.Placement.Same, n.get("placement").get("same"))
+	enum(&s.Placement.Near, n.get("placement").get("near"))
+	s.Together = truth(n.get("together"))
 	for i, g := range n.get("groups").list() {
 		s.Groups = append(s.Groups, c.group(g, "/groups/"+strconv.Itoa(i)))
 	}
@@ -37,6 +40,9 @@ func (c converter) group(n *node, at string) gpuai.Group {
 		Resources: c.resources(n.get("resources"), at+"/resources"),
 		Restart:   c.restart(n.get("restart"), at+"/restart"),
 		Task:      c.task(n.get("task"), at+"/task"),
+	}
+	if count := n.get("count"); count != nil && count.kind == object {
+		g.MinCount, g.Count = uint32(c.whole(count.get("min"), 1<<31)), uint32(c.whole(count.get("max"), 1<<31))
 	}
 	for i, k := range n.get("constraints").list() {
 		g.Constraints = append(g.Constraints, c.constraint(k, at+"/constraints/"+strconv.Itoa(i)))

@@ -78,6 +78,10 @@ func (n *node) filePointer(wire string) string {
 			if v := n.find(out + "/value"); v.node != nil && v.node.kind != list {
 				return out + "/value"
 			}
+		case part == "min_count":
+			part = "count/min"
+		case part == "count" && n.find(out+"/count/max").node != nil:
+			part = "count/max"
 		default:
 			part = fileName(part)
 		}
