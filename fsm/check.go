@@ -41,7 +41,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -147,7 +147,8 @@ func (m *Machine) checkGroup(group uint32) error {
 	if n != g.n || idx != g.made || !g.gang && waiting != g.waiting {
 		return fmt.Errorf("group %d: tasks by state %v with %d waiting, recorded %v with %d", g.idx, n, waiting, g.n, g.waiting)
 	}
-	if (g.bucket != 0) != (g.ready() > 0 && !g.ended) {
+	j := m.jobs.Get(g.job.slot())
+	if (g.bucket != 0) != (g.ready() > 0 && !g.ended && !m.waitOf(j).held && !m.throttled(j)) {
 		return fmt.Errorf("group %d: %d tasks ready, queued %v", g.idx, g.ready(), g.bucket != 0)
 	}
 	if g.gang && g.live() > 0 && g.ready() > 0 {
@@ -203,6 +204,44 @@ func (m *Machine) checkBuckets() error {
 	return nil
 }
 
+func (m *Machine) checkWaits() error {
+	used := uint32(0)
+	for s, ok := m.waitSlots.Next(0); ok; s, ok = m.waitSlots.Next(s + 1) {
+		w := m.waits.Get(s)
+		j := m.jobs.Get(w.job.slot())
+		if j.wait != refTo(s) {
+			return fmt.Errorf("wait %d is not of its job", s)
+		}
+		if w.held && (w.edges == 0 && w.beginAt == 0 || j.status != gpuai.JobPending) || !w.held && (w.edges > 0 || w.beginAt != 0) {
+			return fmt.Errorf("job %s is %s, kept out %v for %d jobs and until %d", j.id, j.status, w.held, w.edges, w.beginAt)
+		}
+		if w.parallel > 0 && j.live > w.parallel {
+			return fmt.Errorf("array %s has %d leases of %d", j.id, j.live, w.parallel)
+		}
+		n := uint8(0)
+		for e := w.after; e != 0; e = m.edges.Get(e.slot()).more {
+			if n++; m.edges.Get(e.slot()).from != w.job || n > w.edges {
+				return fmt.Errorf("job %s waits for a job that another waits for", j.id)
+			}
+		}
+		if used += uint32(n); n != w.edges || m.due(w.job.slot()) != 0 && !m.news.Has(w.job.slot()) {
+			return fmt.Errorf("job %s waits for %d jobs of %d, or holds back news", j.id, n, w.edges)
+		}
+		for _, on := range [...]gpuai.Stage{gpuai.StageStarted, gpuai.StageEnded} {
+			prev := ref(0)
+			for e := *w.list(on); e != 0; prev, e = e, m.edges.Get(e.slot()).next {
+				if x := m.edges.Get(e.slot()); x.to != w.job || x.prev != prev || (x.on == gpuai.StageStarted) != (on == gpuai.StageStarted) {
+					return fmt.Errorf("the jobs that wait for job %s are out of order", j.id)
+				}
+			}
+		}
+	}
+	if used != m.edgeSlots.Len() {
+		return fmt.Errorf("jobs wait for %d others, %d are recorded", used, m.edgeSlots.Len())
+	}
+	return nil
+}
+
 func (m *Machine) checkTimers() error {
 	for i := range *m.timers.n.Get() {
 		e := m.timers.heap.Get(i)
@@ -223,7 +262,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 		return m.tasks.Get(slot).timer
 	case timerGroup:
 		return m.groups.Get(slot).timer
-	case timerJob:
+	case timerJob, timerBegin:
 		return m.jobs.Get(slot).timer
 	case timerLease:
 		return m.leases.Get(slot).timer
@@ -234,7 +273,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 
 func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
-		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.sched.Sum()
+		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.waits.Sum() + m.edges.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
 		return fmt.Errorf("invariant: the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
 	}

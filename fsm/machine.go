@@ -43,10 +43,16 @@ type Machine struct {
 	bucketSlots *mem.Slots
 	bucketByKey *mem.Hash
 
+	waits     *mem.Table[waitRec]
+	waitSlots *mem.Slots
+	edges     *mem.Table[edgeRec]
+	edgeSlots *mem.Slots
+
 	servers *mem.Table[serverRec] // in the order in which they became known
 
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
+	news   *mem.Bitmap // jobs of which others must be told; derived
 	timers *timers
 	sched  *scheduler.State
 
@@ -93,8 +99,10 @@ func New(o Options) *Machine {
 		resultByKey: mem.NewHash(s),
 		buckets:     mem.NewHashed(s, 6, hasher[bucketRec](seedBucket)), bucketSlots: mem.NewSlots(s),
 		bucketByKey: mem.NewHash(s),
-		servers:     mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
-		dirty:       mem.NewBitmap(s), unseen: mem.NewBitmap(s),
+		waits:       mem.NewHashed(s, 5, hasher[waitRec](seedWait)), waitSlots: mem.NewSlots(s),
+		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
+		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
+		dirty:   mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
@@ -123,8 +131,10 @@ func (m *Machine) Fork() *Machine {
 		resultByKey: m.resultByKey.Fork(s),
 		buckets:     m.buckets.Fork(s), bucketSlots: m.bucketSlots.Fork(s),
 		bucketByKey: m.bucketByKey.Fork(s),
-		servers:     m.servers.Fork(s),
-		dirty:       m.dirty.Fork(s), unseen: m.unseen.Fork(s),
+		waits:       m.waits.Fork(s), waitSlots: m.waitSlots.Fork(s),
+		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
+		servers: m.servers.Fork(s),
+		dirty:   m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace
@@ -173,6 +183,9 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 	at := gpuai.MaxInstant
 	if m.backlog() {
 		at = max(m.Time(), m.QuietUntil())
+	}
+	if _, ok := m.news.Next(0); ok {
+		at = m.Time()
 	}
 	if e, ok := m.timers.next(); ok {
 		at = min(at, e.at)

@@ -43,9 +43,11 @@ func (m *Machine) backlog() bool {
 // entry's budget. What the budget leaves over stays marked.
 func (m *Machine) refill() {
 	if m.meta.Get().quietUntil > m.now.time {
+		m.settle()
 		return
 	}
 	for m.now.work > 0 {
+		m.settle()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {
 			return
@@ -88,7 +90,7 @@ func (m *Machine) offer(bucket uint32) {
 	group := m.buckets.Get(bucket).first.slot()
 	g := m.groups.Get(group)
 	j := m.jobs.Get(g.job.slot())
-	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority})
+	m.cands = append(m.cands, candidate{m.place(j), bucket, group, g.idx, j.priority})
 	for i := len(m.cands) - 1; i > 0; {
 		p := (i - 1) / 2
 		if !m.cands[i].before(&m.cands[p]) {
@@ -168,7 +170,9 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 		if !m.grant(group, fit) {
 			return false, true
 		}
-		m.dequeue(group, 1)
+		if m.dequeue(group, 1); g.bucket == 0 {
+			return true, true // none is left, or the array has all that it may have
+		}
 	}
 	return true, true
 }

@@ -74,6 +74,9 @@ func (m *Machine) enqueue(group, n uint32) {
 		return
 	}
 	j := m.jobs.Get(g.job.slot())
+	if m.throttled(j) {
+		return // until a lease of the array ends
+	}
 	slot, ok := m.findBucket(j.priority, g.shape, g.gangOf())
 	if !ok {
 		slot = m.newBucket(j.priority, g.shape, g.gangOf())
@@ -124,7 +127,7 @@ func (m *Machine) seen(bucket uint32) {
 func (m *Machine) groupBefore(a, b uint32) bool {
 	x, y := m.groups.Get(a), m.groups.Get(b)
 	if x.job != y.job {
-		return m.jobs.Get(x.job.slot()).seq < m.jobs.Get(y.job.slot()).seq
+		return m.place(m.jobs.Get(x.job.slot())) < m.place(m.jobs.Get(y.job.slot()))
 	}
 	return x.idx < y.idx
 }
@@ -174,7 +177,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	slot := g.bucket.slot()
 	b := m.buckets.Mut(slot)
 	b.tasks -= uint64(n)
-	if g.ready() > 0 && !g.ended && m.jobs.Get(g.job.slot()).status < gpuai.JobSucceeded {
+	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && j.status < gpuai.JobSucceeded && !m.throttled(j) {
 		return
 	}
 	b.tasks -= uint64(g.ready())

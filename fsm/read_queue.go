@@ -13,7 +13,7 @@ func (m *Machine) bucketOrder() []candidate {
 		group := m.buckets.Get(b).first.slot()
 		g := m.groups.Get(group)
 		j := m.jobs.Get(g.job.slot())
-		out = append(out, candidate{j.seq, b, group, g.idx, j.priority})
+		out = append(out, candidate{m.place(j), b, group, g.idx, j.priority})
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
 		if a.before(&b) {
@@ -75,7 +75,7 @@ func (m *Machine) QueueEntries(after, limit int) []gpuai.QueueEntry {
 			continue
 		}
 		g := m.groups.Get(next.slot())
-		c = candidate{m.jobs.Get(g.job.slot()).seq, c.bucket, next.slot(), g.idx, c.priority}
+		c = candidate{m.place(m.jobs.Get(g.job.slot())), c.bucket, next.slot(), g.idx, c.priority}
 		i, _ := slices.BinarySearchFunc(heads, c, func(a, b candidate) int {
 			if a.before(&b) {
 				return -1
@@ -102,14 +102,14 @@ func (m *Machine) queueEntry(group, position uint32) gpuai.QueueEntry {
 func (m *Machine) ahead(group uint32) (jobs, gpus, length uint32) {
 	g := m.groups.Get(group)
 	j := m.jobs.Get(g.job.slot())
-	me := candidate{j.seq, 0, group, g.idx, j.priority}
+	me := candidate{m.place(j), 0, group, g.idx, j.priority}
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		r := m.buckets.Get(b)
 		length += r.groups
 		for at, n := r.first, 0; at != 0 && n < MaxScan; n++ {
 			x := m.groups.Get(at.slot())
 			y := m.jobs.Get(x.job.slot())
-			c := candidate{y.seq, 0, at.slot(), x.idx, y.priority}
+			c := candidate{m.place(y), 0, at.slot(), x.idx, y.priority}
 			if at.slot() == group || !c.before(&me) {
 				break
 			}

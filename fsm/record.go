@@ -79,6 +79,8 @@ const (
 	seedBucket
 	seedChain
 	seedServer
+	seedWait
+	seedEdge
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

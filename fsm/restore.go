@@ -148,6 +148,10 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.results, m.resultSlots)
 	case secBuckets:
 		readTable(f, m.buckets, m.bucketSlots)
+	case secWaits:
+		readTable(f, m.waits, m.waitSlots)
+	case secEdges:
+		readTable(f, m.edges, m.edgeSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secDirty:
@@ -337,7 +341,12 @@ func (m *Machine) rebuildTimers() {
 		}
 	}
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
-		if j := m.jobs.Get(s); j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
+		j := m.jobs.Get(s)
+		if at := m.waitOf(j).beginAt; at != 0 {
+			m.timers.set(at, timerBegin, s)
+		}
+		m.tell(s)
+		if j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
 			m.timers.set(j.queueUntil, timerJob, s)
 		}
 	}

@@ -42,7 +42,9 @@ const (
 	secBuckets
 	secDirty
 	secServers // only where there are some: builds that do not know it read the rest
-	secEnd     = 255
+	secWaits   // the same
+	secEdges
+	secEnd = 255
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -114,6 +116,10 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	}
 	f.end()
 	m.writeServers(f)
+	if m.waitSlots.Len() > 0 {
+		writeTable(f, secWaits, m.waits, m.waitSlots)
+		writeTable(f, secEdges, m.edges, m.edgeSlots)
+	}
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)
