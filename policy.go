@@ -44,6 +44,9 @@ type Policy struct {
 	// AgingEvery raises a waiting job by one priority for each such time that
 	// it has waited, up to MaxPriority; 0 never does.
 	AgingEvery Duration `json:"aging_every_ms,omitzero"`
+	// UsageHalfLife is in how much time what a tenant has had of the devices
+	// counts half: the longer, the longer a tenant that waited is made up for it.
+	UsageHalfLife Duration `json:"usage_half_life_ms"`
 }
 
 // DefaultPolicy is the policy of a new region.
@@ -58,6 +61,7 @@ func DefaultPolicy() Policy {
 		BreakerMin: 50, BreakerPPM: 50_000, BreakerWindow: 30 * Second, BreakerRatePPM: 1_000,
 		FlapLimit: 3, FlapWindow: 10 * Minute, FlapBackoff: Minute,
 		PriorityInference: 80, PriorityTraining: 50, PriorityFinetune: 50, PriorityBatch: 20,
+		UsageHalfLife: Day,
 	}
 }
 
@@ -136,6 +140,7 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/breaker_window_ms", p.BreakerWindow, Second, Hour)
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
+	v.span("/usage_half_life_ms", p.UsageHalfLife, Minute, 30*Day)
 	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")

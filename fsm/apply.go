@@ -25,6 +25,7 @@ const (
 	typeRetireJobs
 	typeRetireServer
 	typeMoveServer
+	typeSetTenantWeight
 	numTypes
 )
 
@@ -248,6 +249,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireServer(r)
 	case typeMoveServer:
 		return m.applyMoveServer(r)
+	case typeSetTenantWeight:
+		return m.applySetTenantWeight(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

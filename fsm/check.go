@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
 )
 
 // Check verifies the invariants of the state and says which one does not hold:
@@ -41,7 +42,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTimers, m.checkServers, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkTenants, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -181,7 +182,7 @@ func (m *Machine) checkLeases() error {
 func (m *Machine) checkBuckets() error {
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
-		if at, ok := m.findBucket(b.priority, b.shape, b.gang); !ok || at != s || m.unseen.Has(s) != b.unseen {
+		if at, ok := m.findBucket(b.key()); !ok || at != s || m.unseen.Has(s) != b.unseen {
 			return fmt.Errorf("bucket %d is not found, or not marked as it says", s)
 		}
 		groups, tasks, prev := uint32(0), uint64(0), ref(0)
@@ -199,6 +200,12 @@ func (m *Machine) checkBuckets() error {
 		}
 		if groups != b.groups || tasks != b.tasks || b.last != prev || groups == 0 {
 			return fmt.Errorf("bucket %d: %d groups and %d tasks, recorded %d and %d", s, groups, tasks, b.groups, b.tasks)
+		}
+		if m.turns.has(s) != (m.Level() >= LevelPlacement && !b.unseen) {
+			return fmt.Errorf("bucket %d: in a turn %v, unseen %v", s, m.turns.has(s), b.unseen)
+		}
+		if m.turns.has(s) && (m.turns.leafs.Get(s).key != m.keyOf(b.first.slot()) || m.turns.recs.Get(m.turns.leafs.Get(s).turn.slot()).tenant != b.tenant) {
+			return fmt.Errorf("bucket %d is out of place in its turn", s)
 		}
 	}
 	return nil
@@ -242,6 +249,65 @@ func (m *Machine) checkWaits() error {
 	return nil
 }
 
+func (m *Machine) checkTenants() error {
+	held := make([]uint64, m.tenants.Len())
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		l := m.leases.Get(s)
+		if !l.live() || !m.counted(l.token) {
+			continue
+		}
+		if name := m.tenantOfLease(l); name < m.tenantOf.Len() && *m.tenantOf.Get(name) != 0 {
+			held[m.tenantOf.Get(name).slot()] += l.held()
+		}
+	}
+	for s := range m.tenants.Len() {
+		r := m.tenants.Get(s)
+		if *m.tenantOf.Get(r.name) != refTo(s) || r.held != held[s] || r.weight < 1 {
+			return fmt.Errorf("tenant %q of weight %d holds %d milli, recorded %d", m.strs.Get(r.name), r.weight, held[s], r.held)
+		}
+	}
+	return nil
+}
+
+// checkTurns holds that each turn is in order and knows the least need below.
+func (m *Machine) checkTurns() error {
+	t := m.turns
+	for s, ok := t.slots.Next(0); ok; s, ok = t.slots.Next(s + 1) {
+		var first, last queueKey
+		n := uint32(0)
+		var walk func(at ref) (scheduler.Need, bool)
+		walk = func(at ref) (scheduler.Need, bool) {
+			l := t.leafs.Get(at.slot())
+			least := l.need
+			if l.left != 0 {
+				below, ok := walk(l.left)
+				if least = least.Least(&below); !ok || rank(l.left.slot()) > rank(at.slot()) {
+					return least, false
+				}
+			}
+			if l.turn != refTo(s) || n > 0 && l.key.before(last) {
+				return least, false
+			}
+			if n == 0 {
+				first = l.key
+			}
+			n, last = n+1, l.key
+			if l.right != 0 {
+				below, ok := walk(l.right)
+				if least = least.Least(&below); !ok || rank(l.right.slot()) > rank(at.slot()) {
+					return least, false
+				}
+			}
+			return least, least == l.least
+		}
+		r := t.recs.Get(s)
+		if _, ok := walk(r.root); !ok || n != r.buckets || r.first != first {
+			return fmt.Errorf("turn %d is out of order, or has not its %d buckets but %d", s, r.buckets, n)
+		}
+	}
+	return nil
+}
+
 func (m *Machine) checkTimers() error {
 	for i := range *m.timers.n.Get() {
 		e := m.timers.heap.Get(i)
@@ -273,7 +339,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 
 func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
-		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.waits.Sum() + m.edges.Sum() + m.sched.Sum()
+		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.waits.Sum() + m.edges.Sum() + m.tenants.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
 		return fmt.Errorf("invariant: the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
 	}

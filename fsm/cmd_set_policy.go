@@ -30,6 +30,9 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	if len(p.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the policy has settings out of range")
 	}
+	if p.UsageHalfLife != m.policy.Get().UsageHalfLife {
+		m.bringUpAll()
+	}
 	m.policy.Mut().Policy = p
 	m.emit(gpuai.Event{Kind: gpuai.PolicySet})
 	return Result{}

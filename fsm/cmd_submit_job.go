@@ -85,6 +85,8 @@ func (m *Machine) room(v *wire.JobView, spec int) Result {
 		return rejected(gpuai.RateLimited, "the region's memory for job specs is full: retry later")
 	case m.strs.Len() >= MaxStrings:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
+	case m.Level() >= LevelPlacement && m.tenants.Len() >= MaxTenants && !m.knownTenant(v.Tenant):
+		return rejected(gpuai.TooLarge, "the region knows its maximum of tenants")
 	}
 	return Result{}
 }

@@ -124,6 +124,9 @@ func (m *Machine) linkLease(slot uint32) {
 	meta := m.meta.Mut()
 	meta.liveLeases++
 	meta.milliUsed += l.held()
+	if m.counted(l.token) {
+		m.account(m.tenantOfLease(l), l.held(), 0)
+	}
 }
 
 // unlinkLease takes an ended lease off its node.
@@ -153,6 +156,9 @@ func (m *Machine) unlinkLease(slot uint32) {
 	meta := m.meta.Mut()
 	meta.liveLeases--
 	meta.milliUsed -= l.held()
+	if m.counted(l.token) {
+		m.account(m.tenantOfLease(l), 0, l.held())
+	}
 }
 
 // dropLease forgets an ended lease.

@@ -48,6 +48,10 @@ type Machine struct {
 	edges     *mem.Table[edgeRec]
 	edgeSlots *mem.Slots
 
+	tenants  *mem.Table[tenantRec] // in the order in which they became known
+	tenantOf *mem.Table[ref]       // by string number
+	turns    *turns                // derived
+
 	servers *mem.Table[serverRec] // in the order in which they became known
 
 	dirty  *mem.Bitmap // nodes that gained room
@@ -75,6 +79,7 @@ type entryState struct {
 	ordinal     uint32 // of the next lease
 	submitted   uint32 // slot of the newest job
 	work        int64  // left of the budget
+	looks       int64  // at leafs of a turn, not charged yet
 }
 
 // A policyRec is the region's policy.
@@ -101,6 +106,7 @@ func New(o Options) *Machine {
 		bucketByKey: mem.NewHash(s),
 		waits:       mem.NewHashed(s, 5, hasher[waitRec](seedWait)), waitSlots: mem.NewSlots(s),
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
+		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s),
 		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		dirty:   mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
@@ -133,6 +139,7 @@ func (m *Machine) Fork() *Machine {
 		bucketByKey: m.bucketByKey.Fork(s),
 		waits:       m.waits.Fork(s), waitSlots: m.waitSlots.Fork(s),
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
+		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s),
 		servers: m.servers.Fork(s),
 		dirty:   m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),

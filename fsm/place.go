@@ -8,18 +8,28 @@ import (
 // A candidate is a bucket that may have something to place, by the key of its
 // first group.
 type candidate struct {
-	seq      uint64
+	seq      uint64 // place of the job in the queue
 	bucket   uint32
 	group    uint32
 	idx      uint8
 	priority gpuai.Priority
+	claim    claim // of the tenant; below LevelPlacement all are equal
+	tenant   uint32
+	turn     ref  // that the bucket stands for: the next of it follows
+	stub     bool // the turn's first bucket is still to be found
 }
 
-// before is the order of the queue: higher priority, then the older job, then
-// the group's place in it, then the bucket.
+// before is the order of the queue: higher priority, then the tenant that has
+// had less for its weight, then the older job, then the group's place in it,
+// then the bucket.
 func (a *candidate) before(b *candidate) bool {
 	if a.priority != b.priority {
 		return a.priority > b.priority
+	}
+	if a.tenant != b.tenant {
+		if c := a.claim.compare(b.claim); c != 0 {
+			return c < 0
+		}
 	}
 	if a.seq != b.seq {
 		return a.seq < b.seq
@@ -28,6 +38,18 @@ func (a *candidate) before(b *candidate) bool {
 		return a.idx < b.idx
 	}
 	return a.bucket < b.bucket
+}
+
+// candidate returns a bucket's candidate.
+func (m *Machine) candidate(bucket, group uint32) candidate {
+	g := m.groups.Get(group)
+	j := m.jobs.Get(g.job.slot())
+	c := candidate{seq: m.place(j), bucket: bucket, group: group, idx: g.idx, priority: j.priority}
+	if m.Level() >= LevelPlacement {
+		c.tenant, c.claim = j.tenant, m.claimOf(j.tenant)
+		c.priority = m.aged(j)
+	}
+	return c
 }
 
 // backlog reports whether the queue must be looked at again.
@@ -56,8 +78,11 @@ func (m *Machine) refill() {
 			m.dirty.Clear(node)
 			continue
 		}
-		m.collect(node, gained)
-		if !m.drain() {
+		if gained && m.Level() >= LevelPlacement {
+			if !m.serve(node) {
+				return
+			}
+		} else if m.collect(node, gained); !m.drain() {
 			return
 		}
 		if gained {
@@ -87,10 +112,11 @@ func (m *Machine) collect(node uint32, gained bool) {
 
 // offer adds a bucket to the heap of candidates.
 func (m *Machine) offer(bucket uint32) {
-	group := m.buckets.Get(bucket).first.slot()
-	g := m.groups.Get(group)
-	j := m.jobs.Get(g.job.slot())
-	m.cands = append(m.cands, candidate{m.place(j), bucket, group, g.idx, j.priority})
+	m.push(m.candidate(bucket, m.buckets.Get(bucket).first.slot()))
+}
+
+func (m *Machine) push(c candidate) {
+	m.cands = append(m.cands, c)
 	for i := len(m.cands) - 1; i > 0; {
 		p := (i - 1) / 2
 		if !m.cands[i].before(&m.cands[p]) {

@@ -7,8 +7,9 @@ import (
 	"github.com/gpuai/gpuai/scheduler"
 )
 
-// A bucketRec is the waiting groups of one priority, shape and gang size, in
-// the order of their jobs. Whether the first of them fits answers for all.
+// A bucketRec is the waiting groups of one priority, shape, gang size and, from
+// LevelPlacement on, tenant, in the order of their jobs. Whether the first of
+// them fits answers for all.
 type bucketRec struct {
 	shape    scheduler.ShapeID
 	gang     uint32 // tasks of each gang; 0: not gangs
@@ -22,6 +23,7 @@ type bucketRec struct {
 	// looked yet whether they fit.
 	unseen bool
 	lanes  [numLanes]lane // derived
+	tenant uint32         // string number; 0: made below LevelPlacement, of any tenant
 }
 
 func (r *bucketRec) put(b []byte) []byte {
@@ -31,7 +33,12 @@ func (r *bucketRec) put(b []byte) []byte {
 	b = r.last.put(b)
 	b = le.AppendUint32(b, r.groups)
 	b = le.AppendUint64(b, r.tasks)
-	return append(b, uint8(r.priority), bool8(r.used), bool8(r.unseen))
+	tail := r.tenant != 0
+	b = append(b, uint8(r.priority), bool8(r.used), bool8(r.unseen)|bool8(tail)<<1)
+	if tail {
+		b = le.AppendUint32(b, r.tenant)
+	}
+	return b
 }
 
 func (r *bucketRec) get(rd *wire.Reader) {
@@ -43,11 +50,35 @@ func (r *bucketRec) get(rd *wire.Reader) {
 	r.tasks = rd.U64()
 	r.priority = gpuai.Priority(rd.U8())
 	r.used = rd.U8() != 0
-	r.unseen = rd.U8() != 0
+	flags := rd.U8()
+	r.unseen = flags&1 != 0
+	if flags&2 != 0 {
+		r.tenant = rd.U32()
+	}
 }
 
-func hashBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint64 {
-	return mem.Mix(uint64(p)<<32|uint64(sh), uint64(gang)+7)
+// A bucketKey is what the groups of a bucket have in common.
+type bucketKey struct {
+	shape    scheduler.ShapeID
+	gang     uint32
+	tenant   uint32
+	priority gpuai.Priority
+}
+
+func (k *bucketKey) hash() uint64 {
+	return mem.Mix(uint64(k.priority)<<32|uint64(k.shape), uint64(k.tenant)<<32+uint64(k.gang)+7)
+}
+
+func (r *bucketRec) key() bucketKey { return bucketKey{r.shape, r.gang, r.tenant, r.priority} }
+
+// keyOfBucket returns the key of the bucket that a group belongs in.
+func (m *Machine) keyOfBucket(g *groupRec) bucketKey {
+	j := m.jobs.Get(g.job.slot())
+	k := bucketKey{shape: g.shape, gang: g.gangOf(), priority: j.priority}
+	if m.Level() >= LevelPlacement {
+		k.tenant = j.tenant
+	}
+	return k
 }
 
 // gangOf returns what a group adds to its bucket's key.
@@ -58,11 +89,8 @@ func (g *groupRec) gangOf() uint32 {
 	return 0
 }
 
-func (m *Machine) findBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) (uint32, bool) {
-	return m.bucketByKey.Find(hashBucket(p, sh, gang), func(s uint32) bool {
-		b := m.buckets.Get(s)
-		return b.priority == p && b.shape == sh && b.gang == gang
-	})
+func (m *Machine) findBucket(k bucketKey) (uint32, bool) {
+	return m.bucketByKey.Find(k.hash(), func(s uint32) bool { return m.buckets.Get(s).key() == k })
 }
 
 // enqueue puts a group that has ready tasks into its bucket, or counts tasks
@@ -77,9 +105,10 @@ func (m *Machine) enqueue(group, n uint32) {
 	if m.throttled(j) {
 		return // until a lease of the array ends
 	}
-	slot, ok := m.findBucket(j.priority, g.shape, g.gangOf())
+	key := m.keyOfBucket(g)
+	slot, ok := m.findBucket(key)
 	if !ok {
-		slot = m.newBucket(j.priority, g.shape, g.gangOf())
+		slot = m.newBucket(key)
 		m.look(slot) // beside others that wait, it would wait too
 	}
 	m.insertGroup(slot, group)
@@ -90,10 +119,10 @@ func (m *Machine) enqueue(group, n uint32) {
 
 // newBucket makes a bucket. There is one for every group at most, and submits
 // are refused before the buckets run out.
-func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint32 {
+func (m *Machine) newBucket(k bucketKey) uint32 {
 	slot, _ := m.bucketSlots.Alloc()
-	m.buckets.Put(slot, bucketRec{shape: sh, gang: gang, priority: p, used: true})
-	m.bucketByKey.Insert(hashBucket(p, sh, gang), slot)
+	m.buckets.Put(slot, bucketRec{shape: k.shape, gang: k.gang, tenant: k.tenant, priority: k.priority, used: true})
+	m.bucketByKey.Insert(k.hash(), slot)
 	return slot
 }
 
@@ -101,6 +130,7 @@ func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32)
 // nodes that gained room.
 func (m *Machine) look(bucket uint32) {
 	if b := m.buckets.Get(bucket); !b.unseen {
+		m.unlink(bucket)
 		m.buckets.Mut(bucket).unseen = true
 		m.unseen.Set(bucket)
 	}
@@ -120,6 +150,7 @@ func (m *Machine) seen(bucket uint32) {
 	if b := m.buckets.Get(bucket); b.unseen {
 		m.buckets.Mut(bucket).unseen = false
 		m.unseen.Clear(bucket)
+		m.link(bucket)
 	}
 }
 
@@ -163,6 +194,7 @@ func (m *Machine) insertGroup(bucket, group uint32) {
 		m.groups.Mut(next.qprev.slot()).qnext = refTo(group)
 	} else {
 		b.first = refTo(group)
+		m.relink(bucket)
 	}
 	next.qprev = refTo(group)
 }
@@ -194,9 +226,13 @@ func (m *Machine) dequeue(group, n uint32) {
 	}
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
 	if b.groups--; b.groups == 0 {
-		m.seen(slot)
-		m.bucketByKey.Delete(hashBucket(b.priority, b.shape, b.gang), slot)
+		m.unlink(slot)
+		m.unseen.Clear(slot)
+		k := b.key()
+		m.bucketByKey.Delete(k.hash(), slot)
 		*m.buckets.Mut(slot) = bucketRec{}
 		m.bucketSlots.Free(slot)
+	} else {
+		m.relink(slot)
 	}
 }

@@ -10,10 +10,7 @@ import (
 func (m *Machine) bucketOrder() []candidate {
 	var out []candidate
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
-		group := m.buckets.Get(b).first.slot()
-		g := m.groups.Get(group)
-		j := m.jobs.Get(g.job.slot())
-		out = append(out, candidate{m.place(j), b, group, g.idx, j.priority})
+		out = append(out, m.candidate(b, m.buckets.Get(b).first.slot()))
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
 		if a.before(&b) {
@@ -74,8 +71,7 @@ func (m *Machine) QueueEntries(after, limit int) []gpuai.QueueEntry {
 		if next == 0 {
 			continue
 		}
-		g := m.groups.Get(next.slot())
-		c = candidate{m.place(m.jobs.Get(g.job.slot())), c.bucket, next.slot(), g.idx, c.priority}
+		c = m.candidate(c.bucket, next.slot())
 		i, _ := slices.BinarySearchFunc(heads, c, func(a, b candidate) int {
 			if a.before(&b) {
 				return -1
@@ -100,16 +96,13 @@ func (m *Machine) queueEntry(group, position uint32) gpuai.QueueEntry {
 // ahead counts what stands before a group in the queue: jobs, tasks' devices.
 // It looks at MaxScan groups at most.
 func (m *Machine) ahead(group uint32) (jobs, gpus, length uint32) {
-	g := m.groups.Get(group)
-	j := m.jobs.Get(g.job.slot())
-	me := candidate{m.place(j), 0, group, g.idx, j.priority}
+	me := m.candidate(0, group)
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		r := m.buckets.Get(b)
 		length += r.groups
 		for at, n := r.first, 0; at != 0 && n < MaxScan; n++ {
 			x := m.groups.Get(at.slot())
-			y := m.jobs.Get(x.job.slot())
-			c := candidate{m.place(y), 0, at.slot(), x.idx, y.priority}
+			c := m.candidate(0, at.slot())
 			if at.slot() == group || !c.before(&me) {
 				break
 			}

@@ -39,6 +39,7 @@ type metaRec struct {
 	revoking    uint32
 	jobStates   [5]uint32
 	quietUntil  gpuai.Instant // before it nothing is granted; from LevelRestore on
+	countedFrom gpuai.Token   // leases from it on count in their tenants' held; from LevelPlacement on
 }
 
 func (r *metaRec) put(b []byte) []byte {
@@ -63,6 +64,9 @@ func (r *metaRec) put(b []byte) []byte {
 	if r.level >= LevelRestore {
 		b = put64(b, int64(r.quietUntil))
 	}
+	if r.level >= LevelPlacement {
+		b = le.AppendUint64(b, uint64(r.countedFrom))
+	}
 	return b
 }
 
@@ -81,6 +85,7 @@ const (
 	seedServer
 	seedWait
 	seedEdge
+	seedTenant
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

@@ -150,6 +150,12 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.buckets, m.bucketSlots)
 	case secWaits:
 		readTable(f, m.waits, m.waitSlots)
+	case secTenants:
+		for range count {
+			var r tenantRec
+			r.get(rd)
+			m.restoreTenant(r)
+		}
 	case secEdges:
 		readTable(f, m.edges, m.edgeSlots)
 	case secServers:
@@ -252,6 +258,14 @@ func (m *Machine) restoreJob(rd *wire.Reader) {
 	}
 }
 
+func (m *Machine) restoreTenant(r tenantRec) {
+	if r.name >= MaxStrings {
+		return // the digest will tell
+	}
+	m.tenantOf.Grow(r.name + 1)
+	*m.tenantOf.Mut(r.name) = refTo(m.tenants.Append(r))
+}
+
 // restored rebuilds what is derived and verifies the whole.
 func (m *loader) restored(end []byte) error {
 	s := &m.head
@@ -283,12 +297,14 @@ func (m *Machine) rebuild() error {
 	}
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
-		m.bucketByKey.Insert(hashBucket(b.priority, b.shape, b.gang), s)
+		k := b.key()
+		m.bucketByKey.Insert(k.hash(), s)
 		m.buildLanes(s)
 		if b.unseen {
 			m.unseen.Set(s)
 		}
 	}
+	m.linkAll()
 	m.rebuildTimers()
 	for s := range m.nodes.Len() {
 		m.retake(s)

@@ -44,6 +44,7 @@ const (
 	secServers // only where there are some: builds that do not know it read the rest
 	secWaits   // the same
 	secEdges
+	secTenants
 	secEnd = 255
 )
 
@@ -119,6 +120,14 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	if m.waitSlots.Len() > 0 {
 		writeTable(f, secWaits, m.waits, m.waitSlots)
 		writeTable(f, secEdges, m.edges, m.edgeSlots)
+	}
+	if m.tenants.Len() > 0 {
+		f.begin(secTenants)
+		for s := range m.tenants.Len() {
+			f.buf = m.tenants.Get(s).put(f.buf)
+			f.added()
+		}
+		f.end()
 	}
 	d := m.Digest()
 	f.begin(secEnd)
@@ -291,5 +300,8 @@ func (r *metaRec) get(rd *wire.Reader) {
 	}
 	if r.level >= LevelRestore {
 		r.quietUntil = gpuai.Instant(rd.I64())
+	}
+	if r.level >= LevelPlacement {
+		r.countedFrom = gpuai.Token(rd.U64())
 	}
 }

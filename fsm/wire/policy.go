@@ -86,6 +86,7 @@ func (s setting) set(v int64) (ok bool) {
 func settingsOf(p *gpuai.Policy) []setting {
 	return []setting{
 		{duration: &p.AgingEvery},
+		{duration: &p.UsageHalfLife},
 	}
 }
 
