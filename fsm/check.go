@@ -42,7 +42,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkTenants, m.checkTimers, m.checkServers, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkTenants, m.checkReservation, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -245,6 +245,24 @@ func (m *Machine) checkWaits() error {
 	}
 	if used != m.edgeSlots.Len() {
 		return fmt.Errorf("jobs wait for %d others, %d are recorded", used, m.edgeSlots.Len())
+	}
+	return nil
+}
+
+func (m *Machine) checkReservation() error {
+	nodes := 0
+	for s := range m.nodes.Len() {
+		n := m.nodes.Get(s)
+		if m.reserved.Has(s) != (n.reserved > 0) || n.reserved > 0 && !n.open() {
+			return fmt.Errorf("node %s is reserved for %d tasks, and not open or not known as that", m.nodeName(s), n.reserved)
+		}
+		if n.reserved > 0 {
+			nodes++
+		}
+	}
+	group := m.meta.Get().reserve.group
+	if (group != 0) != (nodes > 0) || group != 0 && m.groups.Get(group.slot()).bucket == 0 {
+		return fmt.Errorf("%d nodes are reserved for group %d, which waits or not", nodes, group)
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
 	}
 	meta := m.meta.Mut()
 	if meta.level < LevelPlacement && level >= LevelPlacement {
+		meta.reserve.wanted = true
 		meta.countedFrom = gpuai.MakeToken(meta.epoch, m.now.index, uint16(m.now.ordinal))
 	}
 	meta.level = level

@@ -65,6 +65,9 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 	if held := m.reasonsHeld(g.job.slot()); len(held) > 0 {
 		return append(out, held...)
 	}
+	if r, ok := m.reasonReserved(group); ok {
+		out = append(out, r)
+	}
 	switch {
 	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
 		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})

@@ -151,7 +151,7 @@ func (m *Machine) unlinkLease(slot uint32) {
 		n.returnPort(l.port)
 	}
 	if n.live--; n.live == MaxNodeLeases-1 {
-		m.sched.SetOpen(l.node, n.open())
+		m.sched.SetOpen(l.node, m.opens(l.node))
 	}
 	meta := m.meta.Mut()
 	meta.liveLeases--

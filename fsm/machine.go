@@ -57,14 +57,17 @@ type Machine struct {
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
 	news   *mem.Bitmap // jobs of which others must be told; derived
-	timers *timers
-	sched  *scheduler.State
+	// reserved are the nodes of the reservation; derived.
+	reserved *mem.Bitmap
+	timers   *timers
+	sched    *scheduler.State
 
 	// What follows is no state: it lives for one entry, or is derived.
 	now     entryState
 	mark    mem.Mark // where the present step began
 	out     *Output
 	cands   []candidate
+	free    scheduler.Free
 	view    wire.JobView
 	texts   wire.Texts
 	body    []byte   // scratch of setNodeBody
@@ -80,6 +83,7 @@ type entryState struct {
 	submitted   uint32 // slot of the newest job
 	work        int64  // left of the budget
 	looks       int64  // at leafs of a turn, not charged yet
+	group       ref    // that is being placed
 }
 
 // A policyRec is the region's policy.
@@ -108,7 +112,7 @@ func New(o Options) *Machine {
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s),
 		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
-		dirty:   mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s),
+		dirty:   mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
@@ -141,7 +145,7 @@ func (m *Machine) Fork() *Machine {
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s),
 		servers: m.servers.Fork(s),
-		dirty:   m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s),
+		dirty:   m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), reserved: m.reserved.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace

@@ -26,10 +26,8 @@ func (a *candidate) before(b *candidate) bool {
 	if a.priority != b.priority {
 		return a.priority > b.priority
 	}
-	if a.tenant != b.tenant {
-		if c := a.claim.compare(b.claim); c != 0 {
-			return c < 0
-		}
+	if c := a.claim.compare(b.claim); c != 0 {
+		return c < 0
 	}
 	if a.seq != b.seq {
 		return a.seq < b.seq
@@ -72,7 +70,10 @@ func (m *Machine) refill() {
 		m.settle()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {
-			return
+			if m.reserve(); !m.backlog() {
+				return
+			}
+			continue
 		}
 		if gained && !m.nodes.Get(node).open() {
 			m.dirty.Clear(node)
@@ -182,6 +183,7 @@ func (m *Machine) drain() bool {
 // the answer is: false when the entry's tokens or budget ended.
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
+	m.now.group = refTo(group)
 	if g.gang {
 		return m.placeGang(group)
 	}
@@ -196,7 +198,7 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 		if !m.grant(group, fit) {
 			return false, true
 		}
-		if m.dequeue(group, 1); g.bucket == 0 {
+		if m.dequeue(group, 1); m.groups.Get(group).bucket == 0 {
 			return true, true // none is left, or the array has all that it may have
 		}
 	}
@@ -204,12 +206,20 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 }
 
 func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
+	if m.holds(m.now.group) {
+		if fit, ok := m.findReserved(sh); ok {
+			return fit, true
+		}
+	}
 	if m.opts.FirstFit {
 		return m.firstFit(sh)
 	}
 	before := m.sched.Work()
 	fit, ok := m.sched.Find(sh)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
+	if !ok && m.now.group != 0 && m.meta.Get().reserve.group != 0 && !m.holds(m.now.group) {
+		return m.findPast(m.now.group.slot())
+	}
 	return fit, ok
 }
 
@@ -222,7 +232,7 @@ func (m *Machine) placeGang(group uint32) (placed, final bool) {
 	before := m.sched.Work()
 	room := m.sched.Capacity(g.shape, g.count)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
-	if room < g.count {
+	if room < g.count && room+m.reservedRoom(group) < g.count {
 		return false, true
 	}
 	mark, now := m.sp.Mark(), m.now

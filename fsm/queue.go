@@ -151,6 +151,7 @@ func (m *Machine) seen(bucket uint32) {
 		m.buckets.Mut(bucket).unseen = false
 		m.unseen.Clear(bucket)
 		m.link(bucket)
+		m.wantReservation(bucket)
 	}
 }
 
@@ -225,6 +226,10 @@ func (m *Machine) dequeue(group, n uint32) {
 		b.last = g.qprev
 	}
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
+	if m.holds(refTo(group)) {
+		m.unreserve()
+		b = m.buckets.Mut(slot)
+	}
 	if b.groups--; b.groups == 0 {
 		m.unlink(slot)
 		m.unseen.Clear(slot)

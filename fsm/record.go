@@ -40,6 +40,7 @@ type metaRec struct {
 	jobStates   [5]uint32
 	quietUntil  gpuai.Instant // before it nothing is granted; from LevelRestore on
 	countedFrom gpuai.Token   // leases from it on count in their tenants' held; from LevelPlacement on
+	reserve     reservation   // the same
 }
 
 func (r *metaRec) put(b []byte) []byte {
@@ -66,6 +67,9 @@ func (r *metaRec) put(b []byte) []byte {
 	}
 	if r.level >= LevelPlacement {
 		b = le.AppendUint64(b, uint64(r.countedFrom))
+		b = r.reserve.group.put(b)
+		b = put64(b, int64(r.reserve.shadow))
+		b = append(b, bool8(r.reserve.wanted))
 	}
 	return b
 }

@@ -308,7 +308,10 @@ func (m *Machine) rebuild() error {
 	m.rebuildTimers()
 	for s := range m.nodes.Len() {
 		m.retake(s)
-		m.sched.SetOpen(s, m.nodes.Get(s).open())
+		if m.nodes.Get(s).reserved > 0 {
+			m.reserved.Set(s)
+		}
+		m.sched.SetOpen(s, m.opens(s))
 	}
 	return nil
 }

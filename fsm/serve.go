@@ -73,7 +73,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 		m.advance(c.turn.slot(), queueKey{c.seq, c.idx}, room)
 		return true
 	}
-	if _, fits := m.sched.FitsOn(b.shape, node); fits {
+	if m.mayServe(b, node) {
 		if _, final := m.placeGroup(c.group); !final {
 			if m.buckets.Get(c.bucket).used {
 				m.look(c.bucket) // cut short: it must be tried everywhere

@@ -303,5 +303,8 @@ func (r *metaRec) get(rd *wire.Reader) {
 	}
 	if r.level >= LevelPlacement {
 		r.countedFrom = gpuai.Token(rd.U64())
+		r.reserve.group = ref(rd.U32())
+		r.reserve.shadow = gpuai.Instant(rd.I64())
+		r.reserve.wanted = rd.U8() != 0
 	}
 }

@@ -16,6 +16,7 @@ type turnRec struct {
 	first    queueKey // of the first bucket
 	tenant   uint32
 	buckets  uint32
+	bigs     uint32 // buckets that may need a reservation
 	priority gpuai.Priority
 	used     bool
 }
@@ -26,6 +27,7 @@ type leafRec struct {
 	turn        ref
 	key         queueKey
 	need, least scheduler.Need // its own, and of all below it
+	big         bool
 }
 
 // A queueKey orders the groups of one priority and tenant.
@@ -101,9 +103,12 @@ func (t *turns) add(bucket uint32, r *bucketRec, key queueKey, need scheduler.Ne
 		t.byKey.Insert(h, turn)
 	}
 	t.leafs.Grow(bucket + 1)
-	*t.leafs.Mut(bucket) = leafRec{turn: refTo(turn), key: key, need: need, least: need}
+	*t.leafs.Mut(bucket) = leafRec{turn: refTo(turn), key: key, need: need, least: need, big: isBig(r.gang, &need)}
 	x := t.recs.Mut(turn)
 	x.buckets++
+	if isBig(r.gang, &need) {
+		x.bigs++
+	}
 	if x.buckets == 1 || key.before(x.first) {
 		x.first = key
 	}
@@ -118,6 +123,9 @@ func (t *turns) drop(bucket uint32) {
 	x := t.recs.Mut(turn)
 	x.root = t.remove(x.root, bucket, l.key)
 	t.sizes.Mut()[l.need.Size]--
+	if l.big {
+		x.bigs--
+	}
 	*t.leafs.Mut(bucket) = leafRec{}
 	if x.buckets--; x.buckets == 0 {
 		t.byKey.Delete(hashTurn(x.priority, x.tenant), turn)
