@@ -54,7 +54,7 @@ func TestUsageIsExact(t *testing.T) {
 func TestUsageFallsByHalf(t *testing.T) {
 	r := tenantRec{usage: 1 << 40}
 	if got := r.usageAt(gpuai.Instant(gpuai.Day), gpuai.Day); got < 1<<39-1<<18 || got > 1<<39+1<<18 {
-		t.Fatalf("after a half-life %d of %d is left", got, 1<<40)
+		t.Fatalf("after a half-life %d of 2^40 is left", got)
 	}
 	r.held = 1 << 40 // more than any region has: it stops at the greatest number
 	if got := r.usageAt(gpuai.MaxInstant, gpuai.Day*30); got == 0 {
