@@ -46,7 +46,8 @@ type Policy struct {
 	AgingEvery Duration `json:"aging_every_ms,omitzero"`
 	// UsageHalfLife is in how much time what a tenant has had of the devices
 	// counts half: the longer, the longer a tenant that waited is made up for it.
-	UsageHalfLife Duration `json:"usage_half_life_ms"`
+	// 0 stands for DefaultHalfLife.
+	UsageHalfLife Duration `json:"usage_half_life_ms,omitzero"`
 }
 
 // DefaultPolicy is the policy of a new region.
@@ -61,8 +62,18 @@ func DefaultPolicy() Policy {
 		BreakerMin: 50, BreakerPPM: 50_000, BreakerWindow: 30 * Second, BreakerRatePPM: 1_000,
 		FlapLimit: 3, FlapWindow: 10 * Minute, FlapBackoff: Minute,
 		PriorityInference: 80, PriorityTraining: 50, PriorityFinetune: 50, PriorityBatch: 20,
-		UsageHalfLife: Day,
 	}
+}
+
+// DefaultHalfLife is the half-life of usage under a policy that names none.
+const DefaultHalfLife = Day
+
+// HalfLife returns the half-life of usage under p.
+func (p *Policy) HalfLife() Duration {
+	if p.UsageHalfLife == 0 {
+		return DefaultHalfLife
+	}
+	return p.UsageHalfLife
 }
 
 // MinTTL is the floor of every lease TTL under p.
@@ -140,7 +151,7 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/breaker_window_ms", p.BreakerWindow, Second, Hour)
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
-	v.span("/usage_half_life_ms", p.UsageHalfLife, Minute, 30*Day)
+	v.check(p.UsageHalfLife == 0 || p.UsageHalfLife >= Minute && p.UsageHalfLife <= 30*Day, "/usage_half_life_ms", "must be 0 or between 1m and 30d")
 	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")

@@ -30,7 +30,7 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	if len(p.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the policy has settings out of range")
 	}
-	if p.UsageHalfLife != m.policy.Get().UsageHalfLife {
+	if p.HalfLife() != m.policy.Get().HalfLife() {
 		m.bringUpAll()
 	}
 	m.policy.Mut().Policy = p

@@ -118,7 +118,7 @@ func (m *Machine) claimOf(tenant uint32) claim {
 		return claim{weight: DefaultWeight}
 	}
 	r := m.tenants.Get(m.tenantOf.Get(tenant).slot())
-	usage := r.usageAt(max(m.meta.Get().time, r.at), m.policy.Get().UsageHalfLife)
+	usage := r.usageAt(max(m.meta.Get().time, r.at), m.policy.Get().HalfLife())
 	return claim{addSat(usage, mulSat(r.held, uint64(chargedAhead))), r.weight}
 }
 
@@ -158,7 +158,7 @@ func (m *Machine) account(tenant uint32, more, less uint64) {
 // bringUp computes a tenant's usage at the present instant.
 func (m *Machine) bringUp(r *tenantRec) {
 	now := max(m.now.time, r.at)
-	r.usage, r.at = r.usageAt(now, m.policy.Get().UsageHalfLife), now
+	r.usage, r.at = r.usageAt(now, m.policy.Get().HalfLife()), now
 }
 
 // bringUpAll does so for all tenants: the half-life is about to change.
@@ -181,7 +181,7 @@ func (m *Machine) Tenants(from, limit uint32) (out []gpuai.TenantShare, next uin
 		r := m.tenants.Get(s)
 		out = append(out, gpuai.TenantShare{
 			ID: gpuai.TenantID(m.strs.Get(r.name)), Weight: r.weight, HeldMilli: r.held,
-			UsageMilliHours: r.usageAt(max(m.Time(), r.at), p.UsageHalfLife) / uint64(gpuai.Hour),
+			UsageMilliHours: r.usageAt(max(m.Time(), r.at), p.HalfLife()) / uint64(gpuai.Hour),
 		})
 	}
 	return out, 0
