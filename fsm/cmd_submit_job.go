@@ -56,6 +56,7 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	}
 	m.linkJob(slot)
 	m.emit(gpuai.Event{Kind: gpuai.JobSubmitted, Job: id})
+	m.now.submitted = slot
 	if m.hold(slot, v) {
 		return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
 	}
@@ -63,7 +64,6 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
 		m.enqueue(g.slot(), 0)
 	}
-	m.now.submitted = slot
 	return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
 }
 
