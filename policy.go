@@ -47,6 +47,10 @@ type Policy struct {
 	// Packing is how a node is chosen among those that fit: by best fit, or by
 	// what the placement leaves to the demand that is expected (efw).
 	Packing Packing `json:"packing,omitzero"`
+	// UsageHalfLife is in how much time what a tenant has had of the devices
+	// counts half: the longer, the longer a tenant that waited is made up for it.
+	// 0 stands for DefaultHalfLife.
+	UsageHalfLife Duration `json:"usage_half_life_ms,omitzero"`
 }
 
 // DefaultPolicy is the policy of a new region.
@@ -62,6 +66,17 @@ func DefaultPolicy() Policy {
 		FlapLimit: 3, FlapWindow: 10 * Minute, FlapBackoff: Minute,
 		PriorityInference: 80, PriorityTraining: 50, PriorityFinetune: 50, PriorityBatch: 20,
 	}
+}
+
+// DefaultHalfLife is the half-life of usage under a policy that names none.
+const DefaultHalfLife = Day
+
+// HalfLife returns the half-life of usage under p.
+func (p *Policy) HalfLife() Duration {
+	if p.UsageHalfLife == 0 {
+		return DefaultHalfLife
+	}
+	return p.UsageHalfLife
 }
 
 // MinTTL is the floor of every lease TTL under p.
@@ -140,6 +155,7 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
 	v.check(p.Packing <= PackingFGD, "/packing", "must be bestfit or efw")
+	v.check(p.UsageHalfLife == 0 || p.UsageHalfLife >= Minute && p.UsageHalfLife <= 30*Day, "/usage_half_life_ms", "must be 0 or between 1m and 30d")
 	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")

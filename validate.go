@@ -119,6 +119,8 @@ func (s *JobSpec) Validate() []FieldError {
 	v.span("/limits/run_time_ms", s.Limits.RunTime, 0, MaxDuration)
 	v.span("/lease_ttl_ms", s.LeaseTTL, 0, MaxLeaseTTL)
 	v.check(s.Begin >= 0 && s.Begin <= MaxWallTime, "/begin_unix_ms", "must be a Unix time in milliseconds, before the year 2262")
+	s.validateAfter(&v)
+	v.check(s.Array.MaxParallel <= s.Array.Size, "/array/max_parallel", "must be at most array.size; leave it out for no bound")
 	if s.Array.Size > MaxTasks {
 		v.add("/array/size", "must be at most "+strconv.Itoa(MaxTasks))
 	}
@@ -164,8 +166,8 @@ func (s *JobSpec) Validate() []FieldError {
 // size bounds from above the bytes that s takes in the log. It stops counting
 // beyond MaxSpecBytes.
 func (s *JobSpec) size() int {
-	const text, fixed = 5, 64 // of a text beside itself; of a group or the job beside its texts
-	n := fixed + 2*text + len(s.Name) + len(s.Tenant)
+	const text, fixed = 5, 96 // of a text beside itself; of a group or the job beside its texts
+	n := fixed + 2*text + len(s.Name) + len(s.Tenant) + len(s.After)*(len(JobID{})+1)
 	for i := 0; i < len(s.Groups) && n <= MaxSpecBytes; i++ {
 		g := &s.Groups[i]
 		n += fixed + 6*text + len(g.Name) + len(g.Task.Runtime) + len(g.Task.Script) + len(g.Task.Cwd)
@@ -187,6 +189,20 @@ func (s *JobSpec) size() int {
 		}
 	}
 	return n
+}
+
+func (s *JobSpec) validateAfter(v *fieldErrors) {
+	if len(s.After) > MaxAfter {
+		v.add("/after", "must be at most "+strconv.Itoa(MaxAfter)+" jobs")
+	}
+	for i := range s.After[:min(len(s.After), MaxAfter)] {
+		d, p := &s.After[i], "/after/"+strconv.Itoa(i)
+		v.check(!d.Job.IsZero(), p+"/job", "must be the ID of a job")
+		v.check(d.On < numStages, p+"/on", "is not a known stage")
+		for j := range i {
+			v.check(s.After[j].Job != d.Job, p+"/job", "is the job of /after/"+strconv.Itoa(j)+" too")
+		}
+	}
 }
 
 func (g *Group) validate(v *fieldErrors, at string) {

@@ -26,6 +26,7 @@ const (
 	typeRetireServer
 	typeMoveServer
 	typeSetDemand
+	typeSetTenantWeight
 	numTypes
 )
 
@@ -252,6 +253,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyMoveServer(r)
 	case typeSetDemand:
 		return m.applySetDemand(r)
+	case typeSetTenantWeight:
+		return m.applySetTenantWeight(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

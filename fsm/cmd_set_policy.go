@@ -33,6 +33,9 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	if p.Packing == gpuai.PackingFGD && !m.opts.Simulated {
 		return rejected(gpuai.InvalidSpec, "the packing policy fgd is a reference for simulations: use efw or bestfit")
 	}
+	if p.HalfLife() != m.policy.Get().HalfLife() {
+		m.bringUpAll()
+	}
 	m.policy.Mut().Policy = p
 	m.sched.SetPacking(p.Packing)
 	m.emit(gpuai.Event{Kind: gpuai.PolicySet})

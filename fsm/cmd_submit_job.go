@@ -46,6 +46,9 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	if res := m.room(v, len(spec)); res.Code != gpuai.OK {
 		return res
 	}
+	if res := m.knownAfter(v); res.Code != gpuai.OK {
+		return res
+	}
 	slot := m.storeJob(id, v, spec)
 	if res := m.storeGroups(slot, v, hold); res.Code != gpuai.OK {
 		m.takeBack()
@@ -53,10 +56,14 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	}
 	m.linkJob(slot)
 	m.emit(gpuai.Event{Kind: gpuai.JobSubmitted, Job: id})
+	m.now.submitted = slot
+	if m.hold(slot, v) {
+		return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
+	}
+	m.limitQueueTime(slot, v)
 	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
 		m.enqueue(g.slot(), 0)
 	}
-	m.now.submitted = slot
 	return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
 }
 
@@ -78,6 +85,8 @@ func (m *Machine) room(v *wire.JobView, spec int) Result {
 		return rejected(gpuai.RateLimited, "the region's memory for job specs is full: retry later")
 	case m.strs.Len() >= MaxStrings:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
+	case m.Level() >= LevelPlacement && m.tenants.Len() >= MaxTenants && !m.knownTenant(v.Tenant):
+		return rejected(gpuai.TooLarge, "the region knows its maximum of tenants")
 	}
 	return Result{}
 }
@@ -100,14 +109,17 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 	if r.priority == 0 {
 		r.priority = p.PriorityOf(r.class)
 	}
-	if v.QueueTime > 0 {
-		r.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
-	}
 	m.jobs.Put(slot, r)
-	if r.queueUntil > 0 {
-		m.timers.set(r.queueUntil, timerJob, slot)
-	}
 	return slot
+}
+
+// limitQueueTime starts the clock of a job that is let into the queue.
+func (m *Machine) limitQueueTime(job uint32, v *wire.JobView) {
+	if v.QueueTime > 0 {
+		j := m.jobs.Mut(job)
+		j.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
+		m.timers.set(j.queueUntil, timerJob, job)
+	}
 }
 
 // storeGroups writes the records of the job's groups.
@@ -174,7 +186,7 @@ func (m *Machine) canEver(shape scheduler.ShapeID, g *wire.GroupView, v *wire.Jo
 	if g.MinCount != 0 {
 		least = g.MinCount
 	}
-	one := [1]scheduler.Need{{Shape: shape, Count: g.Count, Min: least}}
+	one := [1]scheduler.Members{{Shape: shape, Count: g.Count, Min: least}}
 	return m.sched.EverHolds(gpuai.Topology(v.Same), one[:])
 }
 

@@ -62,6 +62,12 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 		out = append(out, gpuai.Reason{Code: gpuai.Quiet, Message: fmt.Sprintf(
 			"the region was restored from a backup and grants nothing for another %s: until then tasks from before it may run", gpuai.Duration(q-m.Time()))})
 	}
+	if held := m.reasonsHeld(g.job.slot()); len(held) > 0 {
+		return append(out, held...)
+	}
+	if r, ok := m.reasonReserved(group); ok {
+		out = append(out, r)
+	}
 	switch {
 	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
 		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})

@@ -26,10 +26,14 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 	m.needs = m.needs[:0]
 	for _, group := range m.members {
 		g := m.groups.Get(group)
-		if least := g.least(); m.capacity(g.shape, least) < least {
+		least := g.least()
+		if room := m.capacity(g.shape, least); room < least && room+m.reservedRoom(group) < least {
 			return false
 		}
-		m.needs = append(m.needs, scheduler.Need{Shape: g.shape, Count: g.count, Min: g.least()})
+		m.needs = append(m.needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
+	}
+	if m.holds(refTo(m.members[0])) { // what is kept for it the index does not count
+		return m.tryFill(scheduler.Scope{})
 	}
 	x := scheduler.Search{Level: same, Needs: m.needs}
 	for range maxTries {
@@ -39,15 +43,24 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 		if !ok {
 			return false
 		}
-		mark, now, events := m.sp.Mark(), m.now, len(m.out.Events)
-		if m.fillAll(sc) {
+		if m.tryFill(sc) {
 			return true
 		}
-		m.sp.RollbackTo(mark)
-		now.work = m.now.work // spent all the same
-		m.now = now
-		m.out.Events = m.out.Events[:events]
 	}
+	return false
+}
+
+// tryFill gives leases to the groups in m.members within a scope, or changes
+// nothing.
+func (m *Machine) tryFill(sc scheduler.Scope) bool {
+	mark, now, events := m.sp.Mark(), m.now, len(m.out.Events)
+	if m.fillAll(sc) {
+		return true
+	}
+	m.sp.RollbackTo(mark)
+	now.work = m.now.work // spent all the same
+	m.now = now
+	m.out.Events = m.out.Events[:events]
 	return false
 }
 
@@ -99,7 +112,7 @@ func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
 
 // pick finds the place of the next of rest tasks.
 func (m *Machine) pick(p *scheduler.Picker, sh scheduler.ShapeID, rest uint32) (scheduler.Fit, bool) {
-	if p.Scope.Everywhere() && p.Near == gpuai.TopologyNone {
+	if p.Scope.Everywhere() && (p.Near == gpuai.TopologyNone || m.holds(m.now.group)) {
 		return m.find(sh)
 	}
 	before := m.sched.Work()

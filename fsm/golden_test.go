@@ -173,6 +173,21 @@ func recordMissing(t *testing.T) {
 			w.flush()
 			w.steps(10)
 		},
+		"level-3-order": func(w *goldenWalk) {
+			order := &orderWalk{w.walk}
+			w.steps(20)
+			w.apply(&SetFeatureLevel{Level: 3})
+			w.flush()
+			for range 3 {
+				for range 50 {
+					order.step()
+					w.flush()
+				}
+				w.say("digest " + w.m.Digest().String())
+			}
+			w.say("snapshot level-3-order.snap")
+			w.steps(40)
+		},
 		"level-2-restored": func(w *goldenWalk) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}

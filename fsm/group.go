@@ -140,6 +140,9 @@ func (r *groupRec) pending() uint32 {
 // ready is how many tasks could take a lease at once.
 func (r *groupRec) ready() uint32 { return r.pending() - r.waiting }
 
+// grows reports whether what waits of a group are tasks beside those that run.
+func (r *groupRec) grows() bool { return r.gang && r.live() > 0 }
+
 // live is how many tasks hold a lease.
 func (r *groupRec) live() uint32 { return r.n[gpuai.TaskLeased] + r.n[gpuai.TaskRunning] }
 

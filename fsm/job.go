@@ -16,12 +16,14 @@ const (
 	endTaskFailed
 	endTaskLost
 	endRunTime
+	endDependency
 )
 
 var endReasons = [...]string{
 	"", "stopped by its user", "not started within its queue-time limit",
 	"a task failed", "a task was lost and its restarts are used up",
 	"a task ran longer than the run-time limit",
+	"a job that it waited for did not do what it waited for",
 }
 
 // A jobRec is a submitted job.
@@ -58,6 +60,7 @@ type jobRec struct {
 	status      gpuai.JobStatus
 	reason      endReason
 	stopping    bool
+	wait        ref // what keeps it out of the queue, or others that wait for it
 }
 
 func (r *jobRec) put(b []byte) []byte {
@@ -84,8 +87,13 @@ func (r *jobRec) put(b []byte) []byte {
 	b = r.newer.put(b)
 	b = r.sameOlder.put(b)
 	b = r.sameNewer.put(b)
-	return append(b, r.openGroups, uint8(r.class), uint8(r.priority), uint8(r.kind),
-		uint8(r.status), uint8(r.reason), bool8(r.stopping))
+	tail := r.wait != 0
+	b = append(b, r.openGroups, uint8(r.class), uint8(r.priority), uint8(r.kind),
+		uint8(r.status), uint8(r.reason), bool8(r.stopping)|bool8(tail)<<1)
+	if tail {
+		b = r.wait.put(b)
+	}
+	return b
 }
 
 func (r *jobRec) get(rd *wire.Reader) {
@@ -118,7 +126,11 @@ func (r *jobRec) get(rd *wire.Reader) {
 	r.kind = gpuai.JobType(rd.U8())
 	r.status = gpuai.JobStatus(rd.U8())
 	r.reason = endReason(rd.U8())
-	r.stopping = rd.U8() != 0
+	flags := rd.U8()
+	r.stopping = flags&1 != 0
+	if flags&2 != 0 {
+		r.wait = ref(rd.U32())
+	}
 }
 
 func hashJobID(id gpuai.JobID) uint64 { return mem.HashBytes(1, id[:]) }
@@ -193,6 +205,7 @@ func (m *Machine) setJobStatus(slot uint32, s gpuai.JobStatus) {
 		r.startedAt = max(m.now.time, 1)
 		m.timers.clear(&r.timer)
 	}
+	m.tell(slot)
 }
 
 // job converts a record to its edge type.

@@ -124,6 +124,9 @@ func (m *Machine) linkLease(slot uint32) {
 	meta := m.meta.Mut()
 	meta.liveLeases++
 	meta.milliUsed += l.held()
+	if m.counted(l.token) {
+		m.account(m.tenantOfLease(l), l.held(), 0)
+	}
 }
 
 // unlinkLease takes an ended lease off its node.
@@ -148,11 +151,14 @@ func (m *Machine) unlinkLease(slot uint32) {
 		n.returnPort(l.port)
 	}
 	if n.live--; n.live == MaxNodeLeases-1 {
-		m.sched.SetOpen(l.node, n.open())
+		m.sched.SetOpen(l.node, m.opens(l.node))
 	}
 	meta := m.meta.Mut()
 	meta.liveLeases--
 	meta.milliUsed -= l.held()
+	if m.counted(l.token) {
+		m.account(m.tenantOfLease(l), 0, l.held())
+	}
 }
 
 // dropLease forgets an ended lease.

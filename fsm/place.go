@@ -8,16 +8,21 @@ import (
 // A candidate is a bucket that may have something to place, by the key of its
 // first group.
 type candidate struct {
-	seq      uint64
+	seq      uint64 // place of the job in the queue
 	bucket   uint32
 	group    uint32
 	idx      uint8
 	priority gpuai.Priority
 	grows    bool
+	claim    claim // of the tenant; below LevelPlacement all are equal
+	tenant   uint32
+	turn     ref  // that the bucket stands for: the next of it follows
+	stub     bool // the turn's first bucket is still to be found
 }
 
 // before is the order of the queue: higher priority, then what waits to start
-// before what wants to grow, then the older job, then the group's place in it,
+// before what wants to grow, then the tenant that has had less for its weight,
+// then the older job, then the group's place in it,
 // then the bucket.
 func (a *candidate) before(b *candidate) bool {
 	if a.priority != b.priority {
@@ -25,6 +30,9 @@ func (a *candidate) before(b *candidate) bool {
 	}
 	if a.grows != b.grows {
 		return b.grows
+	}
+	if c := a.claim.compare(b.claim); c != 0 {
+		return c < 0
 	}
 	if a.seq != b.seq {
 		return a.seq < b.seq
@@ -35,11 +43,27 @@ func (a *candidate) before(b *candidate) bool {
 	return a.bucket < b.bucket
 }
 
+// candidate returns a bucket's candidate.
+func (m *Machine) candidate(bucket, group uint32) candidate {
+	g := m.groups.Get(group)
+	j := m.jobs.Get(g.job.slot())
+	c := candidate{seq: m.place(j), bucket: bucket, group: group, idx: g.idx, priority: j.priority}
+	if m.Level() >= LevelPlacement {
+		c.tenant, c.claim = j.tenant, m.claimOf(j.tenant)
+		if c.grows = g.grows(); !c.grows { // nobody is kept waiting by it: it does not age
+			c.priority = m.aged(j)
+		}
+	}
+	return c
+}
+
 // backlog reports whether the queue must be looked at again.
 func (m *Machine) backlog() bool {
-	if !m.sched.PackingSettled() {
-		return true
-	}
+	return !m.sched.PackingSettled() || m.unserved()
+}
+
+// unserved reports whether buckets or nodes are marked to be looked at.
+func (m *Machine) unserved() bool {
 	if _, ok := m.unseen.Next(0); ok {
 		return true
 	}
@@ -51,22 +75,31 @@ func (m *Machine) backlog() bool {
 // entry's budget. What the budget leaves over stays marked.
 func (m *Machine) refill() {
 	if m.meta.Get().quietUntil > m.now.time {
+		m.settle()
 		return
 	}
 	for m.now.work > 0 {
+		m.settle()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {
-			return
+			if m.reserve(); !m.unserved() {
+				return
+			}
+			continue
 		}
 		if gained && !m.nodes.Get(node).open() {
 			m.dirty.Clear(node)
 			continue
 		}
-		m.collect(node, gained)
-		if !m.drain() {
+		kept := gained && m.nodes.Get(node).reserved != 0
+		if gained && m.Level() >= LevelPlacement {
+			if !m.serve(node) {
+				return
+			}
+		} else if m.collect(node, gained); !m.drain() {
 			return
 		}
-		if gained {
+		if gained && (!kept || m.nodes.Get(node).reserved != 0) { // else what had to pass it by may have it now
 			m.dirty.Clear(node)
 		}
 	}
@@ -93,10 +126,11 @@ func (m *Machine) collect(node uint32, gained bool) {
 
 // offer adds a bucket to the heap of candidates.
 func (m *Machine) offer(bucket uint32) {
-	group := m.buckets.Get(bucket).first.slot()
-	g := m.groups.Get(group)
-	j := m.jobs.Get(g.job.slot())
-	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority, m.buckets.Get(bucket).grows})
+	m.push(m.candidate(bucket, m.buckets.Get(bucket).first.slot()))
+}
+
+func (m *Machine) push(c candidate) {
+	m.cands = append(m.cands, c)
 	for i := len(m.cands) - 1; i > 0; {
 		p := (i - 1) / 2
 		if !m.cands[i].before(&m.cands[p]) {
@@ -162,6 +196,7 @@ func (m *Machine) drain() bool {
 // the answer is: false when the entry's tokens or budget ended.
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
+	m.now.group = refTo(group)
 	switch {
 	case g.together != 0:
 		return m.placeTogether(group)
@@ -181,18 +216,28 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 		if !m.grant(group, fit) {
 			return false, true
 		}
-		m.dequeue(group, 1)
+		if m.dequeue(group, 1); m.groups.Get(group).bucket == 0 {
+			return true, true // none is left, or the array has all that it may have
+		}
 	}
 	return true, true
 }
 
 func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
+	if m.holds(m.now.group) {
+		if fit, ok := m.findReserved(sh); ok {
+			return fit, true
+		}
+	}
 	if m.opts.FirstFit {
 		return m.firstFit(sh)
 	}
 	before := m.sched.Work()
 	fit, ok := m.sched.Place(sh)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
+	if !ok && m.now.group != 0 && m.meta.Get().reserve.group != 0 && !m.holds(m.now.group) {
+		return m.findPast(m.now.group.slot())
+	}
 	return fit, ok
 }
 

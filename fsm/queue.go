@@ -7,8 +7,9 @@ import (
 	"github.com/gpuai/gpuai/scheduler"
 )
 
-// A bucketRec is the waiting groups of one priority, shape and gang size, in
-// the order of their jobs. Whether the first of them fits answers for all.
+// A bucketRec is the waiting groups of one priority, shape, gang size and, from
+// LevelPlacement on, tenant, in the order of their jobs. Whether the first of
+// them fits answers for all.
 type bucketRec struct {
 	shape    scheduler.ShapeID
 	gang     uint32 // tasks of each gang; 0: not gangs
@@ -22,11 +23,12 @@ type bucketRec struct {
 	// looked yet whether they fit.
 	unseen bool
 	// What follows is zero below LevelPlacement.
-	min   uint32 // tasks of each gang that are enough; 0: all
-	same  gpuai.Topology
-	grows bool           // elastic gangs that run, and want more tasks
-	sig   uint64         // tells apart what the fields above do not; 0: nothing
-	lanes [numLanes]lane // derived
+	tenant uint32 // string number; 0: made below it, of any tenant
+	min    uint32 // tasks of each gang that are enough; 0: all
+	same   gpuai.Topology
+	grows  bool           // elastic gangs that run, and want more tasks
+	sig    uint64         // tells apart what the fields above do not; 0: nothing
+	lanes  [numLanes]lane // derived
 }
 
 // A bucketKey is what the groups of a bucket have in common.
@@ -35,17 +37,18 @@ type bucketKey struct {
 	shape    scheduler.ShapeID
 	gang     uint32
 	min      uint32
+	tenant   uint32
 	priority gpuai.Priority
 	same     gpuai.Topology
 	grows    bool
 }
 
 func (r *bucketRec) key() bucketKey {
-	return bucketKey{r.sig, r.shape, r.gang, r.min, r.priority, r.same, r.grows}
+	return bucketKey{r.sig, r.shape, r.gang, r.min, r.tenant, r.priority, r.same, r.grows}
 }
 
 func (k *bucketKey) hash() uint64 {
-	h := mem.Mix(uint64(k.priority)<<32|uint64(k.shape), uint64(k.gang)+7)
+	h := mem.Mix(uint64(k.priority)<<32|uint64(k.shape), uint64(k.tenant)<<32+uint64(k.gang)+7)
 	return mem.Mix(h^k.sig, uint64(k.min)<<16|uint64(k.same)<<8|uint64(bool8(k.grows))|1<<63)
 }
 
@@ -57,10 +60,11 @@ func (r *bucketRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.groups)
 	b = le.AppendUint64(b, r.tasks)
 	b = append(b, uint8(r.priority), bool8(r.used))
-	if r.min == 0 && r.same == 0 && !r.grows && r.sig == 0 {
+	if r.tenant == 0 && r.min == 0 && r.same == 0 && !r.grows && r.sig == 0 {
 		return append(b, bool8(r.unseen))
 	}
 	b = append(b, bool8(r.unseen)|flagTail)
+	b = le.AppendUint32(b, r.tenant)
 	b = le.AppendUint32(b, r.min)
 	b = append(b, uint8(r.same), bool8(r.grows))
 	return le.AppendUint64(b, r.sig)
@@ -77,6 +81,7 @@ func (r *bucketRec) get(rd *wire.Reader) {
 	r.used = rd.U8() != 0
 	flags := rd.U8()
 	if r.unseen = flags&1 != 0; flags&flagTail != 0 {
+		r.tenant = rd.U32()
 		r.min = rd.U32()
 		r.same, r.grows = gpuai.Topology(rd.U8()), rd.U8() != 0
 		r.sig = rd.U64()
@@ -86,11 +91,15 @@ func (r *bucketRec) get(rd *wire.Reader) {
 // keyOf returns the key of the bucket that a group waits in.
 func (m *Machine) keyOf(group uint32) bucketKey {
 	g := m.groups.Get(group)
-	k := bucketKey{priority: m.jobs.Get(g.job.slot()).priority, shape: g.shape}
+	j := m.jobs.Get(g.job.slot())
+	k := bucketKey{priority: j.priority, shape: g.shape}
+	if m.Level() >= LevelPlacement {
+		k.tenant = j.tenant
+	}
 	switch {
 	case g.together != 0:
 		k.gang, k.sig = m.togetherKey(g.job.slot())
-	case g.gang && g.live() > 0:
+	case g.grows():
 		k.grows = true
 		if g.same != gpuai.TopologyNone {
 			k.sig = uint64(refTo(group)) // what it may grow on is its own affair
@@ -116,6 +125,9 @@ func (m *Machine) enqueue(group, n uint32) {
 	if g.together == togetherOther {
 		return // the first group stands for the job
 	}
+	if m.throttled(m.jobs.Get(g.job.slot())) {
+		return // until a lease of the array ends
+	}
 	k := m.keyOf(group)
 	slot, ok := m.findBucket(&k)
 	if !ok {
@@ -134,7 +146,7 @@ func (m *Machine) newBucket(k *bucketKey) uint32 {
 	slot, _ := m.bucketSlots.Alloc()
 	m.buckets.Put(slot, bucketRec{
 		shape: k.shape, gang: k.gang, priority: k.priority, used: true,
-		min: k.min, same: k.same, grows: k.grows, sig: k.sig,
+		tenant: k.tenant, min: k.min, same: k.same, grows: k.grows, sig: k.sig,
 	})
 	m.bucketByKey.Insert(k.hash(), slot)
 	return slot
@@ -144,6 +156,7 @@ func (m *Machine) newBucket(k *bucketKey) uint32 {
 // nodes that gained room.
 func (m *Machine) look(bucket uint32) {
 	if b := m.buckets.Get(bucket); !b.unseen {
+		m.unlink(bucket)
 		m.buckets.Mut(bucket).unseen = true
 		m.unseen.Set(bucket)
 	}
@@ -163,6 +176,8 @@ func (m *Machine) seen(bucket uint32) {
 	if b := m.buckets.Get(bucket); b.unseen {
 		m.buckets.Mut(bucket).unseen = false
 		m.unseen.Clear(bucket)
+		m.link(bucket)
+		m.wantReservation(bucket)
 	}
 }
 
@@ -170,7 +185,7 @@ func (m *Machine) seen(bucket uint32) {
 func (m *Machine) groupBefore(a, b uint32) bool {
 	x, y := m.groups.Get(a), m.groups.Get(b)
 	if x.job != y.job {
-		return m.jobs.Get(x.job.slot()).seq < m.jobs.Get(y.job.slot()).seq
+		return m.place(m.jobs.Get(x.job.slot())) < m.place(m.jobs.Get(y.job.slot()))
 	}
 	return x.idx < y.idx
 }
@@ -206,6 +221,7 @@ func (m *Machine) insertGroup(bucket, group uint32) {
 		m.groups.Mut(next.qprev.slot()).qnext = refTo(group)
 	} else {
 		b.first = refTo(group)
+		m.relink(bucket)
 	}
 	next.qprev = refTo(group)
 }
@@ -220,7 +236,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	slot := g.bucket.slot()
 	b := m.buckets.Mut(slot)
 	b.tasks -= uint64(n)
-	if g.ready() > 0 && !g.ended && m.jobs.Get(g.job.slot()).status < gpuai.JobSucceeded {
+	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && j.status < gpuai.JobSucceeded && !m.throttled(j) {
 		return
 	}
 	b.tasks -= uint64(g.ready())
@@ -236,11 +252,18 @@ func (m *Machine) dequeue(group, n uint32) {
 		b.last = g.qprev
 	}
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
+	if m.holds(refTo(group)) {
+		m.unreserve()
+		b = m.buckets.Mut(slot)
+	}
 	if b.groups--; b.groups == 0 {
-		m.seen(slot)
+		m.unlink(slot)
+		m.unseen.Clear(slot)
 		k := b.key()
 		m.bucketByKey.Delete(k.hash(), slot)
 		*m.buckets.Mut(slot) = bucketRec{}
 		m.bucketSlots.Free(slot)
+	} else {
+		m.relink(slot)
 	}
 }

@@ -10,10 +10,7 @@ import (
 func (m *Machine) bucketOrder() []candidate {
 	var out []candidate
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
-		group := m.buckets.Get(b).first.slot()
-		g := m.groups.Get(group)
-		j := m.jobs.Get(g.job.slot())
-		out = append(out, candidate{j.seq, b, group, g.idx, j.priority, m.buckets.Get(b).grows})
+		out = append(out, m.candidate(b, m.buckets.Get(b).first.slot()))
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
 		if a.before(&b) {
@@ -77,8 +74,7 @@ func (m *Machine) QueueEntries(after, limit int) []gpuai.QueueEntry {
 		if next == 0 {
 			continue
 		}
-		g := m.groups.Get(next.slot())
-		c = candidate{m.jobs.Get(g.job.slot()).seq, c.bucket, next.slot(), g.idx, c.priority, c.grows}
+		c = m.candidate(c.bucket, next.slot())
 		i, _ := slices.BinarySearchFunc(heads, c, func(a, b candidate) int {
 			if a.before(&b) {
 				return -1
@@ -103,16 +99,13 @@ func (m *Machine) queueEntry(group, position uint32) gpuai.QueueEntry {
 // ahead counts what stands before a group in the queue: jobs, tasks' devices.
 // It looks at MaxScan groups at most.
 func (m *Machine) ahead(group uint32) (jobs, gpus, length uint32) {
-	g := m.groups.Get(group)
-	j := m.jobs.Get(g.job.slot())
-	me := candidate{j.seq, 0, group, g.idx, j.priority, g.live() > 0 && g.elastic()}
+	me := m.candidate(0, group)
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		r := m.buckets.Get(b)
 		length += r.groups
 		for at, n := r.first, 0; at != 0 && n < MaxScan; n++ {
 			x := m.groups.Get(at.slot())
-			y := m.jobs.Get(x.job.slot())
-			c := candidate{y.seq, 0, at.slot(), x.idx, y.priority, r.grows}
+			c := m.candidate(0, at.slot())
 			if at.slot() == group || !c.before(&me) {
 				break
 			}

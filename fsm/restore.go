@@ -148,6 +148,16 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.results, m.resultSlots)
 	case secBuckets:
 		readTable(f, m.buckets, m.bucketSlots)
+	case secWaits:
+		readTable(f, m.waits, m.waitSlots)
+	case secTenants:
+		for range count {
+			var r tenantRec
+			r.get(rd)
+			m.restoreTenant(r)
+		}
+	case secEdges:
+		readTable(f, m.edges, m.edgeSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secDirty:
@@ -248,6 +258,14 @@ func (m *Machine) restoreJob(rd *wire.Reader) {
 	}
 }
 
+func (m *Machine) restoreTenant(r tenantRec) {
+	if r.name >= MaxStrings {
+		return // the digest will tell
+	}
+	m.tenantOf.Grow(r.name + 1)
+	*m.tenantOf.Mut(r.name) = refTo(m.tenants.Append(r))
+}
+
 // restored rebuilds what is derived and verifies the whole.
 func (m *loader) restored(end []byte) error {
 	s := &m.head
@@ -286,10 +304,14 @@ func (m *Machine) rebuild() error {
 			m.unseen.Set(s)
 		}
 	}
+	m.linkAll()
 	m.rebuildTimers()
 	for s := range m.nodes.Len() {
 		m.retake(s)
-		m.sched.SetOpen(s, m.nodes.Get(s).open())
+		if m.nodes.Get(s).reserved > 0 {
+			m.reserved.Set(s)
+		}
+		m.sched.SetOpen(s, m.opens(s))
 	}
 	return nil
 }
@@ -338,7 +360,12 @@ func (m *Machine) rebuildTimers() {
 		}
 	}
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
-		if j := m.jobs.Get(s); j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
+		j := m.jobs.Get(s)
+		if at := m.waitOf(j).beginAt; at != 0 {
+			m.timers.set(at, timerBegin, s)
+		}
+		m.tell(s)
+		if j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
 			m.timers.set(j.queueUntil, timerJob, s)
 		}
 	}

@@ -42,7 +42,10 @@ const (
 	secBuckets
 	secDirty
 	secServers // only where there are some: builds that do not know it read the rest
-	secEnd     = 255
+	secWaits   // the same
+	secEdges
+	secTenants
+	secEnd = 255
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -114,6 +117,18 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	}
 	f.end()
 	m.writeServers(f)
+	if m.waitSlots.Len() > 0 {
+		writeTable(f, secWaits, m.waits, m.waitSlots)
+		writeTable(f, secEdges, m.edges, m.edgeSlots)
+	}
+	if m.tenants.Len() > 0 {
+		f.begin(secTenants)
+		for s := range m.tenants.Len() {
+			f.buf = m.tenants.Get(s).put(f.buf)
+			f.added()
+		}
+		f.end()
+	}
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)
@@ -285,5 +300,11 @@ func (r *metaRec) get(rd *wire.Reader) {
 	}
 	if r.level >= LevelRestore {
 		r.quietUntil = gpuai.Instant(rd.I64())
+	}
+	if r.level >= LevelPlacement {
+		r.countedFrom = gpuai.Token(rd.U64())
+		r.reserve.group = ref(rd.U32())
+		r.reserve.shadow = gpuai.Instant(rd.I64())
+		r.reserve.wanted = rd.U8() != 0
 	}
 }

@@ -69,7 +69,7 @@ func (m *Machine) togetherEver(job uint32) bool {
 	for x := m.jobs.Get(job).group; x != 0; x = m.groups.Get(x.slot()).next {
 		g := m.groups.Get(x.slot())
 		same = g.same
-		m.needs = append(m.needs, scheduler.Need{Shape: g.shape, Count: g.count, Min: g.least()})
+		m.needs = append(m.needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
 	}
 	return m.sched.EverHolds(same, m.needs)
 }

@@ -388,12 +388,12 @@ func newRacks(tb testing.TB, free func(slot uint32) int) *State {
 }
 
 // benchGang finds and takes the places of a gang, and takes them back.
-func benchGang(b *testing.B, s *State, need Need, p gpuai.Placement) {
+func benchGang(b *testing.B, s *State, need Members, p gpuai.Placement) {
 	b.ReportAllocs()
 	defer startCPU(b)()
 	for b.Loop() {
 		mark, placed := s.space.Mark(), uint32(0)
-		x := Search{Level: p.Same, Needs: []Need{need}}
+		x := Search{Level: p.Same, Needs: []Members{need}}
 		if sc, ok := s.Next(&x); ok && s.RoomIn(sc, need.Shape, need.Min) >= need.Min {
 			k := Picker{Scope: sc, Near: p.Near}
 			for ; placed < need.Count; placed++ {
@@ -419,13 +419,13 @@ func BenchmarkGang(b *testing.B) {
 	id, _ := s.AddShape([]byte("gang"), whole(8), nil)
 	s.space.Commit()
 	same := gpuai.Placement{Same: gpuai.TopologyRack}
-	b.Run("64_GPUs_one_rack", func(b *testing.B) { benchGang(b, s, Need{id, 8, 8}, same) })
-	b.Run("512_GPUs_anywhere", func(b *testing.B) { benchGang(b, s, Need{id, 64, 64}, gpuai.Placement{}) })
-	b.Run("512_GPUs_few_racks", func(b *testing.B) { benchGang(b, s, Need{id, 64, 64}, gpuai.Placement{Near: gpuai.TopologyRack}) })
+	b.Run("64_GPUs_one_rack", func(b *testing.B) { benchGang(b, s, Members{id, 8, 8}, same) })
+	b.Run("512_GPUs_anywhere", func(b *testing.B) { benchGang(b, s, Members{id, 64, 64}, gpuai.Placement{}) })
+	b.Run("512_GPUs_few_racks", func(b *testing.B) { benchGang(b, s, Members{id, 64, 64}, gpuai.Placement{Near: gpuai.TopologyRack}) })
 	b.Run("hopeless_GPUs_one_rack", func(b *testing.B) {
 		b.ReportAllocs()
 		defer startCPU(b)()
-		x := Search{Level: gpuai.TopologyRack, Needs: []Need{{id, 20, 20}}}
+		x := Search{Level: gpuai.TopologyRack, Needs: []Members{{id, 20, 20}}}
 		for b.Loop() {
 			x.step, x.tried = 0, false
 			if sc, ok := s.Next(&x); ok {
@@ -443,7 +443,7 @@ func BenchmarkGangHopeless(b *testing.B) {
 	s.space.Commit()
 	b.ReportAllocs()
 	defer startCPU(b)()
-	x := Search{Level: gpuai.TopologyRack, Needs: []Need{{id, 8, 8}}}
+	x := Search{Level: gpuai.TopologyRack, Needs: []Members{{id, 8, 8}}}
 	for b.Loop() {
 		x.step, x.tried = 0, false
 		if sc, ok := s.Next(&x); ok {

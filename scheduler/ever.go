@@ -10,7 +10,7 @@ import (
 // need in one domain of a level if they were open, healthy and empty. A single
 // need is judged as EverCapacity does; of several, each alone and the devices
 // of all. It only reads.
-func (s *State) EverHolds(level gpuai.Topology, needs []Need) bool {
+func (s *State) EverHolds(level gpuai.Topology, needs []Members) bool {
 	l, kept := keptLevel(level)
 	switch {
 	case level == gpuai.TopologyNone:
@@ -26,7 +26,7 @@ func (s *State) EverHolds(level gpuai.Topology, needs []Need) bool {
 }
 
 // everIn judges each need over the pools of only.
-func (s *State) everIn(needs []Need, only *[poolWords]uint64) bool {
+func (s *State) everIn(needs []Members, only *[poolWords]uint64) bool {
 	for i := range needs {
 		q := s.query(needs[i].Shape)
 		q.only = only
@@ -37,7 +37,7 @@ func (s *State) everIn(needs []Need, only *[poolWords]uint64) bool {
 	return true
 }
 
-func (s *State) everZone(needs []Need) bool {
+func (s *State) everZone(needs []Members) bool {
 	var only [poolWords]uint64
 	for z := range s.zonePools.Len() {
 		if _, ok := s.firstPool(z); !ok {
@@ -54,7 +54,7 @@ func (s *State) everZone(needs []Need) bool {
 }
 
 // everNode reports whether one node could hold all at once.
-func (s *State) everNode(needs []Need) bool {
+func (s *State) everNode(needs []Members) bool {
 	var all shapeRec
 	if !s.sumUp(&all, needs, true) {
 		return false
@@ -63,7 +63,7 @@ func (s *State) everNode(needs []Need) bool {
 	return q.canEver()
 }
 
-func (s *State) everDomain(l int, needs []Need) bool {
+func (s *State) everDomain(l int, needs []Members) bool {
 	t, devices := &s.topo[l], s.devices(needs, true)
 	for d, ok := t.slots.Next(0); ok; d, ok = t.slots.Next(d + 1) {
 		if uint64(t.domains.Get(d).devices) < devices {

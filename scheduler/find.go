@@ -177,21 +177,38 @@ func lowest(m uint64, n uint16) uint64 {
 // FitsOn returns the best place for a task of a shape on one node: what Find
 // would return if there were no other. It only reads.
 func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
+	if !s.Known(node) || !s.nodes.Get(node).open {
+		return Fit{}, false
+	}
+	return s.FitsIn(id, node)
+}
+
+// FitsIn is FitsOn for a node that may be closed.
+func (s *State) FitsIn(id ShapeID, node uint32) (Fit, bool) {
 	if !s.Known(node) {
 		return Fit{}, false
 	}
 	r := s.shapes.Get(uint32(id))
-	p, ok := s.placeOn(r, node)
+	p, ok := s.placeInside(r, node)
 	if !ok {
 		return Fit{}, false
 	}
 	return s.fit(r, p), true
 }
 
-// placeOn returns the best place for a task of a shape on one known node.
+// placeOn returns the best place for a task of a shape on one known node that is
+// open.
 func (s *State) placeOn(r *shapeRec, node uint32) (place, bool) {
+	if !s.nodes.Get(node).open {
+		return place{}, false
+	}
+	return s.placeInside(r, node)
+}
+
+// placeInside is placeOn for a node that may be closed.
+func (s *State) placeInside(r *shapeRec, node uint32) (place, bool) {
 	n := s.nodes.Get(node)
-	if !n.indexed() || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem {
+	if n.freeCPU < 0 || n.freeMem < 0 || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem {
 		return place{}, false
 	}
 	for alt := range r.alts {

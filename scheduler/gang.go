@@ -2,9 +2,9 @@ package scheduler
 
 import "github.com/gpuai/gpuai"
 
-// A Need is the tasks of one shape that a gang, or one group of a job whose
+// A Members is the tasks of one shape that a gang, or one group of a job whose
 // groups start together, has: Count of them if there is room, at least Min.
-type Need struct {
+type Members struct {
 	Shape      ShapeID
 	Count, Min uint32
 }
@@ -14,7 +14,7 @@ type Need struct {
 // Count before those that have it only for every Min.
 type Search struct {
 	Level gpuai.Topology
-	Needs []Need
+	Needs []Members
 
 	step   uint8
 	row    uint32
@@ -90,7 +90,7 @@ func (x *Search) elastic() bool {
 }
 
 // want returns how many tasks a search asks for at its step.
-func (n *Need) want(fewer bool) uint32 {
+func (n *Members) want(fewer bool) uint32 {
 	if fewer {
 		return n.Min
 	}
@@ -98,7 +98,7 @@ func (n *Need) want(fewer bool) uint32 {
 }
 
 // devices returns how many whole devices all that is needed takes.
-func (s *State) devices(needs []Need, fewer bool) uint64 {
+func (s *State) devices(needs []Members, fewer bool) uint64 {
 	var sum uint64
 	for i := range needs {
 		if r := s.shapes.Get(uint32(needs[i].Shape)); r.share == 0 {
@@ -171,7 +171,7 @@ func (s *State) holds(x *Search, l int, d uint32, fewer bool) bool {
 
 // nodeFor returns the node that Find would give to one task that needs all at
 // once, on devices of one kind.
-func (s *State) nodeFor(needs []Need, fewer bool) (Scope, bool) {
+func (s *State) nodeFor(needs []Members, fewer bool) (Scope, bool) {
 	var all shapeRec
 	if !s.sumUp(&all, needs, fewer) {
 		return Scope{}, false
@@ -186,7 +186,7 @@ func (s *State) nodeFor(needs []Need, fewer bool) (Scope, bool) {
 
 // sumUp writes what all needs are together, with the filters of the first that
 // asks for whole devices; false when no node can have that much.
-func (s *State) sumUp(all *shapeRec, needs []Need, fewer bool) bool {
+func (s *State) sumUp(all *shapeRec, needs []Members, fewer bool) bool {
 	var cpu, mem, devices uint64
 	found := false
 	for i := range needs {
@@ -207,7 +207,7 @@ func (s *State) sumUp(all *shapeRec, needs []Need, fewer bool) bool {
 }
 
 // passingAll leaves in only the pools that pass for each need.
-func (s *State) passingAll(needs []Need) {
+func (s *State) passingAll(needs []Members) {
 	for w := range s.sums.Get().words {
 		s.only[w] = ^uint64(0)
 		for i := range needs {
@@ -231,7 +231,7 @@ func (s *State) nodeWithFewer(x *Search) (Scope, bool) {
 		n.Count = min(n.Count, gpuai.MaxGPUs/uint32(r.count)+1)
 	}
 	for n.Count--; n.Count >= n.Min && n.Count > 0; n.Count-- {
-		one := [1]Need{n}
+		one := [1]Members{n}
 		if sc, ok := s.nodeFor(one[:], false); ok {
 			return sc, true
 		}

@@ -22,8 +22,8 @@ func (w *world) randomGang(key []byte, needs gpuai.Resources, cs []gpuai.Constra
 		if !ok {
 			id, _ = s.AddShape(key, needs, cs)
 		}
-		out := fmt.Sprint(id, s.EverHolds(level, []Need{{id, n, least}}))
-		x := Search{Level: level, Needs: []Need{{id, n, least}}}
+		out := fmt.Sprint(id, s.EverHolds(level, []Members{{id, n, least}}))
+		x := Search{Level: level, Needs: []Members{{id, n, least}}}
 		for range 4 {
 			sc, ok := s.Next(&x)
 			if !ok {
@@ -103,7 +103,7 @@ func (w *world) gang(sh *modelShape) {
 		most = max(most, room)
 	}
 	least := 1 + w.r.Uint32N(n)
-	x := Search{Level: level, Needs: []Need{{sh.id, n, least}}}
+	x := Search{Level: level, Needs: []Members{{sh.id, n, least}}}
 	sc, ok := w.s.Next(&x)
 	single := level == gpuai.TopologyNode && w.kinds() // its room is on devices of one kind
 	if want := most >= int(least); ok != want && !single && level != gpuai.TopologyZone {
@@ -208,7 +208,7 @@ func TestGangTakesTheTightestRack(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := racks(t, c.free...)
 			id := shape(t, s, whole(8))
-			sc, ok := s.Next(&Search{Level: gpuai.TopologyRack, Needs: []Need{{id, c.count, c.min}}})
+			sc, ok := s.Next(&Search{Level: gpuai.TopologyRack, Needs: []Members{{id, c.count, c.min}}})
 			if !ok {
 				t.Fatal("no rack")
 			}

@@ -7,10 +7,12 @@ import "github.com/gpuai/gpuai"
 // front. They stand by group, the job's own first, then by tag, each once. A
 // spec without any is of version 1, as builds write it that do not know them.
 const (
-	extBegin     = 1
-	extMinCount  = 6 // of a group: u32
-	extPlacement = 7 // same:u8 near:u8
-	extTogether  = 8 // 1:u8
+	extBegin       = 1
+	extAfter       = 2
+	extMaxParallel = 3
+	extMinCount    = 6 // of a group: u32
+	extPlacement   = 7 // same:u8 near:u8
+	extTogether    = 8 // 1:u8
 )
 
 // extJob stands for the job itself in place of a group.
@@ -20,6 +22,16 @@ const extJob = 0
 func appendExtensions(b []byte, s *gpuai.JobSpec) []byte {
 	if s.Begin != 0 {
 		b = appendI64(append(b, extBegin, extJob, 8), int64(s.Begin))
+	}
+	if len(s.After) > 0 {
+		buf := appendCount8(nil, len(s.After))
+		for i := range s.After {
+			buf = append(append(buf, s.After[i].Job[:]...), uint8(s.After[i].On))
+		}
+		b = AppendBytes(append(b, extAfter, extJob), buf)
+	}
+	if s.Array.MaxParallel != 0 {
+		b = le.AppendUint32(append(b, extMaxParallel, extJob, 4), s.Array.MaxParallel)
 	}
 	if s.Placement != (gpuai.Placement{}) {
 		b = append(b, extPlacement, extJob, 2, uint8(s.Placement.Same), uint8(s.Placement.Near))
@@ -42,7 +54,7 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 
 // extensions reads the extension fields of a spec.
 func (r *Reader) extensions(v *JobView) {
-	v.Begin, v.Same, v.Near, v.Together = 0, 0, 0, false
+	v.Begin, v.NumAfter, v.MaxParallel, v.Same, v.Near, v.Together = 0, 0, 0, 0, 0, false
 	for i := range v.Groups[:v.NumGroups] {
 		v.Groups[i].MinCount = 0
 	}
@@ -87,6 +99,14 @@ func (r *Reader) jobExtension(tag uint8, v *JobView) {
 		}
 	case extTogether:
 		v.Together = r.within(int64(r.U8()), 1, 1) == 1
+	case extAfter:
+		v.NumAfter = uint8(r.within(int64(r.U8()), 1, gpuai.MaxAfter))
+		for i := range v.After[:v.NumAfter] {
+			copy(v.After[i].Job[:], r.Bytes(len(gpuai.JobID{})))
+			v.After[i].On = gpuai.Stage(r.within(int64(r.U8()), 0, int64(gpuai.NumStages)-1))
+		}
+	case extMaxParallel:
+		v.MaxParallel = uint32(r.within(int64(r.U32()), 1, int64(max(v.ArraySize, 1))))
 	default:
 		r.Fail("a spec has a field that this version does not know")
 	}

@@ -37,6 +37,10 @@ type JobView struct {
 	// Same and Near are gpuai.Topology.
 	Same, Near uint8
 	Together   bool
+	NumAfter   uint8
+	After      [gpuai.MaxAfter]gpuai.JobDependency // from NumAfter on left as they were
+	// MaxParallel bounds the leases of an array at a time; 0: no bound.
+	MaxParallel uint32
 }
 
 // A GroupView is what the machine needs of a group.
@@ -116,6 +120,9 @@ func ReadJobView(b []byte, v *JobView) error {
 	if tasks > gpuai.MaxTasks {
 		r.Fail("the job has too many tasks")
 	}
+	if v.MaxParallel > v.ArraySize {
+		r.Fail("only an array has a bound of parallel elements, of at most its size")
+	}
 	if g := &v.Groups[0]; v.ArraySize > 0 && (v.NumGroups > 1 || g.Gang || g.Count != v.ArraySize) {
 		r.Fail("an array has one group, of its size, that is no gang")
 	}
@@ -174,11 +181,14 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 		Name: string(v.Name), Tenant: gpuai.TenantID(v.Tenant), Type: gpuai.JobType(v.Type),
 		Class: gpuai.Class(v.Class), Priority: gpuai.Priority(v.Priority),
 		Limits:   gpuai.Limits{QueueTime: gpuai.Duration(v.QueueTime), RunTime: gpuai.Duration(v.RunTime)},
-		Array:    gpuai.Array{Size: v.ArraySize},
+		Array:    gpuai.Array{Size: v.ArraySize, MaxParallel: v.MaxParallel},
 		LeaseTTL: gpuai.Duration(v.LeaseTTL),
 		Begin:    gpuai.WallTime(v.Begin), Together: v.Together,
 		Placement: gpuai.Placement{Same: gpuai.Topology(v.Same), Near: gpuai.Topology(v.Near)},
 		Groups:    make([]gpuai.Group, 0, v.NumGroups),
+	}
+	if v.NumAfter > 0 {
+		s.After = append(s.After, v.After[:v.NumAfter]...)
 	}
 	for i := range v.Groups[:v.NumGroups] {
 		g, err := v.Groups[i].spec()

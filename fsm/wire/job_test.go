@@ -21,6 +21,7 @@ func sample() *gpuai.JobSpec {
 		Name: "llama-ft", Type: gpuai.Train, Class: gpuai.ClassFinetune, Priority: 70,
 		Limits: gpuai.Limits{QueueTime: gpuai.Hour, RunTime: gpuai.Day}, LeaseTTL: 90 * gpuai.Second, Begin: 1_800_000_000_000,
 		Placement: gpuai.Placement{Same: gpuai.TopologyZone, Near: gpuai.TopologyRack}, Together: true,
+		After: []gpuai.JobDependency{{Job: gpuai.JobID{1}}, {Job: gpuai.JobID{2}, On: gpuai.StageFailed}},
 		Groups: []gpuai.Group{{
 			Name: "workers", Count: 4, MinCount: 2, Gang: true,
 			Constraints: []gpuai.Constraint{

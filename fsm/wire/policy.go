@@ -93,6 +93,7 @@ func settingsOf(p *gpuai.Policy) []setting {
 	return []setting{
 		{duration: &p.AgingEvery},
 		{packing: &p.Packing},
+		{duration: &p.UsageHalfLife},
 	}
 }
 

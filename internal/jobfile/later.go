@@ -8,11 +8,10 @@ import (
 // laterFields are fields of the design that this build does not have, by their
 // name. They are refused like any unknown field, in words that say so.
 var laterFields = map[string]string{
-	"after": "jobs that wait for other jobs", "begin": "a time to begin",
 	"prefer": "packing preferences", "trust": "trust levels", "regions": "a choice of regions",
 	"max_price_per_gpu_hour": "a price limit", "max_cost": "a cost limit",
-	"max_parallel": "a limit of parallel array elements", "matrix": "array matrices",
-	"image": "container images", "args": "arguments beside the command",
+	"matrix": "array matrices",
+	"image":  "container images", "args": "arguments beside the command",
 	"mounts": "mounts", "checkpoint": "checkpoints", "launcher": "launchers",
 	"service": "services", "update": "rolling updates", "call": "functions",
 	"shm": "a size of /dev/shm", "scratch": "scratch disks", "network": "network classes",

@@ -163,7 +163,7 @@ var unreadable = []problem{
 
 var fieldProblems = []problem{
 	{"unknown near", head + "- task: {comand: [a], script: b}\n", 4, 10, "/groups/0/task/comand", "did you mean command?"},
-	{"unknown far", head + task + "zebra: 1\n", 5, 1, "/zebra", "known here: array, class"},
+	{"unknown far", head + task + "zebra: 1\n", 5, 1, "/zebra", "known here: after, array, begin, class"},
 	{"image", head + "- task: {image: x, command: [a]}\n", 4, 10, "/groups/0/task/image", "not built yet (container images)"},
 	{"service type", "name: a\ntype: service\ngroups:\n" + task, 2, 7, "/type", "service is not built yet"},
 	{"tenant", head + task + "tenant: research\n", 5, 9, "/tenant", "tenants are not built yet"},
@@ -333,9 +333,10 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		at   string
 		want string
 	}{
-		{"", "array class groups lease_ttl limits name placement priority tenant together type"},
+		{"", "after array begin class groups lease_ttl limits name placement priority tenant together type"},
 		{"/properties/limits", "queue_time run_time"},
-		{"/properties/array", "size"},
+		{"/properties/array", "max_parallel size"},
+		{"/$defs/dependency", "job on"},
 		{"/$defs/group", "constraints count gang name resources restart task"},
 		{"/properties/placement", "near same"},
 		{"/$defs/group/properties/count", "max min"},
