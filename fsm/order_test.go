@@ -75,7 +75,7 @@ func (w *orderWalk) step() {
 // Two machines that apply one log are equal, and stay it when one of them is
 // snapshotted and restored, or forked.
 func TestRandomOrderLogs(t *testing.T) {
-	seeds := uint64(40)
+	seeds := uint64(20)
 	if testing.Short() {
 		seeds = 8
 	}
@@ -119,9 +119,9 @@ func TestRandomOrderLogs(t *testing.T) {
 // Whenever there is no backlog, nothing that could start waits but behind the
 // reservation, and there behind no more than it keeps.
 func TestWorkConservationBesideTheReservation(t *testing.T) {
-	seeds := uint64(30)
+	seeds := uint64(5)
 	if testing.Short() {
-		seeds = 8
+		seeds = 3
 	}
 	for seed := range seeds {
 		w := newOrderWalk(t, 2000+seed)

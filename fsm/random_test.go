@@ -173,7 +173,7 @@ func (w *walk) step() {
 // Two machines that apply one log, one of them snapshotted and restored at
 // random points, are equal in digest, and so is a fork that goes on alone.
 func TestRandomLogs(t *testing.T) {
-	seeds := uint64(60)
+	seeds := uint64(30)
 	if testing.Short() {
 		seeds = 10
 	}
@@ -227,7 +227,7 @@ func (w *walk) beside(seed uint64, other *Machine, steps int) {
 
 // Whenever there is no backlog, nothing that could start waits.
 func TestWorkConservation(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(10) {
 		w := newWalk(t, 1000+seed)
 		for range 120 {
 			w.step()

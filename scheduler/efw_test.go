@@ -266,7 +266,7 @@ func (w packWorld) packStep() {
 // many small histories with changes of policy and demand.
 func TestPackingAgainstBruteForce(t *testing.T) {
 	packed := 0
-	for seed := range uint64(24) {
+	for seed := range uint64(8) {
 		w := newPackWorld(t, seed, gpuai.PackingEFW)
 		for range 400 {
 			w.packStep()
@@ -277,7 +277,7 @@ func TestPackingAgainstBruteForce(t *testing.T) {
 			}
 		}
 	}
-	if packed < 2_000 {
+	if packed < 700 {
 		t.Fatalf("packing decided at %d steps only", packed)
 	}
 }
@@ -416,7 +416,7 @@ func (w packWorld) churn(of int) {
 // Scores that stay in heaps while prices move are those of the prices of now.
 func TestPackingPricesAgainstBruteForce(t *testing.T) {
 	var prices uint64
-	for seed := range uint64(16) {
+	for seed := range uint64(4) {
 		w := steady(t, seed)
 		for i := range 500 {
 			w.churn(2 + i/40%2)
@@ -425,7 +425,7 @@ func TestPackingPricesAgainstBruteForce(t *testing.T) {
 		}
 		prices += w.s.packSums.Get().prices
 	}
-	if prices < 500 {
+	if prices < 150 {
 		t.Fatalf("prices moved %d times only", prices)
 	}
 }
