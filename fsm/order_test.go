@@ -341,3 +341,24 @@ func TestReservationGoesToHigherPriority(t *testing.T) {
 	r.status(high, gpuai.JobRunning)
 	r.status(low, gpuai.JobPending)
 }
+
+// A turn whose only bucket moves on to its next group is made anew, perhaps under
+// another number: the node's room goes on to that group all the same. A restored
+// machine numbers its turns otherwise. Found by the simulation, seed 1080.
+func TestTurnThatIsMadeAnewGoesOn(t *testing.T) {
+	r := newRegion(t)
+	r.do(&SetFeatureLevel{Level: LevelPlacement})
+	r.node("full", 1)
+	r.submit(jobSpec("runs", 1, 1))
+	first := jobSpec("first", 1, 1) // the turn with the lowest number, while it waits
+	first.Priority = 90
+	gone := r.submit(first)
+	for range 3 {
+		r.submit(jobSpec("waits", 1, 1))
+	}
+	r.do(&StopJob{Job: gone})
+	r.node("new", 4)
+	if n := r.m.Counts().Leases; n != 4 {
+		t.Errorf("%d leases, want 4: room is left that what waits could have", n)
+	}
+}

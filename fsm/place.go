@@ -16,8 +16,9 @@ type candidate struct {
 	grows    bool
 	claim    claim // of the tenant; below LevelPlacement all are equal
 	tenant   uint32
-	turn     ref  // that the bucket stands for: the next of it follows
-	stub     bool // the turn's first bucket is still to be found
+	turn     ref            // that the bucket stands for: the next of it follows
+	base     gpuai.Priority // of the turn
+	stub     bool           // the turn's first bucket is still to be found
 }
 
 // before is the order of the queue: higher priority, then what waits to start

@@ -39,7 +39,7 @@ func (m *Machine) serve(node uint32) bool {
 		case c.turn == 0:
 			ok = m.serveUnseen(&c)
 		case c.stub:
-			m.advance(c.turn.slot(), queueKey{}, &room)
+			m.follow(&c, queueKey{}, &room)
 		default:
 			ok = m.serveTurn(&c, node, &room)
 		}
@@ -70,7 +70,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 	m.now.work -= workLook
 	b := m.buckets.Get(c.bucket)
 	if !m.turns.has(c.bucket) || b.first != refTo(c.group) {
-		m.advance(c.turn.slot(), queueKey{c.seq, c.idx}, room)
+		m.follow(c, queueKey{c.seq, c.idx}, room)
 		return true
 	}
 	if m.mayServe(b, node) {
@@ -85,7 +85,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 			return true
 		}
 	}
-	m.advance(c.turn.slot(), queueKey{c.seq, c.idx}, room)
+	m.follow(c, queueKey{c.seq, c.idx}, room)
 	return true
 }
 
@@ -100,9 +100,16 @@ func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
 	}
 	if room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
 		m.push(candidate{
-			stub: true, turn: refTo(turn), priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
+			stub: true, turn: refTo(turn), base: t.priority, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
 			seq: t.first.place, idx: t.first.idx,
 		})
+	}
+}
+
+// follow puts the next bucket of a candidate's turn into the heap.
+func (m *Machine) follow(c *candidate, after queueKey, room *scheduler.Need) {
+	if turn, ok := m.turns.find(c.base, c.grows, c.tenant); ok {
+		m.advance(turn, after, room)
 	}
 }
 
@@ -115,7 +122,7 @@ func (m *Machine) advance(turn uint32, after queueKey, room *scheduler.Need) {
 	}
 	if b := m.turns.next(t.root, after, room, &m.now.looks); b != 0 {
 		c := m.candidate(b.slot(), m.buckets.Get(b.slot()).first.slot())
-		c.turn = refTo(turn)
+		c.turn, c.base = refTo(turn), t.priority
 		m.push(c)
 	}
 	m.now.work -= m.now.looks * workLook

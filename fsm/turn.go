@@ -90,14 +90,20 @@ func (t *turns) mayTake(room *scheduler.Need) bool {
 	return false
 }
 
+// find returns the turn of a priority and tenant. Its slot is its own only while
+// it has buckets: one whose only bucket moves on is made anew.
+func (t *turns) find(p gpuai.Priority, grows bool, tenant uint32) (uint32, bool) {
+	return t.byKey.Find(hashTurn(p, grows, tenant), func(s uint32) bool {
+		x := t.recs.Get(s)
+		return x.priority == p && x.tenant == tenant && x.grows == grows
+	})
+}
+
 // add puts a bucket into the turn of a priority and tenant.
 func (t *turns) add(bucket uint32, r *bucketRec, key queueKey, need scheduler.Need) {
 	p, tenant, grows := r.priority, r.tenant, r.grows
 	h := hashTurn(p, grows, tenant)
-	turn, ok := t.byKey.Find(h, func(s uint32) bool {
-		x := t.recs.Get(s)
-		return x.priority == p && x.tenant == tenant && x.grows == grows
-	})
+	turn, ok := t.find(p, grows, tenant)
 	if !ok {
 		turn, _ = t.slots.Alloc() // no more than buckets
 		t.recs.Put(turn, turnRec{tenant: tenant, priority: p, grows: grows, used: true})
