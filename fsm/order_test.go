@@ -362,3 +362,16 @@ func TestTurnThatIsMadeAnewGoesOn(t *testing.T) {
 		t.Errorf("%d leases, want 4: room is left that what waits could have", n)
 	}
 }
+
+// What waits from before level 3 is served on. Found by the simulation, seed 163.
+func TestBucketsOfOldLevelsAreServed(t *testing.T) {
+	r := newRegion(t)
+	for range 5 {
+		r.submit(jobSpec("waits", 1, 1))
+	}
+	r.do(&SetFeatureLevel{Level: LevelPlacement})
+	r.node("new", 4)
+	if n := r.m.Counts().Leases; n != 4 {
+		t.Errorf("%d leases, want 4", n)
+	}
+}

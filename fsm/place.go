@@ -17,7 +17,8 @@ type candidate struct {
 	claim    claim // of the tenant; below LevelPlacement all are equal
 	tenant   uint32
 	turn     ref            // that the bucket stands for: the next of it follows
-	base     gpuai.Priority // of the turn
+	base     gpuai.Priority // of the turn, as is of
+	of       uint32         // tenant; 0 where its buckets were made below LevelPlacement
 	stub     bool           // the turn's first bucket is still to be found
 }
 

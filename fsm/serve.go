@@ -100,7 +100,7 @@ func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
 	}
 	if room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
 		m.push(candidate{
-			stub: true, turn: refTo(turn), base: t.priority, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
+			stub: true, turn: refTo(turn), base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
 			seq: t.first.place, idx: t.first.idx,
 		})
 	}
@@ -108,7 +108,7 @@ func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
 
 // follow puts the next bucket of a candidate's turn into the heap.
 func (m *Machine) follow(c *candidate, after queueKey, room *scheduler.Need) {
-	if turn, ok := m.turns.find(c.base, c.grows, c.tenant); ok {
+	if turn, ok := m.turns.find(c.base, c.grows, c.of); ok {
 		m.advance(turn, after, room)
 	}
 }
@@ -122,7 +122,7 @@ func (m *Machine) advance(turn uint32, after queueKey, room *scheduler.Need) {
 	}
 	if b := m.turns.next(t.root, after, room, &m.now.looks); b != 0 {
 		c := m.candidate(b.slot(), m.buckets.Get(b.slot()).first.slot())
-		c.turn, c.base = refTo(turn), t.priority
+		c.turn, c.base, c.of, c.grows = refTo(turn), t.priority, t.tenant, t.grows
 		m.push(c)
 	}
 	m.now.work -= m.now.looks * workLook
