@@ -137,6 +137,6 @@ CI_STEPS := fmt-check vet build arch test-core test-cluster test-rest test-386 f
 ci:
 	@for step in $(CI_STEPS); do \
 		start=$$(date +%s); echo "==> $$step"; \
-		$(MAKE) --no-print-directory FUZZTIME=3s "$$step" || exit 1; \
+		$(MAKE) --no-print-directory FUZZTIME=2s "$$step" || exit 1; \
 		echo "    $$step: $$(($$(date +%s) - start)) s"; \
 	done
