@@ -102,52 +102,6 @@ func (m *Machine) shrink(task uint32, cause gpuai.LeaseCause) {
 	m.enqueue(group, 1)
 }
 
-// surplus returns how many tasks a gang could do without now: what runs beyond
-// its least, but for its first.
-func (m *Machine) surplus(group uint32) uint32 {
-	g := m.groups.Get(group)
-	n := m.staying(group)
-	if !g.elastic() || g.broken != gpuai.CauseNone || n <= g.min {
-		return 0
-	}
-	return n - g.min
-}
-
-// staying counts the members of a gang that nobody has asked to stop.
-func (m *Machine) staying(group uint32) (n uint32) {
-	for t := m.groups.Get(group).first; t != 0; t = m.tasks.Get(t.slot()).next {
-		m.now.work -= workLook
-		if m.stays(t.slot()) {
-			n++
-		}
-	}
-	return n
-}
-
-func (m *Machine) stays(task uint32) bool {
-	t := m.tasks.Get(task)
-	holds := t.status == gpuai.TaskLeased || t.status == gpuai.TaskRunning
-	return holds && m.leases.Get(t.lease.slot()).state != gpuai.LeaseRevoking
-}
-
-// giveUp asks at most n tasks of an elastic gang to stop, those with the highest
-// indexes, and leaves it its least and its first. It returns how many it asked.
-func (m *Machine) giveUp(group, n uint32, cause gpuai.LeaseCause) uint32 {
-	n = min(n, m.surplus(group))
-	skip := m.staying(group) - n
-	for t := m.groups.Get(group).first; t != 0 && n > 0; t = m.tasks.Get(t.slot()).next {
-		if !m.stays(t.slot()) {
-			continue
-		}
-		if skip > 0 {
-			skip--
-			continue
-		}
-		m.revoke(m.tasks.Get(t.slot()).lease.slot(), cause)
-	}
-	return n
-}
-
 // gangDone ends an elastic gang whose members have succeeded: the tasks that it
 // did without are stopped.
 func (m *Machine) gangDone(group uint32) {

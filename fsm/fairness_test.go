@@ -82,7 +82,6 @@ func TestClaimsCompareIn128Bits(t *testing.T) {
 type crowd struct {
 	*region
 	r      *rand.Rand
-	nodes  int
 	names  []string
 	placed map[gpuai.TenantID]uint64 // milliseconds of leases that have ended
 	live   []gpuai.Lease

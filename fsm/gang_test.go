@@ -197,35 +197,6 @@ func TestGrowthComesBehindStarts(t *testing.T) {
 	}
 }
 
-func TestGangGivesUpItsSurplus(t *testing.T) {
-	r := newLevel3(t)
-	r.node("a", 8)
-	id := r.submit(gangSpec("gang", 2, 6, 1))
-	r.wantLive(id, 6)
-	slot, _ := r.m.jobSlot(id)
-	group := r.m.jobs.Get(slot).group.slot()
-	r.m.out = &Output{}
-	if n := r.m.surplus(group); n != 4 {
-		t.Fatalf("a surplus of %d", n)
-	}
-	if n := r.m.giveUp(group, 3, gpuai.CausePreempted); n != 3 {
-		t.Fatalf("it gave up %d", n)
-	}
-	r.m.sp.Commit()
-	for i, l := range r.wantLive(id, 6) {
-		if revoking := l.State == gpuai.LeaseRevoking; revoking != (i >= 3) {
-			t.Fatalf("task %d is %s", i, l.State)
-		}
-	}
-	if n := r.m.surplus(group); n != 1 {
-		t.Fatalf("a surplus of %d is left", n)
-	}
-	if n := r.m.giveUp(group, 9, gpuai.CausePreempted); n != 1 {
-		t.Fatalf("it gave up %d", n)
-	}
-	r.m.sp.Commit()
-}
-
 func TestGangStaysInOneRack(t *testing.T) {
 	r := newLevel3(t)
 	r.rack("r1", "a1", "a2", "a3")

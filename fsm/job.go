@@ -142,15 +142,6 @@ func (m *Machine) jobSlot(id gpuai.JobID) (uint32, bool) {
 	return m.jobByID.Find(hashJobID(id), func(s uint32) bool { return m.jobs.Get(s).id == id })
 }
 
-// jobSpec decodes a job's spec.
-func (m *Machine) jobSpec(slot uint32) gpuai.JobSpec {
-	s, err := wire.ReadJobSpec(m.blobs.Append(nil, uint32(m.jobs.Get(slot).spec)))
-	if err != nil {
-		return gpuai.JobSpec{} // checked when it was submitted: cannot be
-	}
-	return s
-}
-
 // linkJob puts a new job at the newest end of the lists.
 func (m *Machine) linkJob(slot uint32) {
 	r, meta := m.jobs.Mut(slot), m.meta.Mut()

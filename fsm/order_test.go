@@ -189,7 +189,6 @@ type churn struct {
 	*region
 	live  []gpuai.Lease
 	limit gpuai.Duration
-	turn  int
 }
 
 func (c *churn) small() {

@@ -16,10 +16,10 @@ type candidate struct {
 	grows    bool
 	claim    claim // of the tenant; below LevelPlacement all are equal
 	tenant   uint32
-	turn     ref            // that the bucket stands for: the next of it follows
-	base     gpuai.Priority // of the turn, as is of
+	inTurn   bool           // it stands for its turn: the next of that follows
+	base     gpuai.Priority // of the turn, as are of and grows
 	of       uint32         // tenant; 0 where its buckets were made below LevelPlacement
-	stub     bool           // the turn's first bucket is still to be found
+	lazy     bool           // the turn's first bucket that may fit is not looked for yet
 }
 
 // before is the order of the queue: higher priority, then what waits to start

@@ -36,9 +36,9 @@ func (m *Machine) serve(node uint32) bool {
 		}
 		ok := true
 		switch {
-		case c.turn == 0:
+		case !c.inTurn:
 			ok = m.serveUnseen(&c)
-		case c.stub:
+		case c.lazy:
 			m.follow(&c, queueKey{}, &room)
 		default:
 			ok = m.serveTurn(&c, node, &room)
@@ -100,7 +100,7 @@ func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
 	}
 	if room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
 		m.push(candidate{
-			stub: true, turn: refTo(turn), base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
+			inTurn: true, lazy: true, base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
 			seq: t.first.place, idx: t.first.idx,
 		})
 	}
@@ -122,7 +122,7 @@ func (m *Machine) advance(turn uint32, after queueKey, room *scheduler.Need) {
 	}
 	if b := m.turns.next(t.root, after, room, &m.now.looks); b != 0 {
 		c := m.candidate(b.slot(), m.buckets.Get(b.slot()).first.slot())
-		c.turn, c.base, c.of, c.grows = refTo(turn), t.priority, t.tenant, t.grows
+		c.inTurn, c.base, c.of, c.grows = true, t.priority, t.tenant, t.grows
 		m.push(c)
 	}
 	m.now.work -= m.now.looks * workLook
@@ -135,7 +135,7 @@ func (m *Machine) forgetTurns() {
 	all := m.cands
 	m.cands = m.cands[:0]
 	for i := range all {
-		if all[i].turn == 0 {
+		if !all[i].inTurn {
 			m.push(all[i])
 		}
 	}

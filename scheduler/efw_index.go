@@ -55,12 +55,11 @@ type packSumRec struct {
 
 // A packBucket is all indexed nodes of one state.
 type packBucket struct {
-	key    packKey
-	birth  uint64 // births then
-	nodes  uint32 // 0: the slot is free
-	older  uint32 // bucket + 1
-	newer  uint32 // bucket + 1
-	number uint32 // spare
+	key   packKey
+	birth uint64 // births then
+	nodes uint32 // 0: the slot is free
+	older uint32 // bucket + 1
+	newer uint32 // bucket + 1
 }
 
 // SetPacking sets the policy by which Place chooses. A change takes effect once

@@ -66,9 +66,6 @@ func (p Policy) Learning() Policy {
 	return p
 }
 
-// Expects reports whether the policy is told of a demand.
-func (p Policy) Expects() bool { return p.packing != gpuai.PackingBestFit && !p.learn }
-
 // setPolicy brings a new machine to the newest feature level and gives it the
 // policy of a run.
 func (w *world) setPolicy(c *Config) error {

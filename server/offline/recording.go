@@ -99,10 +99,9 @@ func (r *Recording) errRange(index uint64) error {
 
 // An applied is one entry and what it did. Its output is the reader's own.
 type applied struct {
-	entry  store.Entry
-	out    fsm.Output
-	m      *fsm.Machine
-	digest string // that the report recorded; "" for none
+	entry store.Entry
+	out   fsm.Output
+	m     *fsm.Machine
 }
 
 // MachineAt makes the state after an index. progress may be nil. A report's
