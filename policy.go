@@ -43,14 +43,14 @@ type Policy struct {
 	PriorityBatch     Priority `json:"priority_batch"`
 	// AgingEvery raises a waiting job by one priority for each such time that
 	// it has waited, up to MaxPriority; 0 never does.
-	AgingEvery Duration `json:"aging_every_ms,omitzero"`
+	AgingEvery Duration `json:"aging_every_ms"`
 	// Packing is how a node is chosen among those that fit: by best fit, or by
 	// what the placement leaves to the demand that is expected (efw).
-	Packing Packing `json:"packing,omitzero"`
+	Packing Packing `json:"packing"`
 	// UsageHalfLife is in how much time what a tenant has had of the devices
 	// counts half: the longer, the longer a tenant that waited is made up for it.
 	// 0 stands for DefaultHalfLife.
-	UsageHalfLife Duration `json:"usage_half_life_ms,omitzero"`
+	UsageHalfLife Duration `json:"usage_half_life_ms"`
 }
 
 // DefaultPolicy is the policy of a new region.

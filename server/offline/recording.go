@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/gpuai/gpuai"
@@ -30,6 +31,9 @@ type Recording struct {
 // OpenRecording opens a data directory that no server uses, or a report.
 func OpenRecording(path string) (*Recording, error) {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no data directory and no report at %s: name the --data that 'gpuai server run' was started with, or the file of 'gpuai operator report'", path)
+	}
 	if err != nil {
 		return nil, err
 	}
