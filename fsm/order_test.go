@@ -58,18 +58,8 @@ func (w *orderWalk) wait(s *gpuai.JobSpec) {
 
 func (w *orderWalk) step() {
 	w.t.Helper()
-	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
-	if w.r.IntN(30) == 0 {
-		w.term++
-	}
-	var cmds []Command
-	for range 1 + w.r.IntN(4) {
-		cmds = append(cmds, w.command())
-	}
-	w.apply(cmds...)
-	for _, n := range walkNodes {
-		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
-	}
+	w.apply(w.later(w.command)...)
+	w.see()
 }
 
 // Two machines that apply one log are equal, and stay it when one of them is

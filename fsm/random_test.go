@@ -152,19 +152,29 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 // step applies one entry of random commands at a later region time.
 func (w *walk) step() {
 	w.t.Helper()
-	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
-	if w.r.IntN(30) == 0 {
-		w.term++
-	}
-	var cmds []Command
-	for range 1 + w.r.IntN(4) {
-		cmds = append(cmds, w.command())
-	}
+	cmds := w.later(w.command)
 	env := Envelope{Tenant: "default"}
 	if w.r.IntN(5) == 0 {
 		env.Key = []string{"k1", "k2", "k3"}[w.r.IntN(3)]
 	}
 	w.applyAs(env, cmds...)
+	w.see()
+}
+
+// later lets region time pass, and draws the commands of an entry.
+func (w *walk) later(draw func() Command) (cmds []Command) {
+	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
+	if w.r.IntN(30) == 0 {
+		w.term++
+	}
+	for range 1 + w.r.IntN(4) {
+		cmds = append(cmds, draw())
+	}
+	return cmds
+}
+
+// see remembers the incarnations that the nodes have.
+func (w *walk) see() {
 	for _, n := range walkNodes {
 		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
 	}
