@@ -51,6 +51,7 @@ func TestEnumTexts(t *testing.T) {
 	checkEnum(t, gpuai.OK, 17)
 	checkEnum(t, gpuai.Batch, 2)
 	checkEnum(t, gpuai.ClassUnset, gpuai.NumClasses)
+	checkEnum(t, gpuai.PackingBestFit, 3)
 	checkEnum(t, gpuai.CauseFailure, 3)
 	checkEnum(t, gpuai.JobPending, 5)
 	checkEnum(t, gpuai.TaskPending, gpuai.NumTaskStatus)

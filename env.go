@@ -20,6 +20,8 @@ const (
 	EnvGPUs         = "GPUAI_GPUS"    // devices of this task
 	EnvNodeRank     = "GPUAI_NODE_RANK"
 	EnvNodes        = "GPUAI_NODES"
+	EnvNodesMin     = "GPUAI_NODES_MIN" // of an elastic gang
+	EnvNodesMax     = "GPUAI_NODES_MAX"
 	EnvNodeIPs      = "GPUAI_NODE_IPS" // comma-separated, by rank
 	EnvMasterAddr   = "MASTER_ADDR"
 	EnvMasterPort   = "MASTER_PORT"

@@ -72,6 +72,9 @@ type JobSpec struct {
 	// Begin is the wall time before which no task is placed, by the region's
 	// clock at the submit. 0 means at once.
 	Begin WallTime `json:"begin_unix_ms,omitzero"`
+	// After lists what must have happened to other jobs of the tenant before a
+	// task is placed: all of it. The region must know the jobs.
+	After []JobDependency `json:"after,omitempty"`
 	// Array makes the only group's count the array's size: each task is one
 	// element, told its index by GPUAI_ARRAY_INDEX.
 	Array Array `json:"array,omitzero"`
@@ -80,12 +83,54 @@ type JobSpec struct {
 	// the job is submitted.
 	Preemptible *bool    `json:"preemptible,omitzero"`
 	LeaseTTL    Duration `json:"lease_ttl_ms,omitzero"` // lengthens the class's; 0 means the class's
-	Groups      []Group  `json:"groups"`
+	// Placement says how close together the tasks of gangs run.
+	Placement Placement `json:"placement,omitzero"`
+	// Together starts the tasks of all groups in one step, or none. A group
+	// that is lost later is placed again by itself.
+	Together bool    `json:"together,omitzero"`
+	Groups   []Group `json:"groups"`
 }
 
 // An Array says how many elements a job has; zero size means it is none.
 type Array struct {
 	Size uint32 `json:"size,omitzero"`
+	// MaxParallel bounds how many elements hold a lease at a time; 0 does not.
+	MaxParallel uint32 `json:"max_parallel,omitzero"`
+}
+
+// A JobDependency is what a job waits for of another. One that can no longer come
+// about ends the job that waits for it.
+type JobDependency struct {
+	Job JobID `json:"job"`
+	On  Stage `json:"on,omitzero"`
+}
+
+// A Stage is a point in a job's life that another may wait for.
+type Stage uint8
+
+// The stages.
+const (
+	StageSucceeded Stage = iota // it ended well
+	StageEnded                  // it ended, whatever its outcome
+	StageStarted                // a task of it has had its first lease
+	StageFailed                 // it ended otherwise than by success
+	numStages
+)
+
+// NumStages bounds the stages there are.
+const NumStages = int(numStages)
+
+var stageNames = [numStages]string{"succeeded", "ended", "started", "failed"}
+
+// String returns the stage's text.
+func (s Stage) String() string { return enumName(stageNames[:], uint8(s)) }
+
+// MarshalText writes the stage's text.
+func (s Stage) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a stage's text.
+func (s *Stage) UnmarshalText(b []byte) error {
+	return enumParse(stageNames[:], "after.on", b, (*uint8)(s))
 }
 
 // Limits bound a job's time. Zero means no bound.
@@ -102,7 +147,11 @@ type Group struct {
 	Count uint32 `json:"count,omitzero"`
 	// Gang starts all tasks of the group or none, and stops all when one is
 	// lost.
-	Gang        bool         `json:"gang,omitzero"`
+	Gang bool `json:"gang,omitzero"`
+	// MinCount makes a gang elastic: it starts with as many tasks as there is
+	// room for, at least this many, grows up to Count, and goes on when it loses
+	// tasks but for its first one, as long as this many are left. 0 means Count.
+	MinCount    uint32       `json:"min_count,omitzero"`
 	Constraints []Constraint `json:"constraints,omitempty"`
 	Resources   Resources    `json:"resources"`
 	Restart     Restart      `json:"restart,omitzero"`

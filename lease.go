@@ -110,7 +110,9 @@ type Assignment struct {
 // A GangInfo tells a gang's member of the others.
 type GangInfo struct {
 	Rank       uint32   `json:"rank"`
-	Size       uint32   `json:"size"`
+	Size       uint32   `json:"size"` // members that hold a lease now
+	Min        uint32   `json:"min"`  // it goes on with no fewer
+	Max        uint32   `json:"max"`
 	MasterAddr string   `json:"master_addr"`
 	MasterPort uint16   `json:"master_port"`
 	NodeIPs    []string `json:"node_ips"` // by rank

@@ -18,6 +18,7 @@ const (
 	MaxCPU          = MilliCPU(1 << 31) // of a node or task, exclusive
 	MaxMemory       = Bytes(1 << 50)    // of a node, device or task, exclusive
 	MaxAttempts     = 1_000             // restarts of a task
+	MaxAfter        = 16                // jobs that a job waits for
 	MaxPorts        = 64                // ports that a node lends to gangs
 	MaxBatchJobs    = 1_000             // jobs of one jobs:batch
 	MaxKeyLen       = 128               // characters of an idempotency key

@@ -33,6 +33,10 @@ func (s *NodeState) UnmarshalText(b []byte) error {
 type NodeSpec struct {
 	ID   NodeID `json:"id"`
 	Zone string `json:"zone,omitzero"` // ValidName; empty means "default"
+	// Rack and NVLinkDomain say which nodes of the zone are near this one, see
+	// Topology. ValidName; empty means a domain of its own.
+	Rack         string `json:"rack,omitzero"`
+	NVLinkDomain string `json:"nvlink_domain,omitzero"`
 	// Labels are matched by constraints as "label.<key>".
 	Labels map[string]string `json:"labels,omitempty"`
 	// Address is the host or IP where other nodes reach this one's tasks.

@@ -43,7 +43,14 @@ type Policy struct {
 	PriorityBatch     Priority `json:"priority_batch"`
 	// AgingEvery raises a waiting job by one priority for each such time that
 	// it has waited, up to MaxPriority; 0 never does.
-	AgingEvery Duration `json:"aging_every_ms,omitzero"`
+	AgingEvery Duration `json:"aging_every_ms"`
+	// Packing is how a node is chosen among those that fit: by best fit, or by
+	// what the placement leaves to the demand that is expected (efw).
+	Packing Packing `json:"packing"`
+	// UsageHalfLife is in how much time what a tenant has had of the devices
+	// counts half: the longer, the longer a tenant that waited is made up for it.
+	// 0 stands for DefaultHalfLife.
+	UsageHalfLife Duration `json:"usage_half_life_ms"`
 	// PreemptionGap is by how much the priority of a job that finds no room must
 	// exceed that of a running one to take its room; 0: nobody takes any. What a
 	// job gains by waiting (AgingEvery) does not count.
@@ -88,6 +95,17 @@ func PolicyUnsaid() Policy {
 		PreemptibleInference: d.PreemptibleInference, PreemptibleTraining: d.PreemptibleTraining,
 		PreemptibleFinetune: d.PreemptibleFinetune, PreemptibleBatch: d.PreemptibleBatch,
 	}
+}
+
+// DefaultHalfLife is the half-life of usage under a policy that names none.
+const DefaultHalfLife = Day
+
+// HalfLife returns the half-life of usage under p.
+func (p *Policy) HalfLife() Duration {
+	if p.UsageHalfLife == 0 {
+		return DefaultHalfLife
+	}
+	return p.UsageHalfLife
 }
 
 // MinTTL is the floor of every lease TTL under p.
@@ -179,6 +197,8 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/breaker_window_ms", p.BreakerWindow, Second, Hour)
 	v.span("/flap_window_ms", p.FlapWindow, Second, Day)
 	v.span("/flap_backoff_ms", p.FlapBackoff, Second, Day)
+	v.check(p.Packing <= PackingFGD, "/packing", "must be bestfit or efw")
+	v.check(p.UsageHalfLife == 0 || p.UsageHalfLife >= Minute && p.UsageHalfLife <= 30*Day, "/usage_half_life_ms", "must be 0 or between 1m and 30d")
 	v.check(p.AgingEvery == 0 || p.AgingEvery >= Second && p.AgingEvery <= MaxDuration, "/aging_every_ms", "must be 0 or between 1s and 3650d")
 	v.check(p.PreemptionGap <= uint32(MaxPriority), "/preemption_gap", "must be 0 to 100")
 	v.span("/preemption_protect_ms", p.PreemptionProtect, 0, MaxDuration)

@@ -112,9 +112,12 @@ func TestPolicyValidateExtremes(t *testing.T) {
 		for _, extreme := range []int64{math.MinInt64, math.MaxInt64, math.MaxInt64 / 2, math.MaxInt64/5 + 1} {
 			p := d
 			f := reflect.ValueOf(&p).Elem().Field(i)
-			if f.CanInt() {
+			switch {
+			case f.Kind() == reflect.Bool:
+				continue // both are valid
+			case f.CanInt():
 				f.SetInt(extreme)
-			} else {
+			default:
 				f.SetUint(math.MaxUint8)
 			}
 			name := reflect.TypeFor[gpuai.Policy]().Field(i).Name

@@ -31,6 +31,8 @@ const (
 	// Quiet is the time behind a restore in which runners from before it may
 	// still hold their devices.
 	Quiet
+	// ArrayThrottled is an array that has as many leases as it may at a time.
+	ArrayThrottled
 	numReasons
 )
 
@@ -43,6 +45,7 @@ var reasonNames = [numReasons]string{
 	"BudgetExceeded", "PriceAboveLimit", "NodesUnhealthy", "NoNodes", "Dependency",
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
 	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
+	"ArrayThrottled",
 }
 
 // String returns the reason's text.

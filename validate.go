@@ -122,6 +122,8 @@ func (s *JobSpec) Validate() []FieldError {
 	v.span("/limits/run_time_ms", s.Limits.RunTime, 0, MaxDuration)
 	v.span("/lease_ttl_ms", s.LeaseTTL, 0, MaxLeaseTTL)
 	v.check(s.Begin >= 0 && s.Begin <= MaxWallTime, "/begin_unix_ms", "must be a Unix time in milliseconds, before the year 2262")
+	s.validateAfter(&v)
+	v.check(s.Array.MaxParallel <= s.Array.Size, "/array/max_parallel", "must be at most array.size; leave it out for no bound")
 	if s.Array.Size > MaxTasks {
 		v.add("/array/size", "must be at most "+strconv.Itoa(MaxTasks))
 	}
@@ -156,6 +158,8 @@ func (s *JobSpec) Validate() []FieldError {
 	if tasks > MaxTasks {
 		v.add("/groups", "all groups together have at most "+strconv.Itoa(MaxTasks)+" tasks")
 	}
+	s.validatePlacement(&v)
+	s.validateTogether(&v)
 	if s.size() > MaxSpecBytes {
 		v.add("", "the job must be at most "+strconv.Itoa(MaxSpecBytes)+" bytes in all: fetch large scripts and data from where they are kept")
 	}
@@ -165,8 +169,8 @@ func (s *JobSpec) Validate() []FieldError {
 // size bounds from above the bytes that s takes in the log. It stops counting
 // beyond MaxSpecBytes.
 func (s *JobSpec) size() int {
-	const text, fixed = 5, 64 // of a text beside itself; of a group or the job beside its texts
-	n := fixed + 2*text + len(s.Name) + len(s.Tenant)
+	const text, fixed = 5, 96 // of a text beside itself; of a group or the job beside its texts
+	n := fixed + 2*text + len(s.Name) + len(s.Tenant) + len(s.After)*(len(JobID{})+1)
 	for i := 0; i < len(s.Groups) && n <= MaxSpecBytes; i++ {
 		g := &s.Groups[i]
 		n += fixed + 6*text + len(g.Name) + len(g.Task.Runtime) + len(g.Task.Script) + len(g.Task.Cwd)
@@ -190,6 +194,20 @@ func (s *JobSpec) size() int {
 	return n
 }
 
+func (s *JobSpec) validateAfter(v *fieldErrors) {
+	if len(s.After) > MaxAfter {
+		v.add("/after", "must be at most "+strconv.Itoa(MaxAfter)+" jobs")
+	}
+	for i := range s.After[:min(len(s.After), MaxAfter)] {
+		d, p := &s.After[i], "/after/"+strconv.Itoa(i)
+		v.check(!d.Job.IsZero(), p+"/job", "must be the ID of a job")
+		v.check(d.On < numStages, p+"/on", "is not a known stage")
+		for j := range i {
+			v.check(s.After[j].Job != d.Job, p+"/job", "is the job of /after/"+strconv.Itoa(j)+" too")
+		}
+	}
+}
+
 func (g *Group) validate(v *fieldErrors, at string) {
 	v.name(at+"/name", g.Name)
 	if !(g.Count >= 1 && g.Count <= MaxTasks) {
@@ -198,6 +216,7 @@ func (g *Group) validate(v *fieldErrors, at string) {
 	if !(!g.Gang || g.Count <= MaxGangTasks) {
 		v.add(at+"/count", "a gang has at most "+strconv.Itoa(MaxGangTasks)+" tasks")
 	}
+	g.validateElastic(v, at)
 	if len(g.Constraints) > MaxConstraints {
 		v.add(at+"/constraints", "must be at most "+strconv.Itoa(MaxConstraints))
 	}
@@ -366,6 +385,8 @@ func (s *NodeSpec) Validate() []FieldError {
 	if !(s.Zone == "" || ValidName(s.Zone)) {
 		v.add("/zone", "must be a name of a-z, 0-9 and '-'")
 	}
+	v.check(s.Rack == "" || ValidName(s.Rack), "/rack", "must be a name of a-z, 0-9 and '-'")
+	v.check(s.NVLinkDomain == "" || ValidName(s.NVLinkDomain), "/nvlink_domain", "must be a name of a-z, 0-9 and '-'")
 	if len(s.Labels) > MaxLabels {
 		v.add("/labels", "must be at most "+strconv.Itoa(MaxLabels))
 	}

@@ -76,6 +76,28 @@ var jobCases = []struct {
 	}, []string{"/groups"}},
 	{"no task", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count = 0 }, []string{"/groups/0/count"}},
 	{"gang too large", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Gang, g.Count = true, 4_097 }, []string{"/groups/0/count"}},
+	{"elastic gang", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Gang, g.Count, g.MinCount = true, 4, 2 }, nil},
+	{"elastic gang of no room", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Gang, g.Count, g.MinCount = true, 4, 5 }, []string{"/groups/0/min_count"}},
+	{"elastic without a gang", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Count, g.MinCount = 4, 2 }, []string{"/groups/0/min_count"}},
+	{"placement", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Gang, s.Placement = true, gpuai.Placement{Same: gpuai.TopologyRack, Near: gpuai.TopologyNVLink}
+	}, nil},
+	{"placement of no gang", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Placement.Same = gpuai.TopologyRack }, []string{"/placement"}},
+	{"placement of no GPU", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Gang, g.Resources.GPU.Count, s.Placement.Near = true, 0, gpuai.TopologyRack
+	}, []string{"/placement"}},
+	{"near wider than same", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Gang, s.Placement = true, gpuai.Placement{Same: gpuai.TopologyRack, Near: gpuai.TopologyRack}
+	}, []string{"/placement/near"}},
+	{"unknown levels", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Gang, s.Placement = true, gpuai.Placement{Same: 9, Near: 8}
+	}, []string{"/placement/same", "/placement/near"}},
+	{"together", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		s.Together, s.Placement.Same = true, gpuai.TopologyZone
+		s.Groups = append(s.Groups, gpuai.Group{Name: "cpu", Count: 4, Resources: gpuai.Resources{CPU: 1, Memory: 1}, Restart: g.Restart, Task: g.Task})
+	}, nil},
+	{"an array together", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Together, s.Array.Size, g.Count = true, 2, 2 }, []string{"/together"}},
+	{"too many together", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Together, g.Count = true, 4_097 }, []string{"/together"}},
 	{"restart", func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Restart = gpuai.Restart{Attempts: 1_001, Backoff: -1, On: []gpuai.RestartCause{3, 0, 0}}
 	}, []string{"/groups/0/restart/attempts", "/groups/0/restart/backoff_ms", "/groups/0/restart/on/0", "/groups/0/restart/on/2"}},
@@ -158,6 +180,7 @@ var nodeCases = []struct {
 }{
 	{"untouched", func(s *gpuai.NodeSpec) {}, nil},
 	{"id", func(s *gpuai.NodeSpec) { s.ID = "Node_1" }, []string{"/id"}},
+	{"rack and NVLink domain", func(s *gpuai.NodeSpec) { s.Rack, s.NVLinkDomain = "r 1", "-" }, []string{"/rack", "/nvlink_domain"}},
 	{"zone", func(s *gpuai.NodeSpec) { s.Zone = "Z" }, []string{"/zone"}},
 	{"label", func(s *gpuai.NodeSpec) { s.Labels = map[string]string{"A": "", "a": strings.Repeat("x", 257)} }, []string{"/labels", "/labels/a"}},
 	{"labels", func(s *gpuai.NodeSpec) {

@@ -34,6 +34,10 @@ func TestTaskRunsAndIsReported(t *testing.T) {
 			a.Task.Script = `echo $GPUAI_NODE_RANK/$GPUAI_NODES $MASTER_ADDR:$MASTER_PORT $GPUAI_NODE_IPS`
 			a.Gang = &gpuai.GangInfo{Rank: 1, Size: 2, MasterAddr: "10.0.0.1", MasterPort: 7000, NodeIPs: []string{"10.0.0.1", "10.0.0.2"}}
 		}, gpuai.ReportDone, 0, "", "1/2 10.0.0.1:7000 10.0.0.1,10.0.0.2\n"},
+		"elastic gang": {func(a *gpuai.Assignment) {
+			a.Task.Script = `echo $GPUAI_NODE_RANK/$GPUAI_NODES of $GPUAI_NODES_MIN to $GPUAI_NODES_MAX`
+			a.Gang = &gpuai.GangInfo{Rank: 3, Size: 3, Min: 2, Max: 8, MasterAddr: "10.0.0.1", MasterPort: 7000}
+		}, gpuai.ReportDone, 0, "", "3/3 of 2 to 8\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

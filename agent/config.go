@@ -26,7 +26,9 @@ type Config struct {
 	// socket. No two agents may share it.
 	DataDir string
 	Zone    string
-	Labels  map[string]string
+	// Rack and NVLinkDomain are as in gpuai.NodeSpec.
+	Rack, NVLinkDomain string
+	Labels             map[string]string
 	// Address is where other nodes reach this one's tasks; "" means 127.0.0.1.
 	Address string
 	// CPU and Memory are offered to tasks; 0 means all that the host has.
@@ -158,7 +160,7 @@ func (c *Config) fill() error {
 // spec is the node as it registers.
 func (c *Config) spec(devices []gpuai.Device, simulated bool) gpuai.NodeSpec {
 	return gpuai.NodeSpec{
-		ID: c.Node, Zone: c.Zone, Labels: c.Labels, Address: c.Address, CPU: c.CPU, Memory: c.Memory,
+		ID: c.Node, Zone: c.Zone, Rack: c.Rack, NVLinkDomain: c.NVLinkDomain, Labels: c.Labels, Address: c.Address, CPU: c.CPU, Memory: c.Memory,
 		PortMin: c.PortMin, PortCount: c.PortCount, Price: c.Price,
 		Devices: devices, Simulated: simulated, Version: gpuai.Version,
 	}

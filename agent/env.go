@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"maps"
 	"os"
 	"slices"
@@ -60,6 +61,8 @@ func regionEnv(a *gpuai.Assignment, region gpuai.RegionID, dir string) map[strin
 	if g := a.Gang; g != nil {
 		env[gpuai.EnvNodeRank] = strconv.FormatUint(uint64(g.Rank), 10)
 		env[gpuai.EnvNodes] = strconv.FormatUint(uint64(g.Size), 10)
+		env[gpuai.EnvNodesMin] = strconv.FormatUint(uint64(cmp.Or(g.Min, g.Size)), 10)
+		env[gpuai.EnvNodesMax] = strconv.FormatUint(uint64(cmp.Or(g.Max, g.Size)), 10)
 		env[gpuai.EnvNodeIPs] = strings.Join(g.NodeIPs, ",")
 	}
 	return env

@@ -264,6 +264,23 @@ func (c *Client) Pending(ctx context.Context, p Page) ([]gpuai.QueueEntry, strin
 	return out.Pending, out.Next, err
 }
 
+// Tenants returns a page of what tenants had of the devices, with their weights.
+func (c *Client) Tenants(ctx context.Context, p Page) ([]gpuai.TenantShare, string, error) {
+	out, err := get[struct {
+		Tenants []gpuai.TenantShare `json:"tenants"`
+		Next    string              `json:"next_cursor"`
+	}](ctx, c, "/v1/tenants", p.values())
+	return out.Tenants, out.Next, err
+}
+
+// SetTenantWeight says how much of the devices a tenant is to have beside
+// others: in proportion to its weight, 1 to gpuai.MaxTenantWeight.
+func (c *Client) SetTenantWeight(ctx context.Context, id gpuai.TenantID, weight uint32) error {
+	body := map[string]uint32{"weight": weight}
+	return c.do(ctx, request{method: http.MethodPut, path: "/v1/tenants/" + url.PathEscape(string(id)) + "/weight", body: body, key: NewKey()},
+		func(*http.Response) error { return nil })
+}
+
 type policyBody struct {
 	Policy gpuai.Policy `json:"policy"`
 }

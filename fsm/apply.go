@@ -25,6 +25,8 @@ const (
 	typeRetireJobs
 	typeRetireServer
 	typeMoveServer
+	typeSetDemand
+	typeSetTenantWeight
 	numTypes
 )
 
@@ -62,6 +64,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	m.begin()
 	m.guard((*Machine).fireTimers)
+	m.guard((*Machine).packStep)
 	m.guard((*Machine).ripenDue)
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
 		m.command(&c)
@@ -215,8 +218,8 @@ func (m *Machine) panicked(r any) {
 	if slot, ok := m.unseen.Next(0); ok {
 		m.seen(slot)
 	}
-	if slot, ok := m.due.Next(0); ok {
-		m.due.Clear(slot)
+	if slot, ok := m.vacated.Next(0); ok {
+		m.vacated.Clear(slot)
 	}
 }
 
@@ -252,6 +255,10 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireServer(r)
 	case typeMoveServer:
 		return m.applyMoveServer(r)
+	case typeSetDemand:
+		return m.applySetDemand(r)
+	case typeSetTenantWeight:
+		return m.applySetTenantWeight(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

@@ -16,6 +16,8 @@ type DeviceCount struct {
 	Free, Shared, Allocated uint32
 	// Unhealthy counts the others by what is wrong with them.
 	Unhealthy [NumDeviceHealth]uint32
+	// Blocks are the wholly free devices of nodes that take new leases.
+	Blocks gpuai.FreeBlocks
 }
 
 // NumDeviceHealth is how many states of health there are.
@@ -43,7 +45,9 @@ func (m *Machine) CountDevices(from uint32) (counts []DeviceCount, next uint32) 
 				counts = append(counts, DeviceCount{Vendor: vendor, Model: model})
 			}
 			c := &counts[at]
-			c.Free += uint32(u.Free)
+			if c.Free += uint32(u.Free); m.nodes.Get(s).open() {
+				c.Blocks.Add(uint32(u.Free))
+			}
 			c.Shared += uint32(u.Shared)
 			c.Allocated += uint32(u.Taken)
 			m.countClosed(c, s, u.Closed)

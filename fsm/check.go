@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
 )
 
 // Check verifies the invariants of the state and says which one does not hold:
@@ -41,7 +42,8 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkTimers, m.checkServers, m.checkHolds, m.sched.Check,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkTenants, m.checkReservation,
+		m.checkHolds, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -141,17 +143,35 @@ func (m *Machine) checkGroup(group uint32) error {
 			return fmt.Errorf("group %d: task %d is %s, its lease is not", g.idx, x.idx, x.status)
 		}
 	}
-	if fresh := g.count - g.made; m.jobs.Get(g.job.slot()).stopping {
+	if fresh := g.count - g.made; m.jobs.Get(g.job.slot()).stopping || g.ended {
 		n[gpuai.TaskStopped] += fresh
 	}
-	if n != g.n || idx != g.made || !g.gang && waiting != g.waiting {
+	if n != g.n || idx != g.made || !g.gang && g.together != togetherOther && waiting != g.waiting {
 		return fmt.Errorf("group %d: tasks by state %v with %d waiting, recorded %v with %d", g.idx, n, waiting, g.n, g.waiting)
 	}
-	if (g.bucket != 0) != (g.ready() > 0 && !g.ended) {
+	j := m.jobs.Get(g.job.slot())
+	if (g.bucket != 0) != (g.ready() > 0 && !g.ended && !m.waitOf(j).held && !m.throttled(j)) {
 		return fmt.Errorf("group %d: %d tasks ready, queued %v", g.idx, g.ready(), g.bucket != 0)
 	}
-	if g.gang && g.live() > 0 && g.ready() > 0 {
+	if err := checkElastic(g); err != nil {
+		return err
+	}
+	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 {
 		return fmt.Errorf("group %d: a gang with %d leases has %d tasks ready", g.idx, g.live(), g.ready())
+	}
+	return nil
+}
+
+// checkElastic checks what holds of elastic gangs alone.
+func checkElastic(g *groupRec) error {
+	members := g.live() + g.n[gpuai.TaskSucceeded]
+	switch {
+	case g.elastic() && (!g.gang || g.min >= g.count):
+		return fmt.Errorf("group %d: %d of %d tasks are enough, a gang: %v", g.idx, g.min, g.count, g.gang)
+	case g.elastic() && !g.ended && g.broken == gpuai.CauseNone && g.live() > 0 && members < g.min && g.n[gpuai.TaskStopped] == 0:
+		return fmt.Errorf("group %d: an elastic gang runs with %d of at least %d tasks", g.idx, members, g.min)
+	case g.together == togetherOther && (g.bucket != 0 || g.made > 0):
+		return fmt.Errorf("group %d: it waits for its job, and has started", g.idx)
 	}
 	return nil
 }
@@ -180,7 +200,12 @@ func (m *Machine) checkLeases() error {
 func (m *Machine) checkBuckets() error {
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
-		if at, ok := m.findBucket(b.priority, b.shape, b.gang); !ok || at != s || m.unseen.Has(s) != b.unseen {
+		k := b.key()
+		mine := m.keyOf(b.first.slot())
+		if k.tenant == 0 {
+			mine.tenant = 0 // made below LevelPlacement, of any tenant
+		}
+		if at, ok := m.findBucket(&k); !ok || at != s || mine != k || m.unseen.Has(s) != b.unseen {
 			return fmt.Errorf("bucket %d is not found, or not marked as it says", s)
 		}
 		groups, tasks, prev := uint32(0), uint64(0), ref(0)
@@ -198,6 +223,127 @@ func (m *Machine) checkBuckets() error {
 		}
 		if groups != b.groups || tasks != b.tasks || b.last != prev || groups == 0 {
 			return fmt.Errorf("bucket %d: %d groups and %d tasks, recorded %d and %d", s, groups, tasks, b.groups, b.tasks)
+		}
+		if m.turns.has(s) != (m.Level() >= LevelPlacement && !b.unseen) {
+			return fmt.Errorf("bucket %d: in a turn %v, unseen %v", s, m.turns.has(s), b.unseen)
+		}
+		if m.turns.has(s) && (m.turns.leafs.Get(s).key != m.queueKeyOf(b.first.slot()) || m.turns.recs.Get(m.turns.leafs.Get(s).turn.slot()).tenant != b.tenant) {
+			return fmt.Errorf("bucket %d is out of place in its turn", s)
+		}
+	}
+	return nil
+}
+
+func (m *Machine) checkWaits() error {
+	used := uint32(0)
+	for s, ok := m.waitSlots.Next(0); ok; s, ok = m.waitSlots.Next(s + 1) {
+		w := m.waits.Get(s)
+		j := m.jobs.Get(w.job.slot())
+		if j.wait != refTo(s) {
+			return fmt.Errorf("wait %d is not of its job", s)
+		}
+		if w.held && (w.edges == 0 && w.beginAt == 0 || j.status != gpuai.JobPending) || !w.held && (w.edges > 0 || w.beginAt != 0) {
+			return fmt.Errorf("job %s is %s, kept out %v for %d jobs and until %d", j.id, j.status, w.held, w.edges, w.beginAt)
+		}
+		if w.parallel > 0 && j.live > w.parallel {
+			return fmt.Errorf("array %s has %d leases of %d", j.id, j.live, w.parallel)
+		}
+		n := uint8(0)
+		for e := w.after; e != 0; e = m.edges.Get(e.slot()).more {
+			if n++; m.edges.Get(e.slot()).from != w.job || n > w.edges {
+				return fmt.Errorf("job %s waits for a job that another waits for", j.id)
+			}
+		}
+		if used += uint32(n); n != w.edges || m.due(w.job.slot()) != 0 && !m.news.Has(w.job.slot()) {
+			return fmt.Errorf("job %s waits for %d jobs of %d, or holds back news", j.id, n, w.edges)
+		}
+		for _, on := range [...]gpuai.Stage{gpuai.StageStarted, gpuai.StageEnded} {
+			prev := ref(0)
+			for e := *w.list(on); e != 0; prev, e = e, m.edges.Get(e.slot()).next {
+				if x := m.edges.Get(e.slot()); x.to != w.job || x.prev != prev || (x.on == gpuai.StageStarted) != (on == gpuai.StageStarted) {
+					return fmt.Errorf("the jobs that wait for job %s are out of order", j.id)
+				}
+			}
+		}
+	}
+	if used != m.edgeSlots.Len() {
+		return fmt.Errorf("jobs wait for %d others, %d are recorded", used, m.edgeSlots.Len())
+	}
+	return nil
+}
+
+func (m *Machine) checkReservation() error {
+	nodes := 0
+	for s := range m.nodes.Len() {
+		n := m.nodes.Get(s)
+		if m.reserved.Has(s) != (n.reserved > 0) || n.reserved > 0 && !n.open() {
+			return fmt.Errorf("node %s is reserved for %d tasks, and not open or not known as that", m.nodeName(s), n.reserved)
+		}
+		if n.reserved > 0 {
+			nodes++
+		}
+	}
+	group := m.meta.Get().reserve.group
+	if (group != 0) != (nodes > 0) || group != 0 && m.groups.Get(group.slot()).bucket == 0 {
+		return fmt.Errorf("%d nodes are reserved for group %d, which waits or not", nodes, group)
+	}
+	return nil
+}
+
+func (m *Machine) checkTenants() error {
+	held := make([]uint64, m.tenants.Len())
+	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
+		l := m.leases.Get(s)
+		if !l.live() || !m.counted(l.token) {
+			continue
+		}
+		if name := m.tenantOfLease(l); name < m.tenantOf.Len() && *m.tenantOf.Get(name) != 0 {
+			held[m.tenantOf.Get(name).slot()] += l.held()
+		}
+	}
+	for s := range m.tenants.Len() {
+		r := m.tenants.Get(s)
+		if *m.tenantOf.Get(r.name) != refTo(s) || r.held != held[s] || r.weight < 1 {
+			return fmt.Errorf("tenant %q of weight %d holds %d milli, recorded %d", m.strs.Get(r.name), r.weight, held[s], r.held)
+		}
+	}
+	return nil
+}
+
+// checkTurns holds that each turn is in order and knows the least need below.
+func (m *Machine) checkTurns() error {
+	t := m.turns
+	for s, ok := t.slots.Next(0); ok; s, ok = t.slots.Next(s + 1) {
+		var first, last queueKey
+		n := uint32(0)
+		var walk func(at ref) (scheduler.Need, bool)
+		walk = func(at ref) (scheduler.Need, bool) {
+			l := t.leafs.Get(at.slot())
+			least := l.need
+			if l.left != 0 {
+				below, ok := walk(l.left)
+				if least = least.Least(&below); !ok || rank(l.left.slot()) > rank(at.slot()) {
+					return least, false
+				}
+			}
+			if l.turn != refTo(s) || n > 0 && l.key.before(last) {
+				return least, false
+			}
+			if n == 0 {
+				first = l.key
+			}
+			n, last = n+1, l.key
+			if l.right != 0 {
+				below, ok := walk(l.right)
+				if least = least.Least(&below); !ok || rank(l.right.slot()) > rank(at.slot()) {
+					return least, false
+				}
+			}
+			return least, least == l.least
+		}
+		r := t.recs.Get(s)
+		if _, ok := walk(r.root); !ok || n != r.buckets || r.first != first {
+			return fmt.Errorf("turn %d is out of order, or has not its %d buckets but %d", s, r.buckets, n)
 		}
 	}
 	return nil
@@ -223,7 +369,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 		return m.tasks.Get(slot).timer
 	case timerGroup:
 		return m.groups.Get(slot).timer
-	case timerJob:
+	case timerJob, timerBegin:
 		return m.jobs.Get(slot).timer
 	case timerLease:
 		return m.leases.Get(slot).timer
@@ -234,7 +380,8 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 
 func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
-		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.holds.Sum() + m.sched.Sum()
+		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.waits.Sum() + m.edges.Sum() +
+		m.tenants.Sum() + m.holds.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
 		return fmt.Errorf("invariant: the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())
 	}

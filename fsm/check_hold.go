@@ -21,8 +21,8 @@ func (m *Machine) checkHolds() error {
 			n++
 		}
 		g := m.groups.Get(group)
-		if m.newestHold(group) != refTo(s) || m.held(group) != n || n > g.ready() || g.ended || g.gang && n != g.count {
-			return fmt.Errorf("room is kept for %d tasks of a group, which counts %d and has %d ready", n, m.held(group), g.ready())
+		if most := m.wants(group); m.newestHold(group) != refTo(s) || m.held(group) != n || n > most || g.gang && n != most {
+			return fmt.Errorf("room is kept for %d tasks of a group, which counts %d and may have it for %d", n, m.held(group), most)
 		}
 		ofGroup += n
 	}
@@ -56,7 +56,7 @@ func (m *Machine) checkRoom(node uint32) (holds uint32, err error) {
 	}
 	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
 		r := m.holds.Get(h.slot())
-		if r.node != node || !m.nodes.Get(node).open() && m.nodes.Get(node).live < MaxNodeLeases {
+		if n := m.nodes.Get(node); r.node != node || n.reserved > 0 || !n.open() && n.live < MaxNodeLeases {
 			return 0, fmt.Errorf("room is kept on it, for node %d", r.node)
 		}
 		room.Add(r.devices, r.share, int64(r.cpu), r.memory)
@@ -66,7 +66,7 @@ func (m *Machine) checkRoom(node uint32) (holds uint32, err error) {
 	if !room.Has(whole, 0, int64(body.spec.CPU), int64(body.spec.Memory)) || room.Has(0, 0, int64(body.spec.CPU)+1, 0) {
 		return 0, fmt.Errorf("what is free, leased and kept is not what it has: %+v", room)
 	}
-	if m.due.Has(node) && holds > 0 && m.firstVacant(node) != 0 && m.now.ordinal < MaxLeasesPerEntry && m.now.work > 0 {
+	if m.vacated.Has(node) && holds > 0 && m.firstVacant(node) != 0 && m.now.ordinal < MaxLeasesPerEntry && m.now.work > 0 {
 		return 0, fmt.Errorf("room is vacant and not given to whom it is kept for")
 	}
 	return holds, m.sched.CheckReclaim(node, hs)

@@ -59,7 +59,7 @@ func (m *Machine) applyExpireLeases(r *wire.Reader) Result {
 	case ended && n.incarnation == inc && n.state != gpuai.NodeSilent && n.state != gpuai.NodeQuarantined:
 		m.setNodeState(slot, gpuai.NodeSilent)
 	case ended:
-		m.sched.SetOpen(slot, n.open())
+		m.sched.SetOpen(slot, m.opens(slot))
 		m.relist(slot)
 	}
 	return Result{Incarnation: n.incarnation}

@@ -53,6 +53,9 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 	if err != nil || c.BootID == "" || c.Nonce == "" || len(c.BootID) > gpuai.MaxTextLen || len(c.Nonce) > gpuai.MaxTextLen {
 		return malformed
 	}
+	if c.Spec.Rack+c.Spec.NVLinkDomain != "" && m.Level() < LevelPlacement {
+		return malformed
+	}
 	if len(c.Spec.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the node's description is invalid")
 	}
@@ -72,7 +75,7 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 	}
 	if code := m.defineNode(slot, &body, &old); code != gpuai.OK {
 		m.takeBack()
-		return rejected(code, "the region has too many kinds of nodes")
+		return rejected(code, "the region has too many kinds of nodes, racks or NVLink domains, or too many nodes in one")
 	}
 	if !same {
 		w := m.nodes.Mut(slot)
@@ -98,7 +101,7 @@ func (m *Machine) registerNew(body *nodeBody) Result {
 	*m.nodeOf.Mut(name) = refTo(slot)
 	if code := m.defineNode(slot, body, &nodeBody{}); code != gpuai.OK {
 		m.takeBack()
-		return rejected(code, "the region has too many kinds of nodes")
+		return rejected(code, "the region has too many kinds of nodes, racks or NVLink domains, or too many nodes in one")
 	}
 	return m.registered(slot)
 }

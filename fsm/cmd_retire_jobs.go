@@ -32,7 +32,7 @@ func (m *Machine) applyRetireJobs(r *wire.Reader) Result {
 	}
 	for i := range n {
 		slot, ok := m.jobSlot(gpuai.JobID(ids[16*i : 16*i+16]))
-		if ok && m.jobs.Get(slot).status.Final() && m.jobs.Get(slot).live == 0 {
+		if ok && m.jobs.Get(slot).status.Final() && m.jobs.Get(slot).live == 0 && m.due(slot) == 0 {
 			m.retireJob(slot)
 		}
 	}
@@ -57,6 +57,7 @@ func (m *Machine) retireJob(slot uint32) {
 		g = next
 	}
 	m.unlinkJob(slot)
+	m.dropWait(&j)
 	m.blobs.Free(uint32(j.spec))
 	m.meta.Mut().jobStates[j.status]--
 	*m.jobs.Mut(slot) = jobRec{}

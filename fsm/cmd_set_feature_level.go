@@ -25,7 +25,13 @@ func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
 	case level <= m.Level():
 		return rejected(gpuai.Conflict, "the feature level only grows")
 	}
-	m.meta.Mut().level = level
+	meta := m.meta.Mut()
+	if meta.level < LevelPlacement && level >= LevelPlacement {
+		meta.reserve.wanted = true
+		meta.countedFrom = gpuai.MakeToken(meta.epoch, m.now.index, uint16(m.now.ordinal))
+	}
+	meta.level = level
+	m.linkAll()
 	m.lookAtHungry()
 	m.emit(gpuai.Event{Kind: gpuai.LevelSet})
 	return Result{}

@@ -31,7 +31,14 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 		return rejected(gpuai.InvalidSpec, "the policy has settings out of range")
 	}
 	old := *m.policy.Get()
+	if p.Packing == gpuai.PackingFGD && !m.opts.Simulated {
+		return rejected(gpuai.InvalidSpec, "the packing policy fgd is a reference for simulations: use efw or bestfit")
+	}
+	if p.HalfLife() != old.HalfLife() {
+		m.bringUpAll()
+	}
 	m.policy.Mut().Policy = p
+	m.sched.SetPacking(p.Packing)
 	if p.PreemptionGap != old.PreemptionGap || p.PreemptionProtect != old.PreemptionProtect {
 		m.lookAtHungry()
 	}

@@ -46,6 +46,9 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	if res := m.room(v, len(spec)); res.Code != gpuai.OK {
 		return res
 	}
+	if res := m.knownAfter(v); res.Code != gpuai.OK {
+		return res
+	}
 	slot := m.storeJob(id, v, spec)
 	if res := m.storeGroups(slot, v, hold); res.Code != gpuai.OK {
 		m.takeBack()
@@ -53,10 +56,14 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	}
 	m.linkJob(slot)
 	m.emit(gpuai.Event{Kind: gpuai.JobSubmitted, Job: id})
+	m.now.submitted = slot
+	if m.hold(slot, v) {
+		return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
+	}
+	m.limitQueueTime(slot, v)
 	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
 		m.enqueue(g.slot(), 0)
 	}
-	m.now.submitted = slot
 	return Result{Job: id, Tasks: m.jobs.Get(slot).tasks}
 }
 
@@ -78,6 +85,8 @@ func (m *Machine) room(v *wire.JobView, spec int) Result {
 		return rejected(gpuai.RateLimited, "the region's memory for job specs is full: retry later")
 	case m.strs.Len() >= MaxStrings:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
+	case m.Level() >= LevelPlacement && m.tenants.Len() >= MaxTenants && !m.knownTenant(v.Tenant):
+		return rejected(gpuai.TooLarge, "the region knows its maximum of tenants")
 	}
 	return Result{}
 }
@@ -103,14 +112,17 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 	if m.Level() >= LevelPlacement {
 		r.preemptible = v.Preemptible == wire.SaidYes || v.Preemptible == wire.SaidNothing && p.Preemptible(r.class)
 	}
-	if v.QueueTime > 0 {
-		r.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
-	}
 	m.jobs.Put(slot, r)
-	if r.queueUntil > 0 {
-		m.timers.set(r.queueUntil, timerJob, slot)
-	}
 	return slot
+}
+
+// limitQueueTime starts the clock of a job that is let into the queue.
+func (m *Machine) limitQueueTime(job uint32, v *wire.JobView) {
+	if v.QueueTime > 0 {
+		j := m.jobs.Mut(job)
+		j.queueUntil = m.now.time.Add(gpuai.Duration(v.QueueTime))
+		m.timers.set(j.queueUntil, timerJob, job)
+	}
 }
 
 // storeGroups writes the records of the job's groups.
@@ -122,16 +134,18 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 		if res.Code != gpuai.OK {
 			return res
 		}
-		if !hold && m.nodes.Len() > 0 && !m.canEver(shape, g) {
-			return rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")
+		if !hold && m.nodes.Len() > 0 && !m.canEver(shape, g, v) {
+			return unschedulable
 		}
 		m.sched.RetainShape(shape)
+		m.arrived(shape, g.Count)
 		slot, _ := m.groupSlots.Alloc()
 		m.groups.Put(slot, groupRec{
 			job: refTo(job), shape: shape, count: g.Count, gpus: m.gpusOf(shape),
 			backoff: uint32(g.Backoff), tries: uint16(g.Attempts), on: gpuai.RestartOn(g.On),
 			idx: uint8(i), gang: g.Gang,
 		})
+		m.placeAs(slot, g, v)
 		j := m.jobs.Mut(job)
 		if j.tasks += g.Count; prev == 0 {
 			j.group = refTo(slot)
@@ -141,8 +155,13 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 		prev = refTo(slot)
 		m.meta.Mut().pending += uint64(g.Count)
 	}
+	if v.Together && !hold && m.nodes.Len() > 0 && !m.togetherEver(job) {
+		return unschedulable
+	}
 	return Result{}
 }
+
+var unschedulable = rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")
 
 // shapeOf returns the number of a group's needs.
 func (m *Machine) shapeOf(g *wire.GroupView) (scheduler.ShapeID, Result) {
@@ -161,12 +180,17 @@ func (m *Machine) shapeOf(g *wire.GroupView) (scheduler.ShapeID, Result) {
 }
 
 // canEver reports whether the registered nodes, empty and healthy, could run a
-// group: one task, or all of a gang.
-func (m *Machine) canEver(shape scheduler.ShapeID, g *wire.GroupView) bool {
+// group: one task, or as many of a gang as are enough.
+func (m *Machine) canEver(shape scheduler.ShapeID, g *wire.GroupView, v *wire.JobView) bool {
 	if !g.Gang {
 		return m.sched.CanEver(shape)
 	}
-	return m.sched.EverCapacity(shape, g.Count) >= g.Count
+	least := g.Count
+	if g.MinCount != 0 {
+		least = g.MinCount
+	}
+	one := [1]scheduler.Members{{Shape: shape, Count: g.Count, Min: least}}
+	return m.sched.EverHolds(gpuai.Topology(v.Same), one[:])
 }
 
 // gpusOf returns how many devices a task of a shape asks for.

@@ -77,6 +77,9 @@ type Options struct {
 	// FirstFit places by first fit instead of the region's policy. It is a
 	// baseline for simulations: no region is opened with it.
 	FirstFit bool
+	// Simulated is set for a machine of a simulation only: it takes packing
+	// policies that are references to measure against. All replicas must agree.
+	Simulated bool
 }
 
 func (o *Options) maxLevel() uint32 {

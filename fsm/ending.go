@@ -51,6 +51,7 @@ func (m *Machine) endLease(slot uint32, cause gpuai.LeaseCause, exit int32) {
 	job := m.groups.Get(t.group.slot()).job.slot()
 	m.jobs.Mut(job).live--
 	m.taskEnded(task, cause)
+	m.unthrottle(job)
 	if j := m.jobs.Get(job); j.live == 0 && j.status == gpuai.JobRunning {
 		m.setJobStatus(job, gpuai.JobPending) // what is left waits again
 	}
@@ -195,10 +196,11 @@ func (m *Machine) endGroup(group uint32) {
 // endJob gives a job its last state.
 func (m *Machine) endJob(job uint32) {
 	c := m.taskCounts(job)
+	c.Stopped -= m.spared(job)
 	j := m.jobs.Mut(job)
 	status := gpuai.JobSucceeded
 	switch {
-	case j.reason == endQueueTime || j.reason == endRunTime:
+	case j.reason == endQueueTime || j.reason == endRunTime || j.reason == endDependency:
 		status = gpuai.JobFailed
 	case j.stopping:
 		status = gpuai.JobStopped
@@ -227,6 +229,7 @@ func (m *Machine) queueTimeOver(job uint32) {
 func (m *Machine) stopJob(job uint32) {
 	j := m.jobs.Mut(job)
 	j.stopping, j.modified = true, m.now.index
+	m.release(job)
 	for g := j.group; g != 0; {
 		next := m.groups.Get(g.slot()).next
 		if !m.groups.Get(g.slot()).ended {

@@ -62,18 +62,37 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 		out = append(out, gpuai.Reason{Code: gpuai.Quiet, Message: fmt.Sprintf(
 			"the region was restored from a backup and grants nothing for another %s: until then tasks from before it may run", gpuai.Duration(q-m.Time()))})
 	}
+	if held := m.reasonsHeld(g.job.slot()); len(held) > 0 {
+		return append(out, held...)
+	}
+	if r, ok := m.reasonReserved(group); ok {
+		out = append(out, r)
+	}
 	out = append(out, m.roomReasons(group)...)
 	switch {
 	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
 		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})
+	case g.together == togetherOther:
+		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "all groups of the job start together: see the first"})
+	case g.ready() == 0 && g.n[gpuai.TaskSucceeded] > 0:
+		return out // of an elastic gang that is about to end, and did without them
 	case g.ready() == 0:
 		out = append(out, gpuai.Reason{Code: gpuai.BackOff, Message: fmt.Sprintf("%d tasks wait for the end of their back-off", g.pending())})
 	case why.Nodes == 0:
 		out = append(out, gpuai.Reason{Code: gpuai.NoNodes, Message: "no node is registered", Fix: "start an agent"})
+	case g.together != 0 && m.togetherFits(group):
+		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "all groups of the job must start together, and not all have room beside each other now"})
+	case why.Feasible > 0 && g.gang && g.live() > 0:
+		out = append(out, gpuai.Reason{
+			Code: gpuai.QueueOrder, Nodes: why.Feasible,
+			Message: fmt.Sprintf("the gang runs with %d of %d tasks and grows when there is room where it may be", g.live(), g.count),
+		})
+	case why.Feasible > 0 && g.gang && g.same != gpuai.TopologyNone && m.sched.CapacityNow(g.shape, g.least()) >= g.least():
+		out = append(out, m.topologyReason(g, why))
 	case why.Feasible > 0 && g.gang:
 		out = append(out, gpuai.Reason{
 			Code: gpuai.GangIncomplete, Nodes: why.Feasible, GPUs: why.FreeGPUs,
-			Message: fmt.Sprintf("all %d tasks must start together; %d nodes would take some of them now", g.count, why.Feasible),
+			Message: fmt.Sprintf("%d of %d tasks must start together; %d nodes would take some of them now", g.least(), g.count, why.Feasible),
 		})
 	case why.Feasible > 0:
 		out = append(out, gpuai.Reason{Code: gpuai.QueueOrder, Nodes: why.Feasible, Message: "there is room; the queue has not come to it yet"})
@@ -110,6 +129,40 @@ func (m *Machine) roomReasons(group uint32) (out []gpuai.Reason) {
 	return out
 }
 
+// topologyReason says which domain comes closest to holding a gang.
+func (m *Machine) topologyReason(g *groupRec, why *gpuai.GroupWhy) gpuai.Reason {
+	best := m.sched.ClosestTo(g.same, g.shape, g.least())
+	level, name := "node", gpuai.NodeID(best.Name)
+	if name == "" {
+		name = m.nodeName(best.Node)
+	} else {
+		level = map[gpuai.Topology]string{gpuai.TopologyNVLink: "NVLink domain", gpuai.TopologyRack: "rack", gpuai.TopologyZone: "zone"}[g.same]
+	}
+	where := fmt.Sprintf("%s %s", level, name)
+	if g.same != gpuai.TopologyZone {
+		where += " of zone " + best.Zone
+	}
+	return gpuai.Reason{
+		Code: gpuai.TopologyUnsatisfied, Nodes: why.Feasible, GPUs: why.FreeGPUs,
+		Message: fmt.Sprintf("%d tasks must start in the same %s; of %d the closest, %s, has room for %d", g.least(), g.same, best.Domains, where, best.Room),
+		Fix:     "ask for placement: {near: " + g.same.String() + "} when it is a wish",
+	}
+}
+
+// togetherFits reports whether each group of a job that starts together could
+// start by itself now.
+func (m *Machine) togetherFits(group uint32) bool {
+	for x := m.jobs.Get(m.groups.Get(group).job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
+		if g := m.groups.Get(x.slot()); m.sched.CapacityNow(g.shape, g.least()) < g.least() {
+			return false
+		}
+	}
+	return true
+}
+
+// leastOf returns how many tasks of a bucket's gangs are enough.
+func (m *Machine) leastOf(b *bucketRec) uint32 { return m.groups.Get(b.first.slot()).least() }
+
 func ruleMessage(r *gpuai.Rule, why *gpuai.GroupWhy) string {
 	s := fmt.Sprintf("%d of %d nodes fail %s, %d of them nothing else", r.Nodes, why.Nodes, r.Name, r.Alone)
 	if r.Code == gpuai.Fragmented {
@@ -142,6 +195,8 @@ func (m *Machine) whyBucket(b *bucketRec) gpuai.ReasonCode {
 		return gpuai.NoNodes
 	case b.unseen:
 		return gpuai.QueueOrder
+	case b.same != gpuai.TopologyNone && m.sched.MayStart(b.shape) && m.sched.CapacityNow(b.shape, m.leastOf(b)) >= m.leastOf(b):
+		return gpuai.TopologyUnsatisfied
 	case b.gang > 0 && m.sched.MayStart(b.shape):
 		return gpuai.GangIncomplete
 	case !m.sched.CanEver(b.shape):
@@ -162,7 +217,7 @@ func (m *Machine) ExplainSpec(spec *gpuai.JobSpec) []gpuai.Reason {
 	for i := range v.Groups[:v.NumGroups] {
 		g := &v.Groups[i]
 		shape, res := m.shapeOf(g)
-		if res.Code != gpuai.OK || m.canEver(shape, g) {
+		if res.Code != gpuai.OK || m.canEver(shape, g, &v) {
 			continue
 		}
 		why := m.sched.Explain(shape)

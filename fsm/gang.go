@@ -1,14 +1,176 @@
 package fsm
 
-import "github.com/gpuai/gpuai"
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// maxTries is how many domains are tried for several groups at a time, and how
+// many zones for a gang: which of them have the room for one gang is known
+// beforehand, see scheduler.Search.
+const maxTries = 16
+
+// placeGang gives leases to all tasks of a gang or to none; of an elastic one
+// to as many as there is room for, if they are enough.
+func (m *Machine) placeGang(group uint32) (placed, final bool) {
+	g := m.groups.Get(group)
+	if m.now.ordinal+g.count > MaxLeasesPerEntry {
+		return false, m.now.ordinal == 0 // the next entry has tokens for it
+	}
+	m.members = append(m.members[:0], group)
+	return m.startTogether(g.same), true
+}
+
+// startTogether gives leases to the groups in m.members, or changes nothing.
+func (m *Machine) startTogether(same gpuai.Topology) bool {
+	m.needs = m.needs[:0]
+	for _, group := range m.members {
+		g := m.groups.Get(group)
+		least := g.least()
+		if room := m.capacity(g.shape, least); room < least && room+m.reservedRoom(group) < least {
+			return false
+		}
+		m.needs = append(m.needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
+	}
+	if m.reservedFor(refTo(m.members[0])) { // what is kept for it the index does not count
+		return m.tryFill(scheduler.Scope{})
+	}
+	x := scheduler.Search{Level: same, Needs: m.needs}
+	for range maxTries {
+		before := m.sched.Work()
+		sc, ok := m.sched.Next(&x)
+		m.now.work -= int64(m.sched.Work() - before)
+		if !ok {
+			return false
+		}
+		if m.tryFill(sc) {
+			return true
+		}
+	}
+	return false
+}
+
+// tryFill gives leases to the groups in m.members within a scope, or changes
+// nothing.
+func (m *Machine) tryFill(sc scheduler.Scope) bool {
+	mark, now, events := m.sp.Mark(), m.now, len(m.out.Events)
+	if m.fillAll(sc) {
+		return true
+	}
+	m.sp.RollbackTo(mark)
+	now.work = m.now.work // spent all the same
+	m.now = now
+	m.out.Events = m.out.Events[:events]
+	return false
+}
+
+// capacity bounds how many tasks of a shape could start now.
+func (m *Machine) capacity(sh scheduler.ShapeID, limit uint32) uint32 {
+	before := m.sched.Work()
+	room := m.sched.Capacity(sh, limit)
+	m.now.work -= int64(m.sched.Work()-before) + workLook
+	return room
+}
+
+// fillAll gives leases to the groups in m.members within a scope. After false
+// the caller rolls back.
+func (m *Machine) fillAll(sc scheduler.Scope) bool {
+	for _, group := range m.members {
+		if !m.fill(group, sc) {
+			return false
+		}
+	}
+	return true
+}
+
+// fill gives leases to the tasks of one group, and takes it out of the queue; an
+// elastic gang that has room for more joins those that grow.
+func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
+	g := *m.groups.Get(group)
+	if g.together != 0 {
+		w := m.groups.Mut(group)
+		w.together, w.waiting = 0, 0
+		g.waiting = 0
+	}
+	p := scheduler.Picker{Scope: sc, Near: g.near}
+	ready, n := g.ready(), uint32(0)
+	for ; n < ready; n++ {
+		fit, ok := m.pick(&p, g.shape, ready-n)
+		if !ok || !m.grant(group, fit) {
+			break
+		}
+	}
+	if least := g.least(); n < ready && (!g.elastic() || n < least) || g.gang && !m.openRendezvous(group) {
+		return false
+	}
+	m.gangStarted(group, ready, n)
+	return true
+}
+
+// gangStarted takes a gang out of the queue of which n of its ready tasks have
+// got leases; an elastic one that wants more joins those that grow.
+func (m *Machine) gangStarted(group, ready, n uint32) {
+	m.groups.Mut(group).waiting = ready - n // out of the bucket, whatever is left
+	m.dequeue(group, ready)
+	m.grow(group)
+}
+
+// pick finds the place of the next of rest tasks.
+func (m *Machine) pick(p *scheduler.Picker, sh scheduler.ShapeID, rest uint32) (scheduler.Fit, bool) {
+	if p.Scope.Everywhere() && (p.Near == gpuai.TopologyNone || m.reservedFor(m.now.group)) {
+		return m.find(sh)
+	}
+	before := m.sched.Work()
+	fit, ok := m.sched.Pick(p, sh, rest)
+	m.now.work -= int64(m.sched.Work()-before) + workLook
+	return fit, ok
+}
+
+// wakes reports whether a node that gained room may be what the first group of
+// a bucket waits for.
+func (m *Machine) wakes(b *bucketRec, node uint32) bool {
+	g := m.groups.Get(b.first.slot())
+	if g.together == 0 {
+		_, fits := m.sched.FitsOn(b.shape, node)
+		return fits
+	}
+	for x := m.jobs.Get(g.job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
+		m.now.work -= workLook
+		if _, fits := m.sched.FitsOn(m.groups.Get(x.slot()).shape, node); fits {
+			return true
+		}
+	}
+	return false
+}
+
+// openRendezvous lends the gang a port on the node of its rank 0.
+func (m *Machine) openRendezvous(group uint32) bool {
+	l := m.leases.Mut(m.tasks.Get(m.groups.Get(group).first.slot()).lease.slot())
+	n := m.nodes.Mut(l.node)
+	if n.portCount == 0 {
+		return true // the node lends none: its gangs find each other by themselves
+	}
+	l.port = n.lendPort()
+	return l.port != 0
+}
 
 // gangMemberLost notes that a gang lost a member: the others are stopped, and
 // once all have ended the gang is placed again as one, or ends.
 func (m *Machine) gangMemberLost(task uint32, cause gpuai.LeaseCause) {
 	group := m.tasks.Get(task).group.slot()
 	m.setTask(task, gpuai.TaskPending)
+	if m.shrinksBy(task, cause) {
+		m.shrink(task, cause)
+		return
+	}
 	g := m.groups.Mut(group)
-	g.waiting++ // until the gang settles
+	if g.elastic() {
+		m.stopGrowing(group, 1)
+		m.timers.clear(&g.timer)
+		g.retryAt = 0
+	} else {
+		g.waiting++ // until the gang settles
+	}
 	first := g.broken == gpuai.CauseNone
 	if worse(cause, g.broken) {
 		g.broken = cause
@@ -56,6 +218,9 @@ func severity(c gpuai.LeaseCause) int {
 // gangSettle decides what becomes of a gang whose members have all ended.
 func (m *Machine) gangSettle(group uint32) {
 	g := m.groups.Get(group)
+	if g.elastic() && g.n[gpuai.TaskSucceeded] > 0 && !g.ended {
+		m.stopGrowing(group, 0) // it is about to end
+	}
 	if g.ended || g.live() > 0 {
 		return
 	}
@@ -66,12 +231,20 @@ func (m *Machine) gangSettle(group uint32) {
 		m.gangAgain(group)
 	case g.pending() == 0:
 		m.endGroup(group)
+	case g.elastic() && g.n[gpuai.TaskSucceeded] > 0:
+		m.gangDone(group)
 	}
 }
 
-// gangEnd ends a gang: members that wait take the given state.
+// gangEnd ends a gang: members that wait take the given state, those that never
+// ran are stopped.
 func (m *Machine) gangEnd(group uint32, s gpuai.TaskStatus) {
 	g := m.groups.Mut(group)
+	if fresh := g.count - g.made; fresh > 0 && !m.jobs.Get(g.job.slot()).stopping {
+		g.n[gpuai.TaskStopped] += fresh
+		m.meta.Mut().pending -= uint64(fresh)
+	}
+	m.clearAgain(group)
 	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		if m.tasks.Get(t.slot()).status == gpuai.TaskPending {
 			m.setTask(t.slot(), s)
@@ -91,6 +264,7 @@ func (m *Machine) gangAgain(group uint32) {
 		m.gangEnd(group, finalStatus(cause))
 		return
 	}
+	m.clearAgain(group)
 	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		m.now.work -= workLook
 		if m.tasks.Get(t.slot()).status != gpuai.TaskPending {
@@ -99,7 +273,7 @@ func (m *Machine) gangAgain(group uint32) {
 		m.putAgain(t.slot())
 		m.requeued(t.slot())
 	}
-	g.broken, g.waiting = gpuai.CauseNone, g.count
+	g.broken, g.waiting, g.shrinks = gpuai.CauseNone, g.count, 0
 	if on == 0 {
 		m.gangReady(group)
 		return
@@ -110,10 +284,25 @@ func (m *Machine) gangAgain(group uint32) {
 	m.timers.set(g.retryAt, timerGroup, group)
 }
 
-// gangBackOffOver makes a gang ready whose back-off ended.
+// clearAgain empties the list of the tasks of an elastic gang that are to be
+// placed again. That of any other gang is empty while it runs.
+func (m *Machine) clearAgain(group uint32) {
+	g := m.groups.Mut(group)
+	for t := g.again; t != 0; {
+		x := m.tasks.Mut(t.slot())
+		t, x.qnext = x.qnext, 0
+	}
+	g.again, g.againTo = 0, 0
+}
+
+// gangBackOffOver makes a gang ready whose back-off ended, or has it grow again.
 func (m *Machine) gangBackOffOver(group uint32) {
 	if g := m.groups.Mut(group); !g.ended {
 		g.retryAt = 0
+		if g.live() > 0 {
+			m.grow(group)
+			return
+		}
 		m.gangReady(group)
 	}
 }

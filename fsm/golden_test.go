@@ -148,7 +148,8 @@ func recordMissing(t *testing.T) {
 			w.steps(40)
 			w.apply(&SetFeatureLevel{Level: 3})
 			w.flush()
-			w.steps(40)
+			w.gangs()
+			w.steps(60)
 			p := gpuai.DefaultPolicy()
 			p.AgingEvery = gpuai.Minute
 			w.apply(&SetPolicy{Policy: p})
@@ -156,6 +157,9 @@ func recordMissing(t *testing.T) {
 			w.say("snapshot level-3.snap")
 			w.steps(40)
 		},
+		"level-3-efw":     recordPacking,
+		"level-3-order":   recordOrder,
+		"level-3-preempt": recordPreemption,
 		"level-2-restored": func(w *goldenWalk) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}
@@ -197,3 +201,61 @@ func (w *goldenWalk) steps(n int) {
 func (w *goldenWalk) flush() { w.say(hex.EncodeToString(w.log[len(w.log)-1])) }
 
 func (w *goldenWalk) say(line string) { w.lines = append(w.lines, line) }
+
+// recordPacking goes to another packing and back.
+func recordPacking(w *goldenWalk) {
+	w.apply(&SetFeatureLevel{Level: 3})
+	w.flush()
+	w.steps(20)
+	p := gpuai.DefaultPolicy()
+	p.Packing = gpuai.PackingEFW
+	w.apply(&SetPolicy{Policy: p})
+	w.apply(&SetDemand{Demand: walkDemand()})
+	w.flush()
+	w.steps(60)
+	w.say("snapshot level-3-efw.snap")
+	w.steps(100)
+	w.apply(&SetPolicy{Policy: gpuai.DefaultPolicy()})
+	w.flush()
+	w.steps(10)
+}
+
+// recordOrder has everything that decides the order of the queue.
+func recordOrder(w *goldenWalk) {
+	order := &orderWalk{w.walk}
+	w.steps(20)
+	w.apply(&SetFeatureLevel{Level: 3})
+	w.flush()
+	for range 3 {
+		for range 50 {
+			order.step()
+			w.flush()
+		}
+		w.say("digest " + w.m.Digest().String())
+	}
+	w.say("snapshot level-3-order.snap")
+	w.steps(40)
+}
+
+// recordPreemption has jobs of many priorities take room from one another, among
+// gangs, arrays and dependencies.
+func recordPreemption(w *goldenWalk) {
+	w.apply(&SetFeatureLevel{Level: 3})
+	w.flush()
+	p := gpuai.DefaultPolicy()
+	p.PreemptionGap, p.PreemptionProtect = 15, 0
+	w.apply(&SetPolicy{Policy: p})
+	w.flush()
+	w.preempts = true
+	w.gangs()
+	order := &orderWalk{w.walk}
+	for range 3 {
+		for range 50 {
+			order.step()
+			w.flush()
+		}
+		w.say("digest " + w.m.Digest().String())
+	}
+	w.say("snapshot level-3-preempt.snap")
+	w.steps(40)
+}

@@ -34,8 +34,21 @@ type groupRec struct {
 	gang    bool
 	broken  gpuai.LeaseCause // gang: why it is being stopped
 	ended   bool
-	lanes   [numLanes]laneLink // derived
+	// What follows is zero below LevelPlacement.
+	min      uint32 // elastic gang: it runs with no fewer; 0: not elastic
+	shrinks  uint16 // elastic gang: members lost, for the back-off of its growth
+	same     gpuai.Topology
+	near     gpuai.Topology
+	together uint8              // of a job whose groups have not started together yet
+	done     bool               // elastic gang that succeeded: the tasks it did without are stopped
+	lanes    [numLanes]laneLink // derived
 }
+
+// Values of groupRec.together.
+const (
+	togetherFirst = 1 // waits for the whole job
+	togetherOther = 2 // waits with the first
+)
 
 func (r *groupRec) put(b []byte) []byte {
 	b = r.job.put(b)
@@ -55,7 +68,19 @@ func (r *groupRec) put(b []byte) []byte {
 	b = put64(b, int64(r.retryAt))
 	b = le.AppendUint16(b, r.tries)
 	b = le.AppendUint16(b, r.used)
-	return append(b, uint8(r.on), r.idx, bool8(r.gang), uint8(r.broken), bool8(r.ended))
+	b = append(b, uint8(r.on), r.idx, bool8(r.gang), uint8(r.broken))
+	if !r.placed() {
+		return append(b, bool8(r.ended))
+	}
+	b = append(b, bool8(r.ended)|flagTail)
+	b = le.AppendUint32(b, r.min)
+	b = le.AppendUint16(b, r.shrinks)
+	return append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done))
+}
+
+// placed reports whether any field of LevelPlacement is set.
+func (r *groupRec) placed() bool {
+	return r.min != 0 || r.shrinks != 0 || r.same != 0 || r.near != 0 || r.together != 0 || r.done
 }
 
 func (r *groupRec) get(rd *wire.Reader) {
@@ -80,7 +105,27 @@ func (r *groupRec) get(rd *wire.Reader) {
 	r.idx = rd.U8()
 	r.gang = rd.U8() != 0
 	r.broken = gpuai.LeaseCause(rd.U8())
-	r.ended = rd.U8() != 0
+	flags := rd.U8()
+	if r.ended = flags&1 != 0; flags&flagTail != 0 {
+		r.min = rd.U32()
+		r.shrinks = rd.U16()
+		r.same, r.near = gpuai.Topology(rd.U8()), gpuai.Topology(rd.U8())
+		r.together, r.done = rd.U8(), rd.U8() != 0
+	}
+}
+
+// elastic reports whether a gang may run with fewer tasks than count.
+func (r *groupRec) elastic() bool { return r.min != 0 }
+
+// least is how many tasks must start together.
+func (r *groupRec) least() uint32 {
+	switch {
+	case r.elastic():
+		return r.min
+	case r.gang || r.together != 0:
+		return r.count
+	}
+	return 1
 }
 
 // pending is how many tasks wait for a lease or sit in a back-off.
@@ -94,6 +139,9 @@ func (r *groupRec) pending() uint32 {
 
 // ready is how many tasks could take a lease at once.
 func (r *groupRec) ready() uint32 { return r.pending() - r.waiting }
+
+// grows reports whether what waits of a group are tasks beside those that run.
+func (r *groupRec) grows() bool { return r.gang && r.live() > 0 }
 
 // live is how many tasks hold a lease.
 func (r *groupRec) live() uint32 { return r.n[gpuai.TaskLeased] + r.n[gpuai.TaskRunning] }
@@ -212,7 +260,10 @@ func (m *Machine) task(slot uint32) gpuai.Task {
 		Status:  t.status, Attempts: uint32(t.used), ExitCode: t.exit, RetryAt: t.retryAt,
 	}
 	if g.gang {
-		x.Attempts, x.RetryAt = uint32(g.used), g.retryAt
+		x.Attempts = uint32(g.used)
+		if t.status == gpuai.TaskPending { // of an elastic one the others run
+			x.RetryAt = g.retryAt
+		}
 	}
 	if t.lease != 0 {
 		l := m.leases.Get(t.lease.slot())

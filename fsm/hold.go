@@ -90,8 +90,8 @@ func (m *Machine) firstHold(node uint32) ref {
 	return *m.holdOf.Get(node)
 }
 
-// hold keeps room for one more task of a group.
-func (m *Machine) hold(group uint32, fit *scheduler.Fit) {
+// keep keeps room for one more task of a group.
+func (m *Machine) keep(group uint32, fit *scheduler.Fit) {
 	cpu, memory, _ := m.sched.Demand(m.groups.Get(group).shape)
 	slot, _ := m.holdSlots.Alloc()
 	r := holdRec{
@@ -108,7 +108,7 @@ func (m *Machine) hold(group uint32, fit *scheduler.Fit) {
 	m.linkHold(slot)
 	m.sched.Hold(fit.Node, fit.Devices, fit.Share, cpu, memory)
 	m.relist(fit.Node)
-	m.due.Set(fit.Node) // it may be vacant already
+	m.vacated.Set(fit.Node) // it may be vacant already
 	m.now.work -= workEnd
 }
 
@@ -158,7 +158,13 @@ func (m *Machine) unhold(slot uint32) {
 	m.sched.Give(r.node, r.devices, r.share, int64(r.cpu), r.memory)
 	m.relist(r.node)
 	m.dirty.Set(r.node)
+	if m.firstHold(r.node) != 0 {
+		m.vacated.Set(r.node) // what was vacant for this one may be for another
+	}
 	m.now.work -= workEnd
+	if v := m.meta.Get().reserve; v.group == 0 && !v.wanted {
+		m.meta.Mut().reserve.wanted = true // the group may need one now, or its next task
+	}
 }
 
 // unholdGroup takes a hold out of its group's list.
@@ -178,12 +184,29 @@ func (m *Machine) unholdGroup(slot uint32, r *holdRec) {
 	}
 }
 
+// wants is for how many tasks of a group room may be kept: for what must start
+// together of a gang, else for what may start.
+func (m *Machine) wants(group uint32) uint32 {
+	g := m.groups.Get(group)
+	j := m.jobs.Get(g.job.slot())
+	n := g.ready()
+	switch {
+	case g.ended || g.together != 0 || g.grows() || g.gang && n < g.least():
+		return 0
+	case g.gang:
+		return g.least()
+	}
+	if w := m.waitOf(j); w.parallel > 0 {
+		n = min(n, w.parallel-min(w.parallel, j.live))
+	}
+	return n
+}
+
 // trimHolds ends the newest holds of a group that has fewer tasks to place: some
 // found room elsewhere, or the group ends.
 func (m *Machine) trimHolds(group uint32) {
 	for h := m.newestHold(group); h != 0; h = m.newestHold(group) {
-		g := m.groups.Get(group)
-		if n := m.holds.Get(h.slot()).count; !g.ended && n <= g.ready() && !(g.gang && n < g.count) {
+		if n, most := m.holds.Get(h.slot()).count, m.wants(group); n == most || n < most && !m.groups.Get(group).gang {
 			return
 		}
 		m.unhold(h.slot())
@@ -220,13 +243,13 @@ func (m *Machine) lostDevices(node uint32, devices uint64) {
 // claimDue gives leases to those whose room has become vacant. What the entry's
 // tokens do not reach stays due.
 func (m *Machine) claimDue() {
-	for node, ok := m.due.Next(0); ok; node, ok = m.due.Next(node + 1) {
+	for node, ok := m.vacated.Next(0); ok; node, ok = m.vacated.Next(node + 1) {
 		for h := m.firstVacant(node); h != 0; h = m.firstVacant(node) {
 			if m.now.ordinal >= MaxLeasesPerEntry || !m.claim(h.slot()) {
 				return
 			}
 		}
-		m.due.Clear(node)
+		m.vacated.Clear(node)
 	}
 }
 
@@ -271,7 +294,6 @@ func (m *Machine) claim(slot uint32) bool {
 // claimGang notes that room of a gang is vacant, and places the gang when all
 // of it is.
 func (m *Machine) claimGang(slot, group uint32) bool {
-	g := *m.groups.Get(group)
 	oldest := ref(0)
 	for h := m.newestHold(group); h != 0; h = m.holds.Get(h.slot()).older {
 		m.now.work -= workLook
@@ -281,29 +303,33 @@ func (m *Machine) claimGang(slot, group uint32) bool {
 		}
 		oldest = h
 	}
-	if m.now.ordinal+g.count > MaxLeasesPerEntry && m.now.ordinal > 0 {
+	if m.now.ordinal+m.held(group) > MaxLeasesPerEntry && m.now.ordinal > 0 {
 		return false
 	}
-	mark, now := m.sp.Mark(), m.now
-	events := len(m.out.Events)
-	for h := oldest; h != 0; {
-		r := *m.holds.Get(h.slot())
-		m.unhold(h.slot())
-		if !m.grant(group, r.fit()) {
-			break
-		}
-		h = r.newer
-	}
-	if m.groups.Get(group).live() == g.count && m.openRendezvous(group) {
-		m.dequeue(group, g.count)
+	if m.attempt(func() bool { return m.claimHolds(group, oldest) }) {
 		return true
 	}
-	m.sp.RollbackTo(mark)
-	now.work = m.now.work
-	m.now = now
-	m.out.Events = m.out.Events[:events]
 	for h := m.newestHold(group); h != 0; h = m.newestHold(group) {
 		m.unhold(h.slot()) // there is no port for it, or the machine is full: it waits as others do
 	}
+	return true
+}
+
+// claimHolds gives leases to the tasks of a gang where room was kept for them.
+// After false the caller rolls back.
+func (m *Machine) claimHolds(group uint32, oldest ref) bool {
+	ready, n := m.groups.Get(group).ready(), uint32(0)
+	for h := oldest; h != 0; n++ {
+		r := *m.holds.Get(h.slot())
+		m.unhold(h.slot())
+		if !m.grant(group, r.fit()) {
+			return false
+		}
+		h = r.newer
+	}
+	if !m.openRendezvous(group) {
+		return false
+	}
+	m.gangStarted(group, ready, n)
 	return true
 }

@@ -16,12 +16,14 @@ const (
 	endTaskFailed
 	endTaskLost
 	endRunTime
+	endDependency
 )
 
 var endReasons = [...]string{
 	"", "stopped by its user", "not started within its queue-time limit",
 	"a task failed", "a task was lost and its restarts are used up",
 	"a task ran longer than the run-time limit",
+	"a job that it waited for did not do what it waited for",
 }
 
 // A jobRec is a submitted job.
@@ -58,6 +60,7 @@ type jobRec struct {
 	status      gpuai.JobStatus
 	reason      endReason
 	stopping    bool
+	wait        ref  // what keeps it out of the queue, or others that wait for it
 	preemptible bool // it gives its room up; only for jobs of feature level 3
 }
 
@@ -89,11 +92,18 @@ func (r *jobRec) put(b []byte) []byte {
 	b = r.sameOlder.put(b)
 	b = r.sameNewer.put(b)
 	flags := bool8(r.stopping)
+	if r.wait != 0 {
+		flags |= flagTail
+	}
 	if r.preemptible {
 		flags |= jobPreemptible
 	}
-	return append(b, r.openGroups, uint8(r.class), uint8(r.priority), uint8(r.kind),
+	b = append(b, r.openGroups, uint8(r.class), uint8(r.priority), uint8(r.kind),
 		uint8(r.status), uint8(r.reason), flags)
+	if r.wait != 0 {
+		b = r.wait.put(b)
+	}
+	return b
 }
 
 func (r *jobRec) get(rd *wire.Reader) {
@@ -128,6 +138,9 @@ func (r *jobRec) get(rd *wire.Reader) {
 	r.reason = endReason(rd.U8())
 	flags := rd.U8()
 	r.stopping, r.preemptible = flags&1 != 0, flags&jobPreemptible != 0
+	if flags&flagTail != 0 {
+		r.wait = ref(rd.U32())
+	}
 }
 
 func hashJobID(id gpuai.JobID) uint64 { return mem.HashBytes(1, id[:]) }
@@ -137,15 +150,6 @@ func hashOf(b []byte) uint64 { return mem.HashBytes(2, b) }
 // jobSlot returns the slot of a kept job.
 func (m *Machine) jobSlot(id gpuai.JobID) (uint32, bool) {
 	return m.jobByID.Find(hashJobID(id), func(s uint32) bool { return m.jobs.Get(s).id == id })
-}
-
-// jobSpec decodes a job's spec.
-func (m *Machine) jobSpec(slot uint32) gpuai.JobSpec {
-	s, err := wire.ReadJobSpec(m.blobs.Append(nil, uint32(m.jobs.Get(slot).spec)))
-	if err != nil {
-		return gpuai.JobSpec{} // checked when it was submitted: cannot be
-	}
-	return s
 }
 
 // linkJob puts a new job at the newest end of the lists.
@@ -202,6 +206,7 @@ func (m *Machine) setJobStatus(slot uint32, s gpuai.JobStatus) {
 		r.startedAt = max(m.now.time, 1)
 		m.timers.clear(&r.timer)
 	}
+	m.tell(slot)
 }
 
 // job converts a record to its edge type.

@@ -146,6 +146,9 @@ func (m *Machine) linkLease(slot uint32) {
 	meta := m.meta.Mut()
 	meta.liveLeases++
 	meta.milliUsed += l.held()
+	if m.counted(l.token) {
+		m.account(m.tenantOfLease(l), l.held(), 0)
+	}
 }
 
 // unlinkLease takes an ended lease off its node.
@@ -165,11 +168,14 @@ func (m *Machine) unlinkLease(slot uint32) {
 	n.memUsed -= l.memory
 	m.returnPort(l.node, l.port)
 	if n.live--; n.live == MaxNodeLeases-1 {
-		m.sched.SetOpen(l.node, n.open())
+		m.sched.SetOpen(l.node, m.opens(l.node))
 	}
 	meta := m.meta.Mut()
 	meta.liveLeases--
 	meta.milliUsed -= l.held()
+	if m.counted(l.token) {
+		m.account(m.tenantOfLease(l), 0, l.held())
+	}
 }
 
 // returnPort gives a port back that a gang was lent, if it was lent one.

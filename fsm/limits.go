@@ -14,6 +14,8 @@ const (
 	MaxStrings    = 1 << 20 // distinct names of nodes, zones, labels, models
 	MaxBuckets    = 1 << 15 // distinct (priority, shape, gang size) that wait
 	MaxBlocks     = 1 << 24 // blocks of 120 bytes for specs
+	MaxTenants    = 1 << 14 // tenants that were granted something or given a weight
+	MaxEdges      = 1 << 22 // pairs of a job and one that it waits for
 	MaxNodeLeases = 1_024   // live leases of one node
 	MaxRetire     = 1_000   // jobs of one RetireJobs
 	// MaxServers is how many servers are remembered, removed ones above all.

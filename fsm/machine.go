@@ -43,27 +43,42 @@ type Machine struct {
 	bucketSlots *mem.Slots
 	bucketByKey *mem.Hash
 
+	waits     *mem.Table[waitRec]
+	waitSlots *mem.Slots
+	edges     *mem.Table[edgeRec]
+	edgeSlots *mem.Slots
+
+	tenants  *mem.Table[tenantRec] // in the order in which they became known
+	tenantOf *mem.Table[ref]       // by string number
+	turns    *turns                // derived
+
 	servers *mem.Table[serverRec] // in the order in which they became known
 
 	holds       *mem.Table[holdRec]
 	holdSlots   *mem.Slots
 	holdByGroup *mem.Hash             // the newest of each group
 	holdOf      *mem.Table[ref]       // by node: its oldest
-	due         *mem.Bitmap           // nodes with holds that may have become vacant
+	vacated     *mem.Bitmap           // nodes with holds that may have become vacant
 	starving    *mem.Bitmap           // buckets
 	starvedAt   *mem.Table[uint32]    // how many, by priority
 	unripe      *mem.Table[unripeRec] // by priority
 
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
-	timers *timers
-	sched  *scheduler.State
+	news   *mem.Bitmap // jobs of which others must be told; derived
+	// reserved are the nodes of the reservation; derived.
+	reserved *mem.Bitmap
+	timers   *timers
+	sched    *scheduler.State
 
 	// What follows is no state: it lives for one entry, or is derived.
 	now      entryState
 	mark     mem.Mark // where the present step began
 	out      *Output
 	cands    []candidate
+	needs    []scheduler.Members
+	members  []uint32 // groups that start together
+	free     scheduler.Free
 	view     wire.JobView
 	texts    wire.Texts
 	body     []byte // scratch of setNodeBody
@@ -82,6 +97,8 @@ type entryState struct {
 	ordinal     uint32 // of the next lease
 	submitted   uint32 // slot of the newest job
 	work        int64  // left of the budget
+	looks       int64  // at leafs of a turn, not charged yet
+	group       ref    // that is being placed
 }
 
 // A policyRec is the region's policy.
@@ -106,12 +123,15 @@ func New(o Options) *Machine {
 		resultByKey: mem.NewHash(s),
 		buckets:     mem.NewHashed(s, 6, hasher[bucketRec](seedBucket)), bucketSlots: mem.NewSlots(s),
 		bucketByKey: mem.NewHash(s),
-		servers:     mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
-		holds:       mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		waits:       mem.NewHashed(s, 5, hasher[waitRec](seedWait)), waitSlots: mem.NewSlots(s),
+		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
+		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s),
+		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
+		holds:   mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
-		due: mem.NewBitmap(s), starving: mem.NewBitmap(s),
+		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7),
-		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s),
+		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
@@ -142,12 +162,15 @@ func (m *Machine) Fork() *Machine {
 		resultByKey: m.resultByKey.Fork(s),
 		buckets:     m.buckets.Fork(s), bucketSlots: m.bucketSlots.Fork(s),
 		bucketByKey: m.bucketByKey.Fork(s),
-		servers:     m.servers.Fork(s),
-		holds:       m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		waits:       m.waits.Fork(s), waitSlots: m.waitSlots.Fork(s),
+		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
+		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s),
+		servers: m.servers.Fork(s),
+		holds:   m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
-		due: m.due.Fork(s), starving: m.starving.Fork(s),
+		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s),
-		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s),
+		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), reserved: m.reserved.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace
@@ -196,6 +219,9 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 	at := gpuai.MaxInstant
 	if m.backlog() {
 		at = max(m.Time(), m.QuietUntil())
+	}
+	if _, ok := m.news.Next(0); ok {
+		at = m.Time()
 	}
 	if e, ok := m.timers.next(); ok {
 		at = min(at, e.at)

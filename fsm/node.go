@@ -34,6 +34,7 @@ type nodeRec struct {
 	timer       uint32        // place in the heap + 1; derived
 	registered  uint64
 	modified    uint64
+	reserved    uint16 // tasks of the reservation's group that it is kept for
 }
 
 func (r *nodeRec) put(b []byte) []byte {
@@ -45,7 +46,8 @@ func (r *nodeRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, r.broken)
 	b = le.AppendUint64(b, r.ports)
 	b = le.AppendUint16(b, r.portMin)
-	b = append(b, r.portCount, uint8(r.state), bool8(r.drained), r.devices)
+	tail := r.reserved != 0
+	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1, r.devices)
 	b = put64(b, int64(r.price))
 	b = r.first.put(b)
 	b = le.AppendUint32(b, r.live)
@@ -54,7 +56,11 @@ func (r *nodeRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.quarantines)
 	b = put64(b, int64(r.until))
 	b = le.AppendUint64(b, r.registered)
-	return le.AppendUint64(b, r.modified)
+	b = le.AppendUint64(b, r.modified)
+	if tail {
+		b = le.AppendUint16(b, r.reserved)
+	}
+	return b
 }
 
 func (r *nodeRec) get(rd *wire.Reader) {
@@ -68,7 +74,8 @@ func (r *nodeRec) get(rd *wire.Reader) {
 	r.portMin = rd.U16()
 	r.portCount = rd.U8()
 	r.state = gpuai.NodeState(rd.U8())
-	r.drained = rd.U8() != 0
+	flags := rd.U8()
+	r.drained = flags&1 != 0
 	r.devices = rd.U8()
 	r.price = gpuai.Micros(rd.I64())
 	r.first = ref(rd.U32())
@@ -79,6 +86,9 @@ func (r *nodeRec) get(rd *wire.Reader) {
 	r.until = gpuai.Instant(rd.I64())
 	r.registered = rd.U64()
 	r.modified = rd.U64()
+	if flags&2 != 0 {
+		r.reserved = rd.U16()
+	}
 }
 
 func bool8(v bool) uint8 {
@@ -156,7 +166,7 @@ func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
 // fillCapacity is capacityOf into what a former node has filled.
 func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
 	*info = scheduler.NodeInfo{
-		Zone: n.Zone, Labels: n.Labels, Price: n.Price,
+		Zone: n.Zone, Rack: n.Rack, NVLinkDomain: n.NVLinkDomain, Labels: n.Labels, Price: n.Price,
 		CPU: int64(n.CPU), Memory: int64(n.Memory), Devices: info.Devices[:0],
 	}
 	for i := range n.Devices {
@@ -171,12 +181,18 @@ func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
 // setOpen tells the scheduler whether the node takes new leases, and has the
 // queue look at a node that opened.
 func (m *Machine) setOpen(slot uint32) {
-	open := m.nodes.Get(slot).open()
-	m.sched.SetOpen(slot, open)
-	if open {
+	n := m.nodes.Get(slot)
+	m.sched.SetOpen(slot, m.opens(slot))
+	if n.open() {
 		m.dirty.Set(slot)
 		m.relist(slot)
+		if v := m.meta.Get().reserve; v.group == 0 && !v.wanted && m.Level() >= LevelPlacement {
+			m.meta.Mut().reserve.wanted = true
+		}
 	} else {
+		if n.reserved > 0 {
+			m.unreserve() // its group needs other nodes
+		}
 		m.loseHolds(slot)
 	}
 }

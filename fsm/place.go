@@ -8,18 +8,33 @@ import (
 // A candidate is a bucket that may have something to place, by the key of its
 // first group.
 type candidate struct {
-	seq      uint64
+	seq      uint64 // place of the job in the queue
 	bucket   uint32
 	group    uint32
 	idx      uint8
 	priority gpuai.Priority
+	grows    bool
+	claim    claim // of the tenant; below LevelPlacement all are equal
+	tenant   uint32
+	inTurn   bool           // it stands for its turn: the next of that follows
+	base     gpuai.Priority // of the turn, as are of and grows
+	of       uint32         // tenant; 0 where its buckets were made below LevelPlacement
+	lazy     bool           // the turn's first bucket that may fit is not looked for yet
 }
 
-// before is the order of the queue: higher priority, then the older job, then
-// the group's place in it, then the bucket.
+// before is the order of the queue: higher priority, then what waits to start
+// before what wants to grow, then the tenant that has had less for its weight,
+// then the older job, then the group's place in it,
+// then the bucket.
 func (a *candidate) before(b *candidate) bool {
 	if a.priority != b.priority {
 		return a.priority > b.priority
+	}
+	if a.grows != b.grows {
+		return b.grows
+	}
+	if c := a.claim.compare(b.claim); c != 0 {
+		return c < 0
 	}
 	if a.seq != b.seq {
 		return a.seq < b.seq
@@ -30,12 +45,31 @@ func (a *candidate) before(b *candidate) bool {
 	return a.bucket < b.bucket
 }
 
+// candidate returns a bucket's candidate.
+func (m *Machine) candidate(bucket, group uint32) candidate {
+	g := m.groups.Get(group)
+	j := m.jobs.Get(g.job.slot())
+	c := candidate{seq: m.place(j), bucket: bucket, group: group, idx: g.idx, priority: j.priority}
+	if m.Level() >= LevelPlacement {
+		c.tenant, c.claim = j.tenant, m.claimOf(j.tenant)
+		if c.grows = g.grows(); !c.grows { // nobody is kept waiting by it: it does not age
+			c.priority = m.aged(j)
+		}
+	}
+	return c
+}
+
 // backlog reports whether the queue must be looked at again.
 func (m *Machine) backlog() bool {
+	return !m.sched.PackingSettled() || m.unserved()
+}
+
+// unserved reports whether buckets or nodes are marked to be looked at.
+func (m *Machine) unserved() bool {
 	if _, ok := m.unseen.Next(0); ok {
 		return true
 	}
-	if _, ok := m.due.Next(0); ok {
+	if _, ok := m.vacated.Next(0); ok {
 		return true
 	}
 	_, ok := m.dirty.Next(0)
@@ -46,23 +80,32 @@ func (m *Machine) backlog() bool {
 // entry's budget. What the budget leaves over stays marked.
 func (m *Machine) refill() {
 	if m.meta.Get().quietUntil > m.now.time {
+		m.settle()
 		return
 	}
 	for m.now.work > 0 {
 		m.claimDue()
+		m.settle()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {
-			return
+			if m.reserve(); !m.unserved() {
+				return
+			}
+			continue
 		}
 		if gained && !m.nodes.Get(node).open() {
 			m.dirty.Clear(node)
 			continue
 		}
-		m.collect(node, gained)
-		if !m.drain() {
+		kept := gained && m.nodes.Get(node).reserved != 0
+		if gained && m.Level() >= LevelPlacement {
+			if !m.serve(node) {
+				return
+			}
+		} else if m.collect(node, gained); !m.drain() {
 			return
 		}
-		if gained {
+		if gained && (!kept || m.nodes.Get(node).reserved != 0) { // else what had to pass it by may have it now
 			m.dirty.Clear(node)
 		}
 	}
@@ -81,7 +124,7 @@ func (m *Machine) collect(node uint32, gained bool) {
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		m.now.work -= workLook
 		r := m.buckets.Get(b)
-		if _, fits := m.sched.FitsOn(r.shape, node); fits || r.unseen || m.mayDisplaceOn(b, node) {
+		if r.unseen || m.wakes(r, node) {
 			m.offer(b)
 		}
 	}
@@ -89,10 +132,11 @@ func (m *Machine) collect(node uint32, gained bool) {
 
 // offer adds a bucket to the heap of candidates.
 func (m *Machine) offer(bucket uint32) {
-	group := m.buckets.Get(bucket).first.slot()
-	g := m.groups.Get(group)
-	j := m.jobs.Get(g.job.slot())
-	m.cands = append(m.cands, candidate{j.seq, bucket, group, g.idx, j.priority})
+	m.push(m.candidate(bucket, m.buckets.Get(bucket).first.slot()))
+}
+
+func (m *Machine) push(c candidate) {
+	m.cands = append(m.cands, c)
 	for i := len(m.cands) - 1; i > 0; {
 		p := (i - 1) / 2
 		if !m.cands[i].before(&m.cands[p]) {
@@ -159,11 +203,17 @@ func (m *Machine) drain() bool {
 }
 
 // placeGroup gives leases to as many ready tasks of a group as fit: to all or
-// none of a gang. placed says whether the whole group was placed, final whether
+// none of a gang, or of all groups of a job that start together. placed says whether the whole group was placed, final whether
 // the answer is: false when the entry's tokens or budget ended.
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
-	if g.gang {
+	m.now.group = refTo(group)
+	switch {
+	case g.together != 0:
+		return m.placeTogether(group)
+	case g.gang && g.live() > 0:
+		return m.growGang(group)
+	case g.gang:
 		return m.placeGang(group)
 	}
 	for n := g.ready(); n > 0; n-- {
@@ -177,68 +227,29 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 		if !m.grant(group, fit) {
 			return false, true
 		}
-		m.dequeue(group, 1)
+		if m.dequeue(group, 1); m.groups.Get(group).bucket == 0 {
+			return true, true // none is left, or the array has all that it may have
+		}
 	}
 	return true, true
 }
 
 func (m *Machine) find(sh scheduler.ShapeID) (scheduler.Fit, bool) {
+	if m.reservedFor(m.now.group) {
+		if fit, ok := m.findReserved(sh); ok {
+			return fit, true
+		}
+	}
 	if m.opts.FirstFit {
 		return m.firstFit(sh)
 	}
 	before := m.sched.Work()
-	fit, ok := m.sched.Find(sh)
+	fit, ok := m.sched.Place(sh)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
+	if !ok && m.now.group != 0 && m.meta.Get().reserve.group != 0 && !m.reservedFor(m.now.group) {
+		return m.findPast(m.now.group.slot())
+	}
 	return fit, ok
-}
-
-// placeGang gives leases to all tasks of a gang or to none.
-func (m *Machine) placeGang(group uint32) (placed, final bool) {
-	g := *m.groups.Get(group)
-	if m.now.ordinal+g.count > MaxLeasesPerEntry {
-		return false, m.now.ordinal == 0 // the next entry has tokens for it
-	}
-	before := m.sched.Work()
-	room := m.sched.Capacity(g.shape, g.count)
-	m.now.work -= int64(m.sched.Work()-before) + workLook
-	if room < g.count {
-		return false, true
-	}
-	mark, now := m.sp.Mark(), m.now
-	events := len(m.out.Events)
-	for range g.count {
-		fit, ok := m.find(g.shape)
-		if ok {
-			ok = m.grant(group, fit)
-		}
-		if !ok {
-			m.sp.RollbackTo(mark)
-			now.work = m.now.work // spent all the same
-			m.now = now
-			m.out.Events = m.out.Events[:events]
-			return false, true
-		}
-	}
-	if !m.openRendezvous(group) {
-		m.sp.RollbackTo(mark)
-		now.work = m.now.work
-		m.now = now
-		m.out.Events = m.out.Events[:events]
-		return false, true
-	}
-	m.dequeue(group, g.count)
-	return true, true
-}
-
-// openRendezvous lends the gang a port on the node of its rank 0.
-func (m *Machine) openRendezvous(group uint32) bool {
-	l := m.leases.Mut(m.tasks.Get(m.groups.Get(group).first.slot()).lease.slot())
-	n := m.nodes.Mut(l.node)
-	if n.portCount == 0 {
-		return true // the node lends none: its gangs find each other by themselves
-	}
-	l.port = n.lendPort()
-	return l.port != 0
 }
 
 // grant gives the next task of a group its lease; false when the machine is

@@ -21,6 +21,7 @@ type unripeRec struct{ first, last ref }
 // A victim is a lease that may have to go.
 type victim struct {
 	slot     uint32
+	alone    bool // of an elastic gang, which goes on without it
 	holding  scheduler.Holding
 	priority gpuai.Priority
 	progress uint64 // that would be lost
@@ -46,6 +47,16 @@ func (m *Machine) displaceable(p gpuai.Priority) gpuai.Priority {
 	return 0
 }
 
+// displaces returns up to which priority those who wait in a bucket may displace
+// others; 0: none. What must be in one domain or starts together with others may
+// not, nor may an elastic gang that wants to grow.
+func (m *Machine) displaces(b *bucketRec) gpuai.Priority {
+	if b.grows || b.same != gpuai.TopologyNone || b.sig != 0 {
+		return 0
+	}
+	return m.displaceable(b.priority)
+}
+
 // Of each priority the leases that end anyway come first, then those of single
 // tasks, then gangs, of which more is lost.
 const bandsOfPriority = 3
@@ -67,17 +78,22 @@ func (m *Machine) victimOf(slot uint32) victim {
 		Band: bandsOfPriority*scheduler.Band(j.priority) + 1, Going: l.state == gpuai.LeaseRevoking,
 		Devices: l.devices, Share: l.share, CPU: int64(l.cpu), Memory: l.memory,
 	}
-	since, weight := l.granted, l.held()+1
+	v.progress = m.progress(l.granted, l.held())
 	if g.gang {
 		v.holding.Band++
 		v.holding.Unit = uint32(group)
-		since, weight = m.leases.Get(m.tasks.Get(g.first.slot()).lease.slot()).granted, weight*uint64(g.count)
+		v.progress = m.progress(m.leases.Get(m.tasks.Get(g.first.slot()).lease.slot()).granted, l.held()) * uint64(g.count)
 	}
 	if v.holding.Going {
 		v.holding.Band = bandsOfPriority * scheduler.Band(j.priority)
 	}
-	v.progress = uint64(min(max(m.now.time-since, 0), 1<<34)) * weight
 	return v
+}
+
+// progress is the device time that a lease would lose which has held so much
+// since an instant.
+func (m *Machine) progress(since gpuai.Instant, milli uint64) uint64 {
+	return uint64(min(max(m.now.time-since, 0), 1<<34)) * (milli + 1)
 }
 
 // worthier orders victims with the most worth sparing first: the higher
@@ -235,7 +251,7 @@ func (m *Machine) lookAtHungry() {
 		return
 	}
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
-		if m.now.work -= workLook; m.displaceable(m.buckets.Get(b).priority) > 0 {
+		if m.now.work -= workLook; m.displaces(m.buckets.Get(b)) > 0 {
 			m.look(b)
 		} else {
 			m.setStarved(b, false)
@@ -247,7 +263,10 @@ func (m *Machine) lookAtHungry() {
 // find it on a node that changed.
 func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 	b := m.buckets.Get(bucket)
-	most := m.displaceable(b.priority)
+	most := m.displaces(b)
+	if b.starved && most > 0 && m.nodes.Get(node).reserved > 0 { // it lists nobody: see displaceGroup
+		return m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot())
+	}
 	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
 }
 
@@ -269,7 +288,7 @@ func (m *Machine) leaving(slot uint32) {
 func (m *Machine) left(slot uint32) {
 	l := m.leases.Mut(slot)
 	if m.firstHold(l.node) != 0 {
-		m.due.Set(l.node)
+		m.vacated.Set(l.node)
 	}
 	if full := m.nodes.Get(l.node).live == MaxNodeLeases-1; l.yields || full {
 		l.yields = false
@@ -290,7 +309,7 @@ func (m *Machine) lookAtStarved() {
 // joinedStarving has a bucket looked at that a group joined where others wait:
 // they wait for room that is being made, this one has none yet.
 func (m *Machine) joinedStarving(bucket uint32) {
-	if b := m.buckets.Get(bucket); !b.starved && m.displaceable(b.priority) > 0 {
+	if b := m.buckets.Get(bucket); !b.starved && m.displaces(b) > 0 {
 		m.look(bucket)
 	}
 }
@@ -299,7 +318,7 @@ func (m *Machine) joinedStarving(bucket uint32) {
 // order, until one finds nothing to take. It reports false when the budget
 // ended first.
 func (m *Machine) displace(bucket uint32) (final bool) {
-	most := m.displaceable(m.buckets.Get(bucket).priority)
+	most := m.displaces(m.buckets.Get(bucket))
 	if most == 0 {
 		return true
 	}
@@ -326,13 +345,35 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 }
 
 // displaceGroup makes room for all tasks of a group that have none; ok says
-// whether it could, for a gang for all or for none.
+// whether it could, for a gang for all or for none. Nodes that are reserved list
+// nobody who may have to go, so the reservation ends when it is for the group,
+// or hides room from one of higher priority.
 func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final bool) {
-	g := m.groups.Get(group)
-	if g.gang {
-		return m.displaceGang(group, limit), true
+	m.now.group = refTo(group)
+	if m.held(group) >= m.wants(group) {
+		return true, true
 	}
-	for n := g.ready() - m.held(group); n > 0; n-- {
+	if m.reservedFor(m.now.group) {
+		m.attempt(func() bool {
+			m.unreserve()
+			ok, final = m.displaceTasks(group, limit)
+			return ok || !final || m.held(group) > 0
+		})
+		return ok, final
+	}
+	ok, final = m.displaceTasks(group, limit)
+	if !ok && final && m.reservedHides(group, limit) {
+		m.unreserve()
+		return m.displaceTasks(group, limit)
+	}
+	return ok, final
+}
+
+func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final bool) {
+	if m.groups.Get(group).gang {
+		return m.attempt(func() bool { return m.displaceGang(group, limit) }), true
+	}
+	for n := m.wants(group) - m.held(group); n > 0; n-- {
 		if m.now.work <= 0 {
 			return false, false
 		}
@@ -343,34 +384,51 @@ func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final b
 	return true, true
 }
 
-// displaceGang makes room for all tasks of a gang, of which some may be free.
-func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
-	if m.held(group) > 0 {
+// attempt takes back all that f did when f reports false, but for the work.
+func (m *Machine) attempt(f func() bool) bool {
+	mark, now, events := m.sp.Mark(), m.now, len(m.out.Events)
+	if f() {
 		return true
 	}
+	m.sp.RollbackTo(mark)
+	now.work = m.now.work
+	m.now = now
+	m.out.Events = m.out.Events[:events]
+	return false
+}
+
+// reservedHides reports whether a task finds nothing to take only because the
+// nodes are reserved for a job of lower priority.
+func (m *Machine) reservedHides(group uint32, limit scheduler.Band) bool {
+	v := m.meta.Get().reserve
+	if v.group == 0 || m.priorityOf(group) <= m.priorityOf(v.group.slot()) {
+		return false
+	}
+	for n, ok := m.reserved.Next(0); ok; n, ok = m.reserved.Next(n + 1) {
+		m.listVictims(n, limit)
+		if _, fits := m.sched.Displace(m.groups.Get(group).shape, n, m.holdings, m.gone); fits {
+			return true
+		}
+	}
+	return false
+}
+
+// displaceGang makes room for as many tasks of a gang as must start together, of
+// which some may be free. After false the caller rolls back.
+func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
 	g := *m.groups.Get(group)
-	mark, now := m.sp.Mark(), m.now
-	events := len(m.out.Events)
 	lacked := false // else it was no lack of room that it waits for
-	for i := range g.count {
-		fit, ok := m.find(g.shape)
-		if ok {
-			m.hold(group, &fit)
+	for i := range g.least() {
+		if fit, ok := m.find(g.shape); ok {
+			m.keep(group, &fit)
 		} else if lacked = m.displaceOne(group, limit); !lacked {
-			break
+			return false
 		}
 		if i == 0 && !m.holdPort(group) {
-			lacked = false
-			break
+			return false
 		}
 	}
-	if !lacked || m.held(group) < g.count {
-		m.sp.RollbackTo(mark)
-		now.work = m.now.work // spent all the same
-		m.now = now
-		m.out.Events = m.out.Events[:events]
-	}
-	return m.held(group) == g.count
+	return lacked
 }
 
 // displaceOne makes room for one task of a group: it finds the node, decides who
@@ -397,7 +455,7 @@ func (m *Machine) displaceOne(group uint32, limit scheduler.Band) bool {
 			m.preempt(&m.victims[i], by)
 		}
 	}
-	m.hold(group, &fit)
+	m.keep(group, &fit)
 	return true
 }
 
@@ -413,6 +471,7 @@ func (m *Machine) listVictims(node uint32, limit scheduler.Band) {
 			vs = append(vs, v)
 		}
 	}
+	m.markSurplus(vs)
 	slices.SortFunc(vs, func(a, b victim) int { return a.worthier(&b) })
 	m.victims, m.holdings = vs, m.holdings[:0]
 	for i := range vs {
@@ -421,9 +480,48 @@ func (m *Machine) listVictims(node uint32, limit scheduler.Band) {
 	m.gone = append(m.gone[:0], make([]bool, len(vs))...)
 }
 
+// markSurplus marks what elastic gangs have on a node beyond their least: they go
+// on without it.
+func (m *Machine) markSurplus(vs []victim) {
+	for i := range vs {
+		v := &vs[i]
+		l := m.leases.Get(v.slot)
+		if !v.gang || v.holding.Going || m.tasks.Get(l.task.slot()).idx == 0 {
+			continue
+		}
+		more := m.surplus(v.group.slot())
+		for k := range vs[:i] {
+			if vs[k].alone && vs[k].group == v.group && more > 0 {
+				more--
+			}
+		}
+		if more > 0 {
+			v.alone, v.holding.Unit, v.progress = true, 0, m.progress(l.granted, l.held())
+		}
+	}
+}
+
+// surplus returns how many tasks a gang could do without now.
+func (m *Machine) surplus(group uint32) uint32 {
+	g := m.groups.Get(group)
+	if !g.elastic() || g.broken != gpuai.CauseNone {
+		return 0
+	}
+	n := uint32(0)
+	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
+		m.now.work -= workLook
+		x := m.tasks.Get(t.slot())
+		holds := x.status == gpuai.TaskLeased || x.status == gpuai.TaskRunning
+		if holds && m.leases.Get(x.lease.slot()).state < gpuai.LeaseRevoking {
+			n++
+		}
+	}
+	return n - min(n, g.min)
+}
+
 // preempt revokes a lease for a job, and with it those of its whole gang.
 func (m *Machine) preempt(v *victim, by gpuai.JobID) {
-	if !v.gang {
+	if !v.gang || v.alone {
 		m.leases.Mut(v.slot).by = by
 		m.revoke(v.slot, gpuai.CausePreempted)
 		return

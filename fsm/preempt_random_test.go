@@ -123,12 +123,12 @@ func (w *walk) mustDisplace() {
 	m := w.m
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		r := m.buckets.Get(b)
-		most := m.displaceable(r.priority)
+		most := m.displaces(r)
 		if most == 0 || r.gang > 0 {
 			continue
 		}
 		for g := r.first; g != 0; g = m.groups.Get(g.slot()).qnext {
-			if m.groups.Get(g.slot()).ready() == m.held(g.slot()) {
+			if m.wants(g.slot()) == m.held(g.slot()) {
 				continue
 			}
 			if _, ok := m.sched.FindReclaim(r.shape, bandsUpTo(most)); ok {
@@ -138,5 +138,57 @@ func (w *walk) mustDisplace() {
 				w.t.Fatalf("entry %d: a task without room waits, and its bucket says that none does", w.index)
 			}
 		}
+	}
+}
+
+// Preemption beside all else that the feature level has: elastic gangs, required
+// and preferred placement, groups that start together, arrays with bounds,
+// dependencies, tenants, aging, the reservation. Machines that are restored and
+// forked on the way agree, and nobody waits who could take room.
+func TestPreemptionAmongAll(t *testing.T) {
+	seeds := uint64(24)
+	if testing.Short() {
+		seeds = 6
+	}
+	var preempted, shrunk, beside int
+	for seed := range seeds {
+		w := &orderWalk{newPreemptWalk(t, 5000+seed)}
+		w.gangs()
+		other := restored(t, w.m)
+		for range 120 {
+			before := w.elastics()
+			preempted += w.watched(1, func() *Output { return w.apply(w.later(w.command)...) })
+			w.see()
+			for g, n := range w.elastics() {
+				if n < before[g] {
+					shrunk++
+				}
+			}
+			if w.m.holdSlots.Len() > 0 && w.m.meta.Get().reserve.group != 0 {
+				beside++
+			}
+			w.mustDisplace()
+			if w.m.backlog() {
+				t.Fatalf("seed %d, entry %d: a backlog within the budget", seed, w.index)
+			}
+			switch w.r.IntN(20) {
+			case 0:
+				other = restored(t, other)
+			case 1:
+				other = other.Fork()
+			}
+			if err := other.Apply(w.index, w.term, w.log[len(w.log)-1], &Output{}); err != nil {
+				t.Fatal(err)
+			}
+			if other.Digest() != w.m.Digest() || other.NextDeadline() != w.m.NextDeadline() {
+				t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
+			}
+		}
+		if err := other.Check(); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+	if preempted < 50 || shrunk < 3 || beside < 3 {
+		t.Errorf("%d preempted, %d gangs shrank, holds beside a reservation %d times: the walk is no test of them", preempted, shrunk, beside)
 	}
 }

@@ -7,8 +7,9 @@ import (
 	"github.com/gpuai/gpuai/scheduler"
 )
 
-// A bucketRec is the waiting groups of one priority, shape and gang size, in
-// the order of their jobs. Whether the first of them fits answers for all.
+// A bucketRec is the waiting groups of one priority, shape, gang size and, from
+// LevelPlacement on, tenant, in the order of their jobs. Whether the first of
+// them fits answers for all.
 type bucketRec struct {
 	shape    scheduler.ShapeID
 	gang     uint32 // tasks of each gang; 0: not gangs
@@ -23,7 +24,34 @@ type bucketRec struct {
 	unseen bool
 	// starved: one of its groups found no room, and nobody to take it from.
 	starved bool
-	lanes   [numLanes]lane // derived
+	// What follows is zero below LevelPlacement.
+	tenant uint32 // string number; 0: made below it, of any tenant
+	min    uint32 // tasks of each gang that are enough; 0: all
+	same   gpuai.Topology
+	grows  bool           // elastic gangs that run, and want more tasks
+	sig    uint64         // tells apart what the fields above do not; 0: nothing
+	lanes  [numLanes]lane // derived
+}
+
+// A bucketKey is what the groups of a bucket have in common.
+type bucketKey struct {
+	sig      uint64
+	shape    scheduler.ShapeID
+	gang     uint32
+	min      uint32
+	tenant   uint32
+	priority gpuai.Priority
+	same     gpuai.Topology
+	grows    bool
+}
+
+func (r *bucketRec) key() bucketKey {
+	return bucketKey{r.sig, r.shape, r.gang, r.min, r.tenant, r.priority, r.same, r.grows}
+}
+
+func (k *bucketKey) hash() uint64 {
+	h := mem.Mix(uint64(k.priority)<<32|uint64(k.shape), uint64(k.tenant)<<32+uint64(k.gang)+7)
+	return mem.Mix(h^k.sig, uint64(k.min)<<16|uint64(k.same)<<8|uint64(bool8(k.grows))|1<<63)
 }
 
 // bucketStarved is set in the byte of a bucket's unseen.
@@ -40,7 +68,15 @@ func (r *bucketRec) put(b []byte) []byte {
 	if r.starved {
 		flags |= bucketStarved
 	}
-	return append(b, uint8(r.priority), bool8(r.used), flags)
+	b = append(b, uint8(r.priority), bool8(r.used))
+	if r.tenant == 0 && r.min == 0 && r.same == 0 && !r.grows && r.sig == 0 {
+		return append(b, flags)
+	}
+	b = append(b, flags|flagTail)
+	b = le.AppendUint32(b, r.tenant)
+	b = le.AppendUint32(b, r.min)
+	b = append(b, uint8(r.same), bool8(r.grows))
+	return le.AppendUint64(b, r.sig)
 }
 
 func (r *bucketRec) get(rd *wire.Reader) {
@@ -54,25 +90,38 @@ func (r *bucketRec) get(rd *wire.Reader) {
 	r.used = rd.U8() != 0
 	flags := rd.U8()
 	r.unseen, r.starved = flags&1 != 0, flags&bucketStarved != 0
-}
-
-func hashBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint64 {
-	return mem.Mix(uint64(p)<<32|uint64(sh), uint64(gang)+7)
-}
-
-// gangOf returns what a group adds to its bucket's key.
-func (g *groupRec) gangOf() uint32 {
-	if g.gang {
-		return g.count
+	if flags&flagTail != 0 {
+		r.tenant = rd.U32()
+		r.min = rd.U32()
+		r.same, r.grows = gpuai.Topology(rd.U8()), rd.U8() != 0
+		r.sig = rd.U64()
 	}
-	return 0
 }
 
-func (m *Machine) findBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) (uint32, bool) {
-	return m.bucketByKey.Find(hashBucket(p, sh, gang), func(s uint32) bool {
-		b := m.buckets.Get(s)
-		return b.priority == p && b.shape == sh && b.gang == gang
-	})
+// keyOf returns the key of the bucket that a group waits in.
+func (m *Machine) keyOf(group uint32) bucketKey {
+	g := m.groups.Get(group)
+	j := m.jobs.Get(g.job.slot())
+	k := bucketKey{priority: j.priority, shape: g.shape}
+	if m.Level() >= LevelPlacement {
+		k.tenant = j.tenant
+	}
+	switch {
+	case g.together != 0:
+		k.gang, k.sig = m.togetherKey(g.job.slot())
+	case g.grows():
+		k.grows = true
+		if g.same != gpuai.TopologyNone {
+			k.sig = uint64(refTo(group)) // what it may grow on is its own affair
+		}
+	case g.gang:
+		k.gang, k.min, k.same = g.count, g.min, g.same
+	}
+	return k
+}
+
+func (m *Machine) findBucket(k *bucketKey) (uint32, bool) {
+	return m.bucketByKey.Find(k.hash(), func(s uint32) bool { return m.buckets.Get(s).key() == *k })
 }
 
 // enqueue puts a group that has ready tasks into its bucket, or counts tasks
@@ -84,10 +133,16 @@ func (m *Machine) enqueue(group, n uint32) {
 		m.joinedStarving(g.bucket.slot())
 		return
 	}
-	j := m.jobs.Get(g.job.slot())
-	slot, ok := m.findBucket(j.priority, g.shape, g.gangOf())
+	if g.together == togetherOther {
+		return // the first group stands for the job
+	}
+	if m.throttled(m.jobs.Get(g.job.slot())) {
+		return // until a lease of the array ends
+	}
+	k := m.keyOf(group)
+	slot, ok := m.findBucket(&k)
 	if !ok {
-		slot = m.newBucket(j.priority, g.shape, g.gangOf())
+		slot = m.newBucket(&k)
 		m.look(slot) // beside others that wait, it would wait too
 	} else {
 		m.joinedStarving(slot)
@@ -100,10 +155,13 @@ func (m *Machine) enqueue(group, n uint32) {
 
 // newBucket makes a bucket. There is one for every group at most, and submits
 // are refused before the buckets run out.
-func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32) uint32 {
+func (m *Machine) newBucket(k *bucketKey) uint32 {
 	slot, _ := m.bucketSlots.Alloc()
-	m.buckets.Put(slot, bucketRec{shape: sh, gang: gang, priority: p, used: true})
-	m.bucketByKey.Insert(hashBucket(p, sh, gang), slot)
+	m.buckets.Put(slot, bucketRec{
+		shape: k.shape, gang: k.gang, priority: k.priority, used: true,
+		tenant: k.tenant, min: k.min, same: k.same, grows: k.grows, sig: k.sig,
+	})
+	m.bucketByKey.Insert(k.hash(), slot)
 	return slot
 }
 
@@ -111,6 +169,7 @@ func (m *Machine) newBucket(p gpuai.Priority, sh scheduler.ShapeID, gang uint32)
 // nodes that gained room.
 func (m *Machine) look(bucket uint32) {
 	if b := m.buckets.Get(bucket); !b.unseen {
+		m.unlink(bucket)
 		m.buckets.Mut(bucket).unseen = true
 		m.unseen.Set(bucket)
 	}
@@ -130,6 +189,8 @@ func (m *Machine) seen(bucket uint32) {
 	if b := m.buckets.Get(bucket); b.unseen {
 		m.buckets.Mut(bucket).unseen = false
 		m.unseen.Clear(bucket)
+		m.link(bucket)
+		m.wantReservation(bucket)
 	}
 }
 
@@ -137,7 +198,7 @@ func (m *Machine) seen(bucket uint32) {
 func (m *Machine) groupBefore(a, b uint32) bool {
 	x, y := m.groups.Get(a), m.groups.Get(b)
 	if x.job != y.job {
-		return m.jobs.Get(x.job.slot()).seq < m.jobs.Get(y.job.slot()).seq
+		return m.place(m.jobs.Get(x.job.slot())) < m.place(m.jobs.Get(y.job.slot()))
 	}
 	return x.idx < y.idx
 }
@@ -173,6 +234,7 @@ func (m *Machine) insertGroup(bucket, group uint32) {
 		m.groups.Mut(next.qprev.slot()).qnext = refTo(group)
 	} else {
 		b.first = refTo(group)
+		m.relink(bucket)
 	}
 	next.qprev = refTo(group)
 }
@@ -188,7 +250,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	slot := g.bucket.slot()
 	b := m.buckets.Mut(slot)
 	b.tasks -= uint64(n)
-	if g.ready() > 0 && !g.ended && m.jobs.Get(g.job.slot()).status < gpuai.JobSucceeded {
+	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && j.status < gpuai.JobSucceeded && !m.throttled(j) {
 		return
 	}
 	b.tasks -= uint64(g.ready())
@@ -204,11 +266,19 @@ func (m *Machine) dequeue(group, n uint32) {
 		b.last = g.qprev
 	}
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
+	if m.reservedFor(refTo(group)) {
+		m.unreserve()
+		b = m.buckets.Mut(slot)
+	}
 	if b.groups--; b.groups == 0 {
-		m.seen(slot)
+		m.unlink(slot)
+		m.unseen.Clear(slot)
 		m.setStarved(slot, false)
-		m.bucketByKey.Delete(hashBucket(b.priority, b.shape, b.gang), slot)
+		k := b.key()
+		m.bucketByKey.Delete(k.hash(), slot)
 		*m.buckets.Mut(slot) = bucketRec{}
 		m.bucketSlots.Free(slot)
+	} else {
+		m.relink(slot)
 	}
 }

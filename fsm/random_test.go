@@ -17,6 +17,9 @@ type walk struct {
 	// ports is what each node lends: when they run out a gang waits that has
 	// its devices.
 	ports uint16
+	// more and where add to specs and nodes what later feature levels know.
+	more  func(s *gpuai.JobSpec)
+	where func(n *gpuai.NodeSpec)
 	// preempts has jobs of many priorities, at the newest level, under policies
 	// by which they displace each other.
 	preempts bool
@@ -61,6 +64,9 @@ func (w *walk) spec() *gpuai.JobSpec {
 		second.Name, second.Count = "second", 2
 		s.Groups = append(s.Groups, second)
 	}
+	if w.more != nil {
+		w.more(s)
+	}
 	return s
 }
 
@@ -69,6 +75,9 @@ func (w *walk) registerCommand() *RegisterNode {
 	s := nodeSpec(name, w.r.IntN(6), []string{"H100", "MI300X"}[w.r.IntN(2)])
 	s.Zone = []string{"z1", "z2", ""}[w.r.IntN(3)]
 	s.PortCount = w.ports
+	if w.where != nil {
+		w.where(&s)
+	}
 	c := &RegisterNode{Spec: s, BootID: []string{"b1", "b2"}[w.r.IntN(2)], Nonce: []string{"n1", "n2", "n3"}[w.r.IntN(3)], Replaces: w.incs[name]}
 	for _, l := range w.m.LeasesOfNode(gpuai.NodeID(name), 100) {
 		if w.r.IntN(2) == 0 {
@@ -122,8 +131,7 @@ func (w *walk) command() Command {
 		p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
 		if w.preempts {
 			p.TTLBatch = gpuai.Minute
-			p.PreemptionGap = uint32([]int{0, 1, 15, 30}[w.r.IntN(4)])
-			p.PreemptionProtect = gpuai.Duration(w.r.IntN(3)*w.r.IntN(20)) * gpuai.Second
+			w.preemptBy(&p)
 		}
 		return &SetPolicy{Policy: p}
 	case 14:
@@ -155,32 +163,48 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 	return &ReportLease{Node: l.Node, Report: rep}
 }
 
+// preemptBy draws the rules of preemption.
+func (w *walk) preemptBy(p *gpuai.Policy) {
+	p.PreemptionGap = uint32([]int{0, 1, 15, 30}[w.r.IntN(4)])
+	p.PreemptionProtect = gpuai.Duration(w.r.IntN(3)*w.r.IntN(20)) * gpuai.Second
+}
+
 // step applies one entry of random commands at a later region time.
 func (w *walk) step() *Output {
 	w.t.Helper()
-	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
-	if w.r.IntN(30) == 0 {
-		w.term++
-	}
-	var cmds []Command
-	for range 1 + w.r.IntN(4) {
-		cmds = append(cmds, w.command())
-	}
+	cmds := w.later(w.command)
 	env := Envelope{Tenant: "default"}
 	if w.r.IntN(5) == 0 {
 		env.Key = []string{"k1", "k2", "k3"}[w.r.IntN(3)]
 	}
 	out := w.applyAs(env, cmds...)
+	w.see()
+	return out
+}
+
+// later lets region time pass, and draws the commands of an entry.
+func (w *walk) later(draw func() Command) (cmds []Command) {
+	w.time = w.time.Add(gpuai.Duration(w.r.IntN(3_000)))
+	if w.r.IntN(30) == 0 {
+		w.term++
+	}
+	for range 1 + w.r.IntN(4) {
+		cmds = append(cmds, draw())
+	}
+	return cmds
+}
+
+// see remembers the incarnations that the nodes have.
+func (w *walk) see() {
 	for _, n := range walkNodes {
 		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
 	}
-	return out
 }
 
 // Two machines that apply one log, one of them snapshotted and restored at
 // random points, are equal in digest, and so is a fork that goes on alone.
 func TestRandomLogs(t *testing.T) {
-	seeds := uint64(60)
+	seeds := uint64(30)
 	if testing.Short() {
 		seeds = 10
 	}
@@ -195,39 +219,47 @@ func TestRandomLogs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for range 150 {
-			w.step()
-			entry := w.log[len(w.log)-1]
-			out := &Output{}
-			if w.r.IntN(20) == 0 {
-				other = restored(t, other)
-			}
-			if w.r.IntN(20) == 0 {
-				fork := other.Fork()
-				if err := other.Apply(w.index, w.term, entry, out); err != nil {
-					t.Fatal(err)
-				}
-				other = fork
-			}
+		w.beside(seed, other, 150)
+	}
+}
+
+// beside takes steps of which other, which is equal, applies the log, forked and
+// restored at random points.
+func (w *walk) beside(seed uint64, other *Machine, steps int) {
+	t := w.t
+	t.Helper()
+	for range steps {
+		w.step()
+		entry := w.log[len(w.log)-1]
+		out := &Output{}
+		if w.r.IntN(20) == 0 {
+			other = restored(t, other)
+		}
+		if w.r.IntN(20) == 0 {
+			fork := other.Fork()
 			if err := other.Apply(w.index, w.term, entry, out); err != nil {
 				t.Fatal(err)
 			}
-			if other.Digest() != w.m.Digest() {
-				t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
-			}
-			if out.Diverged {
-				t.Fatalf("seed %d, entry %d: a checkpoint tells a divergence", seed, w.index)
-			}
+			other = fork
 		}
-		if err := other.Check(); err != nil {
-			t.Fatalf("seed %d: %v", seed, err)
+		if err := other.Apply(w.index, w.term, entry, out); err != nil {
+			t.Fatal(err)
 		}
+		if other.Digest() != w.m.Digest() {
+			t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
+		}
+		if out.Diverged {
+			t.Fatalf("seed %d, entry %d: a checkpoint tells a divergence", seed, w.index)
+		}
+	}
+	if err := other.Check(); err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
 	}
 }
 
 // Whenever there is no backlog, nothing that could start waits.
 func TestWorkConservation(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(10) {
 		w := newWalk(t, 1000+seed)
 		for range 120 {
 			w.step()

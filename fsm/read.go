@@ -142,7 +142,7 @@ func (m *Machine) tasksOf(out []gpuai.Task, group, from uint32, limit int) []gpu
 	}
 	j := m.jobs.Get(g.job.slot())
 	fresh := gpuai.TaskPending
-	if j.stopping {
+	if j.stopping || g.ended {
 		fresh = gpuai.TaskStopped
 	}
 	for i := max(g.made, from); i < g.count && len(out) < limit; i++ {
@@ -271,7 +271,10 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 // gangInfo tells a member of the others.
 func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 	g := m.groups.Get(group)
-	info := &gpuai.GangInfo{Rank: rank, Size: g.count}
+	info := &gpuai.GangInfo{Rank: rank, Size: g.count, Min: g.least(), Max: g.count}
+	if g.elastic() {
+		info.Size = g.live()
+	}
 	last, addr := ^uint32(0), ""
 	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		l := m.tasks.Get(t.slot()).lease
@@ -279,6 +282,9 @@ func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 			continue
 		}
 		x := m.leases.Get(l.slot())
+		if g.elastic() && !x.live() {
+			continue // it went, the others go on
+		}
 		if x.node != last {
 			last, addr = x.node, m.nodeBody(x.node).spec.Address
 		}

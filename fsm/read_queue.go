@@ -10,10 +10,7 @@ import (
 func (m *Machine) bucketOrder() []candidate {
 	var out []candidate
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
-		group := m.buckets.Get(b).first.slot()
-		g := m.groups.Get(group)
-		j := m.jobs.Get(g.job.slot())
-		out = append(out, candidate{j.seq, b, group, g.idx, j.priority})
+		out = append(out, m.candidate(b, m.buckets.Get(b).first.slot()))
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
 		if a.before(&b) {
@@ -31,8 +28,9 @@ func (m *Machine) queueTotals() (gpus uint64, oldest gpuai.Duration) {
 		r := m.buckets.Get(b)
 		g := m.groups.Get(r.first.slot())
 		gpus += r.tasks * uint64(g.gpus)
-		wait := gpuai.Duration(m.Time() - m.jobs.Get(g.job.slot()).submittedAt)
-		oldest = max(oldest, wait)
+		if !r.grows { // what runs and would grow does not wait to start
+			oldest = max(oldest, gpuai.Duration(m.Time()-m.jobs.Get(g.job.slot()).submittedAt))
+		}
 	}
 	return gpus, oldest
 }
@@ -47,7 +45,9 @@ func (m *Machine) Queue() gpuai.QueueStatus {
 		q.Jobs += r.groups
 		q.Tasks += r.tasks
 		q.GPUs += r.tasks * uint64(needs.GPU.Count)
-		q.OldestAge = max(q.OldestAge, gpuai.Duration(m.Time()-m.jobs.Get(g.job.slot()).submittedAt))
+		if !r.grows {
+			q.OldestAge = max(q.OldestAge, gpuai.Duration(m.Time()-m.jobs.Get(g.job.slot()).submittedAt))
+		}
 		if len(q.Shapes) < 100 {
 			q.Shapes = append(q.Shapes, gpuai.QueueShape{
 				Priority: r.priority, Needs: needs, Gang: r.gang, Jobs: r.groups, Tasks: r.tasks,
@@ -74,8 +74,7 @@ func (m *Machine) QueueEntries(after, limit int) []gpuai.QueueEntry {
 		if next == 0 {
 			continue
 		}
-		g := m.groups.Get(next.slot())
-		c = candidate{m.jobs.Get(g.job.slot()).seq, c.bucket, next.slot(), g.idx, c.priority}
+		c = m.candidate(c.bucket, next.slot())
 		i, _ := slices.BinarySearchFunc(heads, c, func(a, b candidate) int {
 			if a.before(&b) {
 				return -1
@@ -100,16 +99,13 @@ func (m *Machine) queueEntry(group, position uint32) gpuai.QueueEntry {
 // ahead counts what stands before a group in the queue: jobs, tasks' devices.
 // It looks at MaxScan groups at most.
 func (m *Machine) ahead(group uint32) (jobs, gpus, length uint32) {
-	g := m.groups.Get(group)
-	j := m.jobs.Get(g.job.slot())
-	me := candidate{j.seq, 0, group, g.idx, j.priority}
+	me := m.candidate(0, group)
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		r := m.buckets.Get(b)
 		length += r.groups
 		for at, n := r.first, 0; at != 0 && n < MaxScan; n++ {
 			x := m.groups.Get(at.slot())
-			y := m.jobs.Get(x.job.slot())
-			c := candidate{y.seq, 0, at.slot(), x.idx, y.priority}
+			c := m.candidate(0, at.slot())
 			if at.slot() == group || !c.before(&me) {
 				break
 			}

@@ -39,6 +39,8 @@ type metaRec struct {
 	revoking    uint32
 	jobStates   [5]uint32
 	quietUntil  gpuai.Instant // before it nothing is granted; from LevelRestore on
+	countedFrom gpuai.Token   // leases from it on count in their tenants' held; from LevelPlacement on
+	reserve     reservation   // the same
 }
 
 func (r *metaRec) put(b []byte) []byte {
@@ -63,8 +65,18 @@ func (r *metaRec) put(b []byte) []byte {
 	if r.level >= LevelRestore {
 		b = put64(b, int64(r.quietUntil))
 	}
+	if r.level >= LevelPlacement {
+		b = le.AppendUint64(b, uint64(r.countedFrom))
+		b = r.reserve.group.put(b)
+		b = put64(b, int64(r.reserve.shadow))
+		b = append(b, bool8(r.reserve.wanted))
+	}
 	return b
 }
+
+// flagTail is set in the last flag of a record that has fields of a later
+// feature level behind it.
+const flagTail = 2
 
 // Seeds keep equal records of different tables apart in the hash.
 const (
@@ -79,6 +91,9 @@ const (
 	seedBucket
 	seedChain
 	seedServer
+	seedWait
+	seedEdge
+	seedTenant
 	seedHold
 )
 

@@ -150,6 +150,16 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.results, m.resultSlots)
 	case secBuckets:
 		readTable(f, m.buckets, m.bucketSlots)
+	case secWaits:
+		readTable(f, m.waits, m.waitSlots)
+	case secTenants:
+		for range count {
+			var r tenantRec
+			r.get(rd)
+			m.restoreTenant(r)
+		}
+	case secEdges:
+		readTable(f, m.edges, m.edgeSlots)
 	case secHolds:
 		readTable(f, m.holds, m.holdSlots)
 	case secServers:
@@ -252,6 +262,14 @@ func (m *Machine) restoreJob(rd *wire.Reader) {
 	}
 }
 
+func (m *Machine) restoreTenant(r tenantRec) {
+	if r.name >= MaxStrings {
+		return // the digest will tell
+	}
+	m.tenantOf.Grow(r.name + 1)
+	*m.tenantOf.Mut(r.name) = refTo(m.tenants.Append(r))
+}
+
 // restored rebuilds what is derived and verifies the whole.
 func (m *loader) restored(end []byte) error {
 	s := &m.head
@@ -283,7 +301,8 @@ func (m *Machine) rebuild() error {
 	}
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
-		m.bucketByKey.Insert(hashBucket(b.priority, b.shape, b.gang), s)
+		k := b.key()
+		m.bucketByKey.Insert(k.hash(), s)
 		m.buildLanes(s)
 		if b.unseen {
 			m.unseen.Set(s)
@@ -293,12 +312,16 @@ func (m *Machine) rebuild() error {
 			*m.starvedAt.Mut(uint32(b.priority)) += 1
 		}
 	}
+	m.linkAll()
 	m.rebuildTimers()
 	m.rebuildHolds()
 	for s := range m.nodes.Len() {
 		m.retake(s)
 		m.keepHolds(s)
-		m.sched.SetOpen(s, m.nodes.Get(s).open())
+		if m.nodes.Get(s).reserved > 0 {
+			m.reserved.Set(s)
+		}
+		m.sched.SetOpen(s, m.opens(s))
 		m.relist(s)
 	}
 	return nil
@@ -348,7 +371,7 @@ func (m *Machine) rebuildHolds() {
 		if node := m.holds.Get(s).node; !after[s] {
 			m.holdOf.Grow(node + 1)
 			*m.holdOf.Mut(node) = refTo(s)
-			m.due.Set(node) // looking in vain changes nothing
+			m.vacated.Set(node) // looking in vain changes nothing
 		}
 	}
 }
@@ -386,7 +409,12 @@ func (m *Machine) rebuildTimers() {
 		}
 	}
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
-		if j := m.jobs.Get(s); j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
+		j := m.jobs.Get(s)
+		if at := m.waitOf(j).beginAt; at != 0 {
+			m.timers.set(at, timerBegin, s)
+		}
+		m.tell(s)
+		if j.queueUntil != 0 && j.startedAt == 0 && !j.status.Final() && !j.stopping {
 			m.timers.set(j.queueUntil, timerJob, s)
 		}
 	}

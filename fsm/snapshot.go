@@ -41,9 +41,12 @@ const (
 	secResults
 	secBuckets
 	secDirty
-	secServers            // only where there are some: builds that do not know it read the rest
-	secHolds   uint8 = 20 // only where there are some
-	secEnd           = 255
+	secServers // only where there are some: builds that do not know it read the rest
+	secWaits   // the same
+	secEdges
+	secTenants
+	secHolds uint8 = 20
+	secEnd         = 255
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -115,6 +118,18 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	}
 	f.end()
 	m.writeServers(f)
+	if m.waitSlots.Len() > 0 {
+		writeTable(f, secWaits, m.waits, m.waitSlots)
+		writeTable(f, secEdges, m.edges, m.edgeSlots)
+	}
+	if m.tenants.Len() > 0 {
+		f.begin(secTenants)
+		for s := range m.tenants.Len() {
+			f.buf = m.tenants.Get(s).put(f.buf)
+			f.added()
+		}
+		f.end()
+	}
 	if m.holdSlots.Len() > 0 {
 		writeTable(f, secHolds, m.holds, m.holdSlots)
 	}
@@ -289,5 +304,11 @@ func (r *metaRec) get(rd *wire.Reader) {
 	}
 	if r.level >= LevelRestore {
 		r.quietUntil = gpuai.Instant(rd.I64())
+	}
+	if r.level >= LevelPlacement {
+		r.countedFrom = gpuai.Token(rd.U64())
+		r.reserve.group = ref(rd.U32())
+		r.reserve.shadow = gpuai.Instant(rd.I64())
+		r.reserve.wanted = rd.U8() != 0
 	}
 }

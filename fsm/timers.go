@@ -14,6 +14,7 @@ const (
 	timerJob                        // a job's queue-time limit
 	timerLease                      // a task's run-time limit
 	timerNode                       // a node's quarantine ends
+	timerBegin                      // a job's time to begin comes
 )
 
 type timerEnt struct {
@@ -137,7 +138,7 @@ func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
 		return &m.tasks.Mut(slot).timer
 	case timerGroup:
 		return &m.groups.Mut(slot).timer
-	case timerJob:
+	case timerJob, timerBegin: // a job has one or the other
 		return &m.jobs.Mut(slot).timer
 	case timerLease:
 		return &m.leases.Mut(slot).timer
@@ -166,6 +167,8 @@ func (m *Machine) fireTimers() {
 			m.revoke(e.slot, gpuai.CauseRunTime)
 		case timerNode:
 			m.quarantineOver(e.slot)
+		case timerBegin:
+			m.beginOver(e.slot)
 		}
 	}
 }

@@ -46,7 +46,7 @@ func (m *Machine) trace(task uint32, fit scheduler.Fit) {
 	why.Lease, why.Node, why.Index = token, m.nodeName(fit.Node), m.now.index
 	why.Waited = gpuai.Duration(m.now.time - j.submittedAt)
 	if !exact {
-		why.Steps, why.Note = nil, "the packing policy of that time chose another place than the order of best fit would"
+		why.Steps, why.Note = nil, "the gang's placement, or the packing policy of that time, chose another place than the order of best fit would"
 	}
 	for i := range m.traced.got { // granted, taken back, and granted again
 		if m.traced.got[i].Lease == token {

@@ -128,6 +128,8 @@ type Reader interface {
 	Queue() gpuai.QueueStatus
 	QueueEntries(p Page) ([]gpuai.QueueEntry, string, error)
 	Policy() gpuai.Policy
+	// Tenants returns those that have held devices or were given a weight.
+	Tenants(p Page) ([]gpuai.TenantShare, string, error)
 }
 
 // An Asker answers questions on copies of the state, which no question changes.
@@ -156,6 +158,7 @@ type Writer interface {
 	SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error)
 	// SetPolicy takes a policy that has passed Validate.
 	SetPolicy(ctx context.Context, p gpuai.Policy) error
+	SetTenantWeight(ctx context.Context, id gpuai.TenantID, weight uint32) error
 }
 
 // Streams are the requests that last. They are served by every server.

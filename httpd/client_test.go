@@ -91,6 +91,7 @@ func TestClientSpeaksTheAPI(t *testing.T) {
 	if _, _, err := c.Pending(ctx, client.Page{}); err != nil {
 		t.Error(err)
 	}
+	checkTenants(t, c)
 	p := check[gpuai.Policy](t)(c.Policy(ctx))
 	p.FlapLimit++
 	if err := c.SetPolicy(ctx, p); err != nil || b.policy != p {
@@ -210,5 +211,15 @@ func askEverything(t *testing.T, c *client.Client) {
 	}
 	if j, est, err := c.JobAndStart(ctx, "big"); err != nil || (est != nil) != (j.Counts.Pending > 0) {
 		t.Errorf("%+v %+v %v", j, est, err)
+	}
+}
+
+func checkTenants(t *testing.T, c *client.Client) {
+	t.Helper()
+	if err := c.SetTenantWeight(t.Context(), "a", 7); err != nil {
+		t.Error(err)
+	}
+	if ts, _, err := c.Tenants(t.Context(), client.Page{}); err != nil || len(ts) != 1 || ts[0].Weight != 7 {
+		t.Error(ts, err)
 	}
 }

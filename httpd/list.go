@@ -248,6 +248,11 @@ func (c *call) listNodes() error {
 	return list(c, "nodes", c.api.backend.Nodes)
 }
 
+// listTenants answers GET /v1/tenants.
+func (c *call) listTenants() error {
+	return list(c, "tenants", c.api.backend.Tenants)
+}
+
 // listPending answers GET /v1/queue/pending.
 func (c *call) listPending() error {
 	return list(c, "pending", c.api.backend.QueueEntries)

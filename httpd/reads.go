@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 
 	"github.com/gpuai/gpuai"
 )
@@ -114,6 +115,39 @@ func (c *call) queue() error {
 	}
 	q := c.api.backend.Queue()
 	return c.reply(http.StatusOK, &q)
+}
+
+type weightBody struct {
+	Weight uint32 `json:"weight"`
+}
+
+type weightReply struct {
+	Tenant gpuai.TenantID `json:"tenant"`
+	Weight uint32         `json:"weight"`
+	Index  uint64         `json:"index"`
+}
+
+// putWeight answers PUT /v1/tenants/{tenant}/weight.
+func (c *call) putWeight() error {
+	id, err := c.variable("tenant")
+	if err != nil {
+		return err
+	}
+	var body weightBody
+	if err := c.decode(&body); err != nil {
+		return err
+	}
+	if !gpuai.ValidName(id) {
+		return gpuai.NewError(gpuai.InvalidSpec, "a tenant's name is 1 to 63 characters of a-z, 0-9 and '-'")
+	}
+	if body.Weight < 1 || body.Weight > gpuai.MaxTenantWeight {
+		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: []gpuai.FieldError{{Pointer: "/weight", Detail: "must be between 1 and " + strconv.Itoa(gpuai.MaxTenantWeight)}}}
+	}
+	if err := c.api.backend.SetTenantWeight(c.r.Context(), gpuai.TenantID(id), body.Weight); err != nil {
+		return err
+	}
+	c.setIndex(c.api.backend.Status().Index)
+	return c.reply(http.StatusOK, &weightReply{gpuai.TenantID(id), body.Weight, c.index})
 }
 
 // getPolicy answers GET /v1/operator/policy.

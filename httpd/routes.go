@@ -57,6 +57,8 @@ var routes = [...]route{
 	{method: "POST", path: "/v1/nodes/{node}/undrain", class: classWrite, write: true, handle: (*call).undrain},
 	{method: "GET", path: "/v1/queue", class: classRead, where: onLeaderOrStale, watch: true, handle: (*call).queue},
 	{method: "GET", path: "/v1/queue/pending", class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listPending},
+	{method: "GET", path: "/v1/tenants", class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listTenants},
+	{method: "PUT", path: "/v1/tenants/{tenant}/weight", class: classWrite, write: true, handle: (*call).putWeight},
 	{method: "GET", path: "/v1/events", class: classStream, where: here, query: []string{"index", "job", "node"}, handle: (*call).events},
 	{method: "GET", path: "/v1/operator/policy", class: classRead, where: onLeaderOrStale, handle: (*call).getPolicy},
 	{method: "PUT", path: "/v1/operator/policy", class: classWrite, write: true, handle: (*call).putPolicy},

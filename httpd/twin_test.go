@@ -34,6 +34,7 @@ type twin struct {
 	events   []gpuai.Event
 	first    uint64 // events up to it are gone
 	policy   gpuai.Policy
+	tenants  []gpuai.TenantShare
 	keys     map[string]gpuai.Submitted
 	free     int
 	status   Status
@@ -440,6 +441,20 @@ func (t *twin) SetDrained(_ context.Context, id gpuai.NodeID, drained bool) (gpu
 		}
 	}
 	return gpuai.Node{}, notThere("node " + string(id))
+}
+
+func (t *twin) Tenants(p Page) ([]gpuai.TenantShare, string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return page(t.tenants, p)
+}
+
+func (t *twin) SetTenantWeight(_ context.Context, id gpuai.TenantID, weight uint32) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tenants = append(t.tenants, gpuai.TenantShare{ID: id, Weight: weight})
+	t.commit(gpuai.Event{Kind: gpuai.PolicySet})
+	return nil
 }
 
 func (t *twin) SetPolicy(_ context.Context, p gpuai.Policy) error {

@@ -47,6 +47,12 @@ type node struct {
 // servers at addrs.
 func (r *region) startNode(id string, gpus int, addrs ...string) *node {
 	r.t.Helper()
+	return r.startNodeIn("", id, gpus, addrs...)
+}
+
+// startNodeIn is startNode in a rack.
+func (r *region) startNodeIn(rack, id string, gpus int, addrs ...string) *node {
+	r.t.Helper()
 	dir := filepath.Join(r.dir, "node-"+id)
 	config := filepath.Join(r.dir, id+".json")
 	src := fmt.Sprintf(`{"seed":%q,"devices":[{"vendor":"nvidia","model":"H100-SXM5-80GB","memory_bytes":%d,"count":%d}]}`, id, 80<<30, gpus)
@@ -56,7 +62,7 @@ func (r *region) startNode(id string, gpus int, addrs ...string) *node {
 	n := &node{r: r, id: id, args: []string{
 		"agent", "run", "--id", id, "--data", dir, "--servers", strings.Join(addrs, ","), "--label", "name=" + id,
 		"--driver", "sim=" + program("gpuai-driver-sim") + "," + config, "--watchdog", program("gpuai-watchdog"),
-		"--cpu", "8", "--memory", "8GiB", "--allow-process-runtime",
+		"--cpu", "8", "--memory", "8GiB", "--allow-process-runtime", "--rack", rack,
 	}}
 	n.start()
 	return n

@@ -3,6 +3,7 @@ package raft
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -103,7 +104,7 @@ func TestMemberBelowTheLevelOfASnapshot(t *testing.T) {
 func TestMaxFeatureLevelIsChecked(t *testing.T) {
 	c := newVirtual(t, 1)
 	c.tweak = func(cfg *Config) { cfg.MaxFeatureLevel = fsm.MaxLevel + 1 }
-	if err := c.tryStart("a"); err == nil || !strings.Contains(err.Error(), "must be 1 to 2 in this version") {
+	if err := c.tryStart("a"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("must be 1 to %d in this version", fsm.MaxLevel)) {
 		t.Errorf("%v", err)
 	}
 }

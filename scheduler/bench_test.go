@@ -365,3 +365,108 @@ func BenchmarkTakeGive(b *testing.B) {
 		l.s.space.Commit()
 	}
 }
+
+// newRacks returns an index of 100,000 nodes in racks of 32, of each of which
+// so many devices are free.
+func newRacks(tb testing.TB, free func(slot uint32) int) *State {
+	tb.Helper()
+	sp := mem.NewSpace()
+	s := New(sp)
+	for i := range uint32(100_000) {
+		n := NodeInfo{
+			CPU: 96_000, Memory: 768 << 30, Devices: gpus(8, "H100"),
+			Rack: fmt.Sprint("r", i/32), NVLinkDomain: fmt.Sprint("n", i/16),
+		}
+		if code := s.SetNode(i, &n); code != gpuai.OK {
+			tb.Fatal(code)
+		}
+		s.Hold(i, 1<<(8-free(i))-1, 0, 0, 0)
+		s.SetOpen(i, true)
+		sp.Commit()
+	}
+	return s
+}
+
+// benchGang finds and takes the places of a gang, and takes them back.
+func benchGang(b *testing.B, s *State, need Members, p gpuai.Placement) {
+	b.ReportAllocs()
+	defer startCPU(b)()
+	for b.Loop() {
+		mark, placed := s.space.Mark(), uint32(0)
+		x := Search{Level: p.Same, Needs: []Members{need}}
+		if sc, ok := s.Next(&x); ok && s.RoomIn(sc, need.Shape, need.Min) >= need.Min {
+			k := Picker{Scope: sc, Near: p.Near}
+			for ; placed < need.Count; placed++ {
+				f, ok := s.Pick(&k, need.Shape, need.Count-placed)
+				if !ok {
+					break
+				}
+				s.Take(f, need.Shape)
+			}
+		}
+		s.space.RollbackTo(mark)
+		if want := need.Count; placed != want {
+			b.Fatalf("%d tasks of %d were placed", placed, want)
+		}
+	}
+}
+
+// Gangs of whole nodes at 100,000 nodes in racks of 32, two thirds of them
+// full; and one that no rack can hold, while the region could ten times over:
+// in every rack there is room for half of it.
+func BenchmarkGang(b *testing.B) {
+	s := newRacks(b, func(i uint32) int { return []int{0, 3, 8}[(i/5)%3] })
+	id, _ := s.AddShape([]byte("gang"), whole(8), nil)
+	s.space.Commit()
+	same := gpuai.Placement{Same: gpuai.TopologyRack}
+	b.Run("64_GPUs_one_rack", func(b *testing.B) { benchGang(b, s, Members{id, 8, 8}, same) })
+	b.Run("512_GPUs_anywhere", func(b *testing.B) { benchGang(b, s, Members{id, 64, 64}, gpuai.Placement{}) })
+	b.Run("512_GPUs_few_racks", func(b *testing.B) { benchGang(b, s, Members{id, 64, 64}, gpuai.Placement{Near: gpuai.TopologyRack}) })
+	b.Run("hopeless_GPUs_one_rack", func(b *testing.B) {
+		b.ReportAllocs()
+		defer startCPU(b)()
+		x := Search{Level: gpuai.TopologyRack, Needs: []Members{{id, 20, 20}}}
+		for b.Loop() {
+			x.step, x.tried = 0, false
+			if sc, ok := s.Next(&x); ok {
+				b.Fatalf("%+v", sc)
+			}
+		}
+	})
+}
+
+// BenchmarkGangHopeless is a gang that has the free devices in every rack, but
+// in pieces.
+func BenchmarkGangHopeless(b *testing.B) {
+	s := newRacks(b, func(i uint32) int { return 4 + int(i%4) })
+	id, _ := s.AddShape([]byte("gang"), whole(8), nil)
+	s.space.Commit()
+	b.ReportAllocs()
+	defer startCPU(b)()
+	x := Search{Level: gpuai.TopologyRack, Needs: []Members{{id, 8, 8}}}
+	for b.Loop() {
+		x.step, x.tried = 0, false
+		if sc, ok := s.Next(&x); ok {
+			b.Fatalf("%+v", sc)
+		}
+	}
+}
+
+// BenchmarkFindTakeRacks is what racks add to the way of one task.
+func BenchmarkFindTakeRacks(b *testing.B) {
+	s := newRacks(b, func(i uint32) int { return []int{0, 3, 8}[(i/5)%3] })
+	id, _ := s.AddShape([]byte("one"), whole(1), nil)
+	s.space.Commit()
+	b.ReportAllocs()
+	defer startCPU(b)()
+	for b.Loop() {
+		f, ok := s.Find(id)
+		if !ok {
+			b.Fatal("no place")
+		}
+		s.Take(f, id)
+		s.space.Commit()
+		s.Give(f.Node, f.Devices, f.Share, 0, 0)
+		s.space.Commit()
+	}
+}

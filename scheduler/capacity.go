@@ -10,7 +10,11 @@ import (
 // were open, healthy and empty. HasNodes tells "no node" apart. It only reads.
 func (s *State) CanEver(id ShapeID) bool {
 	q := s.query(id)
-	for w := range s.sums.Get().words {
+	return q.canEver()
+}
+
+func (q *query) canEver() bool {
+	for w := range q.sums.Get().words {
 		for m := q.passing(capacityTree, w); m != 0; m &= m - 1 {
 			if _, ok := q.findTree(spot{poolAt(w, m), capacityTree}, uint64(q.r.count)); ok {
 				return true
@@ -30,6 +34,9 @@ func (q *query) passing(class, w uint32) uint64 {
 	for alt := range q.r.alts {
 		m |= *q.masks.Get(q.r.filters[alt]*poolWords + w)
 	}
+	if q.only != nil {
+		m &= q.only[w]
+	}
 	return m & *q.filled.Get(filledWord(w, class))
 }
 
@@ -38,16 +45,20 @@ func (q *query) passing(class, w uint32) uint64 {
 // most limit. It is 0 when CanEver is false. It only reads.
 func (s *State) EverCapacity(id ShapeID, limit uint32) uint32 {
 	q := s.query(id)
+	return uint32(q.everCapacity(uint64(limit)))
+}
+
+func (q *query) everCapacity(limit uint64) uint64 {
 	var have uint64
-	for w := range s.sums.Get().words {
-		for m := q.passing(capacityTree, w); m != 0 && have < uint64(limit); m &= m - 1 {
+	for w := range q.sums.Get().words {
+		for m := q.passing(capacityTree, w); m != 0 && have < limit; m &= m - 1 {
 			pool := poolAt(w, m)
 			if _, ok := q.findTree(spot{pool, capacityTree}, uint64(q.r.count)); ok {
 				have += q.poolHolds(uint32(pool))
 			}
 		}
 	}
-	return uint32(min(have, uint64(limit)))
+	return min(have, limit)
 }
 
 // poolHolds bounds how many tasks of the shape a pool could hold when empty.
@@ -91,11 +102,14 @@ func (s *State) Capacity(id ShapeID, limit uint32) uint32 {
 	return uint32(have)
 }
 
-// MayStart reports whether Capacity is not 0. It only reads.
-func (s *State) MayStart(id ShapeID) bool {
+// CapacityNow is Capacity for those who only read: it counts no work.
+func (s *State) CapacityNow(id ShapeID, limit uint32) uint32 {
 	q := s.query(id)
-	return q.capacity(1) > 0
+	return uint32(q.capacity(uint64(limit)))
 }
+
+// MayStart reports whether Capacity is not 0. It only reads.
+func (s *State) MayStart(id ShapeID) bool { return s.CapacityNow(id, 1) > 0 }
 
 func (q *query) capacity(limit uint64) uint64 {
 	sum := q.sums.Get()

@@ -12,7 +12,9 @@ import (
 // Check says whether the index equals what the nodes, pools and shapes imply,
 // and what differs first. It looks at everything.
 func (s *State) Check() error {
-	for _, check := range []func() error{s.checkNodes, s.checkPools, s.checkFilters, s.checkShapes, s.checkTrees, s.checkReclaim} {
+	for _, check := range []func() error{
+		s.checkNodes, s.checkPools, s.checkFilters, s.checkShapes, s.checkTrees, s.checkDomains, s.checkZones, s.checkPacking, s.checkReclaim,
+	} {
 		if err := check(); err != nil {
 			return fmt.Errorf("capacity index: %w", err)
 		}

@@ -12,9 +12,9 @@ import (
 // has room without its going, so who goes is as little as can be, and the first
 // are spared before the later ones. gone, of the length of hs, tells who goes;
 // holdings that are going anyway are never marked. It only reads; false when
-// there is no room even if all go.
+// there is no room even if all go. Whether the node is open is the caller's.
 func (s *State) Displace(id ShapeID, node uint32, hs []Holding, gone []bool) (Fit, bool) {
-	if !s.Known(node) || !s.nodes.Get(node).open {
+	if !s.Known(node) {
 		return Fit{}, false
 	}
 	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)

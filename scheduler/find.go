@@ -30,6 +30,8 @@ func (r *shapeRec) usesClass(class uint32) bool { return class != wholeClass || 
 type query struct {
 	*State
 	r     *shapeRec
+	only  *[poolWords]uint64 // the pools that are looked at; nil: all
+	most  uint64             // no domain has room for more tasks; 0: unknown
 	ticks uint64
 }
 
@@ -71,6 +73,9 @@ func (q *query) findClass(alt uint8, class uint32) (key uint64, pool uint16, ok 
 		tier := uint32(bits.TrailingZeros64(t)) * poolWords
 		for w := range sum.words {
 			m := *q.filled.Get(filledWord(w, class)) & *q.masks.Get(mask + w) & *q.tiers.Get(tier + w)
+			if q.only != nil {
+				m &= q.only[w]
+			}
 			if key, pool, ok = q.findPools(w, m, class); ok {
 				return key, pool, true
 			}
@@ -172,12 +177,39 @@ func lowest(m uint64, n uint16) uint64 {
 // FitsOn returns the best place for a task of a shape on one node: what Find
 // would return if there were no other. It only reads.
 func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
+	if !s.Known(node) || !s.nodes.Get(node).open {
+		return Fit{}, false
+	}
+	return s.FitsIn(id, node)
+}
+
+// FitsIn is FitsOn for a node that may be closed.
+func (s *State) FitsIn(id ShapeID, node uint32) (Fit, bool) {
 	if !s.Known(node) {
 		return Fit{}, false
 	}
-	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
-	if !n.indexed() || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem {
+	r := s.shapes.Get(uint32(id))
+	p, ok := s.placeInside(r, node)
+	if !ok {
 		return Fit{}, false
+	}
+	return s.fit(r, p), true
+}
+
+// placeOn returns the best place for a task of a shape on one known node that is
+// open.
+func (s *State) placeOn(r *shapeRec, node uint32) (place, bool) {
+	if !s.nodes.Get(node).open {
+		return place{}, false
+	}
+	return s.placeInside(r, node)
+}
+
+// placeInside is placeOn for a node that may be closed.
+func (s *State) placeInside(r *shapeRec, node uint32) (place, bool) {
+	n := s.nodes.Get(node)
+	if n.freeCPU < 0 || n.freeMem < 0 || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem {
+		return place{}, false
 	}
 	for alt := range r.alts {
 		best, found := place{alt: alt}, false
@@ -186,15 +218,15 @@ func (s *State) FitsOn(id ShapeID, node uint32) (Fit, bool) {
 				continue
 			}
 			if p, ok := s.placeIn(r, n, u); ok && (!found || p.tighter(&best)) {
-				p.alt, p.key = alt, p.key|uint64(node)
+				p.alt, p.key = alt, p.key|makeKey(0, n.freeCPU, node)
 				best, found = p, true
 			}
 		}
 		if found {
-			return s.fit(r, best), true
+			return best, true
 		}
 	}
-	return Fit{}, false
+	return place{}, false
 }
 
 // passes reports whether a pool passes the filter of a shape's alternative.

@@ -19,10 +19,32 @@ type treeRec struct {
 func (n *nodeRec) indexed() bool { return n.open && n.freeCPU >= 0 && n.freeMem >= 0 }
 
 // index puts the units of a node in the classes of their pools.
-func (s *State) index(slot uint32) { s.each(slot, (*State).add) }
+func (s *State) index(slot uint32) {
+	s.enter(slot)
+	s.recount(slot, noDevices, s.counted(slot))
+}
+
+// enter is index but for what domains count.
+func (s *State) enter(slot uint32) {
+	s.each(slot, (*State).add)
+	if s.packing.Get().have != 0 {
+		s.packAdd(slot)
+	}
+}
 
 // unindex takes out what index put in.
-func (s *State) unindex(slot uint32) { s.each(slot, (*State).drop) }
+func (s *State) unindex(slot uint32) {
+	s.leave(slot)
+	s.recount(slot, s.counted(slot), noDevices)
+}
+
+// leave takes out what enter put in.
+func (s *State) leave(slot uint32) {
+	s.each(slot, (*State).drop)
+	if s.packing.Get().have != 0 {
+		s.packDrop(slot)
+	}
+}
 
 // each calls f for all places of the trees where the units of a node belong.
 func (s *State) each(slot uint32, f func(*State, spot, pair)) {

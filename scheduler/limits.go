@@ -9,6 +9,10 @@ const (
 	// tier) there may be at a time. A label that names a single node makes a
 	// pool of its own of it, which is what this limit is about.
 	MaxPools = 4_096
+	// MaxDomains is how many racks there may be at a time, and how many NVLink
+	// domains, of all zones; MaxDomainNodes how many nodes one of them has.
+	MaxDomains     = 8_192
+	MaxDomainNodes = 4_096
 	// MaxShapes is how many shapes there may be, idle ones too.
 	MaxShapes = 16_384
 	// MaxIdleShapes is how many shapes are remembered that no group uses, so
@@ -27,6 +31,7 @@ const (
 const (
 	workSearch   = 2
 	ticksPerUnit = 8
-	tickTree     = 1  // a tree looked at
+	tickTree     = 1  // a tree, or a domain's counts, looked at
+	tickNode     = 3  // a node looked at
 	tickSeek     = 24 // a tree descended; most of its blocks are not in a cache
 )

@@ -8,7 +8,10 @@ import (
 
 // A NodeInfo is what the index is told of a node.
 type NodeInfo struct {
-	Zone    string // empty means "default"
+	Zone string // empty means "default"
+	// Rack and NVLinkDomain are of the zone; empty means none.
+	Rack, NVLinkDomain string
+
 	Labels  map[string]string
 	CPU     int64 // milli
 	Memory  int64 // bytes
@@ -34,6 +37,7 @@ type nodeRec struct {
 	devices          uint8
 	known            bool
 	open             bool
+	seated           bool // in a rack or an NVLink domain
 }
 
 // A unitRec is the devices of one kind of one node.
@@ -105,10 +109,17 @@ func (s *State) SetNode(slot uint32, n *NodeInfo) gpuai.Code {
 		s.space.RollbackTo(mark)
 		return code
 	}
+	joined, code := s.joinDomains(n)
+	if code != gpuai.OK {
+		s.space.RollbackTo(mark)
+		return code
+	}
+	rec.seated = joined != [numLevelsKept]uint32{}
 	// The old units go last, so that a pool that stays keeps its number.
 	s.dropUnits(&old)
 	s.dropRows(old.rows)
 	*s.nodes.Mut(slot) = rec
+	s.sit(slot, joined)
 	s.list(slot)
 	if !old.known {
 		s.sums.Mut().nodes++
@@ -132,6 +143,7 @@ func (s *State) RemoveNode(slot uint32) {
 	}
 	s.dropReclaim(slot)
 	s.unlist(slot)
+	s.sit(slot, [numLevelsKept]uint32{})
 	old := *s.nodes.Get(slot)
 	s.dropUnits(&old)
 	s.dropRows(old.rows)

@@ -18,6 +18,7 @@ type poolRec struct {
 	units uint32
 	tier  uint8
 	used  bool
+	zone  uint16 // pools of one zone have one number, which means nothing else
 	// What all its units have when nothing is used, for EverCapacity. A node
 	// of several kinds counts in the pool of each.
 	cpu uint64 // milli
@@ -167,11 +168,48 @@ func (s *State) makePool(p uint32, b []byte) gpuai.Code {
 	sum.tiers |= 1 << tier
 	sum.words = max(sum.words, p>>6+1)
 	v := viewPool(b)
+	s.joinZone(p, v.zone)
 	for f, ok := s.filterSlots.Next(0); ok; f, ok = s.filterSlots.Next(f + 1) {
 		s.filterBuf = s.shapeBytes.Append(s.filterBuf[:0], s.filters.Get(f).def)
 		s.setMask(f, p, passes(s.filterBuf, &v))
 	}
+	s.poolsChanged()
 	return gpuai.OK
+}
+
+// joinZone gives a new pool the number of its zone.
+func (s *State) joinZone(p uint32, zone []byte) {
+	at := s.zonePools.Len()
+	for z := range s.zonePools.Len() {
+		first, ok := s.firstPool(z)
+		if !ok {
+			at = min(at, z)
+			continue
+		}
+		s.filterBuf = s.poolBytes.Append(s.filterBuf[:0], s.pools.Get(first).def)
+		if v := viewPool(s.filterBuf); bytes.Equal(v.zone, zone) {
+			at = z
+			break
+		}
+	}
+	s.zonePools.Grow(at + 1)
+	s.zoneMasks.Grow((at + 1) * poolWords)
+	s.pools.Mut(p).zone = uint16(at)
+	*s.zonePools.Mut(at)++
+	*s.zoneMasks.Mut(at*poolWords + p>>6) |= 1 << (p & 63)
+}
+
+// firstPool returns the first pool of a zone; false when the number is free.
+func (s *State) firstPool(zone uint32) (uint32, bool) {
+	if *s.zonePools.Get(zone) == 0 {
+		return 0, false
+	}
+	for w := range uint32(poolWords) {
+		if m := *s.zoneMasks.Get(zone*poolWords + w); m != 0 {
+			return uint32(poolAt(w, m)), true
+		}
+	}
+	return 0, false
 }
 
 // leavePool counts one unit less, and retires a pool that has none.
@@ -180,7 +218,10 @@ func (s *State) leavePool(p uint32) {
 	if r.units--; r.units > 0 {
 		return
 	}
+	s.poolsChanged()
 	tier := uint32(r.tier)
+	*s.zoneMasks.Mut(uint32(r.zone)*poolWords + p>>6) &^= 1 << (p & 63)
+	*s.zonePools.Mut(uint32(r.zone))--
 	s.poolHash.Delete(r.hash, p)
 	s.poolBytes.Free(r.def)
 	*s.pools.Mut(p) = poolRec{}

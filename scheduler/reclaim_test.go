@@ -182,9 +182,6 @@ func TestDisplaceAgainstBruteForce(t *testing.T) {
 
 // bruteDisplace tries all sets.
 func (w *reclaimWorld) bruteDisplace(sh *modelShape, slot uint32, hs []Holding) (best []bool, ok bool) {
-	if !w.nodes[slot].open {
-		return nil, false
-	}
 	for set := range 1 << len(hs) {
 		gone := make([]bool, len(hs))
 		legal := true

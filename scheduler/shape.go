@@ -201,6 +201,7 @@ func (s *State) shrinkIdle(keep uint32) {
 		for a := range r.alts {
 			s.leaveFilter(r.filters[a])
 		}
+		s.dropHeapsOf(i)
 		s.shapeHash.Delete(r.hash, i)
 		s.shapeBytes.Free(r.key)
 		*s.shapes.Mut(i) = shapeRec{}

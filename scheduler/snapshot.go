@@ -18,7 +18,7 @@ var errState = errors.New("the scheduler's part of the snapshot does not fit tog
 
 // AppendState appends the pools in the order of their numbers, and the shapes
 // with their needs and users: those in use by number, then the idle ones, the
-// longest idle first.
+// longest idle first; then the racks and NVLink domains, when there are any.
 func (s *State) AppendState(b []byte) []byte {
 	b = le.AppendUint32(b, s.poolSlots.Len())
 	var buf []byte
@@ -26,7 +26,11 @@ func (s *State) AppendState(b []byte) []byte {
 		buf = s.poolBytes.Append(buf[:0], s.pools.Get(p).def)
 		b = appendStr(le.AppendUint16(b, uint16(p)), buf)
 	}
-	b = le.AppendUint32(b, s.shapeSlots.Len())
+	count, domains := s.shapeSlots.Len(), s.topo[levelNVLink].slots.Len()+s.topo[levelRack].slots.Len() > 0
+	if domains {
+		count |= domainsFollow
+	}
+	b = le.AppendUint32(b, count)
 	for i, ok := s.shapeSlots.Next(0); ok; i, ok = s.shapeSlots.Next(i + 1) {
 		if s.shapes.Get(i).refs > 0 {
 			b = s.appendShape(b, i)
@@ -35,7 +39,45 @@ func (s *State) AppendState(b []byte) []byte {
 	for i := s.sums.Get().first; i != 0; i = s.shapes.Get(i.id()).next {
 		b = s.appendShape(b, i.id())
 	}
+	if domains {
+		b = s.appendDomains(b)
+	}
+	return s.appendPacking(b)
+}
+
+// domainsFollow is set in the number of shapes when domains follow them.
+const domainsFollow = 1 << 31
+
+func (s *State) appendDomains(b []byte) []byte {
+	for l := range s.topo {
+		t := &s.topo[l]
+		b = le.AppendUint32(b, t.slots.Len())
+		for d, ok := t.slots.Next(0); ok; d, ok = t.slots.Next(d + 1) {
+			b = appendStr(le.AppendUint16(b, uint16(d)), s.poolBytes.Append(nil, t.domains.Get(d).def))
+		}
+	}
 	return b
+}
+
+func (s *State) restoreDomains(c *cursor) error {
+	for l := range s.topo {
+		for n := c.u32(); n > 0; n-- {
+			d, def := uint32(c.u16()), c.str()
+			if c.short || d >= MaxDomains || s.topo[l].slots.Has(d) || !validDomain(def) {
+				return fmt.Errorf("domain %d: %w", d, errState)
+			}
+			if twin, ok := s.findDomain(l, def); ok {
+				return fmt.Errorf("domain %d is domain %d: %w", d, twin, errState)
+			}
+			if code := s.makeDomain(l, d, def); code != gpuai.OK {
+				return fmt.Errorf("domain %d: %w: %v", d, errState, code)
+			}
+		}
+	}
+	if s.topo[levelNVLink].slots.Len()+s.topo[levelRack].slots.Len() == 0 {
+		return fmt.Errorf("it is said to have domains: %w", errState)
+	}
+	return nil
 }
 
 func (s *State) appendShape(b []byte, i uint32) []byte {
@@ -70,10 +112,19 @@ func (s *State) RestoreState(b []byte) error {
 			return fmt.Errorf("pool %d: %w: %v", number, errState, code)
 		}
 	}
-	for n := c.u32(); n > 0; n-- {
+	count := c.u32()
+	for n := count &^ domainsFollow; n > 0; n-- {
 		if err := s.restoreShape(&c); err != nil {
 			return err
 		}
+	}
+	if count&domainsFollow != 0 {
+		if err := s.restoreDomains(&c); err != nil {
+			return err
+		}
+	}
+	if err := s.restorePacking(&c); err != nil {
+		return err
 	}
 	if !c.whole() {
 		return fmt.Errorf("%d bytes are left: %w", len(c.b), errState)

@@ -37,13 +37,38 @@ type State struct {
 	shapeHash  *mem.Hash
 	shapeBytes *mem.Blobs
 
+	topo [numLevelsKept]topology
+
+	zoneMasks *mem.Table[uint64] // pools of a zone: zone·poolWords + word
+	zonePools *mem.Table[uint32] // how many
+
 	sums mem.Var[sumRec]
+
+	packing     mem.Var[packRec]
+	demand      *mem.Table[demandRec]
+	demandSlots *mem.Slots
+	demandOf    *mem.Table[uint32] // demand class + 1 of a shape
+	slotClasses *mem.Table[slotRec]
+	supply      mem.Var[supplyRec]
+	packSums    mem.Var[packSumRec]
+	packBuckets *mem.Table[packBucket]
+	packSlots   *mem.Slots
+	packHash    *mem.Hash
+	packOf      *mem.Table[uint32] // bucket + 1 of a node
+	packNodes   forest
+	packRoot    mem.Var[tree] // of all (bucket, node)
+	heaps       heapStore
+	pack        *packScratch // no state: see there
 
 	reclaim reclaimIndex
 
 	work uint64
 	// Scratch carries nothing from one call to the next.
 	poolBuf, filterBuf, keyBuf, unitBuf []byte
+
+	only  [poolWords]uint64
+	rooms []uint64
+	spent uint64 // ticks of the search that runs
 }
 
 // A sumRec sums up the tables, so that a search knows where not to look.
@@ -100,7 +125,27 @@ func New(sp *mem.Space) *State {
 		shapeHash:  mem.NewHash(sp),
 		shapeBytes: mem.NewBlobs(sp),
 
+		topo: [numLevelsKept]topology{newTopology(sp), newTopology(sp)},
+
+		zoneMasks: mem.NewTable[uint64](sp, 8),
+		zonePools: mem.NewTable[uint32](sp, 8),
+
 		sums: mem.NewVar(sp, sumRec{}),
+
+		packing:     mem.NewHashedVar(sp, packRec{}, hashPacking),
+		demand:      mem.NewHashed(sp, 4, hashDemand),
+		demandSlots: mem.NewSlots(sp),
+		demandOf:    mem.NewTable[uint32](sp, 8),
+		slotClasses: mem.NewHashed(sp, 4, hashSlot),
+		supply:      mem.NewVar(sp, supplyRec{}),
+		packSums:    mem.NewVar(sp, packSumRec{}),
+		packBuckets: mem.NewTable[packBucket](sp, 5),
+		packSlots:   mem.NewSlots(sp),
+		packHash:    mem.NewHash(sp),
+		packOf:      mem.NewTable[uint32](sp, 8),
+		packNodes:   newForest(sp),
+		packRoot:    mem.NewVar(sp, tree{}),
+		heaps:       newHeapStore(sp),
 
 		reclaim: newReclaimIndex(sp),
 	}
@@ -137,7 +182,27 @@ func (s *State) Fork(ns *mem.Space) *State {
 		shapeHash:  s.shapeHash.Fork(ns),
 		shapeBytes: s.shapeBytes.Fork(ns),
 
+		topo: [numLevelsKept]topology{s.topo[0].fork(ns), s.topo[1].fork(ns)},
+
+		zoneMasks: s.zoneMasks.Fork(ns),
+		zonePools: s.zonePools.Fork(ns),
+
 		sums: s.sums.Fork(ns),
+
+		packing:     s.packing.Fork(ns),
+		demand:      s.demand.Fork(ns),
+		demandSlots: s.demandSlots.Fork(ns),
+		demandOf:    s.demandOf.Fork(ns),
+		slotClasses: s.slotClasses.Fork(ns),
+		supply:      s.supply.Fork(ns),
+		packSums:    s.packSums.Fork(ns),
+		packBuckets: s.packBuckets.Fork(ns),
+		packSlots:   s.packSlots.Fork(ns),
+		packHash:    s.packHash.Fork(ns),
+		packOf:      s.packOf.Fork(ns),
+		packNodes:   s.packNodes.fork(ns),
+		packRoot:    s.packRoot.Fork(ns),
+		heaps:       s.heaps.fork(ns),
 
 		reclaim: s.reclaim.fork(ns),
 	}
@@ -150,7 +215,10 @@ func (s *State) Fork(ns *mem.Space) *State {
 func (s *State) Work() uint64 { return s.work }
 
 // Sum returns what the index contributes to its space's hash, computed anew.
-func (s *State) Sum() uint64 { return s.pools.Sum() + s.shapes.Sum() }
+func (s *State) Sum() uint64 {
+	return s.pools.Sum() + s.shapes.Sum() + s.topo[levelNVLink].domains.Sum() + s.topo[levelRack].domains.Sum() +
+		s.packing.Sum() + s.demand.Sum() + s.slotClasses.Sum()
+}
 
 // HasNodes reports whether any node is registered.
 func (s *State) HasNodes() bool { return s.sums.Get().nodes > 0 }

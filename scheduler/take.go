@@ -47,7 +47,8 @@ func (s *State) move(slot uint32, devices uint64, by int16, cpu, mem int64) {
 	if !s.Known(slot) {
 		return
 	}
-	s.unindex(slot)
+	before := s.counted(slot)
+	s.leave(slot)
 	n := s.nodes.Mut(slot)
 	n.freeCPU += cpu
 	n.freeMem += mem
@@ -65,5 +66,6 @@ func (s *State) move(slot uint32, devices uint64, by int16, cpu, mem int64) {
 			s.freeAgain(n, s.units.Mut(at-1), mine)
 		}
 	}
-	s.index(slot)
+	s.enter(slot)
+	s.recount(slot, before, s.counted(slot))
 }

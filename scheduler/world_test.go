@@ -73,6 +73,7 @@ func (w *world) randomInfo() NodeInfo {
 	if w.plain {
 		n.Zone, n.Price, n.Labels, model = "", 0, nil, DeviceInfo{Vendor: "nvidia", Model: "H100", Memory: 80}
 	}
+	n.Rack, n.NVLinkDomain = pick(r, "", "r1", "r1", "r2", "r3"), pick(r, "", "n1", "n2", "n3")
 	for range pick(r, 0, 1, 2, 4, 8, 8, 8, 11) {
 		if r.IntN(12) == 0 && !w.plain {
 			model = randomModel(r) // a node of several kinds

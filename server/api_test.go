@@ -328,7 +328,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	}
 	for _, name := range []string{
 		"gpuai_fsm_last_applied_index", "gpuai_fsm_objects", "gpuai_fsm_commands_total", "gpuai_allocation_latency_seconds",
-		"gpuai_queue_jobs", "gpuai_queue_gpus", "gpuai_queue_oldest_age_seconds", "gpuai_gpus", "gpuai_nodes", "gpuai_agent_sessions",
+		"gpuai_queue_jobs", "gpuai_queue_gpus", "gpuai_queue_oldest_age_seconds", "gpuai_gpus", "gpuai_fragmentation_ratio", "gpuai_nodes", "gpuai_agent_sessions",
 		"gpuai_fsm_apply_duration_seconds", "gpuai_scheduler_placements_total", "gpuai_gpu_allocated_seconds_total",
 	} {
 		if n, err := testutil.GatherAndCount(s.Server.cfg.Metrics, name); err != nil || n == 0 {

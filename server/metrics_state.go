@@ -1,6 +1,7 @@
 package server
 
 import (
+	"strconv"
 	"sync"
 	"time"
 
@@ -14,11 +15,12 @@ import (
 type stateCollector struct {
 	s *Server
 
-	applied, objects, nodes, queueJobs, queueGPUs, queueAge, gpus *prometheus.Desc
+	applied, objects, nodes, queueJobs, queueGPUs, queueAge, gpus, fragmentation *prometheus.Desc
 
 	mu      sync.Mutex // guards below, and one count at a time
 	counted time.Time
 	devices map[deviceLabels]uint64
+	free    map[string]gpuai.FreeBlocks // by model
 }
 
 var _ prometheus.Collector = (*stateCollector)(nil)
@@ -36,12 +38,14 @@ func newStateCollector(s *Server) *stateCollector {
 		queueGPUs: desc("gpuai_queue_gpus", "GPUs that waiting tasks ask for."),
 		queueAge:  desc("gpuai_queue_oldest_age_seconds", "How long the oldest waiting job has waited."),
 		gpus:      desc("gpuai_gpus", "GPUs of registered nodes, counted at most every 5 s.", "vendor", "model", "state"),
+		fragmentation: desc("gpuai_fragmentation_ratio",
+			"Part of the wholly free GPUs of nodes that take leases that tasks with so many GPUs cannot use, counted at most every 5 s.", "model", "gang_size"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.applied, c.objects, c.nodes, c.queueJobs, c.queueGPUs, c.queueAge, c.gpus} {
+	for _, d := range []*prometheus.Desc{c.applied, c.objects, c.nodes, c.queueJobs, c.queueGPUs, c.queueAge, c.gpus, c.fragmentation} {
 		out <- d
 	}
 }
@@ -81,6 +85,11 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 	for l, count := range c.countDevices() {
 		gauge(c.gpus, float64(count), l.vendor, l.model, l.state)
 	}
+	for model, b := range c.blocks() {
+		for i, k := range gpuai.GangSizes {
+			gauge(c.fragmentation, float64(b.Ratio(i))/float64(gpuai.WholeDevice), model, strconv.Itoa(int(k)))
+		}
+	}
 }
 
 const (
@@ -100,7 +109,7 @@ func (c *stateCollector) countDevices() map[deviceLabels]uint64 {
 	if c.devices != nil && time.Since(c.counted) < countEvery {
 		return c.devices
 	}
-	sum := census{counts: make(map[deviceLabels]uint64), models: make(map[deviceLabels]bool)}
+	sum := census{counts: make(map[deviceLabels]uint64), models: make(map[deviceLabels]bool), blocks: make(map[string]gpuai.FreeBlocks)}
 	for from := uint32(0); ; {
 		var page []fsm.DeviceCount
 		c.s.node.View(func(m *fsm.Machine) { page, from = m.CountDevices(from) })
@@ -111,14 +120,22 @@ func (c *stateCollector) countDevices() map[deviceLabels]uint64 {
 			break
 		}
 	}
-	c.devices, c.counted = sum.counts, time.Now()
+	c.devices, c.free, c.counted = sum.counts, sum.blocks, time.Now()
 	return sum.counts
+}
+
+// blocks returns the free devices by model, as of the newest count.
+func (c *stateCollector) blocks() map[string]gpuai.FreeBlocks {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.free
 }
 
 // A census sums up counts of devices under a bounded set of labels.
 type census struct {
 	counts map[deviceLabels]uint64
 	models map[deviceLabels]bool // without state
+	blocks map[string]gpuai.FreeBlocks
 }
 
 func (s *census) add(d *fsm.DeviceCount) {
@@ -133,6 +150,9 @@ func (s *census) add(d *fsm.DeviceCount) {
 			s.counts[deviceLabels{kind.vendor, kind.model, state}] += uint64(n)
 		}
 	}
+	b := s.blocks[kind.model]
+	b.Join(&d.Blocks)
+	s.blocks[kind.model] = b
 	put("free", d.Free)
 	put("shared", d.Shared)
 	put("allocated", d.Allocated)

@@ -60,9 +60,12 @@ func TestTallyCountsCommandsByKindAndResult(t *testing.T) {
 }
 
 func TestCensusBoundsItsLabels(t *testing.T) {
-	c := census{counts: map[deviceLabels]uint64{}, models: map[deviceLabels]bool{}}
+	c := census{counts: map[deviceLabels]uint64{}, models: map[deviceLabels]bool{}, blocks: map[string]gpuai.FreeBlocks{}}
 	for i := range 3 * maxModels {
-		c.add(&fsm.DeviceCount{Vendor: "v", Model: fmt.Sprint(i), Free: 1, Unhealthy: [fsm.NumDeviceHealth]uint32{gpuai.DeviceLost: 2}})
+		c.add(&fsm.DeviceCount{Vendor: "v", Model: fmt.Sprint(i), Free: 1, Unhealthy: [fsm.NumDeviceHealth]uint32{gpuai.DeviceLost: 2}, Blocks: gpuai.FreeBlocks{Free: 1, Largest: 1}})
+	}
+	if b := c.blocks["other"]; len(c.blocks) != maxModels+1 || b.Free != 2*maxModels || b.Ratio(0) != gpuai.WholeDevice {
+		t.Errorf("%d kinds of free devices, %+v of other models", len(c.blocks), b)
 	}
 	if len(c.counts) != 2*(maxModels+1) {
 		t.Errorf("%d series of %d models", len(c.counts), 3*maxModels)

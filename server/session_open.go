@@ -240,7 +240,13 @@ func (s *Server) checkHello(h *gpuai.Hello) error {
 // register has the node registered. A leader may change meanwhile: the same
 // registration is answered again.
 func (s *Server) register(ctx context.Context, h *gpuai.Hello) (outcome, error) {
-	c := fsm.RegisterNode{Spec: h.Node, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
+	spec := h.Node
+	s.node.View(func(m *fsm.Machine) {
+		if m.Level() < fsm.LevelPlacement { // it would be refused; it says it again with its next session
+			spec.Rack, spec.NVLinkDomain = "", ""
+		}
+	})
+	c := fsm.RegisterNode{Spec: spec, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
 	out, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: agentActor(h.Node.ID)}))
 	switch {
 	case err != nil:

@@ -27,6 +27,8 @@ type agentConfig struct {
 	Data         string   // data directory
 	Servers      []string // URLs of the servers' APIs
 	Zone         string
+	Rack         string   // of the zone; "" for none
+	NVLinkDomain string   // of the zone; "" for none
 	Labels       []string // key=value
 	Address      string   // where other nodes reach this one's tasks
 	CPU          string   // cores; "" detects
@@ -60,7 +62,7 @@ func (c *agentConfig) Validate() error {
 // that is wrong.
 func (c *agentConfig) resolve() (agent.Config, error) {
 	out := agent.Config{
-		Node: gpuai.NodeID(c.ID), DataDir: c.Data, Zone: c.Zone, Address: c.Address,
+		Node: gpuai.NodeID(c.ID), DataDir: c.Data, Zone: c.Zone, Rack: c.Rack, NVLinkDomain: c.NVLinkDomain, Address: c.Address,
 		Watchdog: c.Watchdog, AllowProcess: c.AllowProcess, TakeOver: c.TakeOver,
 	}
 	var errs []error
@@ -73,6 +75,11 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 	}
 	if !gpuai.ValidName(c.Zone) {
 		fail("--zone must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.Zone)
+	}
+	for flag, s := range map[string]string{"rack": c.Rack, "nvlink-domain": c.NVLinkDomain} {
+		if s != "" && !gpuai.ValidName(s) {
+			fail("--%s must be 1 to 63 characters of a-z, 0-9 and '-', not %q", flag, s)
+		}
 	}
 	errs = append(errs, c.servers(&out), c.amounts(&out), c.labels(&out), c.drivers(&out))
 	if out.Watchdog == "" {
@@ -233,7 +240,7 @@ deadline whatever becomes of the agent.
 A driver is named once for each vendor: --driver sim=/path/to/driver,/path/to/config.json.
 The path defaults to gpuai-driver-NAME beside this binary.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
-      --driver sim,sim.json --zone hall-1 --label rack=c --ports 29500-29515 --allow-process-runtime
+      --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
@@ -242,6 +249,8 @@ The path defaults to gpuai-driver-NAME beside this binary.`,
 	f.StringVar(&cfg.Data, "data", "", "data directory (required)")
 	f.StringSliceVar(&cfg.Servers, "servers", cfg.Servers, "URLs of the servers, comma-separated")
 	f.StringVar(&cfg.Zone, "zone", cfg.Zone, "zone of the node")
+	f.StringVar(&cfg.Rack, "rack", "", "rack of the node in its zone; jobs ask for one with placement (default: a rack of its own)")
+	f.StringVar(&cfg.NVLinkDomain, "nvlink-domain", "", "NVLink domain of the node in its zone (default: a domain of its own)")
 	f.StringArrayVar(&cfg.Labels, "label", nil, "label as key=value; repeatable")
 	f.StringVar(&cfg.Address, "address", cfg.Address, "host or IP where other nodes reach this one's tasks")
 	f.StringVar(&cfg.CPU, "cpu", "", "cores to lend (default: all)")

@@ -23,13 +23,19 @@ func newNodeListCmd(a *app) *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List nodes", Args: cobra.NoArgs,
 		Example: `  gpuai node list
   gpuai node list -o wide
+  gpuai node list --fragmentation
   gpuai node list --jq '.nodes[] | select(.free_gpus > 0) | .id'`,
 	}
 	paging(c, &q)
+	var fragmentation bool
+	c.Flags().BoolVar(&fragmentation, "fragmentation", false, "sum up the free GPUs of all nodes by model: how many, the largest block, and what gangs cannot use")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
+		if fragmentation {
+			return a.fragmentation(ctx, q)
+		}
 		v := &view{
 			head: []string{"NODE", "STATE", "GPUS", "FREE", "MODEL", "CPU", "MEMORY", "LEASES"},
-			wide: []string{"ZONE", "ADDRESS", "FREECPU", "FREEMEMORY", "INCARNATION", "PRICE", "VERSION", "LABELS"},
+			wide: []string{"ZONE", "RACK", "NVLINK", "ADDRESS", "FREECPU", "FREEMEMORY", "INCARNATION", "PRICE", "VERSION", "LABELS"},
 		}
 		nodes, err := ask(ctx, a, func(ctx context.Context, c *client.Client) ([]gpuai.Node, error) {
 			page, next, err := c.Nodes(ctx, q)
@@ -50,7 +56,7 @@ func newNodeListCmd(a *app) *cobra.Command {
 func nodeRow(n *gpuai.Node) []string {
 	return []string{
 		string(n.ID), nodeState(n), num(len(n.Devices)), num(n.FreeGPUs), models(n), cpuText(n.CPU), bytesText(n.Memory), num(n.Leases),
-		n.Zone, n.Address, cpuText(n.FreeCPU), bytesText(n.FreeMemory), n.Incarnation.String(), price(n.Price), n.Version, labels(n.Labels),
+		n.Zone, n.Rack, n.NVLinkDomain, n.Address, cpuText(n.FreeCPU), bytesText(n.FreeMemory), n.Incarnation.String(), price(n.Price), n.Version, labels(n.Labels),
 	}
 }
 
@@ -119,7 +125,7 @@ func (a *app) node(ctx context.Context, id string) (gpuai.Node, error) {
 
 func nodePairs(n *gpuai.Node) [][]string {
 	rows := [][]string{
-		{"node", string(n.ID)}, {"state", nodeState(n)}, {"region", string(n.Region)}, {"zone", n.Zone}, {"address", n.Address},
+		{"node", string(n.ID)}, {"state", nodeState(n)}, {"region", string(n.Region)}, {"zone", n.Zone}, {"rack", n.Rack}, {"nvlink domain", n.NVLinkDomain}, {"address", n.Address},
 		{"incarnation", n.Incarnation.String()}, {"boot id", n.BootID}, {"version", n.Version}, {"labels", labels(n.Labels)},
 		{"gpus", fmt.Sprintf("%d, %d free: %s", len(n.Devices), n.FreeGPUs, models(n))},
 		{"cpu", cpuText(n.CPU) + ", " + cpuText(n.FreeCPU) + " free"},

@@ -110,7 +110,7 @@ func policyView(p gpuai.Policy) (*view, error) {
 	}
 	v := &view{head: []string{"SETTING", "VALUE"}}
 	for _, name := range names {
-		text := string(values[name])
+		text := strings.Trim(string(values[name]), `"`)
 		if plain, ok := strings.CutSuffix(name, "_ms"); ok {
 			var d gpuai.Duration
 			if err := json.Unmarshal(values[name], &d); err != nil {
@@ -133,6 +133,7 @@ JSON of "policy get -o json".`,
 		Example: `  gpuai operator policy set lease_ttl_batch=15s lease_ttl_training=15s
   gpuai operator policy set flap_limit=5
   gpuai operator policy set preemption_gap=10 preemptible_training=false
+  gpuai operator policy set packing=efw aging_every=1h usage_half_life=12h
   gpuai operator policy set --file policy.json`,
 	}
 	c.Flags().StringVar(&file, "file", "", "the whole policy as JSON, - for standard input")
@@ -211,29 +212,22 @@ func changePolicy(p gpuai.Policy, settings []string) (gpuai.Policy, error) {
 		return p, fmt.Errorf("reading the policy: %w", err)
 	}
 	for _, s := range settings {
-		name, text, ok := strings.Cut(s, "=")
-		if !ok {
-			return p, usageError{fmt.Errorf("%q is not of the form NAME=VALUE", s)}
+		one, err := policySetting(s)
+		if err != nil {
+			return p, err
 		}
-		if _, known := values[name+"_ms"]; known {
-			d, err := gpuai.ParseDuration(text)
-			if err != nil {
-				return p, usageError{fmt.Errorf("%s: %w", s, err)}
+		for name, v := range one {
+			if _, known := values[name]; !known {
+				var plain []string
+				for _, n := range names {
+					plain = append(plain, strings.TrimSuffix(n, "_ms"))
+				}
+				return p, usageError{fmt.Errorf("there is no setting %q; there are %s", name, strings.Join(plain, ", "))}
 			}
-			name, text = name+"_ms", num(int64(d))
-		}
-		if _, known := values[name]; !known {
-			var plain []string
-			for _, n := range names {
-				plain = append(plain, strings.TrimSuffix(n, "_ms"))
+			if values[name], err = json.Marshal(v); err != nil {
+				return p, err
 			}
-			return p, usageError{fmt.Errorf("there is no setting %q; there are %s", name, strings.Join(plain, ", "))}
 		}
-		v := jsontext.Value(text)
-		if old := values[name].Kind(); v.Kind() != old && (old == '0' || v.Kind() != 't' && v.Kind() != 'f') || !v.IsValid() {
-			return p, usageError{fmt.Errorf("%s: the value must be %s", s, map[bool]string{true: "a number", false: "true or false"}[old == '0'])}
-		}
-		values[name] = v
 	}
 	raw, err := json.Marshal(values, json.Deterministic(true))
 	if err == nil {

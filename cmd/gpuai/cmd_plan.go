@@ -181,7 +181,7 @@ func policySetting(s string) (map[string]any, error) {
 		}
 		return map[string]any{name + "_ms": int64(d)}, nil
 	}
-	if v := jsontext.Value(text); v.IsValid() {
+	if v := jsontext.Value(text); v.IsValid() && v.Kind() != 'n' {
 		return map[string]any{name: v}, nil
 	}
 	return map[string]any{name: text}, nil

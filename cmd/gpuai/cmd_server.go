@@ -260,6 +260,10 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 	if err != nil {
 		return usageError{err}
 	}
+	reg := telemetry.NewRegistry()
+	if err := telemetry.BridgeRaftMetrics(reg); err != nil {
+		return err
+	}
 	recent := telemetry.NewRing()
 	sc := server.Config{
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
@@ -267,7 +271,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax,
-		JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
+		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {
 		sc.Peers = append(sc.Peers, p)

@@ -22,6 +22,10 @@ func newSimCmd(a *app) *cobra.Command {
 // churn experiments with the openb trace.
 const drawnClip = "60s,6518s"
 
+// timedCount is how many jobs are drawn in mode time: on openb, so many that the
+// warm-up is longer than the longest job.
+const timedCount = 150_000
+
 // simFlags are the flags of sim run.
 type simFlags struct {
 	nodes, jobs string
@@ -38,6 +42,7 @@ type simFlags struct {
 	seed        int64
 	report      string
 	quiet       bool
+	packing     simPacking
 
 	loadGiven, clipGiven, warmUpGiven bool
 	policies                          []simulate.Policy
@@ -65,8 +70,8 @@ func (f *simFlags) validate() (err error) {
 		return usageError{fmt.Errorf("--inflate must be above 0 and at most 100, not %v", f.inflate)}
 	case !(f.load > 0 && f.load <= 100):
 		return usageError{fmt.Errorf("--load must be above 0 and at most 100, not %v", f.load)}
-	case f.count < 1 || f.count > 10_000_000:
-		return usageError{fmt.Errorf("--count must be from 1 to 10000000, not %d", f.count)}
+	case f.count < 0 || f.count > 10_000_000:
+		return usageError{fmt.Errorf("--count must be from 1 to 10000000, or 0 for the mode's own, not %d", f.count)}
 	case !(f.warmUp >= 0 && f.warmUp < 1):
 		return usageError{fmt.Errorf("--warmup must be at least 0 and below 1, not %v", f.warmUp)}
 	}
@@ -103,7 +108,10 @@ func (f *simFlags) config(t *simulate.Trace, nodes []simulate.TraceNode) simulat
 			c.Arrivals = simulate.ArrivalsPoisson
 		}
 	}
-	drawn := c.Arrivals == simulate.ArrivalsPoisson
+	drawn := c.Arrivals == simulate.ArrivalsPoisson || f.mode == "churn"
+	if c.Count == 0 && f.mode == "time" {
+		c.Count = timedCount
+	}
 	if drawn || f.loadGiven {
 		c.Load = f.load
 	}
@@ -148,6 +156,7 @@ func newSimRunCmd(a *app) *cobra.Command {
 		Long:  simLong,
 		Example: `  gpuai sim run --nodes nodes.csv --jobs pods.csv --mode fill --inflate 1.3 --seed 42
   gpuai sim run --nodes nodes.csv --jobs pods.csv --mode time --load 0.95 --policy fifo,bestfit --report waits.html
+  gpuai sim run --nodes nodes.csv --jobs pods.csv --mode churn --load 1.0 --policy bestfit,efw --audit
   gpuai sim run --nodes 100x8:H100 --jobs philly.csv --mode time --load 1.1 -o json
   gpuai sim run --nodes 64x4:V100 --jobs log.swf.gz --mode time --skip
   gpuai sim run --jobs /var/lib/gpuai --mode time --policy fifo,bestfit   # a stopped server's own log`,
@@ -161,15 +170,16 @@ func newSimRunCmd(a *app) *cobra.Command {
 	c.Flags().StringVar(&f.jobs, "jobs", "", "trace: a file, or the data directory of a stopped server (required)")
 	c.Flags().StringVar(&f.format, "format", "auto", "format of the trace: auto, openb, philly, swf, region or export")
 	c.Flags().BoolVar(&f.skip, "skip", false, "leave out lines that make no sense and jobs that could never run, and say how many; without it the first ends the run")
-	c.Flags().StringVar(&f.mode, "mode", "fill", strings.Join(simulate.ModeNames(), " or "))
+	c.Flags().StringVar(&f.mode, "mode", "fill", strings.Join(simulate.ModeNames(), ", "))
 	c.Flags().StringVar(&f.policy, "policy", "bestfit", "policies, comma-separated: "+strings.Join(simulate.PolicyNames(), ", "))
 	c.Flags().Float64Var(&f.inflate, "inflate", 1.3, "mode fill: load that arrives, as a part of all devices")
-	c.Flags().Float64Var(&f.load, "load", 0.95, "mode time: load offered in the measured window, as a part of all devices")
+	c.Flags().Float64Var(&f.load, "load", 0.95, "modes time and churn: load offered in the measured window, as a part of all devices")
 	c.Flags().StringVar(&f.arrivals, "arrivals", "auto", "mode time: poisson draws jobs with replacement, trace replays each once; auto is poisson for openb, else trace")
-	c.Flags().IntVar(&f.count, "count", 150_000, "mode time, poisson: how many jobs arrive")
+	c.Flags().IntVar(&f.count, "count", 0, "modes time (poisson) and churn: how many jobs arrive; 0 is 150000, in mode churn 60000")
 	c.Flags().StringVar(&f.clip, "clip", drawnClip, "mode time: least and greatest duration of a job, or none (by default only poisson clips)")
 	c.Flags().Float64Var(&f.warmUp, "warmup", 1.0/3, "mode time: part of the arrivals before the measured window (by default 0 with trace)")
 	c.Flags().Int64Var(&f.seed, "seed", 42, "seed of what is drawn")
+	f.packing.flags(c)
 	c.Flags().StringVar(&f.report, "report", "", "write a report with plots to this HTML file, which needs nothing else")
 	c.Flags().BoolVar(&f.quiet, "quiet", false, "no progress on standard error")
 	return a.prints(c)
@@ -191,6 +201,9 @@ func (a *app) simulate(ctx context.Context, f *simFlags) error {
 		a.say("%s: %s\n", f.jobs, n)
 	}
 	cfg := f.config(&trace, nodes)
+	if f.policies, err = f.packing.complete(&cfg, f.policies, f.mode); err != nil {
+		return err
+	}
 	var out []simulate.Report
 	for i := range f.policies {
 		cfg.Progress = p.of(f.policies[i].Name+": ", "jobs")
@@ -211,10 +224,14 @@ func (a *app) simulate(ctx context.Context, f *simFlags) error {
 		}
 		a.say("report: %s\n", f.report)
 	}
-	if len(out) == 1 {
-		return a.showObject(ctx, out[0], simView(out))
+	v := packingView(out)
+	if f.mode == "time" {
+		v = simView(out)
 	}
-	return a.showObject(ctx, out, simView(out))
+	if len(out) == 1 {
+		return a.showObject(ctx, out[0], v)
+	}
+	return a.showObject(ctx, out, v)
 }
 
 // read reads the trace and the nodes, and checks the one against the other.
@@ -241,27 +258,18 @@ func (f *simFlags) read(ctx context.Context, p *workProgress) (t simulate.Trace,
 	return t, nodes, t.Fit(nodes, f.skip)
 }
 
-// simView is reports as a table, one row each.
+// simView is reports of mode time as a table, one row each.
 func simView(rs []simulate.Report) *view {
-	v := &view{wide: []string{"SEED", "DIGEST"}}
+	v := &view{
+		head: []string{"MODE", "POLICY", "NODES", "GPUS", "JOBS", "PLACED", "ALLOCATION", "OFFERED", "WAIT MEAN", "P50", "P99", "MAX", "WAITING", "QUEUE", "FRAGMENTED", "DECISIONS/S"},
+		wide: []string{"SEED", "DIGEST"},
+	}
 	for i := range rs {
 		r := &rs[i]
-		cells := []string{r.Mode, r.Policy, num(r.Nodes), num(r.GPUs), num(r.Jobs), num(r.Placed), fmt.Sprintf("%.2f%%", 100*r.Allocation)}
-		v.head = []string{"MODE", "POLICY", "NODES", "GPUS", "JOBS", "PLACED", "ALLOCATION"}
-		if r.TimedReport != nil {
-			v.head = append(v.head, "OFFERED", "WAIT MEAN", "P50", "P99", "MAX", "WAITING", "QUEUE", "FRAGMENTED")
-			cells = append(cells, fmt.Sprintf("%.3f", r.Offered), figure(r.WaitSeconds, "mean", "s"), figure(r.WaitSeconds, "p50", "s"), figure(r.WaitSeconds, "p99", "s"),
-				figure(r.WaitSeconds, "max", "s"), num(r.Waiting), fmt.Sprintf("%.1f", r.QueueMean), fmt.Sprintf("%.1f%%", 100*r.FragmentationMean))
-		} else {
-			v.head = append(v.head, "ALLOC@95", "@100", "@130", "FIRST REJECT")
-			first := ""
-			if r.FirstReject > 0 {
-				first = fmt.Sprintf("%.2f%%", r.FirstReject)
-			}
-			cells = append(cells, figure(r.AllocAt, "95", "%"), figure(r.AllocAt, "100", "%"), figure(r.AllocAt, "130", "%"), first)
-		}
-		v.head = append(v.head, "DECISIONS/S")
-		v.row(r.Digest, append(cells, fmt.Sprintf("%.0f", r.Decisions), fmt.Sprint(r.Seed), r.Digest)...)
+		v.row(r.Digest, r.Mode, r.Policy, num(r.Nodes), num(r.GPUs), num(r.Jobs), num(r.Placed), fmt.Sprintf("%.2f%%", 100*r.Allocation),
+			fmt.Sprintf("%.3f", r.Offered), figure(r.WaitSeconds, "mean", "s"), figure(r.WaitSeconds, "p50", "s"), figure(r.WaitSeconds, "p99", "s"),
+			figure(r.WaitSeconds, "max", "s"), num(r.Waiting), fmt.Sprintf("%.1f", r.QueueMean), fmt.Sprintf("%.1f%%", 100*r.FragmentationMean),
+			fmt.Sprintf("%.0f", r.Decisions), fmt.Sprint(r.Seed), r.Digest)
 	}
 	return v
 }

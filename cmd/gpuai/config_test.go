@@ -144,13 +144,13 @@ func TestAgentConfig(t *testing.T) {
 }
 
 func TestChangePolicy(t *testing.T) {
-	p, err := changePolicy(gpuai.DefaultPolicy(), []string{"lease_ttl_batch=15s", "lease_grace_ms=3000", "flap_limit=7"})
+	p, err := changePolicy(gpuai.DefaultPolicy(), []string{"lease_ttl_batch=15s", "lease_grace_ms=3000", "flap_limit=7", "packing=efw", "aging_every=5m"})
 	want := gpuai.DefaultPolicy()
-	want.TTLBatch, want.Grace, want.FlapLimit = 15*gpuai.Second, 3*gpuai.Second, 7
+	want.TTLBatch, want.Grace, want.FlapLimit, want.Packing, want.AgingEvery = 15*gpuai.Second, 3*gpuai.Second, 7, gpuai.PackingEFW, 5*gpuai.Minute
 	if err != nil || p != want {
 		t.Errorf("got %+v, %v; want %+v", p, err, want)
 	}
-	for _, s := range []string{"flap_limit", "x=1", "flap_limit=-1", "flap_limit=1.5", "flap_limit=null", "lease_ttl_batch=5", "priority_batch=300", "flap_limit=1 2"} {
+	for _, s := range []string{"flap_limit", "x=1", "flap_limit=-1", "flap_limit=1.5", "flap_limit=null", "lease_ttl_batch=5", "priority_batch=300", "flap_limit=1 2", "packing=best"} {
 		if p, err := changePolicy(gpuai.DefaultPolicy(), []string{s}); err == nil {
 			t.Errorf("%s was taken: %+v", s, p)
 		}

@@ -129,8 +129,5 @@ func gpuNeed(g gpuai.GPURequest) string {
 	return n + " GPU " + kind
 }
 
-// millis returns a time.Duration in the unit of the API.
-func millis(d time.Duration) gpuai.Duration { return gpuai.Duration(d.Milliseconds()) }
-
-// duration is the inverse of millis.
+// duration returns a duration of the API as a time.Duration.
 func duration(d gpuai.Duration) time.Duration { return time.Duration(d) * time.Millisecond }

@@ -20,9 +20,13 @@ func drawSpec(t *rapid.T) gpuai.JobSpec {
 		p := rapid.Bool().Draw(t, "preemptible")
 		s.Preemptible = &p
 	}
+	for i := range rapid.IntRange(0, gpuai.MaxAfter).Draw(t, "after") {
+		s.After = append(s.After, gpuai.JobDependency{Job: gpuai.JobID{uint8(i) + 1}, On: gpuai.Stage(rapid.IntRange(0, gpuai.NumStages-1).Draw(t, "on"))})
+	}
 	groups := rapid.IntRange(1, gpuai.MaxGroups).Draw(t, "groups")
 	if rapid.Bool().Draw(t, "array") {
 		groups, s.Array.Size = 1, uint32(rapid.IntRange(1, gpuai.MaxTasks).Draw(t, "size"))
+		s.Array.MaxParallel = rapid.Uint32Range(0, s.Array.Size).Draw(t, "parallel")
 	}
 	for i := range groups {
 		g := drawGroup(t)

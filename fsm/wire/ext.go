@@ -8,8 +8,13 @@ import "github.com/gpuai/gpuai"
 // spec without any is of version 1, as builds write it that do not know them.
 const (
 	extBegin       = 1
+	extAfter       = 2
+	extMaxParallel = 3
 	extPreemptible = 4
-	extCheckpoint  = 5
+	extCheckpoint  = 5 // of a group: signal:u8 grace:i64
+	extMinCount    = 6 // of a group: u32
+	extPlacement   = 7 // same:u8 near:u8
+	extTogether    = 8 // 1:u8
 )
 
 // extJob stands for the job itself in place of a group.
@@ -20,6 +25,16 @@ func appendExtensions(b []byte, s *gpuai.JobSpec) []byte {
 	if s.Begin != 0 {
 		b = appendI64(append(b, extBegin, extJob, 8), int64(s.Begin))
 	}
+	if len(s.After) > 0 {
+		buf := appendCount8(nil, len(s.After))
+		for i := range s.After {
+			buf = append(append(buf, s.After[i].Job[:]...), uint8(s.After[i].On))
+		}
+		b = AppendBytes(append(b, extAfter, extJob), buf)
+	}
+	if s.Array.MaxParallel != 0 {
+		b = le.AppendUint32(append(b, extMaxParallel, extJob, 4), s.Array.MaxParallel)
+	}
 	if s.Preemptible != nil {
 		v := byte(0)
 		if *s.Preemptible {
@@ -27,19 +42,33 @@ func appendExtensions(b []byte, s *gpuai.JobSpec) []byte {
 		}
 		b = append(b, extPreemptible, extJob, 1, v)
 	}
+	if s.Placement != (gpuai.Placement{}) {
+		b = append(b, extPlacement, extJob, 2, uint8(s.Placement.Same), uint8(s.Placement.Near))
+	}
+	if s.Together {
+		b = append(b, extTogether, extJob, 1, 1)
+	}
 	for i := range s.Groups {
-		if c := &s.Groups[i].Task.Checkpoint; *c != (gpuai.Checkpoint{}) {
-			b = appendI64(append(b, extCheckpoint, byte(i)+1, 9, byte(c.Signal)), int64(c.Grace))
-		}
+		b = appendGroupExtensions(b, uint8(i)+1, &s.Groups[i])
+	}
+	return b
+}
+
+func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
+	if c := &g.Task.Checkpoint; *c != (gpuai.Checkpoint{}) {
+		b = appendI64(append(b, extCheckpoint, group, 9, byte(c.Signal)), int64(c.Grace))
+	}
+	if g.MinCount != 0 {
+		b = le.AppendUint32(append(b, extMinCount, group, 4), g.MinCount)
 	}
 	return b
 }
 
 // extensions reads the extension fields of a spec.
 func (r *Reader) extensions(v *JobView) {
-	v.Begin, v.Preemptible = 0, 0
+	v.Begin, v.NumAfter, v.MaxParallel, v.Same, v.Near, v.Together, v.Preemptible = 0, 0, 0, 0, 0, false, SaidNothing
 	for i := range v.Groups[:v.NumGroups] {
-		v.Groups[i].Checkpoint = gpuai.Checkpoint{}
+		v.Groups[i].MinCount, v.Groups[i].Checkpoint = 0, gpuai.Checkpoint{}
 	}
 	if !v.Extended {
 		return
@@ -76,16 +105,36 @@ func (r *Reader) jobExtension(tag uint8, v *JobView) {
 		v.Begin = r.within(r.I64(), 1, int64(gpuai.MaxWallTime))
 	case extPreemptible:
 		v.Preemptible = Said(1 + r.within(int64(r.U8()), 0, 1))
+	case extPlacement:
+		v.Same = uint8(r.within(int64(r.U8()), 0, int64(gpuai.TopologyZone)))
+		v.Near = uint8(r.within(int64(r.U8()), 0, int64(gpuai.TopologyZone)))
+		if v.Same|v.Near == 0 || v.Same != 0 && v.Near >= v.Same {
+			r.Fail("a placement says nothing, or is contradictory")
+		}
+	case extTogether:
+		v.Together = r.within(int64(r.U8()), 1, 1) == 1
+	case extAfter:
+		v.NumAfter = uint8(r.within(int64(r.U8()), 1, gpuai.MaxAfter))
+		for i := range v.After[:v.NumAfter] {
+			copy(v.After[i].Job[:], r.Bytes(len(gpuai.JobID{})))
+			v.After[i].On = gpuai.Stage(r.within(int64(r.U8()), 0, int64(gpuai.NumStages)-1))
+		}
+	case extMaxParallel:
+		v.MaxParallel = uint32(r.within(int64(r.U32()), 1, int64(max(v.ArraySize, 1))))
 	default:
 		r.Fail("a spec has a field that this version does not know")
 	}
 }
 
-func (r *Reader) groupExtension(tag uint8, v *GroupView) {
+func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 	switch tag {
+	case extMinCount:
+		if g.MinCount = uint32(r.within(int64(r.U32()), 1, int64(g.Count))); !g.Gang {
+			r.Fail("what is no gang has a least count")
+		}
 	case extCheckpoint:
-		v.Checkpoint.Signal = gpuai.Signal(r.within(int64(r.U8()), 1, int64(gpuai.NumSignals)-1))
-		v.Checkpoint.Grace = gpuai.Duration(r.within(r.I64(), 0, int64(gpuai.Hour)))
+		g.Checkpoint.Signal = gpuai.Signal(r.within(int64(r.U8()), 1, int64(gpuai.NumSignals)-1))
+		g.Checkpoint.Grace = gpuai.Duration(r.within(r.I64(), 0, int64(gpuai.Hour)))
 	default:
 		r.Fail("a group has a field that this version does not know")
 	}

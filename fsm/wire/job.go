@@ -36,6 +36,13 @@ type JobView struct {
 	Begin    int64 // wall time, ms; 0: at once
 	// Preemptible: whether it says that it gives room up.
 	Preemptible Said
+	// Same and Near are gpuai.Topology.
+	Same, Near uint8
+	Together   bool
+	NumAfter   uint8
+	After      [gpuai.MaxAfter]gpuai.JobDependency // from NumAfter on left as they were
+	// MaxParallel bounds the leases of an array at a time; 0: no bound.
+	MaxParallel uint32
 }
 
 // Said is a yes or no that may be left out.
@@ -51,6 +58,7 @@ const (
 // A GroupView is what the machine needs of a group.
 type GroupView struct {
 	Count     uint32
+	MinCount  uint32 // 0: not elastic
 	Attempts  uint32
 	Gang      bool
 	On        uint8 // gpuai.RestartOn
@@ -126,8 +134,14 @@ func ReadJobView(b []byte, v *JobView) error {
 	if tasks > gpuai.MaxTasks {
 		r.Fail("the job has too many tasks")
 	}
+	if v.MaxParallel > v.ArraySize {
+		r.Fail("only an array has a bound of parallel elements, of at most its size")
+	}
 	if g := &v.Groups[0]; v.ArraySize > 0 && (v.NumGroups > 1 || g.Gang || g.Count != v.ArraySize) {
 		r.Fail("an array has one group, of its size, that is no gang")
+	}
+	if v.Together && (v.ArraySize > 0 || tasks > gpuai.MaxGangTasks) {
+		r.Fail("groups that start together are an array, or too many tasks")
 	}
 	return r.Done()
 }
@@ -181,12 +195,14 @@ func ReadJobSpec(b []byte) (gpuai.JobSpec, error) {
 		Name: string(v.Name), Tenant: gpuai.TenantID(v.Tenant), Type: gpuai.JobType(v.Type),
 		Class: gpuai.Class(v.Class), Priority: gpuai.Priority(v.Priority),
 		Limits:   gpuai.Limits{QueueTime: gpuai.Duration(v.QueueTime), RunTime: gpuai.Duration(v.RunTime)},
-		Array:    gpuai.Array{Size: v.ArraySize},
+		Array:    gpuai.Array{Size: v.ArraySize, MaxParallel: v.MaxParallel},
 		LeaseTTL: gpuai.Duration(v.LeaseTTL),
-		Begin:    gpuai.WallTime(v.Begin),
-
-		Preemptible: v.Preemptible.edge(),
-		Groups:      make([]gpuai.Group, 0, v.NumGroups),
+		Begin:    gpuai.WallTime(v.Begin), Together: v.Together, Preemptible: v.Preemptible.edge(),
+		Placement: gpuai.Placement{Same: gpuai.Topology(v.Same), Near: gpuai.Topology(v.Near)},
+		Groups:    make([]gpuai.Group, 0, v.NumGroups),
+	}
+	if v.NumAfter > 0 {
+		s.After = append(s.After, v.After[:v.NumAfter]...)
 	}
 	for i := range v.Groups[:v.NumGroups] {
 		g, err := v.Groups[i].spec()
@@ -209,7 +225,7 @@ func (s Said) edge() *bool {
 
 func (v *GroupView) spec() (gpuai.Group, error) {
 	g := gpuai.Group{
-		Name: string(v.Name), Count: v.Count, Gang: v.Gang,
+		Name: string(v.Name), Count: v.Count, MinCount: v.MinCount, Gang: v.Gang,
 		// An empty list is not an absent one: it means no restart at all.
 		Restart: gpuai.Restart{Attempts: v.Attempts, Backoff: gpuai.Duration(v.Backoff), On: []gpuai.RestartCause{}},
 	}

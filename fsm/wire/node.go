@@ -9,7 +9,11 @@ import (
 // AppendNodeSpec appends what an agent says of its host.
 //
 //	id zone labels:u8, each: key value; address cpu memory:i64 port_min
-//	port_count:u16 price:i64 devices simulated:u8 version
+//	port_count:u16 price:i64 devices flags:u8 version
+//
+// flags is 1 for a simulated node, and 2 for one that names a rack or an NVLink
+// domain: both follow. Without them it is what builds read that do not know
+// feature level 3.
 func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 	b = AppendStr(b, string(s.ID))
 	b = AppendStr(b, s.Zone)
@@ -22,9 +26,22 @@ func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 	b = le.AppendUint16(le.AppendUint16(b, s.PortMin), s.PortCount)
 	b = appendI64(b, int64(s.Price))
 	b = AppendDevices(b, s.Devices)
-	b = appendBool(b, s.Simulated)
-	return AppendStr(b, s.Version)
+	flags := uint8(0)
+	if s.Simulated {
+		flags = nodeSimulated
+	}
+	if s.Rack+s.NVLinkDomain == "" {
+		return AppendStr(append(b, flags), s.Version)
+	}
+	b = AppendStr(append(b, flags|nodePlaced), s.Version)
+	return AppendStr(AppendStr(b, s.Rack), s.NVLinkDomain)
 }
+
+// Flags of a node's spec.
+const (
+	nodeSimulated = 1
+	nodePlaced    = 2
+)
 
 // ReadNodeSpecFrom reads what an agent says of its host. Counts and texts are
 // within their limits; what else gpuai.NodeSpec's Validate says is not checked.
@@ -36,7 +53,13 @@ func ReadNodeSpecFrom(r *Reader) (gpuai.NodeSpec, error) {
 	s.PortMin, s.PortCount = r.U16(), r.U16()
 	s.Price = gpuai.Micros(r.I64())
 	s.Devices, _ = ReadDevicesFrom(r)
-	s.Simulated, s.Version = r.bool(), r.own()
+	flags := r.within(int64(r.U8()), 0, nodeSimulated|nodePlaced)
+	s.Simulated, s.Version = flags&nodeSimulated != 0, r.own()
+	if flags&nodePlaced != 0 {
+		if s.Rack, s.NVLinkDomain = r.kind(), r.kind(); s.Rack+s.NVLinkDomain == "" {
+			r.Fail("a node is said to name its place, and does not")
+		}
+	}
 	return s, r.err
 }
 

@@ -14,7 +14,7 @@ import (
 
 func sampleNode() *gpuai.NodeSpec {
 	return &gpuai.NodeSpec{
-		ID: "node-1", Zone: "z1", Labels: map[string]string{"rack": "r1", "gen": "4", "a.b/c": ""}, Address: "10.0.0.1",
+		ID: "node-1", Zone: "z1", Rack: "r1", NVLinkDomain: "nv-7", Labels: map[string]string{"rack": "r1", "gen": "4", "a.b/c": ""}, Address: "10.0.0.1",
 		CPU: 64_000, Memory: 512 << 30, PortMin: 29_500, PortCount: 16, Price: 2_500_000, Simulated: true, Version: "0.1.0",
 		Devices: []gpuai.Device{
 			{ID: "GPU-0", Vendor: "nvidia", Model: "H100", Memory: 80 << 30},
@@ -44,7 +44,7 @@ type kind struct {
 func kinds() []kind {
 	policy, empty := gpuai.DefaultPolicy(), gpuai.Policy{}
 	return []kind{
-		{"node", [][]byte{wire.AppendNodeSpec(nil, sampleNode()), wire.AppendNodeSpec(nil, &gpuai.NodeSpec{})},
+		{"node", [][]byte{wire.AppendNodeSpec(nil, sampleNode()), wire.AppendNodeSpec(nil, &gpuai.NodeSpec{}), wire.AppendNodeSpec(nil, &gpuai.NodeSpec{Rack: "r"})},
 			func(r *wire.Reader) ([]byte, error) {
 				v, err := wire.ReadNodeSpecFrom(r)
 				return wire.AppendNodeSpec(nil, &v), err

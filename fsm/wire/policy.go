@@ -52,6 +52,7 @@ type setting struct {
 	duration *gpuai.Duration
 	number   *uint32
 	flag     *bool
+	packing  *gpuai.Packing
 }
 
 func (s setting) get() int64 {
@@ -60,6 +61,8 @@ func (s setting) get() int64 {
 		return int64(*s.duration)
 	case s.number != nil:
 		return int64(*s.number)
+	case s.packing != nil:
+		return int64(*s.packing)
 	case *s.flag:
 		return 1
 	default:
@@ -74,6 +77,9 @@ func (s setting) set(v int64) (ok bool) {
 	case s.number != nil:
 		*s.number, ok = uint32(v), v == int64(uint32(v))
 		return ok
+	case s.packing != nil:
+		*s.packing, ok = gpuai.Packing(v), v == int64(uint8(v))
+		return ok
 	default:
 		*s.flag = v == 1
 		return v == 0 || v == 1
@@ -86,6 +92,8 @@ func (s setting) set(v int64) (ok bool) {
 func settingsOf(p *gpuai.Policy) []setting {
 	return []setting{
 		{duration: &p.AgingEvery},
+		{packing: &p.Packing},
+		{duration: &p.UsageHalfLife},
 		{number: &p.PreemptionGap}, {duration: &p.PreemptionProtect},
 		{flag: &p.PreemptibleInference}, {flag: &p.PreemptibleTraining},
 		{flag: &p.PreemptibleFinetune}, {flag: &p.PreemptibleBatch},

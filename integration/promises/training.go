@@ -19,7 +19,7 @@ import (
 
 // What is trained: the same steps over the same samples, however many ranks
 // share them.
-var trainArgs = []string{"-steps", "60", "-samples", "16384", "-hidden", "96", "-report-every", "60"}
+var trainArgs = []string{"-steps", "40", "-samples", "16384", "-hidden", "96", "-report-every", "40"}
 
 // trainRounds is how often each number of ranks is measured, in turns: what
 // else the machine does hits all alike.
@@ -42,10 +42,14 @@ func (x *experiment) trainForReal() error {
 	}
 	took, busy := map[int][]float64{}, map[int][]float64{}
 	losses := map[int]string{}
-	for i := range trainRounds {
+	rounds := trainRounds
+	if x.o.only == "real" {
+		rounds = x.orElse(rounds)
+	}
+	for i := range rounds {
 		for _, ranks := range []int{1, 2} {
 			x.stage = fmt.Sprintf("real training, %d ranks", ranks)
-			x.progress(i, trainRounds)
+			x.progress(i, rounds)
 			t, err := x.trainOnce(bin, ranks)
 			if err != nil {
 				return err

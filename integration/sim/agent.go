@@ -75,9 +75,8 @@ type agent struct {
 
 // line is a session from the agent's side.
 type line struct {
-	id    uint64
-	c     *conn
-	after int64
+	id uint64
+	c  *conn
 }
 
 // worker carries out what concerns one lease, in order.

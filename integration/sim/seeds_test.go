@@ -26,7 +26,7 @@ func env(t *testing.T, name string, otherwise uint64) uint64 {
 // TestSeeds runs the region through seeds GPUAI_SIM_FIRST … and judges each: up
 // to GPUAI_SIM_SEEDS of them within GPUAI_SIM_BUDGET, and 500 in any case.
 func TestSeeds(t *testing.T) {
-	budget := 120 * time.Second
+	budget := 80 * time.Second
 	if v := os.Getenv("GPUAI_SIM_BUDGET"); v != "" {
 		var err error
 		if budget, err = time.ParseDuration(v); err != nil {
@@ -72,6 +72,11 @@ var failedSeeds = []struct {
 	{plan{seed: 14083}, "agent: the same"},
 	{plan{seed: 16268}, "agent: the same"},
 	{plan{seed: 2550}, "agent: an end that was reported under the incarnation before an adoption was not told again"},
+	{plan{seed: 1080}, "fsm: a node's room was not given on when a turn was made anew, but by a restored machine"},
+	{plan{seed: 163}, "fsm: what waited from before level 3 was forgotten by that fix"},
+	{plan{seed: 49012}, "server: a quarantine from a report that came behind the word that the device is well was never ended"},
+	{plan{seed: 51601}, "server: the same"},
+	{plan{seed: 52094}, "server: the same"},
 }
 
 func TestSeedsThatFailed(t *testing.T) {

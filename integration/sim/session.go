@@ -100,6 +100,7 @@ func (s *server) begin(c *conn, h *gpuai.Hello, ref fsm.NodeRef, index uint64) *
 	s.sessions[ref.Node] = se
 	c.closed = append(c.closed, s.wrap(func() { se.end() }))
 	se.wake()
+	se.carryOn()
 	return se
 }
 

@@ -15,7 +15,6 @@ const callTimeout = 5 * sec
 type users struct {
 	w       *world
 	keys    int
-	jobs    int // submits still to come
 	pending int // calls that have no final answer yet
 	running []gpuai.JobID
 }

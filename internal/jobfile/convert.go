@@ -2,7 +2,9 @@ package jobfile
 
 import (
 	"encoding"
+	"errors"
 	"strconv"
+	"time"
 
 	"github.com/gpuai/gpuai"
 )
@@ -22,15 +24,57 @@ func (c converter) spec(n *node) *gpuai.JobSpec {
 	s.Limits.QueueTime = c.duration(limits.get("queue_time"), "/limits/queue_time")
 	s.Limits.RunTime = c.duration(limits.get("run_time"), "/limits/run_time")
 	s.Array.Size = uint32(c.whole(n.get("array").get("size"), 1<<31))
+	s.Array.MaxParallel = uint32(c.whole(n.get("array").get("max_parallel"), 1<<31))
 	s.LeaseTTL = c.duration(n.get("lease_ttl"), "/lease_ttl")
 	if p := n.get("preemptible"); p != nil {
 		yes := truth(p)
 		s.Preemptible = &yes
 	}
+	enum(&s.Placement.Same, n.get("placement").get("same"))
+	enum(&s.Placement.Near, n.get("placement").get("near"))
+	s.Together = truth(n.get("together"))
+	s.Begin = c.begin(n.get("begin"))
+	for i, d := range n.get("after").list() {
+		s.After = append(s.After, c.dependency(d, "/after/"+strconv.Itoa(i)))
+	}
 	for i, g := range n.get("groups").list() {
 		s.Groups = append(s.Groups, c.group(g, "/groups/"+strconv.Itoa(i)))
 	}
 	return s
+}
+
+var errBegin = errors.New(`must be a time with its zone, such as "2026-12-01T08:00:00Z" or "2026-12-01T09:00:00+01:00"`)
+
+// begin reads a time of day as RFC 3339 writes it.
+func (c converter) begin(n *node) gpuai.WallTime {
+	if n == nil || n.kind != text {
+		return 0
+	}
+	t, err := time.Parse(time.RFC3339, n.text)
+	if err != nil {
+		c.problem(errBegin, "/begin", n)
+		return 0
+	}
+	if t.UnixMilli() <= 0 {
+		c.problem(errors.New("must be later than 1970"), "/begin", n)
+	}
+	return gpuai.WallTime(t.UnixMilli())
+}
+
+// dependency reads a job's ID, or an object that names it.
+func (c converter) dependency(n *node, at string) gpuai.JobDependency {
+	var d gpuai.JobDependency
+	id := n
+	if n.kind == object {
+		id, at = n.get("job"), at+"/job"
+		enum(&d.On, n.get("on"))
+	}
+	if id != nil && id.kind == text {
+		var err error
+		d.Job, err = gpuai.ParseJobID(id.text)
+		c.problem(err, at, id)
+	}
+	return d
 }
 
 func (c converter) group(n *node, at string) gpuai.Group {
@@ -41,6 +85,9 @@ func (c converter) group(n *node, at string) gpuai.Group {
 		Resources: c.resources(n.get("resources"), at+"/resources"),
 		Restart:   c.restart(n.get("restart"), at+"/restart"),
 		Task:      c.task(n.get("task"), at+"/task"),
+	}
+	if count := n.get("count"); count != nil && count.kind == object {
+		g.MinCount, g.Count = uint32(c.whole(count.get("min"), 1<<31)), uint32(c.whole(count.get("max"), 1<<31))
 	}
 	for i, k := range n.get("constraints").list() {
 		g.Constraints = append(g.Constraints, c.constraint(k, at+"/constraints/"+strconv.Itoa(i)))

@@ -1,7 +1,6 @@
 package jobfile
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -9,11 +8,10 @@ import (
 // laterFields are fields of the design that this build does not have, by their
 // name. They are refused like any unknown field, in words that say so.
 var laterFields = map[string]string{
-	"after": "jobs that wait for other jobs", "begin": "a time to begin",
-	"placement": "placement preferences", "regions": "a choice of regions",
+	"prefer": "packing preferences", "trust": "trust levels", "regions": "a choice of regions",
 	"max_price_per_gpu_hour": "a price limit", "max_cost": "a cost limit",
-	"max_parallel": "a limit of parallel array elements", "matrix": "array matrices",
-	"image": "container images", "args": "arguments beside the command",
+	"matrix": "array matrices",
+	"image":  "container images", "args": "arguments beside the command",
 	"mounts": "mounts", "launcher": "launchers",
 	"service": "services", "update": "rolling updates", "call": "functions",
 	"shm": "a size of /dev/shm", "scratch": "scratch disks", "network": "network classes",
@@ -39,6 +37,9 @@ func unknown(pointer, name string, known []string) string {
 	if what, ok := laterFields[name]; ok && !strings.Contains(pointer, "/env/") {
 		return "is not built yet (" + what + ")" + instead[name]
 	}
+	if name == "min_count" {
+		return "is a field of the wire form; a file says count: {min: 2, max: 8}"
+	}
 	if plain := fileName(name); plain != name && slices.Contains(known, plain) {
 		return "is a field of the wire form; a file says " + plain + fileExample[plain]
 	}
@@ -54,8 +55,6 @@ var fileExample = map[string]string{
 	"lease_ttl": ": 1m", "backoff": ": 15s", "stop_grace": ": 5s", "grace": ": 30s",
 }
 
-var countPointer = regexp.MustCompile(`^/groups/[0-9]+/count$`)
-
 // laterValue says that a value of a known field belongs to a later capability;
 // "" when it does not.
 func laterValue(pointer string, n *node) string {
@@ -65,8 +64,6 @@ func laterValue(pointer string, n *node) string {
 		return "the type " + n.text + " is not built yet; use batch or train"
 	case pointer == "/tenant" && n.kind == text:
 		return `tenants are not built yet: the only one is "default"; leave it out`
-	case countPointer.MatchString(pointer) && n.kind == object:
-		return "elastic groups {min, max} are not built yet; give one number"
 	case strings.Contains(pointer, "/restart/on/") && n.text == "preempted":
 		return "a task that was preempted is placed again in any case; leave it out"
 	case strings.HasSuffix(pointer, "/task/runtime") && n.kind == text:

@@ -163,12 +163,12 @@ var unreadable = []problem{
 
 var fieldProblems = []problem{
 	{"unknown near", head + "- task: {comand: [a], script: b}\n", 4, 10, "/groups/0/task/comand", "did you mean command?"},
-	{"unknown far", head + task + "zebra: 1\n", 5, 1, "/zebra", "known here: array, class"},
+	{"unknown far", head + task + "zebra: 1\n", 5, 1, "/zebra", "known here: after, array, begin, class"},
 	{"image", head + "- task: {image: x, command: [a]}\n", 4, 10, "/groups/0/task/image", "not built yet (container images)"},
 	{"service type", "name: a\ntype: service\ngroups:\n" + task, 2, 7, "/type", "service is not built yet"},
 	{"tenant", head + task + "tenant: research\n", 5, 9, "/tenant", "tenants are not built yet"},
 	{"runtime", head + "- task: {runtime: oci, command: [a]}\n", 4, 19, "/groups/0/task/runtime", "only runtime built"},
-	{"elastic", head + "- count: {min: 1, max: 2}\n  task: {command: [a]}\n", 4, 10, "/groups/0/count", "elastic groups"},
+	{"elastic", head + "- count: {min: 1, max: 2}\n  task: {command: [a]}\n", 4, 16, "/groups/0/count/min", "is for gangs"},
 	{"env number", head + "- task: {command: [a], env: {PORT: 80}}\n", 4, 36, "/groups/0/task/env/PORT", `write "80" in quotes`},
 	{"env name", head + "- task: {command: [a], env: {GPUAI_X: a}}\n", 4, 39, "/groups/0/task/env/GPUAI_X", "region's own"},
 	{"env name form", head + "- task: {command: [a], env: {A-B: a}}\n", 4, 29, "/groups/0/task/env", "letters, digits"},
@@ -333,10 +333,13 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		at   string
 		want string
 	}{
-		{"", "array class groups lease_ttl limits name preemptible priority tenant type"},
+		{"", "after array begin class groups lease_ttl limits name placement preemptible priority tenant together type"},
 		{"/properties/limits", "queue_time run_time"},
-		{"/properties/array", "size"},
+		{"/properties/array", "max_parallel size"},
+		{"/$defs/dependency", "job on"},
 		{"/$defs/group", "constraints count gang name resources restart task"},
+		{"/properties/placement", "near same"},
+		{"/$defs/group/properties/count", "max min"},
 		{"/$defs/resources", "cpu gpu memory"},
 		{"/$defs/resources/properties/gpu", "any count memory model share vendor"},
 		{"/$defs/alternative", "memory model vendor"},

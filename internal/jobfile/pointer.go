@@ -78,6 +78,10 @@ func (n *node) filePointer(wire string) string {
 			if v := n.find(out + "/value"); v.node != nil && v.node.kind != list {
 				return out + "/value"
 			}
+		case part == "min_count":
+			part = "count/min"
+		case part == "count" && n.find(out+"/count/max").node != nil:
+			part = "count/max"
 		default:
 			part = fileName(part)
 		}
@@ -88,7 +92,7 @@ func (n *node) filePointer(wire string) string {
 
 // fileName returns the file's name of a field that the wire names with a unit.
 func fileName(wire string) string {
-	for _, unit := range [...]string{"_min_bytes", "_max_bytes", "_bytes", "_ms"} {
+	for _, unit := range [...]string{"_min_bytes", "_max_bytes", "_bytes", "_unix_ms", "_ms"} {
 		if name, ok := strings.CutSuffix(wire, unit); ok {
 			return name
 		}

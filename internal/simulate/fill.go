@@ -33,6 +33,7 @@ type Report struct {
 	// Curve is the mean allocation at each percent of load that had arrived,
 	// in percent, of mode fill.
 	Curve []CurvePoint `json:"curve,omitempty"`
+	PackingReport
 }
 
 // A Config says what to simulate.
@@ -43,6 +44,7 @@ type Config struct {
 	TimedConfig
 	Seed   int64
 	Policy Policy // the zero one is that of a new region
+	PackingConfig
 	// Progress is called now and then with the part that is done; nil is none.
 	Progress func(done, of int)
 }
@@ -54,8 +56,9 @@ var allocPoints = []int{95, 100, 130}
 func Fill(ctx context.Context, c Config) (Report, error) {
 	a := NewArrivals(c.Nodes, c.Jobs, c.Inflate, c.Seed)
 	w := newWorld(c.Policy)
+	w.keep = c.Audit
 	nodes := sortedNodes(c.Nodes)
-	if err := w.setPolicy(c.Policy); err != nil {
+	if err := w.setPolicy(&c); err != nil {
 		return Report{}, err
 	}
 	if err := w.register(nodes, a.order()); err != nil {
@@ -85,6 +88,7 @@ func Fill(ctx context.Context, c Config) (Report, error) {
 			if j.GPUs > 0 && r.FirstReject == 0 {
 				r.FirstReject = load
 			}
+			r.reject(j)
 			if err := w.drop(id); err != nil {
 				return r, err
 			}
@@ -101,9 +105,7 @@ func Fill(ctx context.Context, c Config) (Report, error) {
 	}
 	r.Curve = curveOf(sums, counts)
 	r.Allocation = float64(allocated) / float64(total)
-	r.Decisions = float64(len(a.Jobs)) / w.spent.Seconds()
-	r.Digest = w.m.Digest().String()
-	return r, w.m.Check()
+	return r, w.finish(&c, &r, len(a.Jobs))
 }
 
 // progressEvery is how many arrivals lie between two calls of Progress.

@@ -47,7 +47,7 @@ func Growth(ctx context.Context, nodes, placements int, p Policy) (GrowthReport,
 		return r, err
 	}
 	g := growing{world: newWorld(p), rand: rand.New(rand.NewSource(1)), jobs: map[gpuai.JobID]int{}}
-	if err := g.setPolicy(p); err != nil {
+	if err := g.setPolicy(&Config{Policy: p, Jobs: growthJobs()}); err != nil {
 		return r, err
 	}
 	if err := g.register(cluster, sequence(nodes)); err != nil {
@@ -81,6 +81,15 @@ func Growth(ctx context.Context, nodes, placements int, p Policy) (GrowthReport,
 	r.HeapMiB = float64(m.HeapAlloc) / (1 << 20)
 	r.Digest = g.m.Digest().String()
 	return r, nil
+}
+
+// growthJobs are the jobs of Growth, as the demand to expect.
+func growthJobs() []TraceJob {
+	var out []TraceJob
+	for _, n := range growthSizes {
+		out = append(out, TraceJob{GPUs: n, GPUMilli: 1000})
+	}
+	return out
 }
 
 // A growing world ends and starts jobs.

@@ -63,6 +63,9 @@ func (p *Page) Timed() bool {
 	return len(p.Runs) > 0 && p.Runs[0].TimedReport != nil
 }
 
+// Churned reports whether the runs are of mode churn.
+func (p *Page) Churned() bool { return len(p.Runs) > 0 && p.Runs[0].Churn != nil }
+
 // First is the first run: what all have in common is read from it.
 func (p *Page) First() *Report { return &p.Runs[0] }
 
@@ -85,7 +88,10 @@ func (p *Page) ClassNames() []string {
 
 // Charts are the page's plots.
 func (p *Page) Charts() []*chart {
-	if !p.Timed() {
+	switch {
+	case p.Churned():
+		return nil
+	case !p.Timed():
 		return []*chart{p.curves()}
 	}
 	hours := 3600.0

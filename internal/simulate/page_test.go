@@ -31,7 +31,7 @@ func runs(t *testing.T, mode string) []Report {
 // A report is one file that needs nothing else, with a line of each policy in
 // each plot.
 func TestPages(t *testing.T) {
-	for mode, charts := range map[string]int{"time": 4, "fill": 1} {
+	for mode, charts := range map[string]int{"time": 4, "fill": 1, "churn": 0} {
 		path := filepath.Join(t.TempDir(), "report.html")
 		page := Page{Title: "<trace>", Command: "gpuai sim run & more", Notes: []string{"3 lines were left out"}, Runs: runs(t, mode)}
 		if err := page.WriteFile(path); err != nil {

@@ -14,8 +14,10 @@ import (
 type Policy struct {
 	Name  string
 	About string // one line for a person
-	// set changes the region's policy; nil leaves it as it is.
-	set func(*gpuai.Policy)
+	// packing is the region's packing policy; learn says that it is told of no
+	// demand, and learns it from what arrives.
+	packing gpuai.Packing
+	learn   bool
 	// strict hands a job to the machine only once the one before it has
 	// started, so that none passes another, and places by first fit.
 	strict bool
@@ -25,6 +27,9 @@ type Policy struct {
 var policies = []Policy{
 	{Name: "fifo", About: "strict order of arrival, the first node that fits; none passes another", strict: true},
 	{Name: "bestfit", About: "the tightest place; what fits passes what does not"},
+	{Name: "fgd", About: "fragmentation gradient descent, a reference", packing: gpuai.PackingFGD},
+	{Name: "efw", About: "by what a placement leaves to the demand of the trace", packing: gpuai.PackingEFW},
+	{Name: "efw-learnt", About: "the same, with the demand learnt from what arrives", packing: gpuai.PackingEFW, learn: true},
 }
 
 // PolicyNames lists the policies.
@@ -52,20 +57,27 @@ func ParsePolicies(names string) ([]Policy, error) {
 	return out, nil
 }
 
+// Learning returns the policy that learns the demand it expects, and is told of
+// none. One that expects nothing is its own.
+func (p Policy) Learning() Policy {
+	if p.packing != gpuai.PackingBestFit && !p.learn {
+		p.Name, p.learn = p.Name+"-learnt", true
+	}
+	return p
+}
+
 // setPolicy brings a new machine to the newest feature level and gives it the
 // policy of a run.
-func (w *world) setPolicy(p Policy) error {
+func (w *world) setPolicy(c *Config) error {
 	if _, err := w.apply(&fsm.SetFeatureLevel{Level: fsm.MaxLevel}); err != nil {
 		return err
 	}
-	if p.set == nil {
-		return nil
+	demand := c.Demand
+	if demand == nil {
+		demand = c.Jobs
 	}
-	set := w.m.Policy()
-	p.set(&set)
-	res, err := w.apply(&fsm.SetPolicy{Policy: set})
-	if err == nil && res.Code != gpuai.OK {
-		err = fmt.Errorf("policy %s: %s: %s", p.Name, res.Code, res.Detail)
+	if c.Policy.learn {
+		demand = nil
 	}
-	return err
+	return w.setPacking(c.Policy.packing, demand)
 }

@@ -127,7 +127,7 @@ func TestRegionsOwnLog(t *testing.T) {
 }
 
 func TestRegionDirectoriesThatAreNone(t *testing.T) {
-	if _, err := LoadTrace(t.Context(), t.TempDir(), LoadConfig{}); err == nil || !strings.Contains(err.Error(), "is it a data directory of gpuai server?") {
+	if _, err := LoadTrace(t.Context(), t.TempDir(), LoadConfig{}); err == nil || !strings.Contains(err.Error(), "there is no data directory at") {
 		t.Error(err)
 	}
 	dir := regionLog(t)

@@ -14,7 +14,7 @@ type mode struct {
 }
 
 // modes are all that there are.
-var modes = []mode{{"fill", Fill}, {"time", Timed}}
+var modes = []mode{{"fill", Fill}, {"churn", Churn}, {"time", Timed}}
 
 // ModeNames lists the modes.
 func ModeNames() []string {

@@ -59,7 +59,7 @@ func Timed(ctx context.Context, c Config) (Report, error) {
 	}
 	p := &replay{world: newWorld(c.Policy), jobs: map[gpuai.JobID]*arrival{}, strict: c.Policy.strict}
 	nodes := sortedNodes(c.Nodes)
-	if err := p.setPolicy(c.Policy); err != nil {
+	if err := p.setPolicy(&c); err != nil {
 		return Report{}, err
 	}
 	if err := p.register(nodes, sequence(len(nodes))); err != nil {

@@ -33,9 +33,9 @@ type TimedReport struct {
 	FragmentationMean float64 `json:"fragmentation_ratio_mean"`
 	// SubmitMicros is the machine's time for one submit.
 	SubmitMicros map[string]float64    `json:"submit_us,omitempty"`
-	Classes        map[string]ClassStats `json:"classes,omitempty"` // where the trace has any
-	WaitCDF        []float64             `json:"wait_cdf_s"`        // equal steps of probability from 0 to 1
-	Series         Series                `json:"series"`
+	Classes      map[string]ClassStats `json:"classes,omitempty"` // where the trace has any
+	WaitCDF      []float64             `json:"wait_cdf_s"`        // equal steps of probability from 0 to 1
+	Series       Series                `json:"series"`
 }
 
 // ClassStats are of the measured jobs of one class.
@@ -44,7 +44,7 @@ type ClassStats struct {
 	Waiting           int                `json:"waiting_at_end"`
 	WaitSeconds       map[string]float64 `json:"wait_s"`
 	CompletionSeconds map[string]float64 `json:"completion_s,omitempty"`
-	SubmitMicros    map[string]float64 `json:"submit_us,omitempty"`
+	SubmitMicros      map[string]float64 `json:"submit_us,omitempty"`
 }
 
 // samples are what is known of some jobs.

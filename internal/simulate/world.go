@@ -3,6 +3,7 @@ package simulate
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,12 +22,16 @@ type world struct {
 	entry []byte
 	spent time.Duration // in Apply
 	env   fsm.Envelope
+	opts  fsm.Options
+	keep  bool // the log, for an audit
+	log   [][]byte
 }
 
 const term = 1
 
 func newWorld(p Policy) *world {
-	return &world{m: fsm.New(fsm.Options{Region: "simulated", FirstFit: p.strict}), env: fsm.Envelope{Tenant: gpuai.DefaultTenant}}
+	o := fsm.Options{Region: "simulated", Simulated: true, FirstFit: p.strict}
+	return &world{m: fsm.New(o), opts: o, env: fsm.Envelope{Tenant: gpuai.DefaultTenant}}
 }
 
 // apply applies one command as an entry of its own.
@@ -34,6 +39,9 @@ func (w *world) apply(c fsm.Command) (fsm.Result, error) {
 	w.index++
 	w.cmd = c.Append(w.cmd[:0], w.env)
 	w.entry = fsm.AppendEntry(w.entry[:0], fsm.Header{Time: w.now, Term: term}, w.cmd)
+	if w.keep {
+		w.log = append(w.log, slices.Clone(w.entry))
+	}
 	start := time.Now()
 	err := w.m.Apply(w.index, term, w.entry, &w.out)
 	w.spent += time.Since(start)

@@ -7,15 +7,17 @@ import (
 )
 
 // HoldsDevices reports whether the region's list says what the agent's does. The
-// region keeps the places of lost ones that leases had, and its own quarantine.
+// region keeps the places of lost ones that leases had, and its own quarantine, but
+// for devices that the agent calls healthy: it takes a device out before it reports
+// of it, so that this is its later word.
 func HoldsDevices(region, told []gpuai.Device) bool {
 	for i := range region {
 		d := region[i]
-		d.Free = 0
-		if d.Health == gpuai.DeviceQuarantined {
-			d.Health = gpuai.DeviceHealthy
-		}
 		k := slices.IndexFunc(told, func(t gpuai.Device) bool { return t.ID == d.ID })
+		d.Free = 0
+		if d.Health == gpuai.DeviceQuarantined && k >= 0 && told[k].Health != gpuai.DeviceHealthy {
+			d.Health = told[k].Health
+		}
 		if k < 0 && d.Health != gpuai.DeviceLost || k >= 0 && d != told[k] {
 			return false
 		}

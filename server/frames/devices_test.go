@@ -17,7 +17,7 @@ func TestHoldsDevices(t *testing.T) {
 	}{
 		{[]gpuai.Device{dev("a", well)}, []gpuai.Device{dev("a", well)}, true},
 		{[]gpuai.Device{dev("a", sick)}, []gpuai.Device{dev("a", well)}, false},
-		{[]gpuai.Device{dev("a", kept)}, []gpuai.Device{dev("a", well)}, true},
+		{[]gpuai.Device{dev("a", kept)}, []gpuai.Device{dev("a", well)}, false},
 		{[]gpuai.Device{dev("a", well), dev("b", lost)}, []gpuai.Device{dev("a", well)}, true},
 		{[]gpuai.Device{dev("a", well), dev("b", well)}, []gpuai.Device{dev("a", well)}, false},
 		{[]gpuai.Device{dev("a", well)}, []gpuai.Device{dev("a", well), dev("b", well)}, false},

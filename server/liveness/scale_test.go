@@ -66,7 +66,7 @@ func (c *crowd) pass(d Time, alive []fsm.NodeRef) (all Decision) {
 // cost.)
 func TestCase26ReconnectAfterFailover(t *testing.T) {
 	if testing.Short() {
-		t.Skip("twenty thousand nodes")
+		t.Skip("beats of 20,000 nodes over a whole TTL take too long for a short run")
 	}
 	const nodes = 20_000
 	c := newCrowd(t, nodes, nodes, 20_000)

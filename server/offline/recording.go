@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/gpuai/gpuai"
@@ -30,6 +31,9 @@ type Recording struct {
 // OpenRecording opens a data directory that no server uses, or a report.
 func OpenRecording(path string) (*Recording, error) {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no data directory and no report at %s: name the --data that 'gpuai server run' was started with, or the file of 'gpuai operator report'", path)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +103,9 @@ func (r *Recording) errRange(index uint64) error {
 
 // An applied is one entry and what it did. Its output is the reader's own.
 type applied struct {
-	entry  store.Entry
-	out    fsm.Output
-	m      *fsm.Machine
-	digest string // that the report recorded; "" for none
+	entry store.Entry
+	out   fsm.Output
+	m     *fsm.Machine
 }
 
 // MachineAt makes the state after an index. progress may be nil. A report's

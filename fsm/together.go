@@ -1,0 +1,75 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// The groups of a job that start together wait as one: the first is in the
+// queue and stands for all, the tasks of the others count as waiting. Once they
+// have started each is by itself.
+
+// placeAs notes on a new group what its job says of its placement.
+func (m *Machine) placeAs(group uint32, v *wire.GroupView, job *wire.JobView) {
+	if !job.Extended {
+		return
+	}
+	g := m.groups.Mut(group)
+	if v.MinCount < v.Count {
+		g.min = v.MinCount
+	}
+	if v.Gang || job.Together {
+		g.same, g.near = gpuai.Topology(job.Same), gpuai.Topology(job.Near)
+	}
+	switch {
+	case job.Together && g.idx == 0:
+		g.together = togetherFirst
+	case job.Together:
+		g.together, g.waiting = togetherOther, g.count
+	}
+}
+
+// togetherKey returns how many tasks the groups of a job have, and a number
+// that jobs share which need the same.
+func (m *Machine) togetherKey(job uint32) (tasks uint32, sig uint64) {
+	for x := m.jobs.Get(job).group; x != 0; x = m.groups.Get(x.slot()).next {
+		g := m.groups.Get(x.slot())
+		tasks += g.count
+		sig = mem.Mix(sig^uint64(g.shape), uint64(g.count)<<32|uint64(g.least()))
+		sig = mem.Mix(sig, uint64(g.same)<<8|uint64(bool8(g.gang)))
+	}
+	return tasks, sig | 1
+}
+
+// placeTogether gives leases to all groups of a job that start together, or to
+// none. The one that is hardest to place is placed first: that with the most
+// devices for a task.
+func (m *Machine) placeTogether(group uint32) (placed, final bool) {
+	job := m.groups.Get(group).job.slot()
+	if m.now.ordinal+m.jobs.Get(job).tasks > MaxLeasesPerEntry {
+		return false, m.now.ordinal == 0
+	}
+	m.members = m.members[:0]
+	for x := m.jobs.Get(job).group; x != 0; x = m.groups.Get(x.slot()).next {
+		m.members = append(m.members, x.slot())
+		for i := len(m.members) - 1; i > 0 && m.groups.Get(m.members[i]).gpus > m.groups.Get(m.members[i-1]).gpus; i-- {
+			m.members[i], m.members[i-1] = m.members[i-1], m.members[i]
+		}
+	}
+	return m.startTogether(m.groups.Get(group).same), true
+}
+
+// togetherEver reports whether the registered nodes, empty and healthy, may hold
+// all groups of a job at a time.
+func (m *Machine) togetherEver(job uint32) bool {
+	m.needs = m.needs[:0]
+	same := gpuai.TopologyNone
+	for x := m.jobs.Get(job).group; x != 0; x = m.groups.Get(x.slot()).next {
+		g := m.groups.Get(x.slot())
+		same = g.same
+		m.needs = append(m.needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
+	}
+	return m.sched.EverHolds(same, m.needs)
+}

@@ -1,0 +1,235 @@
+package scheduler
+
+import (
+	"slices"
+
+	"github.com/gpuai/gpuai"
+)
+
+// memoSize is how many values of states are remembered.
+const memoSize = 1 << 16
+
+// A packScratch is what packing derives from the frozen demand: the demand as
+// each pool sees it, and values of states. All of it are pure functions of
+// what it was made from, so it belongs to no rollback, fork or snapshot.
+type packScratch struct {
+	demand  uint64 // hash of the demand it was made from
+	classes []frozenClass
+	draws   []uint16 // of the sequences: places in classes
+	views   []*packView
+	poolOf  []poolSeen              // by pool
+	slots   [maxSlotClasses]slotRec // with the prices of the present search
+	priced  uint64                  // slot classes with a price
+	memo    []memoRec
+	buf     []uint64
+}
+
+// A frozenClass is a class of the frozen demand.
+type frozenClass struct {
+	need   packNeed
+	weight int64
+	shape  shapeRef
+	class  uint32
+}
+
+// A poolSeen is the view of a pool, while the pool is the one it was made for.
+type poolSeen struct {
+	hash uint64
+	view *packView
+}
+
+// A memoRec remembers the value of a state.
+type memoRec struct {
+	key   packKey
+	value int64
+	used  bool
+}
+
+// scratch returns what follows from the demand that is frozen now.
+func (s *State) scratch() *packScratch {
+	c := s.pack
+	if c == nil {
+		c = &packScratch{memo: make([]memoRec, memoSize)}
+		s.pack = c
+	}
+	p := s.packing.Get()
+	if c.demand != p.demand {
+		c.learn(s)
+	}
+	return c
+}
+
+// learn makes everything for the demand that is frozen now.
+func (c *packScratch) learn(s *State) {
+	p := s.packing.Get()
+	c.demand = p.demand
+	c.classes, c.views = c.classes[:0], nil
+	clear(c.poolOf)
+	clear(c.memo)
+	for i, ok := s.demandSlots.Next(0); ok; i, ok = s.demandSlots.Next(i + 1) {
+		if d := s.demand.Get(i); d.weight > 0 {
+			need := s.shapes.Get(d.shape.id()).needOf()
+			c.classes = append(c.classes, frozenClass{need, int64(d.weight), d.shape, i})
+		}
+	}
+	if p.have == gpuai.PackingFGD {
+		c.popular()
+		return
+	}
+	c.draw(p.epoch)
+}
+
+// draw draws the sequences of demand.
+func (c *packScratch) draw(epoch uint32) {
+	c.draws = c.draws[:0]
+	var all uint64
+	for i := range c.classes {
+		all += uint64(c.classes[i].weight)
+	}
+	if all == 0 {
+		return
+	}
+	seed := uint64(epoch)
+	for range packSequences * packDraws {
+		r := int64(splitmix64(&seed) % all)
+		i := 0
+		for ; r >= c.classes[i].weight; i++ {
+			r -= c.classes[i].weight
+		}
+		c.draws = append(c.draws, uint16(i))
+	}
+}
+
+// view returns the demand as a pool sees it.
+func (c *packScratch) view(s *State, pool uint16) *packView {
+	if int(pool) < len(c.poolOf) {
+		if p := &c.poolOf[pool]; p.view != nil && p.hash == s.pools.Get(uint32(pool)).hash {
+			return p.view
+		}
+	}
+	return c.see(s, pool)
+}
+
+// maxViews bounds the views that are kept: pools with the same view share it.
+const maxViews = 256
+
+// see makes the view of a pool.
+func (c *packScratch) see(s *State, pool uint16) *packView {
+	for int(pool) >= len(c.poolOf) {
+		c.poolOf = append(c.poolOf, poolSeen{})
+	}
+	if c.poolOf[pool].view != nil { // another pool had this number
+		clear(c.memo)
+	}
+	c.buf = c.buf[:0]
+	for i := range c.classes {
+		if i%64 == 0 {
+			c.buf = append(c.buf, 0)
+		}
+		if s.passesAny(s.shapes.Get(c.classes[i].shape.id()), uint32(pool)) {
+			c.buf[i/64] |= 1 << (i % 64)
+		}
+	}
+	at := slices.IndexFunc(c.views, func(v *packView) bool { return slices.Equal(v.passing, c.buf) })
+	if at < 0 {
+		if len(c.views) >= maxViews {
+			c.views = nil
+			clear(c.poolOf)
+		}
+		at = len(c.views)
+		c.views = append(c.views, c.makeView(s))
+	}
+	c.poolOf[pool] = poolSeen{s.pools.Get(uint32(pool)).hash, c.views[at]}
+	return c.views[at]
+}
+
+// makeView makes a view of the classes in buf.
+func (c *packScratch) makeView(s *State) *packView {
+	v := &packView{passing: slices.Clone(c.buf)}
+	passes := func(i int) bool { return v.passing[i/64]>>(i%64)&1 != 0 }
+	for i := range c.classes {
+		x := &c.classes[i]
+		if !passes(i) || x.need.count == 0 {
+			v.barred += x.weight
+			continue
+		}
+		v.add(x)
+	}
+	v.arrange()
+	for k := range packSequences {
+		for _, i := range c.draws[min(k*packDraws, len(c.draws)):min((k+1)*packDraws, len(c.draws))] {
+			if passes(int(i)) {
+				v.drawn(&c.classes[i].need)
+			}
+		}
+		v.ends = append(v.ends, uint32(len(v.draws)))
+	}
+	for j := range s.packing.Get().slots {
+		class := s.slotClasses.Get(j).class
+		i := slices.IndexFunc(c.classes, func(x frozenClass) bool { return x.class == class })
+		if i >= 0 && passes(i) {
+			v.slots |= 1 << j
+		}
+	}
+	return v
+}
+
+// drawn adds a draw.
+func (v *packView) drawn(n *packNeed) {
+	k := slices.Index(v.kinds, *n)
+	if k < 0 {
+		k = len(v.kinds)
+		v.kinds = append(v.kinds, *n)
+	}
+	v.draws = append(v.draws, uint16(k))
+}
+
+// add adds a class to its group.
+func (v *packView) add(x *frozenClass) {
+	i := slices.IndexFunc(v.groups, func(g packGroup) bool { return g.share == x.need.share && g.count == x.need.count })
+	if i < 0 {
+		i = len(v.groups)
+		v.groups = append(v.groups, packGroup{share: x.need.share, count: x.need.count})
+	}
+	v.groups[i].weight += x.weight
+	v.groups[i].classes++
+	at := uint32(0)
+	for _, g := range v.groups[:i+1] {
+		at += g.classes
+	}
+	v.needs = slices.Insert(v.needs, int(at-1), viewNeed{x.need.cpu, x.need.mem, x.weight})
+}
+
+// arrange sums up needs that are alike.
+func (v *packView) arrange() {
+	var out []viewNeed
+	at := uint32(0)
+	for i := range v.groups {
+		g := &v.groups[i]
+		first := len(out)
+		for _, n := range v.needs[at : at+g.classes] {
+			j := slices.IndexFunc(out[first:], func(o viewNeed) bool { return o.cpu == n.cpu && o.mem == n.mem })
+			if j < 0 {
+				out = append(out, n)
+				continue
+			}
+			out[first+j].weight += n.weight
+		}
+		at += g.classes
+		g.classes = uint32(len(out) - first)
+	}
+	v.needs = out
+}
+
+// value returns V of a state.
+func (c *packScratch) value(s *State, t *packState) int64 {
+	if t.used() {
+		return 0
+	}
+	k := t.key()
+	m := &c.memo[k.hash()%memoSize]
+	if !m.used || m.key != k {
+		*m = memoRec{k, c.view(s, t.pool).value(t), true}
+	}
+	return m.value
+}
