@@ -181,7 +181,14 @@ func policySetting(s string) (map[string]any, error) {
 		}
 		return map[string]any{name + "_ms": int64(d)}, nil
 	}
-	if v := jsontext.Value(text); v.IsValid() && v.Kind() != 'n' {
+	v := jsontext.Value(text)
+	isFlag := v.Kind() == 't' || v.Kind() == 'f'
+	switch kind := known[name].Kind(); {
+	case kind == '0' && (v.Kind() != '0' || !v.IsValid()):
+		return nil, usageError{fmt.Errorf("%s: the value must be a number", s)}
+	case (kind == 't' || kind == 'f') && (!isFlag || !v.IsValid()):
+		return nil, usageError{fmt.Errorf("%s: the value must be true or false", s)}
+	case v.IsValid() && v.Kind() != 'n':
 		return map[string]any{name: v}, nil
 	}
 	return map[string]any{name: text}, nil
