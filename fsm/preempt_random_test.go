@@ -146,7 +146,7 @@ func (w *walk) mustDisplace() {
 // dependencies, tenants, aging, the reservation. Machines that are restored and
 // forked on the way agree, and nobody waits who could take room.
 func TestPreemptionAmongAll(t *testing.T) {
-	seeds := uint64(24)
+	seeds := uint64(10)
 	if testing.Short() {
 		seeds = 6
 	}

@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	o := new(options)
 	f.StringVar(&o.openb, "openb", os.Getenv("GPUAI_OPENB"), "folder of the openb trace (default $GPUAI_OPENB; docs/simulator.md says where it is published)")
 	f.StringVar(&o.out, "out", "bin", "folder for the reports")
-	f.StringVar(&o.policies, "policy", strings.Join(simulate.PolicyNames(), ","), "policies, comma-separated")
+	f.StringVar(&o.policies, "policy", "", "policies, comma-separated, of "+strings.Join(simulate.PolicyNames(), ", ")+" (default the experiment's own)")
 	f.IntVar(&o.count, "count", 0, "jobs that arrive in a run, or placements; 0 is the experiment's own number")
 	f.Int64Var(&o.seed, "seed", 42, "seed of what is drawn")
 	f.BoolVar(&o.quiet, "quiet", false, "no progress on standard error")
@@ -123,6 +123,14 @@ func (x *experiment) progress(done, of int) {
 	}
 	x.told = time.Now()
 	fmt.Fprintf(os.Stderr, "%s: %d of %d\n", x.stage, done, of)
+}
+
+// parsePolicies reads those that were asked for, or else the experiment's own.
+func (x *experiment) parsePolicies(own string) ([]simulate.Policy, error) {
+	if x.o.policies != "" {
+		own = x.o.policies
+	}
+	return simulate.ParsePolicies(own)
 }
 
 // orElse returns the count that was asked for, or the experiment's own.

@@ -65,14 +65,14 @@ func (x *experiment) mixed() error {
 	if err != nil {
 		return err
 	}
-	ps, err := simulate.ParsePolicies(x.o.policies)
+	ps, err := x.parsePolicies("fifo,bestfit-keep,bestfit,efw")
 	if err != nil {
 		return err
 	}
 	c := simulate.Config{Nodes: nodes, Jobs: mixedJobs(x.o.seed), Seed: x.o.seed, Progress: x.progress}
 	c.TimedConfig = drawn(x.orElse(300_000), 0.95)
 	c.ClipMin, c.ClipMax = 0, 0
-	x.row(true, "policy", "class", "jobs", "wait mean", "p50", "p99", "max", "completion mean", "waiting at end", "decision p50", "p99")
+	x.row(true, "policy", "class", "jobs", "wait mean", "p50", "p99", "max", "completion mean", "waiting at end", "preempted", "GPU-hours lost", "decision p50", "p99")
 	var all []simulate.Report
 	for _, p := range ps {
 		x.stage = p.Name
@@ -87,10 +87,10 @@ func (x *experiment) mixed() error {
 				return fmt.Errorf("no job of class %s arrived: let more arrive with -count", k.class)
 			}
 			x.row(false, p.Name, k.class.String(), fmt.Sprint(s.Jobs), secs(s.WaitSeconds["mean"]), secs(s.WaitSeconds["p50"]), secs(s.WaitSeconds["p99"]), secs(s.WaitSeconds["max"]),
-				secs(s.CompletionSeconds["mean"]), fmt.Sprint(s.Waiting), micros(s.SubmitMicros["p50"]), micros(s.SubmitMicros["p99"]))
+				secs(s.CompletionSeconds["mean"]), fmt.Sprint(s.Waiting), fmt.Sprint(s.Preempted), fmt.Sprintf("%.1f", s.LostGPUHours), micros(s.SubmitMicros["p50"]), micros(s.SubmitMicros["p99"]))
 		}
-		fmt.Fprintf(x.out, "| %s | all | %d | %s | %s | %s | %s | %s | %d | allocation | %s |\n", p.Name, r.Measured, secs(r.WaitSeconds["mean"]), secs(r.WaitSeconds["p50"]),
-			secs(r.WaitSeconds["p99"]), secs(r.WaitSeconds["max"]), secs(r.CompletionSeconds["mean"]), r.Waiting, percent(r.Allocation))
+		fmt.Fprintf(x.out, "| %s | all | %d | %s | %s | %s | %s | %s | %d | %d | %.1f | allocation | %s |\n", p.Name, r.Measured, secs(r.WaitSeconds["mean"]), secs(r.WaitSeconds["p50"]),
+			secs(r.WaitSeconds["p99"]), secs(r.WaitSeconds["max"]), secs(r.CompletionSeconds["mean"]), r.Waiting, r.Preempted, r.LostGPUHours, percent(r.Allocation))
 		all = append(all, rs...)
 	}
 	return x.page("mixed", all)

@@ -73,3 +73,24 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 		}
 	}
 }
+
+// An elastic training is as fast as what was published for its devices, and
+// evenly between two that were.
+func TestElasticFollowsTheCurve(t *testing.T) {
+	f := curves[1].elastic(8)
+	one := simulate.TraceJob{GPUs: 1, GPUMilli: 1000, Run: 100, Class: gpuai.ClassTraining}
+	two := simulate.TraceJob{GPUs: 2, GPUMilli: 1000, Run: 100, Class: gpuai.ClassTraining}
+	f(&two)
+	f(&one)
+	if one.Tasks != 8 || one.Least != 1 || two.Tasks != 4 || two.Least != 1 {
+		t.Fatalf("%+v, %+v", one, two)
+	}
+	for n, want := range map[int]float64{1: 1, 2: 253.0 / 144, 3: (253.0 + 457) / 2 / 144, 4: 457.0 / 144, 6: (457.0 + 690) / 2 / 144, 8: 690.0 / 144} {
+		if got := one.Speed(n); math.Abs(got-want) > 1e-9 {
+			t.Errorf("with %d tasks it is %v times as fast, want %v", n, got, want)
+		}
+	}
+	if got, want := two.Speed(4), 690.0/253; math.Abs(got-want) > 1e-9 {
+		t.Errorf("two devices times four: %v, want %v", got, want)
+	}
+}

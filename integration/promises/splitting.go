@@ -1,8 +1,8 @@
 package main
 
 import (
+	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/internal/simulate"
@@ -45,6 +45,39 @@ func (c *curve) split(k int) func(*simulate.TraceJob) {
 	}
 }
 
+// elastic makes a training job an elastic gang of one to at most k times its
+// devices, which is as fast as the devices that it has at the time.
+func (c *curve) elastic(k int) func(*simulate.TraceJob) {
+	return func(j *simulate.TraceJob) {
+		if j.Class != gpuai.ClassTraining {
+			return
+		}
+		for n := k; n > 1; n /= 2 {
+			if _, ok := c.speedUp(j.GPUs, n); ok {
+				gpus := j.GPUs
+				j.Tasks, j.Least = n, 1
+				j.Speed = func(tasks int) float64 { return c.between(gpus, tasks) }
+				return
+			}
+		}
+	}
+}
+
+// between is speedUp for any number of tasks: evenly between two that were
+// published.
+func (c *curve) between(gpus, n int) float64 {
+	lo := 1
+	for 2*lo <= n {
+		lo *= 2
+	}
+	a, _ := c.speedUp(gpus, lo)
+	b, ok := c.speedUp(gpus, 2*lo)
+	if n == lo || !ok {
+		return a
+	}
+	return a + (b-a)*float64(n-lo)/float64(lo)
+}
+
 // markTraining gives jobs on whole devices the class training, and all others
 // the class batch.
 func markTraining(jobs []simulate.TraceJob) {
@@ -78,13 +111,12 @@ func (x *experiment) splitTrace() error {
 		return err
 	}
 	markTraining(c.Jobs)
-	policy := "bestfit"
-	if !strings.Contains(x.o.policies, ",") {
-		policy = x.o.policies
-	}
-	ps, err := simulate.ParsePolicies(policy)
+	ps, err := x.parsePolicies("bestfit-keep") // what splitting gains, and not what a priority gains
 	if err != nil {
 		return err
+	}
+	if len(ps) != 1 {
+		return errors.New("splitting is measured under one policy: name one with -policy")
 	}
 	x.row(true, "load as it was", "speed-up of", "gang", "offered", "allocation", "training: completion mean", "change", "p50", "change", "p99", "wait mean", "others: wait mean")
 	for _, load := range []float64{0.5, 0.7, 0.85, 0.95} {
@@ -106,6 +138,13 @@ func (x *experiment) splitTrace() error {
 				}
 				x.splitRow(load, k, curves[i].name, base, &rs[0])
 			}
+			c.Alter = curves[i].elastic(8)
+			x.stage = fmt.Sprintf("load %v, %s, elastic gangs", load, curves[i].name)
+			rs, err := simulate.Run(x.ctx, "time", c, ps)
+			if err != nil {
+				return err
+			}
+			x.splitRow(load, 0, curves[i].name, base, &rs[0])
 		}
 	}
 	return nil
@@ -113,7 +152,10 @@ func (x *experiment) splitTrace() error {
 
 func (x *experiment) splitRow(load float64, k int, name string, base map[string]float64, r *simulate.Report) {
 	t, gang := r.Classes["training"], fmt.Sprint(k)
-	if k == 1 {
+	switch k {
+	case 0:
+		gang = "1 to 8, elastic"
+	case 1:
 		name, gang = "–", "1 (as it was)"
 	}
 	change := func(q string) string {

@@ -24,7 +24,7 @@ func (x *experiment) utilisation() error {
 	if err != nil {
 		return err
 	}
-	ps, err := simulate.ParsePolicies(x.o.policies)
+	ps, err := x.parsePolicies("fifo,bestfit,efw,efw-learnt,fgd")
 	if err != nil {
 		return err
 	}

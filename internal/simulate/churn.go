@@ -56,7 +56,7 @@ func Churn(ctx context.Context, c Config) (Report, error) {
 		return Report{}, err
 	}
 	p := &churn{world: newWorld(c.Policy), running: map[gpuai.Token]running{}}
-	p.keep = c.Audit
+	p.keep, c.Policy.keeps = c.Audit, true // what is placed stays
 	nodes := sortedNodes(c.Nodes)
 	r := rand.New(rand.NewSource(c.Seed))
 	if err := p.setPolicy(&c); err != nil {
@@ -173,7 +173,7 @@ func (p *churn) arrive(j *TraceJob, lasts gpuai.Duration) (leased bool, err erro
 	}
 	for i := range p.out.Events {
 		if e := &p.out.Events[i]; e.Kind == gpuai.LeaseGrantedEvent {
-			heap.Push(&p.ends, ending{p.now.Add(lasts), e.Lease, e.Node, e.Incarnation})
+			heap.Push(&p.ends, ending{at: p.now.Add(lasts), lease: e.Lease, node: e.Node, inc: e.Incarnation})
 			p.running[e.Lease] = running{id, j.Milli()}
 			p.milli += j.Milli()
 		}

@@ -56,7 +56,7 @@ var allocPoints = []int{95, 100, 130}
 func Fill(ctx context.Context, c Config) (Report, error) {
 	a := NewArrivals(c.Nodes, c.Jobs, c.Inflate, c.Seed)
 	w := newWorld(c.Policy)
-	w.keep = c.Audit
+	w.keep, c.Policy.keeps = c.Audit, true // what is placed stays
 	nodes := sortedNodes(c.Nodes)
 	if err := w.setPolicy(&c); err != nil {
 		return Report{}, err

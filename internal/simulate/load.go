@@ -48,6 +48,11 @@ type arrival struct {
 	ended    bool
 	end      gpuai.Instant
 	took     float64 // µs in the machine for its submit
+	elastic  *elastic
+	// preempted counts its tasks that had to make room; lost is the device time,
+	// in milli-GPU × ms, of what had to be done again.
+	preempted int
+	lost      float64
 }
 
 // load makes the arrivals of a run, the first at 0, and the window that is

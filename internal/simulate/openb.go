@@ -34,11 +34,15 @@ type TraceJob struct {
 	GPUs     int   // of each task
 	GPUMilli int64 // of each device; below 1000 only with one
 	Tasks    int   // above 1: a gang of so many
-	Class    gpuai.Class
-	Spec     string // models joined by '|'; "" for any
-	Timed    bool   // the row has times: Arrive and Run mean something
-	Arrive   gpuai.Instant
-	Run      gpuai.Duration
+	// Least makes the gang an elastic one of at least so many tasks; 0 does not.
+	// Speed is how fast it is then with n tasks, where Run is its time at 1.
+	Least  int
+	Speed  func(tasks int) float64
+	Class  gpuai.Class
+	Spec   string // models joined by '|'; "" for any
+	Timed  bool   // the row has times: Arrive and Run mean something
+	Arrive gpuai.Instant
+	Run    gpuai.Duration
 	// Whole is the job as it was submitted to a region, and Runs how long each
 	// of its tasks ran, group by group; nil in all other traces.
 	Whole *gpuai.JobSpec
@@ -76,7 +80,10 @@ func (j *TraceJob) milliOf(group uint16) int64 {
 
 // work is the device time that the job needs, in milli-GPU × ms.
 func (j *TraceJob) work() float64 {
-	if j.Whole == nil {
+	switch {
+	case j.Least > 0: // at its least; with more tasks it needs as much as its speed costs
+		return float64(j.Least) * float64(j.milliOf(0)) * float64(j.Run) / j.Speed(j.Least)
+	case j.Whole == nil:
 		return float64(j.Milli()) * float64(j.Run)
 	}
 	var sum float64

@@ -10,17 +10,20 @@ import (
 	"github.com/gpuai/gpuai/fsm"
 )
 
-// setPacking gives the machine a packing policy, and the demand to expect: that
-// of jobs, or of nothing, which is learnt from what arrives then. Best fit
+// setRules gives the machine the settings of a policy, and the demand to expect:
+// that of jobs, or of nothing, which is learnt from what arrives then. Best fit
 // expects nothing.
-func (w *world) setPacking(p gpuai.Packing, jobs []TraceJob) error {
-	if p == gpuai.PackingBestFit {
+func (w *world) setRules(p Policy, jobs []TraceJob) error {
+	set := w.m.Policy()
+	set.Packing = p.packing
+	if p.keeps {
+		set.PreemptionGap = 0
+	}
+	if set == w.m.Policy() {
 		return nil
 	}
-	set := w.m.Policy()
-	set.Packing = p
 	cmds := []fsm.Command{&fsm.SetPolicy{Policy: set}}
-	if len(jobs) > 0 {
+	if len(jobs) > 0 && p.packing != gpuai.PackingBestFit {
 		cmds = append(cmds, &fsm.SetDemand{Demand: demandOf(jobs), Fixed: true})
 	}
 	for _, c := range cmds {
@@ -29,7 +32,7 @@ func (w *world) setPacking(p gpuai.Packing, jobs []TraceJob) error {
 			return err
 		}
 		if res.Code != gpuai.OK {
-			return fmt.Errorf("packing policy %s: %s: %s", p, res.Code, res.Detail)
+			return fmt.Errorf("policy %s: %s: %s", p.Name, res.Code, res.Detail)
 		}
 	}
 	return nil

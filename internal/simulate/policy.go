@@ -21,12 +21,15 @@ type Policy struct {
 	// strict hands a job to the machine only once the one before it has
 	// started, so that none passes another, and places by first fit.
 	strict bool
+	// keeps says that nobody has to make room for another.
+	keeps bool
 }
 
 // policies are all that there are, in the order in which they are listed.
 var policies = []Policy{
-	{Name: "fifo", About: "strict order of arrival, the first node that fits; none passes another", strict: true},
+	{Name: "fifo", About: "strict order of arrival, the first node that fits; none passes another", strict: true, keeps: true},
 	{Name: "bestfit", About: "the tightest place; what fits passes what does not"},
+	{Name: "bestfit-keep", About: "the same, and nobody makes room for a higher priority", keeps: true},
 	{Name: "fgd", About: "fragmentation gradient descent, a reference", packing: gpuai.PackingFGD},
 	{Name: "efw", About: "by what a placement leaves to the demand of the trace", packing: gpuai.PackingEFW},
 	{Name: "efw-learnt", About: "the same, with the demand learnt from what arrives", packing: gpuai.PackingEFW, learn: true},
@@ -79,5 +82,5 @@ func (w *world) setPolicy(c *Config) error {
 	if c.Policy.learn {
 		demand = nil
 	}
-	return w.setPacking(c.Policy.packing, demand)
+	return w.setRules(c.Policy, demand)
 }

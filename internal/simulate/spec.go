@@ -23,6 +23,7 @@ func spec(j *TraceJob) *gpuai.JobSpec {
 	}}}
 	if j.Tasks > 1 {
 		s.Groups[0].Count, s.Groups[0].Gang = uint32(j.Tasks), true
+		s.Groups[0].MinCount = uint32(j.Least)
 	}
 	g := &s.Groups[0].Resources.GPU
 	if j.GPUs == 1 && j.GPUMilli < 1000 {

@@ -3,15 +3,32 @@ package simulate
 import (
 	"container/heap"
 	"context"
+	"slices"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 )
 
-// An ending is the end of a running task.
+// An ending is when a task ends, or is stopped that has to make room, or when
+// an elastic job is done.
 type ending struct {
-	at    gpuai.Instant
-	lease gpuai.Token
+	at      gpuai.Instant
+	lease   gpuai.Token // 0: of an elastic job
+	node    gpuai.NodeID
+	inc     gpuai.Incarnation
+	stopped bool
+	job     *elastic
+	plan    int // of the job: another one has taken its place when it differs
+}
+
+// stopTime is how long a task that has to make room takes to stop.
+const stopTime = gpuai.Second
+
+// A run is a task that holds a lease.
+type run struct {
+	a     *arrival
+	milli int64
+	since gpuai.Instant
 	node  gpuai.NodeID
 	inc   gpuai.Incarnation
 }
@@ -39,6 +56,7 @@ type replay struct {
 	*world
 	meter
 	jobs    map[gpuai.JobID]*arrival
+	runs    map[gpuai.Token]run
 	ends    endings
 	placed  int // leases
 	decided int // submits and ends
@@ -57,7 +75,7 @@ func Timed(ctx context.Context, c Config) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	p := &replay{world: newWorld(c.Policy), jobs: map[gpuai.JobID]*arrival{}, strict: c.Policy.strict}
+	p := &replay{world: newWorld(c.Policy), jobs: map[gpuai.JobID]*arrival{}, runs: map[gpuai.Token]run{}, strict: c.Policy.strict}
 	nodes := sortedNodes(c.Nodes)
 	if err := p.setPolicy(&c); err != nil {
 		return Report{}, err
@@ -112,10 +130,7 @@ func (p *replay) runUntil(at gpuai.Instant) error {
 			}
 		case ends:
 			e := heap.Pop(&p.ends).(ending)
-			p.advance(e.at)
-			p.decided++
-			rep := gpuai.Report{Lease: e.lease, Seq: 1, Incarnation: e.inc, State: gpuai.ReportDone}
-			if err := p.does(&fsm.ReportLease{Node: e.node, Report: rep}); err != nil {
+			if err := p.end(&e); err != nil {
 				return err
 			}
 		default:
@@ -123,6 +138,33 @@ func (p *replay) runUntil(at gpuai.Instant) error {
 			return nil
 		}
 	}
+}
+
+// end lets a task end, or an elastic job, unless it has been stopped meanwhile.
+func (p *replay) end(e *ending) error {
+	leases := []gpuai.Token{e.lease}
+	if e.job != nil {
+		if e.plan != e.job.plan {
+			return nil
+		}
+		leases = slices.Clone(e.job.leases)
+	}
+	for _, l := range leases {
+		x, ok := p.runs[l]
+		if !ok {
+			continue
+		}
+		p.advance(e.at)
+		p.decided++
+		rep := gpuai.Report{Lease: l, Seq: 1, Incarnation: x.inc, State: gpuai.ReportDone}
+		if e.stopped {
+			rep.State = gpuai.ReportStopped
+		}
+		if err := p.does(&fsm.ReportLease{Node: x.node, Report: rep}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // does applies a command and takes note of what it did.
@@ -176,8 +218,10 @@ func (p *replay) settle() error {
 		switch e.Kind {
 		case gpuai.LeaseGrantedEvent:
 			p.granted(a, e)
+		case gpuai.LeaseRevokingEvent:
+			heap.Push(&p.ends, ending{at: p.now.Add(stopTime), lease: e.Lease, stopped: true})
 		case gpuai.LeaseEndedEvent:
-			p.milli -= a.job.milliOf(e.Group)
+			p.left(e)
 		case gpuai.JobEnded:
 			ended = append(ended, e.Job)
 			a.ended, a.end = true, p.now
@@ -198,8 +242,14 @@ func (p *replay) settle() error {
 // granted begins a task.
 func (p *replay) granted(a *arrival, e *gpuai.Event) {
 	p.placed++
-	p.milli += a.job.milliOf(e.Group)
-	heap.Push(&p.ends, ending{p.now.Add(a.job.runOf(e.Group, e.Task)), e.Lease, e.Node, e.Incarnation})
+	x := run{a: a, milli: a.job.milliOf(e.Group), since: p.now, node: e.Node, inc: e.Incarnation}
+	p.milli += x.milli
+	p.runs[e.Lease] = x
+	if a.job.Speed != nil {
+		p.resize(a, e.Lease, true)
+	} else {
+		heap.Push(&p.ends, ending{at: p.now.Add(a.job.runOf(e.Group, e.Task)), lease: e.Lease})
+	}
 	if a.started {
 		return
 	}
@@ -207,5 +257,22 @@ func (p *replay) granted(a *arrival, e *gpuai.Event) {
 	p.waits(a, -1)
 	if a == p.head {
 		p.head = nil
+	}
+}
+
+// left ends a task. What it did is lost unless it was done: it runs anew when it
+// gets another lease, for nothing here says that it saved its work.
+func (p *replay) left(e *gpuai.Event) {
+	x := p.runs[e.Lease]
+	delete(p.runs, e.Lease)
+	p.milli -= x.milli
+	if e.Cause == gpuai.CausePreempted {
+		x.a.preempted++
+	}
+	switch {
+	case x.a.job.Speed != nil:
+		p.resize(x.a, e.Lease, false)
+	case e.Cause != gpuai.CauseDone:
+		x.a.lost += float64(x.milli) * float64(p.now-x.since)
 	}
 }

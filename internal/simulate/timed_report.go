@@ -26,6 +26,9 @@ type TimedReport struct {
 	Waiting   int     `json:"waiting_at_end"`
 	QueueMean float64 `json:"queue_jobs_mean"`
 	QueueMax  int     `json:"queue_jobs_max"`
+	// Preempted and LostGPUHours are as in ClassStats.
+	Preempted    int     `json:"preempted_tasks"`
+	LostGPUHours float64 `json:"lost_gpu_hours"`
 	// CompletionSeconds is of the measured jobs that ended: from the arrival
 	// to the end.
 	CompletionSeconds map[string]float64 `json:"completion_s,omitempty"`
@@ -45,17 +48,24 @@ type ClassStats struct {
 	WaitSeconds       map[string]float64 `json:"wait_s"`
 	CompletionSeconds map[string]float64 `json:"completion_s,omitempty"`
 	SubmitMicros      map[string]float64 `json:"submit_us,omitempty"`
+	// Preempted is how many of their tasks had to make room for jobs of higher
+	// priority, and LostGPUHours what they had done by then, to be done again.
+	Preempted    int     `json:"preempted_tasks"`
+	LostGPUHours float64 `json:"lost_gpu_hours"`
 }
 
 // samples are what is known of some jobs.
 type samples struct {
 	wait, completion, decision []float64
-	jobs, waiting              int
+	jobs, waiting, preempted   int
+	lost                       float64
 }
 
 // add counts a job, at the end of a run.
 func (s *samples) add(a *arrival, now gpuai.Instant) {
 	s.jobs++
+	s.preempted += a.preempted
+	s.lost += a.lost
 	switch {
 	case a.started:
 		s.wait = append(s.wait, float64(a.start-a.at)/1000)
@@ -75,6 +85,7 @@ func (s *samples) stats() ClassStats {
 	return ClassStats{
 		Jobs: s.jobs, Waiting: s.waiting, WaitSeconds: summary(s.wait),
 		CompletionSeconds: summary(s.completion), SubmitMicros: summary(s.decision),
+		Preempted: s.preempted, LostGPUHours: s.lost / 1000 / float64(gpuai.Hour),
 	}
 }
 
@@ -106,6 +117,7 @@ func (p *replay) report(c *Config, nodes []TraceNode, as []arrival) Report {
 			Arrivals: c.Arrivals, ClipMin: c.ClipMin, ClipMax: c.ClipMax, WarmUp: c.WarmUp,
 			WindowFrom: float64(p.window[0]) / 1000, WindowTo: float64(p.window[1]) / 1000,
 			Measured: stats.Jobs, Waiting: stats.Waiting, QueueMax: p.queueMax,
+			Preempted: stats.Preempted, LostGPUHours: stats.LostGPUHours,
 			CompletionSeconds: stats.CompletionSeconds, SubmitMicros: stats.SubmitMicros,
 			WaitCDF: cdf(all.wait, cdfSteps), Series: p.series,
 		},
