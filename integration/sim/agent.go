@@ -496,7 +496,7 @@ func (x *worker) push() {
 
 func (x *worker) stop(act decide.Stop) {
 	if wd := x.a.h.wd; wd != nil && x.started {
-		wd.stop(x.assign.Lease.ID, int64(act.Grace)*ms)
+		wd.stop(x.assign.Lease.ID, int64(act.Grace+act.Save.Grace)*ms) // the task saves its work, as long as it may
 	}
 }
 

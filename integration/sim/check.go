@@ -156,6 +156,7 @@ func (c *checker) applied(s *server, out *fsm.Output) {
 	c.seen = out.Index
 	for i := range out.Events {
 		c.event(&out.Events[i])
+		c.preempted(s, &out.Events[i])
 	}
 }
 
@@ -199,6 +200,20 @@ func (c *checker) event(e *gpuai.Event) {
 		c.w.tracef("index %d: node %s registers as incarnation %s", e.Index, e.Node, e.Incarnation)
 	case gpuai.TaskRequeued, gpuai.JobEnded:
 		c.w.tracef("index %d: %s %s %s", e.Index, e.Kind, taskName(task), e.JobStatus)
+	}
+}
+
+// preempted looks whether who has to make room is of lower priority than whom it
+// makes room for.
+func (c *checker) preempted(s *server, e *gpuai.Event) {
+	if e.Kind != gpuai.LeaseRevokingEvent || e.Cause != gpuai.CausePreempted {
+		return
+	}
+	c.w.count(taskPreempted)
+	victim, _ := s.m.Job(e.Job, false)
+	by, known := s.m.Job(e.By, false)
+	if !known || by.Priority <= victim.Priority {
+		c.fail("preemption", fmt.Sprintf("index %d: token %s of job %s of priority %d makes room for job %s of priority %d", e.Index, e.Lease, e.Job, victim.Priority, e.By, by.Priority))
 	}
 }
 

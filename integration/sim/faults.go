@@ -33,6 +33,7 @@ const (
 	backupRestored
 	expiry
 	breakerTripped
+	taskPreempted
 	numFaults
 )
 
@@ -40,7 +41,7 @@ var faultNames = [numFaults]string{
 	"server crash", "server pause", "partition", "one-way cut", "host cut off", "agent crash",
 	"agent pause", "host suspend", "host power loss", "watchdog death", "identity clone", "device sick",
 	"node drained", "answer lost", "snapshot taken", "snapshot installed", "unkillable task", "backup restored",
-	"expiry", "breaker tripped",
+	"expiry", "breaker tripped", "task preempted",
 }
 
 func (w *world) count(f fault) { w.faults[f]++ }
@@ -72,6 +73,7 @@ type profile struct {
 	every [numFaults]int64
 	cut   [2]int64 // how long a cut, a pause or a death lasts
 
+	preempts     bool  // jobs take room from one another
 	backups      int   // that are saved and put back
 	restoreAfter int64 // how long after they were saved at most
 }
@@ -120,6 +122,7 @@ func (w *world) draw(nodes int) profile {
 	if w.chance(0.7) {
 		p.every[identityClone] = 0
 	}
+	p.preempts = w.chance(0.5)
 	if w.chance(0.1) {
 		p.backups, p.restoreAfter = 1+w.rnd.IntN(2), w.between(2, 30)*sec
 	}

@@ -17,6 +17,7 @@ type users struct {
 	keys    int
 	pending int // calls that have no final answer yet
 	running []gpuai.JobID
+	raised  bool // the region has the newest feature level, and keeps it
 }
 
 // begin spreads the submits over the time of the faults.
@@ -100,7 +101,26 @@ func (u *users) raise() {
 	u.pending++
 	u.call(func() []byte {
 		return (&fsm.SetFeatureLevel{Level: fsm.MaxLevel}).Append(nil, fsm.Envelope{})
-	}, func(applied, bool) {})
+	}, func(a applied, again bool) {
+		if again || a.res.Code != gpuai.OK {
+			return
+		}
+		// A region that is put back from a backup may have the old level again.
+		u.raised = u.w.prof.backups == 0
+		if u.w.prof.preempts {
+			u.displace()
+		}
+	})
+}
+
+// displace has the region's jobs take room from one another.
+func (u *users) displace() {
+	p := u.w.prof.policy
+	p.PreemptionGap = uint32([]int{1, 10, 30}[u.w.rnd.IntN(3)])
+	p.PreemptionProtect = gpuai.Duration(u.w.between(0, 10_000))
+	p.CheckpointMax = gpuai.Duration(u.w.between(0, 10_000))
+	u.pending++
+	u.call(func() []byte { return (&fsm.SetPolicy{Policy: p}).Append(nil, fsm.Envelope{Actor: "operator"}) }, func(applied, bool) {})
 }
 
 // policy has the region take the profile's policy.
@@ -223,6 +243,15 @@ func (u *users) spec() *gpuai.JobSpec {
 	}
 	if w.chance(0.2) {
 		s.Priority = gpuai.Priority(w.between(1, 100))
+	}
+	if w.prof.preempts && w.chance(0.5) {
+		s.Priority = gpuai.Priority(w.between(1, 100))
+	}
+	if u.raised && w.chance(0.3) {
+		if g.Gang {
+			g.MinCount = uint32(w.between(1, int64(g.Count)))
+		}
+		g.Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: gpuai.Duration(w.between(100, 8_000))}
 	}
 	s.Groups = []gpuai.Group{g}
 	s.Defaults()
