@@ -56,7 +56,7 @@ func (m *Machine) checkRoom(node uint32) (holds uint32, err error) {
 	}
 	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
 		r := m.holds.Get(h.slot())
-		if n := m.nodes.Get(node); r.node != node || n.reserved > 0 || !n.open() && n.live < MaxNodeLeases {
+		if n := m.nodes.Get(node); r.node != node || !n.open() && n.live < MaxNodeLeases {
 			return 0, fmt.Errorf("room is kept on it, for node %d", r.node)
 		}
 		room.Add(r.devices, r.share, int64(r.cpu), r.memory)
@@ -87,11 +87,15 @@ func (m *Machine) checkSafe() error {
 		}
 	}
 	for p := range m.unripe.Len() {
+		if m.ripening.Has(p) != (m.unripe.Get(p).first != 0) {
+			return fmt.Errorf("queue %d of leases that are safe is empty, or not, and marked otherwise", p)
+		}
 		last := gpuai.Token(0)
 		for at := m.unripe.Get(p).first; at != 0; at = m.leases.Get(at.slot()).newer {
 			l := m.leases.Get(at.slot())
-			if safe--; l.token <= last || l.state >= gpuai.LeaseRevoking {
-				return fmt.Errorf("lease %d is out of order among those of priority %d that are safe", l.token, p)
+			j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
+			if safe--; l.token <= last || l.state >= gpuai.LeaseRevoking || m.unripeOf(at.slot(), j.priority) != p {
+				return fmt.Errorf("lease %d is out of order among those of queue %d that are safe", l.token, p)
 			}
 			last = l.token
 		}

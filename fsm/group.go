@@ -158,7 +158,11 @@ type taskRec struct {
 	exit    int32
 	used    uint16 // attempts
 	status  gpuai.TaskStatus
+	moved   uint8 // how often it made room for another; up to maxMoved
 }
+
+// taskTail is set in a task's status when what follows is not zero.
+const taskTail = 1 << 7
 
 func (r *taskRec) put(b []byte) []byte {
 	b = r.group.put(b)
@@ -169,7 +173,10 @@ func (r *taskRec) put(b []byte) []byte {
 	b = put64(b, int64(r.retryAt))
 	b = le.AppendUint32(b, uint32(r.exit))
 	b = le.AppendUint16(b, r.used)
-	return append(b, uint8(r.status))
+	if r.moved == 0 {
+		return append(b, uint8(r.status))
+	}
+	return append(b, uint8(r.status)|taskTail, r.moved)
 }
 
 func (r *taskRec) get(rd *wire.Reader) {
@@ -181,7 +188,10 @@ func (r *taskRec) get(rd *wire.Reader) {
 	r.retryAt = gpuai.Instant(rd.I64())
 	r.exit = int32(rd.U32())
 	r.used = rd.U16()
-	r.status = gpuai.TaskStatus(rd.U8())
+	status := rd.U8()
+	if r.status = gpuai.TaskStatus(status &^ taskTail); status&taskTail != 0 {
+		r.moved = rd.U8()
+	}
 }
 
 // setTask moves a task to another state and keeps the counts.

@@ -61,7 +61,8 @@ type Machine struct {
 	vacated     *mem.Bitmap           // nodes with holds that may have become vacant
 	starving    *mem.Bitmap           // buckets
 	starvedAt   *mem.Table[uint32]    // how many, by priority
-	unripe      *mem.Table[unripeRec] // by priority
+	unripe      *mem.Table[unripeRec] // by unripeOf
+	ripening    *mem.Bitmap           // those that are not empty
 
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
@@ -130,14 +131,14 @@ func New(o Options) *Machine {
 		holds:   mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
-		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7),
+		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
 		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
 	m.timers.place = m.timerPlace
 	m.starvedAt.Grow(uint32(gpuai.MaxPriority) + 1)
-	m.unripe.Grow(uint32(gpuai.MaxPriority) + 1)
+	m.unripe.Grow(unripeUpTo(gpuai.MaxPriority))
 	s.Commit()
 	return m
 }
@@ -169,7 +170,7 @@ func (m *Machine) Fork() *Machine {
 		holds:   m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
-		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s),
+		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
 		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), reserved: m.reserved.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}

@@ -14,8 +14,9 @@ import (
 // other does. Since a gap is never 0 for two that may displace one another, it
 // never takes the room back from the one that took it.
 
-// unripeRec is a queue of the leases of one priority that are still safe, in
-// the order in which they were granted.
+// unripeRec is a queue of the leases that are still safe, of one priority and of
+// tasks that made room as often, in the order in which they were granted: each
+// is safe for as long.
 type unripeRec struct{ first, last ref }
 
 // A victim is a lease that may have to go.
@@ -134,7 +135,9 @@ func (m *Machine) protect(slot, job uint32) {
 	if !j.preemptible {
 		return
 	}
-	q := m.unripe.Mut(uint32(j.priority))
+	at := m.unripeOf(slot, j.priority)
+	m.ripening.Set(at)
+	q := m.unripe.Mut(at)
 	l := m.leases.Mut(slot)
 	if l.older = q.last; q.last != 0 {
 		m.leases.Mut(q.last.slot()).newer = refTo(slot)
@@ -148,10 +151,11 @@ func (m *Machine) protect(slot, job uint32) {
 func (m *Machine) unprotect(slot uint32) {
 	l := m.leases.Mut(slot)
 	j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
-	if q := m.unripe.Get(uint32(j.priority)); l.older == 0 && l.newer == 0 && q.first != refTo(slot) {
+	at := m.unripeOf(slot, j.priority)
+	if q := m.unripe.Get(at); l.older == 0 && l.newer == 0 && q.first != refTo(slot) {
 		return
 	}
-	q := m.unripe.Mut(uint32(j.priority))
+	q := m.unripe.Mut(at)
 	if l.older != 0 {
 		m.leases.Mut(l.older.slot()).newer = l.newer
 	} else {
@@ -162,15 +166,18 @@ func (m *Machine) unprotect(slot uint32) {
 	} else {
 		q.last = l.older
 	}
+	if q.first == 0 {
+		m.ripening.Clear(at)
+	}
 	l.older, l.newer = 0, 0
 }
 
 // ripen lists the room of leases up to a priority that are no longer safe. It
 // reports whether there were any, and whether the budget sufficed.
 func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
-	for p := gpuai.Priority(1); p <= most; p++ {
+	for at, ok := m.ripening.Next(0); ok && at < unripeUpTo(most); at, ok = m.ripening.Next(at + 1) {
 		for {
-			first := m.unripe.Get(uint32(p)).first
+			first := m.unripe.Get(at).first
 			if first == 0 || m.ripeAt(first.slot()) > m.now.time {
 				break
 			}
@@ -186,10 +193,24 @@ func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
 	return any, true
 }
 
-// ripeAt is when a lease is no longer safe.
+// ripeAt is when a lease is no longer safe: twice as long from its grant on for
+// each time that its task has made room already. So what is displaced again and
+// again, and loses its work each time, comes to an end.
 func (m *Machine) ripeAt(slot uint32) gpuai.Instant {
-	return m.leases.Get(slot).granted.Add(m.policy.Get().PreemptionProtect)
+	l := m.leases.Get(slot)
+	return l.granted.Add(m.policy.Get().PreemptionProtect << m.tasks.Get(l.task.slot()).moved)
 }
+
+// maxMoved bounds how often a task's time of safety doubles.
+const maxMoved = 7
+
+// unripeOf returns the number of the queue in which a lease is while it is safe.
+func (m *Machine) unripeOf(lease uint32, p gpuai.Priority) uint32 {
+	return uint32(p)*(maxMoved+1) + uint32(m.tasks.Get(m.leases.Get(lease).task.slot()).moved)
+}
+
+// unripeUpTo is one more than the number of the last queue of a priority.
+func unripeUpTo(p gpuai.Priority) uint32 { return (uint32(p) + 1) * (maxMoved + 1) }
 
 // ripenDue looks at those again who wait for room that may be taken by now.
 func (m *Machine) ripenDue() {
@@ -216,10 +237,12 @@ func (m *Machine) hungriest() gpuai.Priority {
 // It is a whole second, so that one Tick serves many.
 func (m *Machine) ripensAt() gpuai.Instant {
 	at := gpuai.MaxInstant
-	for p := m.displaceable(m.hungriest()); p > 0; p-- {
-		if first := m.unripe.Get(uint32(p)).first; first != 0 {
-			at = min(at, m.ripeAt(first.slot()))
-		}
+	most := m.displaceable(m.hungriest())
+	if most == 0 {
+		return at
+	}
+	for q, ok := m.ripening.Next(0); ok && q < unripeUpTo(most); q, ok = m.ripening.Next(q + 1) {
+		at = min(at, m.ripeAt(m.unripe.Get(q).first.slot()))
 	}
 	if at < gpuai.MaxInstant-gpuai.Instant(gpuai.Second) {
 		at = (at + gpuai.Instant(gpuai.Second) - 1) / gpuai.Instant(gpuai.Second) * gpuai.Instant(gpuai.Second)
@@ -346,8 +369,7 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 
 // displaceGroup makes room for all tasks of a group that have none; ok says
 // whether it could, for a gang for all or for none. Nodes that are reserved list
-// nobody who may have to go, so the reservation ends when it is for the group,
-// or hides room from one of higher priority.
+// nobody who may have to go, so the reservation ends when it is for the group.
 func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final bool) {
 	m.now.group = refTo(group)
 	if m.held(group) >= m.wants(group) {
@@ -361,12 +383,7 @@ func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final b
 		})
 		return ok, final
 	}
-	ok, final = m.displaceTasks(group, limit)
-	if !ok && final && m.reservedHides(group, limit) {
-		m.unreserve()
-		return m.displaceTasks(group, limit)
-	}
-	return ok, final
+	return m.displaceTasks(group, limit)
 }
 
 func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final bool) {
@@ -377,7 +394,7 @@ func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final b
 		if m.now.work <= 0 {
 			return false, false
 		}
-		if !m.displaceOne(group, limit) {
+		if !m.displaceOne(group, limit) && !m.displaceOnReserved(group, limit) {
 			return false, true
 		}
 	}
@@ -397,16 +414,16 @@ func (m *Machine) attempt(f func() bool) bool {
 	return false
 }
 
-// reservedHides reports whether a task finds nothing to take only because the
-// nodes are reserved for a job of lower priority.
-func (m *Machine) reservedHides(group uint32, limit scheduler.Band) bool {
+// displaceOnReserved makes room for one task on a node that is reserved for a job
+// of lower priority, where FindReclaim does not look. The reservation stays: to
+// begin it anew with each such task would keep its job waiting for ever.
+func (m *Machine) displaceOnReserved(group uint32, limit scheduler.Band) bool {
 	v := m.meta.Get().reserve
 	if v.group == 0 || m.priorityOf(group) <= m.priorityOf(v.group.slot()) {
 		return false
 	}
 	for n, ok := m.reserved.Next(0); ok; n, ok = m.reserved.Next(n + 1) {
-		m.listVictims(n, limit)
-		if _, fits := m.sched.Displace(m.groups.Get(group).shape, n, m.holdings, m.gone); fits {
+		if m.displaceOn(group, n, limit) {
 			return true
 		}
 	}
@@ -434,16 +451,18 @@ func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
 // displaceOne makes room for one task of a group: it finds the node, decides who
 // goes, tells them, and keeps the room.
 func (m *Machine) displaceOne(group uint32, limit scheduler.Band) bool {
+	before := m.sched.Work()
+	node, ok := m.sched.FindReclaim(m.groups.Get(group).shape, limit)
+	m.now.work -= int64(m.sched.Work()-before) + workLook
+	return ok && m.displaceOn(group, node, limit)
+}
+
+// displaceOn makes room for one task of a group on a node, if it can.
+func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
 	if m.holdSlots.Len() >= MaxHolds || m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs {
 		return false // it could not be placed there
 	}
 	shape := m.groups.Get(group).shape
-	before := m.sched.Work()
-	node, ok := m.sched.FindReclaim(shape, limit)
-	m.now.work -= int64(m.sched.Work()-before) + workLook
-	if !ok {
-		return false
-	}
 	m.listVictims(node, limit)
 	fit, ok := m.sched.Displace(shape, node, m.holdings, m.gone)
 	if !ok {
@@ -521,9 +540,13 @@ func (m *Machine) surplus(group uint32) uint32 {
 
 // preempt revokes a lease for a job, and with it those of its whole gang.
 func (m *Machine) preempt(v *victim, by gpuai.JobID) {
-	if !v.gang || v.alone {
+	switch {
+	case v.alone: // its gang goes on: nothing is lost
 		m.leases.Mut(v.slot).by = by
 		m.revoke(v.slot, gpuai.CausePreempted)
+		return
+	case !v.gang:
+		m.makeRoom(v.slot, by)
 		return
 	}
 	for t := m.groups.Get(v.group.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
@@ -533,8 +556,17 @@ func (m *Machine) preempt(v *victim, by gpuai.JobID) {
 			continue
 		}
 		if l := m.leases.Get(x.lease.slot()); l.state < gpuai.LeaseRevoking {
-			m.leases.Mut(x.lease.slot()).by = by
-			m.revoke(x.lease.slot(), gpuai.CausePreempted)
+			m.makeRoom(x.lease.slot(), by)
 		}
 	}
+}
+
+// makeRoom revokes a lease for a job; its task will be safe for longer.
+func (m *Machine) makeRoom(lease uint32, by gpuai.JobID) {
+	l := m.leases.Mut(lease)
+	l.by = by
+	task := l.task.slot()
+	m.revoke(lease, gpuai.CausePreempted)
+	t := m.tasks.Mut(task)
+	t.moved = min(t.moved+1, maxMoved)
 }

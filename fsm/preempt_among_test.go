@@ -125,3 +125,25 @@ func TestPreemptionOfReservedNodes(t *testing.T) {
 	}
 	r.status(gang, gpuai.JobRunning)
 }
+
+// A task that makes room again and again is safe for longer each time.
+func TestPreemptionProtectsLonger(t *testing.T) {
+	r := newest(t, func(p *gpuai.Policy) { p.PreemptionProtect = gpuai.Minute })
+	r.node("a", 1)
+	low := r.submit(jobSpec("low", 1, 1))
+	for i, safe := range []gpuai.Duration{1, 2, 4, 8} {
+		high := r.submit(at(jobSpec([]string{"w", "x", "y", "z"}[i], 1, 1), 60))
+		r.wait(safe*gpuai.Minute - gpuai.Second)
+		if len(r.revoking(low)) > 0 {
+			t.Fatalf("round %d: it makes room before %d minutes have passed", i, safe)
+		}
+		r.wait(2 * gpuai.Second)
+		going := r.revoking(low)
+		if len(going) != 1 {
+			t.Fatalf("round %d: it is still safe after %d minutes", i, safe)
+		}
+		r.report(going[0], gpuai.ReportStopped, 0)
+		r.report(r.leases(high)[0], gpuai.ReportDone, 0)
+		r.status(low, gpuai.JobRunning)
+	}
+}

@@ -140,8 +140,19 @@ func (m *Machine) firstBig(after *candidate) (best candidate, ok bool) {
 // An opening is when a node can take more tasks of a group.
 type opening struct {
 	at    gpuai.Instant
+	wait  uint32 // for so many leases whose end is not known
 	node  uint32
 	tasks uint32
+}
+
+func (a *opening) before(b *opening) bool {
+	switch {
+	case a.at != b.at:
+		return a.at < b.at
+	case a.wait != b.wait:
+		return a.wait < b.wait
+	}
+	return a.node < b.node
 }
 
 // reserveFor reserves the nodes that can hold a group soonest. It reports
@@ -154,12 +165,10 @@ func (m *Machine) reserveFor(group uint32) bool {
 	}
 	all := m.openings(g, tasks)
 	slices.SortFunc(all, func(a, b opening) int {
-		switch {
-		case a.at != b.at && a.at < b.at, a.at == b.at && a.node < b.node:
+		if a.before(&b) {
 			return -1
-		default:
-			return 1
 		}
+		return 1
 	})
 	have, n := uint32(0), 0
 	for ; n < len(all) && have < tasks; n++ {
@@ -187,11 +196,12 @@ func (m *Machine) openings(g *groupRec, tasks uint32) []opening {
 	}
 	var all []opening
 	suitable := int(min(max(4*tasks, reserveNodesMin), reserveNodesMax))
-	at := uint32(m.place(m.jobs.Get(g.job.slot())) % uint64(nodes))
+	j := m.jobs.Get(g.job.slot())
+	at, most := uint32(m.place(j)%uint64(nodes)), m.displaceable(j.priority)
 	for n := uint32(0); n < min(nodes, reserveScan) && suitable > 0; n++ {
 		m.now.work -= workLook
 		if m.nodes.Get(at).open() && m.firstHold(at) == 0 && m.sched.Admits(g.shape, at) {
-			all = m.nodeOpenings(all, at, g.shape, tasks)
+			all = m.nodeOpenings(all, &opening{node: at, tasks: tasks}, g.shape, most)
 			suitable--
 		}
 		if at++; at == nodes {
@@ -201,8 +211,10 @@ func (m *Machine) openings(g *groupRec, tasks uint32) []opening {
 	return all
 }
 
-// nodeOpenings appends when one node can take tasks, as its leases end.
-func (m *Machine) nodeOpenings(all []opening, node uint32, shape scheduler.ShapeID, tasks uint32) []opening {
+// nodeOpenings appends when one node can take tasks, as its leases end, or make
+// room that are of a priority up to most.
+func (m *Machine) nodeOpenings(all []opening, of *opening, shape scheduler.ShapeID, most gpuai.Priority) []opening {
+	node, tasks := of.node, of.tasks
 	type end struct {
 		at    gpuai.Instant
 		lease uint32
@@ -211,11 +223,7 @@ func (m *Machine) nodeOpenings(all []opening, node uint32, shape scheduler.Shape
 	ends := buf[:0]
 	for l := m.nodes.Get(node).first; l != 0; l = m.leases.Get(l.slot()).next {
 		m.now.work -= workLook
-		at := m.now.time // of one that is being revoked
-		if m.leases.Get(l.slot()).state != gpuai.LeaseRevoking {
-			at = m.endOf(m.leases.Get(l.slot()))
-		}
-		ends = append(ends, end{at, l.slot()})
+		ends = append(ends, end{m.leavesBy(l.slot(), most), l.slot()})
 	}
 	slices.SortFunc(ends, func(a, b end) int {
 		x, y := m.leases.Get(a.lease), m.leases.Get(b.lease)
@@ -228,10 +236,10 @@ func (m *Machine) nodeOpenings(all []opening, node uint32, shape scheduler.Shape
 	})
 	free := &m.free
 	m.sched.FreeOf(node, free)
-	have, at := uint32(0), m.now.time
+	have, at, wait := uint32(0), m.now.time, uint32(0)
 	for i := 0; ; i++ {
 		if n := min(m.sched.TasksIn(shape, node, free), tasks); n > have {
-			all = append(all, opening{at, node, n - have})
+			all = append(all, opening{at, wait, node, n - have})
 			have = n
 		}
 		if have == tasks || i == len(ends) {
@@ -239,8 +247,25 @@ func (m *Machine) nodeOpenings(all []opening, node uint32, shape scheduler.Shape
 		}
 		l := m.leases.Get(ends[i].lease)
 		free.Give(l.devices, l.share, int64(l.cpu), l.memory)
-		at = max(ends[i].at, m.now.time)
+		if at = max(ends[i].at, m.now.time); at == gpuai.MaxInstant {
+			wait++
+		}
 	}
+}
+
+// leavesBy returns when a lease ends at the latest: now when it is being revoked,
+// when it is no longer safe if it is of a priority up to most and gives its room
+// up, else by its limit.
+func (m *Machine) leavesBy(lease uint32, most gpuai.Priority) gpuai.Instant {
+	l := m.leases.Get(lease)
+	if l.state == gpuai.LeaseRevoking {
+		return m.now.time
+	}
+	j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
+	if j.preemptible && j.priority <= most {
+		return min(m.endOf(l), max(m.ripeAt(lease), m.now.time))
+	}
+	return m.endOf(l)
 }
 
 // endOf returns when a lease ends at the latest by its limit; MaxInstant when it

@@ -65,7 +65,7 @@ func (x *experiment) mixed() error {
 	if err != nil {
 		return err
 	}
-	ps, err := x.parsePolicies("fifo,bestfit-keep,bestfit,efw")
+	ps, err := x.parsePolicies("fifo,bestfit-keep,bestfit,bestfit-save")
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,13 @@ type arrival struct {
 	// in milli-GPU × ms, of what had to be done again.
 	preempted int
 	lost      float64
+	saved     map[saved]gpuai.Duration // of its tasks
+}
+
+// saved names a task whose work is saved.
+type saved struct {
+	group uint16
+	task  uint32
 }
 
 // load makes the arrivals of a run, the first at 0, and the window that is

@@ -23,6 +23,9 @@ type Policy struct {
 	strict bool
 	// keeps says that nobody has to make room for another.
 	keeps bool
+	// saves says that whoever has to make room saves its work, as the signal
+	// before asks it to, and goes on from there.
+	saves bool
 }
 
 // policies are all that there are, in the order in which they are listed.
@@ -30,6 +33,7 @@ var policies = []Policy{
 	{Name: "fifo", About: "strict order of arrival, the first node that fits; none passes another", strict: true, keeps: true},
 	{Name: "bestfit", About: "the tightest place; what fits passes what does not"},
 	{Name: "bestfit-keep", About: "the same, and nobody makes room for a higher priority", keeps: true},
+	{Name: "bestfit-save", About: "as bestfit, and what has to make room saves its work first", saves: true},
 	{Name: "fgd", About: "fragmentation gradient descent, a reference", packing: gpuai.PackingFGD},
 	{Name: "efw", About: "by what a placement leaves to the demand of the trace", packing: gpuai.PackingEFW},
 	{Name: "efw-learnt", About: "the same, with the demand learnt from what arrives", packing: gpuai.PackingEFW, learn: true},

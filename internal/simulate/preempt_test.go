@@ -41,6 +41,7 @@ func TestTimedPreempts(t *testing.T) {
 		shortAt, longAt float64
 	}{
 		"bestfit":      {1, 4 * (3600.0 + 1) / 3600, 1, 3600 + 1 + 600 + 7200},
+		"bestfit-save": {1, 0, 1, 7200 + 600},
 		"bestfit-keep": {0, 0, 3600, 7200},
 	} {
 		r, err := Timed(context.Background(), oneNode(jobs, policy))

@@ -60,6 +60,7 @@ type replay struct {
 	ends    endings
 	placed  int // leases
 	decided int // submits and ends
+	saves   bool
 	// Of a strict policy: the jobs that the machine has not been given, and
 	// the one that it has been given last, until it starts.
 	strict bool
@@ -75,7 +76,7 @@ func Timed(ctx context.Context, c Config) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	p := &replay{world: newWorld(c.Policy), jobs: map[gpuai.JobID]*arrival{}, runs: map[gpuai.Token]run{}, strict: c.Policy.strict}
+	p := &replay{world: newWorld(c.Policy), jobs: map[gpuai.JobID]*arrival{}, runs: map[gpuai.Token]run{}, strict: c.Policy.strict, saves: c.Policy.saves}
 	nodes := sortedNodes(c.Nodes)
 	if err := p.setPolicy(&c); err != nil {
 		return Report{}, err
@@ -248,7 +249,8 @@ func (p *replay) granted(a *arrival, e *gpuai.Event) {
 	if a.job.Speed != nil {
 		p.resize(a, e.Lease, true)
 	} else {
-		heap.Push(&p.ends, ending{at: p.now.Add(a.job.runOf(e.Group, e.Task)), lease: e.Lease})
+		rest := a.job.runOf(e.Group, e.Task) - a.saved[saved{e.Group, e.Task}]
+		heap.Push(&p.ends, ending{at: p.now.Add(max(0, rest)), lease: e.Lease})
 	}
 	if a.started {
 		return
@@ -260,8 +262,8 @@ func (p *replay) granted(a *arrival, e *gpuai.Event) {
 	}
 }
 
-// left ends a task. What it did is lost unless it was done: it runs anew when it
-// gets another lease, for nothing here says that it saved its work.
+// left ends a task. Unless it was done, what it did is lost, and it runs anew when
+// it gets another lease; or it is saved, where the policy says so.
 func (p *replay) left(e *gpuai.Event) {
 	x := p.runs[e.Lease]
 	delete(p.runs, e.Lease)
@@ -272,6 +274,11 @@ func (p *replay) left(e *gpuai.Event) {
 	switch {
 	case x.a.job.Speed != nil:
 		p.resize(x.a, e.Lease, false)
+	case e.Cause != gpuai.CauseDone && p.saves:
+		if x.a.saved == nil {
+			x.a.saved = map[saved]gpuai.Duration{}
+		}
+		x.a.saved[saved{e.Group, e.Task}] += gpuai.Duration(p.now - x.since)
 	case e.Cause != gpuai.CauseDone:
 		x.a.lost += float64(x.milli) * float64(p.now-x.since)
 	}
