@@ -111,8 +111,10 @@ func (m *Machine) reserve() {
 // reservation.
 func (m *Machine) firstBig(after *candidate) (best candidate, ok bool) {
 	for t, some := m.turns.slots.Next(0); some; t, some = m.turns.slots.Next(t + 1) {
-		m.now.work -= workLook
-		if m.turns.recs.Get(t).bigs == 0 {
+		if m.turns.recs.Get(t).buckets == 0 {
+			continue // a restored machine does not know it
+		}
+		if m.now.work -= workLook; m.turns.recs.Get(t).bigs == 0 {
 			continue
 		}
 		everything := scheduler.Need{CPU: 1 << 62, Memory: 1 << 62, Size: 255}

@@ -6,10 +6,11 @@ import (
 )
 
 // serve places what waits on a node that gained room, in queue order, and what
-// nobody has tried yet wherever it fits; false when the budget ended first. Each
-// turn stands in the heap with the first of its buckets that the node may have
-// room for, so that what is looked at is a bucket for each turn, and what comes
-// behind in the turns that have nothing for the node.
+// nobody has tried yet wherever it fits; false when the budget ended first. A turn
+// comes into the heap when it is the first of its band that the node may have
+// room for, and stands there with the first such of its buckets. So what is
+// looked at are a few turns of a band's tree for each that has its turn but
+// nothing that fits.
 func (m *Machine) serve(node uint32) bool {
 	m.cands = m.cands[:0]
 	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
@@ -23,10 +24,8 @@ func (m *Machine) serve(node uint32) bool {
 	}
 	room := m.sched.Room(node)
 	if m.turns.mayTake(&room) {
-		for t, ok := m.turns.slots.Next(0); ok; t, ok = m.turns.slots.Next(t + 1) {
-			m.now.work -= workLook
-			m.offerTurn(t, &room)
-		}
+		m.arrange()
+		m.enterBands(0, &room)
 	}
 	for len(m.cands) > 0 {
 		if m.now.work <= 0 || m.now.ordinal >= MaxLeasesPerEntry {
@@ -34,6 +33,14 @@ func (m *Machine) serve(node uint32) bool {
 			return false
 		}
 		c := m.take()
+		if c.opens {
+			m.enterBands(bandOf(c.base, c.grows), &room)
+			continue
+		}
+		if c.below != 0 {
+			m.descend(&c, &room)
+			continue
+		}
 		if now := m.claimOf(c.tenant); now != c.claim { // it was granted something
 			c.claim = now
 			m.push(c)
@@ -79,7 +86,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 	m.now.work -= workLook
 	b := m.buckets.Get(c.bucket)
 	if !m.turns.has(c.bucket) || b.first != refTo(c.group) {
-		m.follow(c, queueKey{c.seq, c.idx}, room)
+		m.follow(c, queueKey{place: c.seq, idx: c.idx}, room)
 		return true
 	}
 	if m.mayServe(b, node) {
@@ -94,7 +101,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 			return true
 		}
 	}
-	m.follow(c, queueKey{c.seq, c.idx}, room)
+	m.follow(c, queueKey{place: c.seq, idx: c.idx}, room)
 	return true
 }
 
@@ -103,6 +110,9 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 // is the first that the room may be enough for.
 func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
 	t := m.turns.recs.Get(turn)
+	if t.buckets == 0 {
+		return
+	}
 	if m.policy.Get().AgingEvery > 0 {
 		m.advance(turn, queueKey{}, room)
 		return
@@ -153,10 +163,15 @@ func (m *Machine) forgetTurns() {
 // aged returns a job's priority with what it is raised for its time in the
 // queue. Within a turn the oldest job has the highest.
 func (m *Machine) aged(j *jobRec) gpuai.Priority {
-	every := m.policy.Get().AgingEvery
-	if every == 0 {
+	if m.policy.Get().AgingEvery == 0 {
 		return j.priority
 	}
-	waited := max(gpuai.Duration(m.meta.Get().time-m.since(j)), 0) / every
-	return gpuai.Priority(min(int64(j.priority)+int64(waited), int64(max(gpuai.MaxPriority, j.priority))))
+	return m.agedBy(j.priority, m.since(j))
+}
+
+// agedBy is aged of a job that is in the queue since an instant. AgingEvery is
+// not 0.
+func (m *Machine) agedBy(p gpuai.Priority, since gpuai.Instant) gpuai.Priority {
+	waited := max(gpuai.Duration(m.meta.Get().time-since), 0) / m.policy.Get().AgingEvery
+	return gpuai.Priority(min(int64(p)+int64(waited), int64(max(gpuai.MaxPriority, p))))
 }
