@@ -117,36 +117,39 @@ func (m *Machine) first(a, b ref, now gpuai.Instant) (ref, gpuai.Instant) {
 }
 
 // stand computes what a turn's standing knows of it and of those below, whose
-// own must be right.
-func (m *Machine) stand(at ref) {
+// own must be right. It reports whether anything is another than before.
+func (m *Machine) stand(at ref) bool {
 	t, now := m.turns, m.meta.Get().time
-	turn, s := t.recs.Get(at.slot()), *t.standings.Get(at.slot())
+	turn, s := t.recs.Get(at.slot()), t.standings.Get(at.slot())
 	if s.line.end <= now {
-		s.line = m.lineOf(turn.tenant)
-		t.standings.Mut(at.slot()).line = s.line
+		l := m.lineOf(turn.tenant)
+		s = t.standings.Mut(at.slot())
+		s.line = l
 	}
-	was := s
-	s.best, s.until, s.since, s.least = 0, s.line.end, gpuai.MaxInstant, unmet
+	best, until, since, least := ref(0), s.line.end, gpuai.MaxInstant, unmet
 	if turn.buckets > 0 {
-		s.best, s.since, s.least = at, turn.first.since, t.leafs.Get(turn.root.slot()).least
+		best, since, least = at, turn.first.since, t.leafs.Get(turn.root.slot()).least
 	}
 	for _, c := range [...]ref{s.left, s.right} {
 		if c == 0 {
 			continue
 		}
 		below := t.standings.Get(c.slot())
-		s.until, s.since, s.least = min(s.until, below.until), min(s.since, below.since), s.least.Least(&below.least)
+		until, since, least = min(until, below.until), min(since, below.since), least.Least(&below.least)
 		switch {
-		case s.best == 0:
-			s.best = below.best
+		case best == 0:
+			best = below.best
 		case below.best != 0:
-			best, until := m.first(s.best, below.best, now)
-			s.best, s.until = best, min(s.until, until)
+			b, until2 := m.first(best, below.best, now)
+			best, until = b, min(until, until2)
 		}
 	}
-	if s != was {
-		*t.standings.Mut(at.slot()) = s
+	if s.best == best && s.until == until && s.since == since && s.least == least {
+		return false
 	}
+	s = t.standings.Mut(at.slot())
+	s.best, s.until, s.since, s.least = best, until, since, least
+	return true
 }
 
 // freshen computes anew what may have changed by time alone.
@@ -161,18 +164,25 @@ func (m *Machine) freshen(at ref) {
 	m.stand(at)
 }
 
-// refresh computes anew what a tenant's turn and those above it know.
-func (m *Machine) refresh(at ref, tenant uint32) {
-	s := m.turns.standings.Get(at.slot())
-	switch own := m.turns.recs.Get(at.slot()).tenant; {
-	case tenant < own:
-		m.refresh(s.left, tenant)
-	case tenant > own:
-		m.refresh(s.right, tenant)
-	default:
-		m.turns.standings.Mut(at.slot()).line = m.lineOf(tenant)
+// refresh computes anew what a turn and those above it know, as far up as that
+// is another. It reports whether it is at the root.
+func (m *Machine) refresh(root, turn ref) bool {
+	t := m.turns
+	if root == turn {
+		l := m.lineOf(t.recs.Get(turn.slot()).tenant)
+		t.standings.Mut(turn.slot()).line = l
+		m.stand(turn)
+		return true
 	}
-	m.stand(at)
+	s := t.standings.Get(root.slot())
+	next, was := s.left, s.best
+	if t.recs.Get(turn.slot()).tenant > t.recs.Get(root.slot()).tenant {
+		next = s.right
+	}
+	if !m.refresh(next, turn) {
+		return false
+	}
+	return m.stand(root) || was == turn
 }
 
 // settleBand brings a band's tree to the present state and instant, but for turns
@@ -185,10 +195,10 @@ func (m *Machine) settleBand(band uint32) ref {
 	}
 	m.turns.bands.Mut(band).touched = 0
 	for x := r.touched; x != 0; {
-		t := m.turns.recs.Mut(x.slot())
+		t, turn := m.turns.recs.Mut(x.slot()), x
 		x, t.nextTouched, t.touched = t.nextTouched, 0, false
 		if t.placed {
-			m.refresh(r.root, t.tenant)
+			m.refresh(r.root, turn)
 		}
 	}
 	return r.root
@@ -430,32 +440,47 @@ func (m *Machine) offerBelow(at ref, room *scheduler.Need) {
 }
 
 // descend puts the turn that is first below a place in a band's tree into the
-// heap, with what is left of the tree beside it.
+// heap, with what is left there behind it.
 func (m *Machine) descend(c *candidate, room *scheduler.Need) {
 	m.settleBand(bandOf(c.base, c.grows))
-	s := m.turns.standings.Get(c.below.slot())
-	if s.best == 0 {
-		return
-	}
-	if now := m.below(c.below); now != *c { // something was granted
-		m.offerBelow(c.below, room)
-		return
-	}
-	best, aging := s.best, m.policy.Get().AgingEvery > 0
-	for at := c.below; at != 0; {
-		m.now.work -= workLook
-		s := m.turns.standings.Get(at.slot())
-		left, right := s.left, s.right
-		m.offerTurn(at.slot(), room)
-		at = 0
-		for _, k := range [...]ref{left, right} {
-			if k != 0 && !aging && m.turns.standings.Get(k.slot()).best == best && room.Covers(&m.turns.standings.Get(k.slot()).least) {
-				at = k
-			} else {
-				m.offerBelow(k, room)
-			}
+	if c.but == 0 {
+		s := m.turns.standings.Get(c.below.slot())
+		if s.best == 0 {
+			return
+		}
+		if now := m.below(c.below); now != *c { // something was granted
+			m.offerBelow(c.below, room)
+			return
+		}
+		c.but, c.bucket = s.best, math.MaxUint32 // behind the turn itself
+		if m.offerTurn(c.but.slot(), room) {
+			m.push(*c)
+			return
 		}
 	}
+	m.part(c.below, c.but, room)
+}
+
+// part puts what is below a place in a band's tree into the heap, but for one
+// turn: the turns on the way to that, and the trees beside it.
+func (m *Machine) part(at, but ref, room *scheduler.Need) {
+	t := m.turns
+	for tenant := t.recs.Get(but.slot()).tenant; at != but; {
+		m.now.work -= workLook
+		m.offerTurn(at.slot(), room)
+		s := t.standings.Get(at.slot())
+		next, other := s.left, s.right
+		if tenant > t.recs.Get(at.slot()).tenant {
+			next, other = other, next
+		}
+		m.offerBelow(other, room)
+		at = next
+	}
+	m.now.work -= workLook
+	s := t.standings.Get(but.slot())
+	left, right := s.left, s.right
+	m.offerBelow(left, room)
+	m.offerBelow(right, room)
 }
 
 // checkBands holds that the trees of the bands hold the turns that have buckets, in

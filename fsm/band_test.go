@@ -94,7 +94,17 @@ func turnsOf(m *Machine, room scheduler.Need) (turns []uint32, work int64) {
 func sortedTurns(m *Machine, room scheduler.Need) (turns []uint32) {
 	m.cands = m.cands[:0]
 	for t, ok := m.turns.slots.Next(0); ok; t, ok = m.turns.slots.Next(t + 1) {
-		m.offerTurn(t, &room)
+		r := m.turns.recs.Get(t)
+		switch {
+		case r.buckets == 0 || !room.Covers(&m.turns.leafs.Get(r.root.slot()).least):
+		case m.policy.Get().AgingEvery > 0:
+			m.advance(t, queueKey{}, &room)
+		default:
+			m.push(candidate{
+				base: r.priority, priority: r.priority, grows: r.grows, of: r.tenant, claim: m.claimOf(r.tenant),
+				seq: r.first.place, idx: r.first.idx,
+			})
+		}
 	}
 	all := slices.Clone(m.cands)
 	slices.SortFunc(all, func(a, b candidate) int {

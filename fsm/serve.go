@@ -107,22 +107,23 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 
 // offerTurn puts a turn into the heap by its first bucket, whether the room is
 // enough for that or not: those of most turns are never looked at. With aging, it
-// is the first that the room may be enough for.
-func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
+// is the first that the room may be enough for. It reports whether the room may
+// be enough for any.
+func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) bool {
 	t := m.turns.recs.Get(turn)
-	if t.buckets == 0 {
-		return
+	if t.buckets == 0 || !room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
+		return false
 	}
 	if m.policy.Get().AgingEvery > 0 {
 		m.advance(turn, queueKey{}, room)
-		return
+		return true
 	}
-	if room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
-		m.push(candidate{
-			inTurn: true, lazy: true, base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
-			seq: t.first.place, idx: t.first.idx,
-		})
-	}
+	m.push(candidate{
+		inTurn: true, lazy: true, base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant,
+		claim: m.turns.standings.Get(turn).line.claimAt(m.meta.Get().time),
+		seq:   t.first.place, idx: t.first.idx,
+	})
+	return true
 }
 
 // follow puts the next bucket of a candidate's turn into the heap.
