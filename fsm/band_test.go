@@ -137,7 +137,7 @@ func TestBandsGiveTurnsInOrder(t *testing.T) {
 				other = restored(t, c.m)
 			}
 			for range 4 {
-				room := scheduler.Need{CPU: c.r.Int64N(8_000), Memory: 1 << 40, Size: uint8(c.r.IntN(6))}
+				room := scheduler.Need{CPU: c.r.Int64N(8_000), Memory: 1 << 40, Pools: 1<<63 - 1, Size: uint8(c.r.IntN(6))}
 				got, work := turnsOf(c.m.Fork(), room)
 				want := sortedTurns(c.m.Fork(), room)
 				if !slices.Equal(got, want) {
@@ -150,7 +150,7 @@ func TestBandsGiveTurnsInOrder(t *testing.T) {
 				most = max(most, len(got))
 			}
 			if c.r.IntN(2) == 0 { // trees that were looked at, and will be touched
-				turnsOf(c.m, scheduler.Need{CPU: 1 << 40, Memory: 1 << 40, Size: 9})
+				turnsOf(c.m, scheduler.Need{CPU: 1 << 40, Memory: 1 << 40, Pools: 1<<63 - 1, Size: 9})
 				c.m.sp.Commit()
 			}
 			if err := c.m.Check(); err != nil {

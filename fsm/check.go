@@ -230,6 +230,9 @@ func (m *Machine) checkBuckets() error {
 		if m.turns.has(s) && (m.turns.leafs.Get(s).key != m.queueKeyOf(b.first.slot()) || m.turns.recs.Get(m.turns.leafs.Get(s).turn.slot()).tenant != b.tenant) {
 			return fmt.Errorf("bucket %d is out of place in its turn", s)
 		}
+		if m.turns.has(s) && m.turns.leafs.Get(s).need != m.needOf(b) {
+			return fmt.Errorf("bucket %d has another need than its turn knows", s)
+		}
 	}
 	return nil
 }

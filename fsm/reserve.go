@@ -117,7 +117,7 @@ func (m *Machine) firstBig(after *candidate) (best candidate, ok bool) {
 		if m.now.work -= workLook; m.turns.recs.Get(t).bigs == 0 {
 			continue
 		}
-		everything := scheduler.Need{CPU: 1 << 62, Memory: 1 << 62, Size: 255}
+		everything := scheduler.Everything
 		for key := (queueKey{}); ; {
 			b := m.turns.next(m.turns.recs.Get(t).root, key, &everything, &m.now.looks)
 			if b == 0 {

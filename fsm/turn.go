@@ -170,6 +170,12 @@ func (t *turns) move(bucket uint32, key queueKey) {
 	t.moved(l.turn.slot())
 }
 
+// renew gives a bucket another need.
+func (t *turns) renew(bucket uint32, need scheduler.Need) {
+	t.leafs.Mut(bucket).need = need
+	t.move(bucket, t.leafs.Get(bucket).key)
+}
+
 // moved notes that a turn has other buckets, or others first.
 func (t *turns) moved(turn uint32) {
 	x := t.recs.Mut(turn)
@@ -329,6 +335,19 @@ func (m *Machine) relink(bucket uint32) {
 	}
 	if key := m.queueKeyOf(m.buckets.Get(bucket).first.slot()); m.turns.leafs.Get(bucket).key != key {
 		m.turns.move(bucket, key)
+	}
+}
+
+// renewNeeds computes the needs of all buckets in turns anew: pools came or went.
+func (m *Machine) renewNeeds() {
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		m.now.work -= workLook
+		if !m.turns.has(b) {
+			continue
+		}
+		if need := m.needOf(m.buckets.Get(b)); need != m.turns.leafs.Get(b).need {
+			m.turns.renew(b, need)
+		}
 	}
 }
 
