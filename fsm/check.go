@@ -42,7 +42,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkTenants, m.checkReservation,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation,
 		m.checkHolds, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
