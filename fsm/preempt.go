@@ -265,7 +265,7 @@ func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 	b := m.buckets.Get(bucket)
 	most := m.displaces(b)
 	if b.starved && most > 0 && m.nodes.Get(node).reserved > 0 { // it lists nobody: see displaceGroup
-		return m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot())
+		return m.sched.Admits(b.shape, node) && (m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot()))
 	}
 	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
 }
@@ -298,11 +298,13 @@ func (m *Machine) left(slot uint32) {
 	}
 }
 
-// lookAtStarved has all tried again who found nothing to take.
+// lookAtStarved has all tried again who found nothing to take, but for those that
+// no node could hold if it were empty.
 func (m *Machine) lookAtStarved() {
 	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
-		m.now.work -= workLook
-		m.look(b)
+		if m.now.work -= workLook; m.everHolds(m.buckets.Get(b).first.slot()) {
+			m.look(b)
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (r *bucketRec) isBig(n *scheduler.Need) bool {
 // wantReservation notes that a bucket was tried and waits.
 func (m *Machine) wantReservation(bucket uint32) {
 	r := m.buckets.Get(bucket)
-	if m.Level() < LevelPlacement || !m.needsReservation(r) {
+	if m.Level() < LevelPlacement || !m.needsReservation(r) || !m.everHolds(r.first.slot()) {
 		return
 	}
 	v := m.meta.Get().reserve
