@@ -270,6 +270,16 @@ func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
 }
 
+// lookAtDisplacers has those tried again who found nothing to take and would find
+// it on a node that changed.
+func (m *Machine) lookAtDisplacers(node uint32) {
+	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
+		if m.now.work -= workLook; m.mayDisplaceOn(b, node) {
+			m.look(b)
+		}
+	}
+}
+
 // leaving lists the room of a lease that is being revoked: it may be kept for
 // somebody, who then needs nobody else's. While nobody waits for such room it is
 // not worth its while.

@@ -13,10 +13,8 @@ import (
 // nothing that fits.
 func (m *Machine) serve(node uint32) bool {
 	m.cands = m.cands[:0]
-	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
-		if m.now.work -= workLook; m.mayDisplaceOn(b, node) {
-			m.look(b)
-		}
+	if m.nodes.Get(node).reserved > 0 || m.sched.Reclaimable(node) {
+		m.lookAtDisplacers(node)
 	}
 	for b, ok := m.unseen.Next(0); ok; b, ok = m.unseen.Next(b + 1) {
 		m.now.work -= workLook
