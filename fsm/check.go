@@ -42,7 +42,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkTenants, m.checkReservation,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation,
 		m.checkHolds, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
@@ -230,6 +230,9 @@ func (m *Machine) checkBuckets() error {
 		if m.turns.has(s) && (m.turns.leafs.Get(s).key != m.queueKeyOf(b.first.slot()) || m.turns.recs.Get(m.turns.leafs.Get(s).turn.slot()).tenant != b.tenant) {
 			return fmt.Errorf("bucket %d is out of place in its turn", s)
 		}
+		if m.turns.has(s) && m.turns.leafs.Get(s).need != m.needOf(b) {
+			return fmt.Errorf("bucket %d has another need than its turn knows", s)
+		}
 	}
 	return nil
 }
@@ -342,6 +345,9 @@ func (m *Machine) checkTurns() error {
 			return least, least == l.least
 		}
 		r := t.recs.Get(s)
+		if r.buckets == 0 && r.root == 0 {
+			continue // until arrange
+		}
 		if _, ok := walk(r.root); !ok || n != r.buckets || r.first != first {
 			return fmt.Errorf("turn %d is out of order, or has not its %d buckets but %d", s, r.buckets, n)
 		}

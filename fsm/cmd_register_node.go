@@ -168,8 +168,12 @@ func (m *Machine) defineNode(slot uint32, body, old *nodeBody) gpuai.Code {
 
 // tellScheduler defines a node's room anew and takes what its leases hold.
 func (m *Machine) tellScheduler(slot uint32, body *nodeBody) gpuai.Code {
+	pools := m.sched.PoolChanges()
 	if code := m.sched.SetNode(slot, m.capacityOf(slot, body)); code != gpuai.OK {
 		return code
+	}
+	if m.Level() >= LevelPlacement && m.sched.PoolChanges() != pools {
+		m.renewNeeds()
 	}
 	m.retake(slot)
 	m.setOpen(slot)

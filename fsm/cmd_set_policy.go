@@ -36,6 +36,7 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 	}
 	if p.HalfLife() != old.HalfLife() {
 		m.bringUpAll()
+		m.turns.touchAll()
 	}
 	m.policy.Mut().Policy = p
 	m.sched.SetPacking(p.Packing)

@@ -35,10 +35,12 @@ func (m *Machine) applySetTenantWeight(r *wire.Reader) Result {
 	case m.strs.Len() >= MaxStrings:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
 	}
-	slot, ok := m.tenantFor(m.strs.Intern(tenant))
+	name := m.strs.Intern(tenant)
+	slot, ok := m.tenantFor(name)
 	if !ok {
 		return rejected(gpuai.TooLarge, "the region knows its maximum of tenants")
 	}
 	m.tenants.Mut(slot).weight = weight
+	m.turns.touchTenant(name)
 	return Result{}
 }

@@ -158,7 +158,7 @@ func (m *Machine) storeGroups(job uint32, v *wire.JobView, hold bool) Result {
 	if v.Together && !hold && m.nodes.Len() > 0 && !m.togetherEver(job) {
 		return unschedulable
 	}
-	return Result{}
+	return m.joinKinds(job)
 }
 
 var unschedulable = rejected(gpuai.Unschedulable, "no registered node can ever run this: see the reasons, or submit with hold_anyway to wait for one")

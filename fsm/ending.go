@@ -185,6 +185,7 @@ func (m *Machine) endGroup(group uint32) {
 	g.ended = true
 	m.timers.clear(&g.timer)
 	m.dequeue(group, 0)
+	m.leaveKind(group)
 	m.sched.ReleaseShape(g.shape)
 	job := g.job.slot()
 	j := m.jobs.Mut(job)

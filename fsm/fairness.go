@@ -153,6 +153,7 @@ func (m *Machine) account(tenant uint32, more, less uint64) {
 	m.bringUp(r)
 	r.held += more
 	r.held -= min(less, r.held)
+	m.turns.touchTenant(tenant)
 }
 
 // bringUp computes a tenant's usage at the present instant.

@@ -91,6 +91,8 @@ func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
 		w := m.groups.Mut(group)
 		w.together, w.waiting = 0, 0
 		g.waiting = 0
+		m.leaveKind(group)
+		m.joinKind(group)
 	}
 	p := scheduler.Picker{Scope: sc, Near: g.near}
 	ready, n := g.ready(), uint32(0)

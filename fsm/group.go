@@ -42,6 +42,7 @@ type groupRec struct {
 	together uint8              // of a job whose groups have not started together yet
 	done     bool               // elastic gang that succeeded: the tasks it did without are stopped
 	lanes    [numLanes]laneLink // derived
+	kind     ref                // until it has ended; derived
 }
 
 // Values of groupRec.together.

@@ -5,19 +5,20 @@ import "github.com/gpuai/gpuai"
 // Limits of the machine. A command that would exceed one is rejected with
 // RateLimited or TooLarge and changes nothing.
 const (
-	MaxNodes      = 1 << 18 // registered nodes
-	MaxJobs       = 1 << 22 // jobs kept, ended ones too
-	MaxGroupRecs  = 1 << 23 // groups of all jobs
-	MaxTaskRecs   = 1 << 23 // tasks that have had a lease
-	MaxLeaseRecs  = 1 << 23 // leases kept: the latest of each task
-	MaxResults    = 1 << 21 // remembered answers to idempotency keys
-	MaxStrings    = 1 << 20 // distinct names of nodes, zones, labels, models
-	MaxBuckets    = 1 << 15 // distinct (priority, shape, gang size) that wait
-	MaxBlocks     = 1 << 24 // blocks of 120 bytes for specs
-	MaxTenants    = 1 << 14 // tenants that were granted something or given a weight
-	MaxEdges      = 1 << 22 // pairs of a job and one that it waits for
-	MaxNodeLeases = 1_024   // live leases of one node
-	MaxRetire     = 1_000   // jobs of one RetireJobs
+	MaxNodes       = 1 << 18 // registered nodes
+	MaxJobs        = 1 << 22 // jobs kept, ended ones too
+	MaxGroupRecs   = 1 << 23 // groups of all jobs
+	MaxTaskRecs    = 1 << 23 // tasks that have had a lease
+	MaxLeaseRecs   = 1 << 23 // leases kept: the latest of each task
+	MaxResults     = 1 << 21 // remembered answers to idempotency keys
+	MaxStrings     = 1 << 20 // distinct names of nodes, zones, labels, models
+	MaxBuckets     = 1 << 15 // distinct (priority, shape, gang size) that wait
+	MaxBlocks      = 1 << 24 // blocks of 120 bytes for specs
+	MaxTenantKinds = 1 << 10 // different requests of a tenant that it may have however many others there are
+	MaxTenants     = 1 << 14 // tenants that were granted something or given a weight
+	MaxEdges       = 1 << 22 // pairs of a job and one that it waits for
+	MaxNodeLeases  = 1_024   // live leases of one node
+	MaxRetire      = 1_000   // jobs of one RetireJobs
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 

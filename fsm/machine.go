@@ -51,6 +51,7 @@ type Machine struct {
 	tenants  *mem.Table[tenantRec] // in the order in which they became known
 	tenantOf *mem.Table[ref]       // by string number
 	turns    *turns                // derived
+	kinds    *kinds                // derived
 
 	servers *mem.Table[serverRec] // in the order in which they became known
 
@@ -126,7 +127,7 @@ func New(o Options) *Machine {
 		bucketByKey: mem.NewHash(s),
 		waits:       mem.NewHashed(s, 5, hasher[waitRec](seedWait)), waitSlots: mem.NewSlots(s),
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
-		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s),
+		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
 		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		holds:   mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
@@ -165,7 +166,7 @@ func (m *Machine) Fork() *Machine {
 		bucketByKey: m.bucketByKey.Fork(s),
 		waits:       m.waits.Fork(s), waitSlots: m.waitSlots.Fork(s),
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
-		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s),
+		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
 		servers: m.servers.Fork(s),
 		holds:   m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),

@@ -20,6 +20,9 @@ type candidate struct {
 	base     gpuai.Priority // of the turn, as are of and grows
 	of       uint32         // tenant; 0 where its buckets were made below LevelPlacement
 	lazy     bool           // the turn's first bucket that may fit is not looked for yet
+	below    ref            // not 0: it stands for this turn and those below in their band's tree
+	but      ref            // of those below, one that is in the heap by itself
+	opens    bool           // it stands for a band that is not looked at yet
 }
 
 // before is the order of the queue: higher priority, then what waits to start

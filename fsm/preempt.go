@@ -288,9 +288,19 @@ func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 	b := m.buckets.Get(bucket)
 	most := m.displaces(b)
 	if b.starved && most > 0 && m.nodes.Get(node).reserved > 0 { // it lists nobody: see displaceGroup
-		return m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot())
+		return m.sched.Admits(b.shape, node) && (m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot()))
 	}
 	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
+}
+
+// lookAtDisplacers has those tried again who found nothing to take and would find
+// it on a node that changed.
+func (m *Machine) lookAtDisplacers(node uint32) {
+	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
+		if m.now.work -= workLook; m.mayDisplaceOn(b, node) {
+			m.look(b)
+		}
+	}
 }
 
 // leaving lists the room of a lease that is being revoked: it may be kept for
@@ -321,11 +331,13 @@ func (m *Machine) left(slot uint32) {
 	}
 }
 
-// lookAtStarved has all tried again who found nothing to take.
+// lookAtStarved has all tried again who found nothing to take, but for those that
+// no node could hold if it were empty.
 func (m *Machine) lookAtStarved() {
 	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
-		m.now.work -= workLook
-		m.look(b)
+		if m.now.work -= workLook; m.everHolds(m.buckets.Get(b).first.slot()) {
+			m.look(b)
+		}
 	}
 }
 

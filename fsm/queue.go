@@ -175,10 +175,11 @@ func (m *Machine) look(bucket uint32) {
 	}
 }
 
-// lookAtGangs has every gang tried again.
+// lookAtGangs has every gang tried again that could be anywhere.
 func (m *Machine) lookAtGangs() {
+	old := m.Level() < LevelPlacement
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
-		if m.now.work -= workLook; m.buckets.Get(b).gang > 0 {
+		if m.now.work -= workLook; m.buckets.Get(b).gang > 0 && (old || m.everHolds(m.buckets.Get(b).first.slot())) {
 			m.look(b)
 		}
 	}

@@ -30,7 +30,8 @@ const (
 	reserveScan     = 65_536 // nodes, suitable or not
 	reserveNodesMin = 256    // suitable ones, for a small group
 	reserveNodesMax = 8_192  // for any
-	reserveTries    = 4      // groups for which there may be no such nodes
+	reserveTries    = 4      // groups for which there may be no such nodes; and of each tenant, such that no node can ever hold
+	reserveTenants  = 16     // tenants that may have so many of those
 )
 
 // needsReservation reports whether what waits in a bucket could be kept from
@@ -51,7 +52,7 @@ func (r *bucketRec) isBig(n *scheduler.Need) bool {
 // wantReservation notes that a bucket was tried and waits.
 func (m *Machine) wantReservation(bucket uint32) {
 	r := m.buckets.Get(bucket)
-	if m.Level() < LevelPlacement || !m.needsReservation(r) {
+	if m.Level() < LevelPlacement || !m.needsReservation(r) || !m.everHolds(r.first.slot()) {
 		return
 	}
 	v := m.meta.Get().reserve
@@ -98,24 +99,74 @@ func (m *Machine) reserve() {
 	}
 	m.meta.Mut().reserve.wanted = false
 	var after *candidate
-	for range reserveTries {
-		best, ok := m.firstBig(after)
-		if !ok || m.held(best.group) == 0 && m.reserveFor(best.group) {
+	var hopeless hopelessGroups
+	for tries := 0; tries < reserveTries && hopeless.tenants < reserveTenants; {
+		best, ok := m.firstBig(after, &hopeless)
+		switch {
+		case !ok:
 			return
+		case !m.everHolds(best.group):
+			hopeless.add(m.turns.recs.Get(m.turns.leafs.Get(best.bucket).turn.slot()).tenant)
+		case m.held(best.group) == 0 && m.reserveFor(best.group):
+			return
+		default:
+			tries++
 		}
 		after = &best
 	}
 }
 
+// hopelessGroups counts groups that no node can ever hold by their tenants: one
+// that waits for a thousand such must not keep others from a reservation.
+type hopelessGroups struct {
+	of      [reserveTenants]struct{ tenant, groups uint32 }
+	tenants int
+}
+
+func (h *hopelessGroups) add(tenant uint32) {
+	i := 0
+	for ; i < h.tenants && h.of[i].tenant != tenant; i++ {
+	}
+	if i == h.tenants {
+		h.of[i].tenant = tenant
+		h.tenants++
+	}
+	h.of[i].groups++
+}
+
+// enough reports whether no more groups of a tenant are to be looked at.
+func (h *hopelessGroups) enough(tenant uint32) bool {
+	for _, x := range h.of[:h.tenants] {
+		if x.tenant == tenant {
+			return x.groups >= reserveTries
+		}
+	}
+	return false
+}
+
+// everHolds reports whether the registered nodes, empty and healthy, could run a
+// group that waits.
+func (m *Machine) everHolds(group uint32) bool {
+	g := m.groups.Get(group)
+	m.now.work -= workLook
+	if !g.gang {
+		return m.sched.CanEver(g.shape)
+	}
+	one := [1]scheduler.Members{{Shape: g.shape, Count: g.count, Min: g.least()}}
+	return m.sched.EverHolds(g.same, one[:])
+}
+
 // firstBig returns the first bucket of the queue behind another that needs a
 // reservation.
-func (m *Machine) firstBig(after *candidate) (best candidate, ok bool) {
+func (m *Machine) firstBig(after *candidate, hopeless *hopelessGroups) (best candidate, ok bool) {
 	for t, some := m.turns.slots.Next(0); some; t, some = m.turns.slots.Next(t + 1) {
-		m.now.work -= workLook
-		if m.turns.recs.Get(t).bigs == 0 {
+		if m.turns.recs.Get(t).buckets == 0 {
+			continue // a restored machine does not know it
+		}
+		if m.now.work -= workLook; m.turns.recs.Get(t).bigs == 0 || hopeless.enough(m.turns.recs.Get(t).tenant) {
 			continue
 		}
-		everything := scheduler.Need{CPU: 1 << 62, Memory: 1 << 62, Size: 255}
+		everything := scheduler.Everything
 		for key := (queueKey{}); ; {
 			b := m.turns.next(m.turns.recs.Get(t).root, key, &everything, &m.now.looks)
 			if b == 0 {

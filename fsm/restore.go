@@ -313,6 +313,7 @@ func (m *Machine) rebuild() error {
 		}
 	}
 	m.linkAll()
+	m.joinAllKinds()
 	m.rebuildTimers()
 	m.rebuildHolds()
 	for s := range m.nodes.Len() {

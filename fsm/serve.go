@@ -6,16 +6,15 @@ import (
 )
 
 // serve places what waits on a node that gained room, in queue order, and what
-// nobody has tried yet wherever it fits; false when the budget ended first. Each
-// turn stands in the heap with the first of its buckets that the node may have
-// room for, so that what is looked at is a bucket for each turn, and what comes
-// behind in the turns that have nothing for the node.
+// nobody has tried yet wherever it fits; false when the budget ended first. A turn
+// comes into the heap when it is the first of its band that the node may have
+// room for, and stands there with the first such of its buckets. So what is
+// looked at are a few turns of a band's tree for each that has its turn but
+// nothing that fits.
 func (m *Machine) serve(node uint32) bool {
 	m.cands = m.cands[:0]
-	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
-		if m.now.work -= workLook; m.mayDisplaceOn(b, node) {
-			m.look(b)
-		}
+	if m.nodes.Get(node).reserved > 0 || m.sched.Reclaimable(node) {
+		m.lookAtDisplacers(node)
 	}
 	for b, ok := m.unseen.Next(0); ok; b, ok = m.unseen.Next(b + 1) {
 		m.now.work -= workLook
@@ -23,10 +22,8 @@ func (m *Machine) serve(node uint32) bool {
 	}
 	room := m.sched.Room(node)
 	if m.turns.mayTake(&room) {
-		for t, ok := m.turns.slots.Next(0); ok; t, ok = m.turns.slots.Next(t + 1) {
-			m.now.work -= workLook
-			m.offerTurn(t, &room)
-		}
+		m.arrange()
+		m.enterBands(0, &room)
 	}
 	for len(m.cands) > 0 {
 		if m.now.work <= 0 || m.now.ordinal >= MaxLeasesPerEntry {
@@ -34,6 +31,14 @@ func (m *Machine) serve(node uint32) bool {
 			return false
 		}
 		c := m.take()
+		if c.opens {
+			m.enterBands(bandOf(c.base, c.grows), &room)
+			continue
+		}
+		if c.below != 0 {
+			m.descend(&c, &room)
+			continue
+		}
 		if now := m.claimOf(c.tenant); now != c.claim { // it was granted something
 			c.claim = now
 			m.push(c)
@@ -79,7 +84,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 	m.now.work -= workLook
 	b := m.buckets.Get(c.bucket)
 	if !m.turns.has(c.bucket) || b.first != refTo(c.group) {
-		m.follow(c, queueKey{c.seq, c.idx}, room)
+		m.follow(c, queueKey{place: c.seq, idx: c.idx}, room)
 		return true
 	}
 	if m.mayServe(b, node) {
@@ -94,25 +99,29 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 			return true
 		}
 	}
-	m.follow(c, queueKey{c.seq, c.idx}, room)
+	m.follow(c, queueKey{place: c.seq, idx: c.idx}, room)
 	return true
 }
 
 // offerTurn puts a turn into the heap by its first bucket, whether the room is
 // enough for that or not: those of most turns are never looked at. With aging, it
-// is the first that the room may be enough for.
-func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) {
+// is the first that the room may be enough for. It reports whether the room may
+// be enough for any.
+func (m *Machine) offerTurn(turn uint32, room *scheduler.Need) bool {
 	t := m.turns.recs.Get(turn)
+	if t.buckets == 0 || !room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
+		return false
+	}
 	if m.policy.Get().AgingEvery > 0 {
 		m.advance(turn, queueKey{}, room)
-		return
+		return true
 	}
-	if room.Covers(&m.turns.leafs.Get(t.root.slot()).least) {
-		m.push(candidate{
-			inTurn: true, lazy: true, base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant, claim: m.claimOf(t.tenant),
-			seq: t.first.place, idx: t.first.idx,
-		})
-	}
+	m.push(candidate{
+		inTurn: true, lazy: true, base: t.priority, of: t.tenant, priority: t.priority, grows: t.grows, tenant: t.tenant,
+		claim: m.turns.standings.Get(turn).line.claimAt(m.meta.Get().time),
+		seq:   t.first.place, idx: t.first.idx,
+	})
+	return true
 }
 
 // follow puts the next bucket of a candidate's turn into the heap.
@@ -153,10 +162,15 @@ func (m *Machine) forgetTurns() {
 // aged returns a job's priority with what it is raised for its time in the
 // queue. Within a turn the oldest job has the highest.
 func (m *Machine) aged(j *jobRec) gpuai.Priority {
-	every := m.policy.Get().AgingEvery
-	if every == 0 {
+	if m.policy.Get().AgingEvery == 0 {
 		return j.priority
 	}
-	waited := max(gpuai.Duration(m.meta.Get().time-m.since(j)), 0) / every
-	return gpuai.Priority(min(int64(j.priority)+int64(waited), int64(max(gpuai.MaxPriority, j.priority))))
+	return m.agedBy(j.priority, m.since(j))
+}
+
+// agedBy is aged of a job that is in the queue since an instant. AgingEvery is
+// not 0.
+func (m *Machine) agedBy(p gpuai.Priority, since gpuai.Instant) gpuai.Priority {
+	waited := max(gpuai.Duration(m.meta.Get().time-since), 0) / m.policy.Get().AgingEvery
+	return gpuai.Priority(min(int64(p)+int64(waited), int64(max(gpuai.MaxPriority, p))))
 }

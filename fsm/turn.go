@@ -20,6 +20,13 @@ type turnRec struct {
 	priority gpuai.Priority
 	grows    bool // of gangs that run, behind all that waits to start
 	used     bool
+	// Of its band (see bandRec).
+	placed      bool // it is in the tree
+	touched     bool // it is in the list of those whose place may be another
+	changed     bool // it is in the list of those to be put into the tree, or taken out
+	nextTouched ref
+	nextChanged ref
+	peer        ref // next turn of the tenant
 }
 
 // A leafRec is a bucket's place in its turn.
@@ -33,8 +40,9 @@ type leafRec struct {
 
 // A queueKey orders the groups of one priority and tenant.
 type queueKey struct {
-	place uint64 // of the job
-	idx   uint8  // of the group in it
+	place uint64        // of the job
+	since gpuai.Instant // from when it has it
+	idx   uint8         // of the group in it
 }
 
 func (a queueKey) before(b queueKey) bool {
@@ -48,19 +56,31 @@ type turns struct {
 	byKey *mem.Hash
 	leafs *mem.Table[leafRec]     // by bucket
 	sizes mem.Var[[66 + 1]uint32] // buckets in turns by the size of their need
+
+	standings *mem.Table[standing] // by turn
+	bands     *mem.Table[bandRec]
+	inUse     *mem.Bitmap     // bands that have turns with buckets
+	changed   mem.Var[ref]    // first of the turns to be put into trees, or taken out
+	ofTenant  *mem.Table[ref] // first turn, by string number
 }
 
 func newTurns(s *mem.Space) *turns {
-	return &turns{
+	t := &turns{
 		recs: mem.NewTable[turnRec](s, 6), slots: mem.NewSlots(s), byKey: mem.NewHash(s),
 		leafs: mem.NewTable[leafRec](s, 6), sizes: mem.NewVar(s, [67]uint32{}),
+		standings: mem.NewTable[standing](s, 5), bands: mem.NewTable[bandRec](s, 6), inUse: mem.NewBitmap(s),
+		changed: mem.NewVar[ref](s, 0), ofTenant: mem.NewTable[ref](s, 10),
 	}
+	t.bands.Grow(numBands)
+	return t
 }
 
 func (t *turns) fork(ns *mem.Space) *turns {
 	return &turns{
 		recs: t.recs.Fork(ns), slots: t.slots.Fork(ns), byKey: t.byKey.Fork(ns),
 		leafs: t.leafs.Fork(ns), sizes: t.sizes.Fork(ns),
+		standings: t.standings.Fork(ns), bands: t.bands.Fork(ns), inUse: t.inUse.Fork(ns),
+		changed: t.changed.Fork(ns), ofTenant: t.ofTenant.Fork(ns),
 	}
 }
 
@@ -90,8 +110,8 @@ func (t *turns) mayTake(room *scheduler.Need) bool {
 	return false
 }
 
-// find returns the turn of a priority and tenant. Its slot is its own only while
-// it has buckets: one whose only bucket moves on is made anew.
+// find returns the turn of a priority and tenant. One without buckets is kept
+// until arrange.
 func (t *turns) find(p gpuai.Priority, grows bool, tenant uint32) (uint32, bool) {
 	return t.byKey.Find(hashTurn(p, grows, tenant), func(s uint32) bool {
 		x := t.recs.Get(s)
@@ -101,13 +121,9 @@ func (t *turns) find(p gpuai.Priority, grows bool, tenant uint32) (uint32, bool)
 
 // add puts a bucket into the turn of a priority and tenant.
 func (t *turns) add(bucket uint32, r *bucketRec, key queueKey, need scheduler.Need) {
-	p, tenant, grows := r.priority, r.tenant, r.grows
-	h := hashTurn(p, grows, tenant)
-	turn, ok := t.find(p, grows, tenant)
+	turn, ok := t.find(r.priority, r.grows, r.tenant)
 	if !ok {
-		turn, _ = t.slots.Alloc() // no more than buckets
-		t.recs.Put(turn, turnRec{tenant: tenant, priority: p, grows: grows, used: true})
-		t.byKey.Insert(h, turn)
+		turn = t.make(turnRec{tenant: r.tenant, priority: r.priority, grows: r.grows, used: true})
 	}
 	t.leafs.Grow(bucket + 1)
 	*t.leafs.Mut(bucket) = leafRec{turn: refTo(turn), key: key, need: need, least: need, big: r.isBig(&need)}
@@ -116,11 +132,13 @@ func (t *turns) add(bucket uint32, r *bucketRec, key queueKey, need scheduler.Ne
 	if r.isBig(&need) {
 		x.bigs++
 	}
-	if x.buckets == 1 || key.before(x.first) {
-		x.first = key
-	}
 	x.root = t.insert(x.root, bucket)
 	t.sizes.Mut()[need.Size]++
+	if x.buckets == 1 {
+		t.count(x, 1)
+		t.change(turn)
+	}
+	t.moved(turn)
 }
 
 // drop takes a bucket out of its turn.
@@ -135,18 +153,40 @@ func (t *turns) drop(bucket uint32) {
 	}
 	*t.leafs.Mut(bucket) = leafRec{}
 	if x.buckets--; x.buckets == 0 {
-		t.byKey.Delete(hashTurn(x.priority, x.grows, x.tenant), turn)
-		*x = turnRec{}
-		t.slots.Free(turn)
-		return
+		t.count(x, -1)
+		t.change(turn)
 	}
-	if l.key == x.first {
-		at := x.root
+	t.moved(turn)
+}
+
+// move gives a bucket another place in its turn.
+func (t *turns) move(bucket uint32, key queueKey) {
+	l := *t.leafs.Get(bucket)
+	x := t.recs.Mut(l.turn.slot())
+	x.root = t.remove(x.root, bucket, l.key)
+	l.left, l.right, l.key, l.least = 0, 0, key, l.need
+	*t.leafs.Mut(bucket) = l
+	x.root = t.insert(x.root, bucket)
+	t.moved(l.turn.slot())
+}
+
+// renew gives a bucket another need.
+func (t *turns) renew(bucket uint32, need scheduler.Need) {
+	t.leafs.Mut(bucket).need = need
+	t.move(bucket, t.leafs.Get(bucket).key)
+}
+
+// moved notes that a turn has other buckets, or others first.
+func (t *turns) moved(turn uint32) {
+	x := t.recs.Mut(turn)
+	x.first = queueKey{}
+	if at := x.root; at != 0 {
 		for t.leafs.Get(at.slot()).left != 0 {
 			at = t.leafs.Get(at.slot()).left
 		}
 		x.first = t.leafs.Get(at.slot()).key
 	}
+	t.touch(turn)
 }
 
 // insert puts a leaf into the treap at root and returns the new root.
@@ -290,9 +330,24 @@ func (m *Machine) unlink(bucket uint32) {
 // relink moves a bucket to where its first group, which may be another now,
 // belongs.
 func (m *Machine) relink(bucket uint32) {
-	if m.turns.has(bucket) && m.turns.leafs.Get(bucket).key != m.queueKeyOf(m.buckets.Get(bucket).first.slot()) {
-		m.turns.drop(bucket)
-		m.link(bucket)
+	if !m.turns.has(bucket) {
+		return
+	}
+	if key := m.queueKeyOf(m.buckets.Get(bucket).first.slot()); m.turns.leafs.Get(bucket).key != key {
+		m.turns.move(bucket, key)
+	}
+}
+
+// renewNeeds computes the needs of all buckets in turns anew: pools came or went.
+func (m *Machine) renewNeeds() {
+	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
+		m.now.work -= workLook
+		if !m.turns.has(b) {
+			continue
+		}
+		if need := m.needOf(m.buckets.Get(b)); need != m.turns.leafs.Get(b).need {
+			m.turns.renew(b, need)
+		}
 	}
 }
 
@@ -306,5 +361,6 @@ func (m *Machine) linkAll() {
 
 func (m *Machine) queueKeyOf(group uint32) queueKey {
 	g := m.groups.Get(group)
-	return queueKey{m.place(m.jobs.Get(g.job.slot())), g.idx}
+	j := m.jobs.Get(g.job.slot())
+	return queueKey{place: m.place(j), since: m.since(j), idx: g.idx}
 }

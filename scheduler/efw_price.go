@@ -120,6 +120,7 @@ func (s *State) makeSlots() {
 // poolsChanged notes that a pool came or went: which tasks are constrained may
 // not be what it was.
 func (s *State) poolsChanged() {
+	s.sums.Mut().changes++
 	if p := s.packing.Get(); p.demand != 0 && !p.stale {
 		s.packing.Mut().stale = true
 	}

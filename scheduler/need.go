@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"math"
 	"math/bits"
 
 	"github.com/gpuai/gpuai"
@@ -8,13 +9,19 @@ import (
 
 // A Need is a bound of what one task of a shape takes, to tell without a search
 // that it does not fit: its size is 0 without a device, 1 for a share of one,
-// and k+1 for k whole ones.
+// and k+1 for k whole ones. Pools has a bit, of pool number modulo 64, for each
+// pool that the shape passes.
 type Need struct {
 	CPU, Memory int64
+	Pools       uint64
 	Size        uint8
 }
 
-// Need returns the bound of a shape. It only reads.
+// Everything is room for any need that some pool passes, or none.
+var Everything = Need{CPU: math.MaxInt64, Memory: math.MaxInt64, Pools: math.MaxUint64, Size: math.MaxUint8}
+
+// Need returns the bound of a shape. It holds until PoolChanges is another. It
+// only reads.
 func (s *State) Need(id ShapeID) Need {
 	r := s.shapes.Get(uint32(id))
 	n := Need{CPU: r.cpu, Memory: int64(r.mem)}
@@ -24,8 +31,22 @@ func (s *State) Need(id ShapeID) Need {
 	case r.count > 0:
 		n.Size = uint8(r.count) + 1
 	}
+	sum := s.sums.Get()
+	for w := range sum.words {
+		live, pass := uint64(0), uint64(0)
+		for t := sum.tiers; t != 0; t &= t - 1 {
+			live |= *s.tiers.Get(uint32(bits.TrailingZeros64(t))*poolWords + w)
+		}
+		for _, f := range r.filters[:r.alts] {
+			pass |= *s.masks.Get(f*poolWords + w)
+		}
+		n.Pools |= live & pass
+	}
 	return n
 }
+
+// PoolChanges counts the pools that came or went since s was made or restored.
+func (s *State) PoolChanges() uint32 { return s.sums.Get().changes }
 
 // Room returns the largest need that a node, open or not, may meet now; of one
 // that has nothing its CPU is negative. A shape that Covers does not hold for has no fit
@@ -40,6 +61,7 @@ func (s *State) Room(node uint32) Need {
 	}
 	room := Need{CPU: n.freeCPU, Memory: n.freeMem}
 	for u := &n.unit; u != nil; u = s.next(u) {
+		room.Pools |= 1 << (u.pool & 63)
 		if g := bits.OnesCount64(u.whole); g > 0 {
 			room.Size = max(room.Size, uint8(g)+1)
 		} else if u.parts != 0 {
@@ -51,12 +73,12 @@ func (s *State) Room(node uint32) Need {
 
 // Covers reports whether room a may meet a need of b.
 func (a *Need) Covers(b *Need) bool {
-	return a.CPU >= b.CPU && a.Memory >= b.Memory && a.Size >= b.Size
+	return a.CPU >= b.CPU && a.Memory >= b.Memory && a.Size >= b.Size && (a.Pools&b.Pools != 0 || a.Pools == math.MaxUint64)
 }
 
-// Least returns the least of both in each part.
+// Least returns a need that all room covers which covers one of both.
 func (a *Need) Least(b *Need) Need {
-	return Need{min(a.CPU, b.CPU), min(a.Memory, b.Memory), min(a.Size, b.Size)}
+	return Need{min(a.CPU, b.CPU), min(a.Memory, b.Memory), a.Pools | b.Pools, min(a.Size, b.Size)}
 }
 
 // A Free is what is free of a node, or would be: to ask what if.

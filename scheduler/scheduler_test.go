@@ -88,6 +88,10 @@ func (w *world) place(sh *modelShape) {
 	feasible := uint32(0)
 	for slot := range uint32(14) {
 		on, onOK := w.brute(sh, func(x uint32) bool { return x == slot })
+		room, need := w.s.Room(slot), w.s.Need(sh.id)
+		if onOK && !room.Covers(&need) {
+			w.t.Fatalf("the room of node %d, %+v, does not cover %+v, which fits there: %+v", slot, room, need, sh.needs)
+		}
 		if got, ok := w.s.FitsOn(sh.id, slot); got != on || ok != onOK {
 			w.t.Fatalf("FitsOn(%+v, %d) = %+v %v, want %+v %v", sh.needs, slot, got, ok, on, onOK)
 		}

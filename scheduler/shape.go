@@ -138,6 +138,19 @@ func needsOf(r *gpuai.Resources) (shapeRec, bool) {
 	}, ok
 }
 
+// ShapeWeight returns what a shape takes of the index: one for each of its
+// alternatives and KiB of its key. It only reads.
+func (s *State) ShapeWeight(id ShapeID) uint32 {
+	r := s.shapes.Get(uint32(id))
+	return uint32(r.alts) * (1 + uint32(s.shapeBytes.Size(r.key))/1024)
+}
+
+// Crowded reports whether the shapes in use, their filters or what describes
+// them takes more than half of what the index can hold. It only reads.
+func (s *State) Crowded() bool {
+	return s.shapeSlots.Len()-s.sums.Get().idle > MaxShapes/2 || s.filterSlots.Len() > MaxFilters/2 || s.shapeBytes.Len() > maxShapeBlocks/2
+}
+
 // RetainShape counts one user more of a shape.
 func (s *State) RetainShape(id ShapeID) {
 	r := s.shapes.Mut(uint32(id))

@@ -344,3 +344,36 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+// A Bitmap finds the next of few members far apart, and of many.
+func TestBitmapNext(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 9))
+	for _, most := range []uint32{1, 64, 4_096, 1 << 18, 1 << 21} {
+		s := NewSpace()
+		b, has := NewBitmap(s), map[uint32]bool{}
+		for step := range 4_000 {
+			i := r.Uint32N(most)
+			if step%8 == 0 { // empty it, now and then
+				for k := range has {
+					b.Clear(k)
+					delete(has, k)
+				}
+			}
+			if b.Set(i); r.IntN(3) == 0 {
+				b.Clear(i)
+				delete(has, i)
+			} else {
+				has[i] = true
+			}
+			from, want, some := r.Uint32N(most+1), uint32(0), false
+			for k := range has {
+				if k >= from && (!some || k < want) {
+					want, some = k, true
+				}
+			}
+			if got, ok := b.Next(from); ok != some || got != want {
+				t.Fatalf("below %d: next from %d is %d %v, want %d %v", most, from, got, ok, want, some)
+			}
+		}
+	}
+}

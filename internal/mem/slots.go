@@ -140,17 +140,20 @@ func nextBit(t *Table[uint64], from uint32) (uint32, bool) {
 
 // A Bitmap is a growing set of small numbers.
 type Bitmap struct {
-	t   *Table[uint64]
-	top *Table[uint64] // which words of t are not 0
+	t    *Table[uint64]
+	top  *Table[uint64] // which words of t are not 0
+	peak *Table[uint64] // which words of top are not 0: most sets are empty most of the time
 }
 
 // NewBitmap returns an empty set.
 func NewBitmap(s *Space) *Bitmap {
-	return &Bitmap{NewTable[uint64](s, 6), NewTable[uint64](s, 4)}
+	return &Bitmap{NewTable[uint64](s, 6), NewTable[uint64](s, 4), NewTable[uint64](s, 2)}
 }
 
 // Fork returns the copy of b in ns.
-func (b *Bitmap) Fork(ns *Space) *Bitmap { return &Bitmap{b.t.Fork(ns), b.top.Fork(ns)} }
+func (b *Bitmap) Fork(ns *Space) *Bitmap {
+	return &Bitmap{b.t.Fork(ns), b.top.Fork(ns), b.peak.Fork(ns)}
+}
 
 // Has reports whether i is in the set.
 func (b *Bitmap) Has(i uint32) bool {
@@ -164,9 +167,14 @@ func (b *Bitmap) Set(i uint32) {
 	}
 	b.t.Grow(i>>6 + 1)
 	b.top.Grow(i>>12 + 1)
+	b.peak.Grow(i>>18 + 1)
 	w := b.t.Mut(i >> 6)
 	if *w == 0 {
-		*b.top.Mut(i >> 12) |= 1 << (i >> 6 & 63)
+		top := b.top.Mut(i >> 12)
+		if *top == 0 {
+			*b.peak.Mut(i >> 18) |= 1 << (i >> 12 & 63)
+		}
+		*top |= 1 << (i >> 6 & 63)
 	}
 	*w |= 1 << (i & 63)
 }
@@ -178,7 +186,10 @@ func (b *Bitmap) Clear(i uint32) {
 	}
 	w := b.t.Mut(i >> 6)
 	if *w &^= 1 << (i & 63); *w == 0 {
-		*b.top.Mut(i >> 12) &^= 1 << (i >> 6 & 63)
+		top := b.top.Mut(i >> 12)
+		if *top &^= 1 << (i >> 6 & 63); *top == 0 {
+			*b.peak.Mut(i >> 18) &^= 1 << (i >> 12 & 63)
+		}
 	}
 }
 
@@ -189,9 +200,20 @@ func (b *Bitmap) Next(from uint32) (uint32, bool) {
 			return i<<6 | uint32(bits.TrailingZeros64(w)), true
 		}
 	}
-	i, ok := nextBit(b.top, from>>6+1)
+	at := from>>6 + 1
+	if w := at >> 6; w < b.top.Len() {
+		if m := *b.top.Get(w) >> (at & 63) << (at & 63); m != 0 {
+			return b.lowest(w<<6 | uint32(bits.TrailingZeros64(m))), true
+		}
+	}
+	w, ok := nextBit(b.peak, at>>6+1)
 	if !ok {
 		return 0, false
 	}
-	return i<<6 | uint32(bits.TrailingZeros64(*b.t.Get(i))), true
+	return b.lowest(w<<6 | uint32(bits.TrailingZeros64(*b.top.Get(w)))), true
+}
+
+// lowest returns the lowest member in a word that has some.
+func (b *Bitmap) lowest(i uint32) uint32 {
+	return i<<6 | uint32(bits.TrailingZeros64(*b.t.Get(i)))
 }
