@@ -173,7 +173,7 @@ func BenchmarkPackingFill(b *testing.B) {
 // The first search for a shape after a freeze, a restore or on a fork: nothing
 // is remembered.
 func BenchmarkPackingCold(b *testing.B) {
-	for _, nodes := range []int{1_213, 24_260} {
+	for _, nodes := range []int{1_213, 24_260, 100_000} {
 		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
 			x := newPackBench(b, nodes, gpuai.PackingEFW)
 			for range 5 * nodes {

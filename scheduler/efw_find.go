@@ -134,7 +134,7 @@ func (q *scoring) score(key *packKey, put func(*heapEntry) bool) bool {
 				continue
 			}
 			to := q.onPart(&t, i)
-			if base := q.c.value(q.State, &t) - fragWeight*v.frag(&to); e.left == 0 || base > e.base {
+			if base := q.c.value(q.State, &t) - v.least(&to); e.left == 0 || base > e.base {
 				e.base, e.left = base, p
 			}
 			e.score = e.base - q.c.priceOf(v, &t, &to)
@@ -147,7 +147,7 @@ func (q *scoring) score(key *packKey, put func(*heapEntry) bool) bool {
 	if !ok {
 		return true
 	}
-	e := heapEntry{key: *key, bound: true, base: q.c.value(q.State, &t) - fragWeight*v.frag(&to)}
+	e := heapEntry{key: *key, bound: true, base: q.c.value(q.State, &t) - v.least(&to)}
 	e.score = e.base - q.c.priceOf(v, &t, &to)
 	return put(&e)
 }
@@ -156,8 +156,7 @@ func (q *scoring) score(key *packKey, put func(*heapEntry) bool) bool {
 // have room for the share.
 func (q *scoring) onPart(t *packState, i int) packState {
 	to := t.less(&q.need, packGrid{cpuGrid, memGrid})
-	to.cut(i)
-	to.put(t.parts[i] - q.need.share)
+	to.shrink(uint(i), t.parts[i]-q.need.share)
 	return to
 }
 
@@ -213,8 +212,12 @@ func (q *scoring) entry(of *heapEntry, from, to *packState, v *packView) heapEnt
 func (q *scoring) reprice(i uint32) {
 	r := *q.heaps.heaps.Get(i)
 	t := q.heaps.entries
+	changed := false
 	for k := range r.n {
 		e := *t.Get(r.at + k)
+		if e.key.whole() == 0 {
+			continue // it has no slots
+		}
 		from := e.key.state()
 		to := from.less(&q.need, packGrid{cpuGrid, memGrid})
 		if e.left == 0 {
@@ -222,13 +225,17 @@ func (q *scoring) reprice(i uint32) {
 		}
 		if score := e.base - q.c.priceOf(q.c.view(q.State, from.pool), &from, &to); score != e.score {
 			t.Mut(r.at + k).score = score
+			changed = true
 		}
+	}
+	q.heaps.heaps.Mut(i).prices = q.packSums.Get().prices
+	if !changed {
+		return
 	}
 	for k := r.n / 2; k > 0; k-- {
 		e := *t.Get(r.at + k - 1)
 		q.siftDown(r.at, r.n, k-1, &e)
 	}
-	q.heaps.heaps.Mut(i).prices = q.packSums.Get().prices
 }
 
 // fitPacked chooses node and devices of an entry: the first node of the bucket,

@@ -74,6 +74,19 @@ func naiveLost(t packState, n packNeed, passes bool) int64 {
 	return lost
 }
 
+// serves reports whether the state has the devices for a task.
+func (s *packState) serves(n *packNeed) bool {
+	if n.share == 0 || s.whole > 0 {
+		return s.whole >= n.count
+	}
+	for _, p := range s.parts {
+		if p >= n.share {
+			return true
+		}
+	}
+	return false
+}
+
 // naivePrices returns the prices as they must become with the next search.
 func (w packWorld) naivePrices() []slotRec {
 	s := w.s
