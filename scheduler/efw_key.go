@@ -70,6 +70,8 @@ func (k *packKey) state() packState {
 // whole returns how many whole devices are free in the state.
 func (k *packKey) whole() uint8 { return uint8(k[0] >> (5 * partBits)) }
 
+func (k *packKey) pool() uint16 { return uint16(k[2]) }
+
 // before orders keys.
 func (k *packKey) before(o *packKey) bool {
 	if k[0] != o[0] {

@@ -23,6 +23,9 @@ type packScratch struct {
 	slots   [maxSlotClasses]slotRec // with the prices of the present search
 	priced  uint64                  // slot classes with a price
 	memo    []memoRec
+	buckets []bucketRec // by bucket
+	window  window
+	all     []heapEntry // of the scan that runs
 	buf     []uint64
 }
 
@@ -47,6 +50,28 @@ type memoRec struct {
 	used  bool
 }
 
+// A bucketRec is what is known of a bucket while it has this key.
+type bucketRec struct {
+	key   packKey
+	state packState
+	known bool
+	value int64
+	asked bool // value is set
+}
+
+// bucket returns what is known of a bucket, and the view of its pool.
+func (c *packScratch) bucket(s *State, b uint32, key *packKey) (*bucketRec, *packView) {
+	v := c.view(s, key.pool()) // first: it forgets what was known if the pool is another one now
+	for int(b) >= len(c.buckets) {
+		c.buckets = append(c.buckets, bucketRec{})
+	}
+	x := &c.buckets[b]
+	if !x.known || x.key != *key {
+		*x = bucketRec{key: *key, state: key.state(), known: true}
+	}
+	return x, v
+}
+
 // scratch returns what follows from the demand that is frozen now.
 func (s *State) scratch() *packScratch {
 	c := s.pack
@@ -68,6 +93,7 @@ func (c *packScratch) learn(s *State) {
 	c.classes, c.draws, c.views, c.cells = c.classes[:0], c.draws[:0], nil, maxAllCells
 	clear(c.poolOf)
 	clear(c.memo)
+	clear(c.buckets)
 	for i, ok := s.demandSlots.Next(0); ok; i, ok = s.demandSlots.Next(i + 1) {
 		if d := s.demand.Get(i); d.weight > 0 {
 			need := s.shapes.Get(d.shape.id()).needOf()
@@ -122,6 +148,7 @@ func (c *packScratch) see(s *State, pool uint16) *packView {
 	}
 	if c.poolOf[pool].view != nil { // another pool had this number
 		clear(c.memo)
+		clear(c.buckets)
 	}
 	c.buf = c.buf[:0]
 	for i := range c.classes {
@@ -181,15 +208,16 @@ func (v *packView) draw(c *packScratch) {
 		}
 	}
 	slices.SortStableFunc(v.kinds, func(a, b packNeed) int { return cmp.Compare(a.cpu, b.cpu) })
-	v.drawn = make([]drawSet, len(v.kinds))
+	drawn := make([]drawSet, len(v.kinds))
 	for at, i := range c.draws {
 		if v.passes(int(i)) {
 			k := slices.Index(v.kinds, c.classes[i].need)
 			v.draws[at] = uint16(k)
-			v.drawn[k].add(uint32(at)/packDraws, uint32(at)%packDraws)
+			drawn[k][at/packDraws] |= 1 << (at % packDraws)
 		}
 	}
-	v.rate()
+	v.rate(drawn)
+	v.fits = newDrawTable(v.kinds, drawn)
 }
 
 // value returns V of a state.

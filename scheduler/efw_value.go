@@ -28,33 +28,10 @@ type packView struct {
 	passing []uint64 // frozen classes that pass, a bitmap: what the view is of
 	use     usableTable
 	kinds   []packNeed // that are drawn, each once, by CPU
-	drawn   []drawSet  // where each kind is drawn
+	fits    drawTable
 	draws   [packSequences * packDraws]uint16
 	rated   []ratedKind // kinds with devices, in the order of leastWaste
 	slots   uint64      // slot classes that pass, by number
-}
-
-// A drawSet is a set of draws of all sequences: perWord sequences of packDraws
-// bits a word.
-type drawSet [(packSequences + perWord - 1) / perWord]uint64
-
-const perWord = 64 / packDraws
-
-// of returns the draws of one sequence.
-func (d *drawSet) of(sequence uint32) uint64 {
-	return d[sequence/perWord] >> (sequence % perWord * packDraws) & (1<<packDraws - 1)
-}
-
-// size returns how many draws are in the set.
-func (d *drawSet) size() (n int) {
-	for _, w := range d {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}
-
-func (d *drawSet) add(sequence, draw uint32) {
-	d[sequence/perWord] |= 1 << (sequence%perWord*packDraws + draw)
 }
 
 // frag is the fragmentation of FGD (Weng et al., USENIX ATC '23): over the
@@ -70,23 +47,28 @@ func (v *packView) frag(s *packState) int64 {
 // waste is what stays idle when the state is filled with the sequences of
 // demand, summed over them: each draw that fits is taken, on the device that it
 // fits best. What does not fit at first does not fit later, and once no task
-// with a device has the CPU, nothing changes any more.
+// with a device fits, nothing changes any more.
 func (v *packView) waste(s *packState) int64 {
-	fits, least := v.fitting(s)
 	idle := s.idle()
-	if least > s.cpu {
-		return idle * packSequences
-	}
+	cpu, mem, devices := v.fits.ofCPU(s.cpu), v.fits.ofMem(s.mem), v.fits.ofDevices(s)
 	var sum int64
 	for k := range uint32(packSequences) {
+		m, with := cpu[k]&mem[k]&devices[k], v.fits.with[k]
+		if m&with == 0 {
+			sum += idle
+			continue
+		}
 		t, left := *s, idle
-		for m := fits.of(k); m != 0; m &= m - 1 {
-			n := &v.kinds[v.draws[k*packDraws+uint32(bits.TrailingZeros64(m))]]
-			if t.room(n) && t.take(n) {
-				if left -= n.milli(); left == 0 || t.cpu < least {
-					break
-				}
+		for m&with != 0 {
+			n := &v.kinds[v.draws[k*packDraws+uint32(bits.TrailingZeros32(m))]]
+			m &= m - 1
+			if !t.room(n) || !t.take(n) {
+				continue
 			}
+			if left -= n.milli(); left == 0 {
+				break
+			}
+			m &= v.fits.ofCPU(t.cpu)[k] & v.fits.ofDevices(&t)[k]
 		}
 		sum += left
 	}
@@ -134,10 +116,10 @@ type ratedKind struct {
 
 // rate orders the kinds by what they take of devices for their CPU, the most
 // first.
-func (v *packView) rate() {
+func (v *packView) rate(drawn []drawSet) {
 	for i, n := range v.kinds {
 		if n.count > 0 {
-			times := int64(v.drawn[i].size())
+			times := int64(drawn[i].size())
 			v.rated = append(v.rated, ratedKind{n, times * n.milli(), times * int64(n.cpu)})
 		}
 	}
@@ -146,33 +128,13 @@ func (v *packView) rate() {
 	})
 }
 
-// fitting returns the draws that fit a state as it is, and the least CPU of
-// those that want a device: more than any state has, if there is none.
-func (v *packView) fitting(s *packState) (fits drawSet, least uint32) {
-	least = 1<<32 - 1
-	widest := s.widest()
-	for i := range v.kinds {
-		n := &v.kinds[i]
-		if n.cpu > s.cpu {
-			break
-		}
-		if n.mem > s.mem || n.count > s.whole && (n.share == 0 || n.share > widest) {
-			continue
-		}
-		for w, m := range &v.drawn[i] {
-			fits[w] |= m
-		}
-		if n.count > 0 {
-			least = min(least, n.cpu)
-		}
-	}
-	return fits, least
-}
-
 // widest returns the greatest remainder of a partly used device.
 func (s *packState) widest() (p uint16) {
 	for _, x := range s.parts {
-		p = max(p, x)
+		if x == 0 {
+			break
+		}
+		p = x // they ascend
 	}
 	return p
 }
