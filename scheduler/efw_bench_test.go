@@ -57,7 +57,7 @@ type benchLease struct {
 	kind int
 }
 
-func newPackBench(b *testing.B, nodes int, p gpuai.Packing) *packBench {
+func newPackBench(b testing.TB, nodes int, p gpuai.Packing) *packBench {
 	sp := mem.NewSpace()
 	x := &packBench{s: New(sp), sp: sp, r: rand.New(rand.NewPCG(1, 2))}
 	x.s.SetPacking(p)
@@ -122,6 +122,10 @@ func (x *packBench) end() {
 	x.sp.Commit()
 }
 
+// packWarm is how many decisions come before those that are measured, so that
+// each kind of task has been placed.
+const packWarm = 20_000
+
 // A decision is the end of a task and the placement of another, in a cluster
 // that is nearly full.
 func BenchmarkPackingChurn(b *testing.B) {
@@ -136,6 +140,10 @@ func BenchmarkPackingChurn(b *testing.B) {
 				}
 				for range len(x.leases) / 20 {
 					x.end()
+				}
+				for range packWarm {
+					x.end()
+					x.place()
 				}
 				b.ReportAllocs()
 				done := startCPU(b)

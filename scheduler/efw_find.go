@@ -6,11 +6,11 @@ import (
 	"github.com/gpuai/gpuai"
 )
 
-// Work of a search, whatever the heaps hold: what is derived must not reach
-// decisions, not even by the budget.
+// Work of a search: so much, and so much for each bucket that the shape has not
+// seen yet.
 const (
-	workPackSearch  = 400
-	packBucketShift = 4 // buckets alive per unit of work, as a power of two
+	workPackSearch = 200
+	workPackBucket = 12
 )
 
 // Place returns the place for a task of a shape by the region's packing policy.
@@ -33,10 +33,10 @@ func (s *State) Place(id ShapeID) (Fit, bool) {
 // findPacked returns the place with the best score among the nodes in the
 // index: the first alternative that has any.
 func (s *State) findPacked(id ShapeID) (Fit, bool) {
-	s.work += workPackSearch + uint64(s.packSums.Get().live)>>packBucketShift
 	if s.packing.Get().stale {
 		s.demandFrozen()
 	}
+	s.work += workPackSearch + workPackBucket*s.unseen(id)
 	c := s.scratch()
 	s.setPrices(c)
 	for alt := range s.shapes.Get(uint32(id)).alts {

@@ -108,6 +108,7 @@ func (s *State) heapOf(id ShapeID, alt uint8) uint32 {
 
 // dropHeapsOf forgets the heaps of a shape.
 func (s *State) dropHeapsOf(id uint32) {
+	s.forgetSeen(id)
 	h := s.heaps
 	if id >= h.of.Len() || *h.of.Get(id) == 0 {
 		return
@@ -158,7 +159,7 @@ func (s *State) allocExtent(size uint8) uint32 {
 // emptyHeap empties a heap.
 func (s *State) emptyHeap(i uint32) {
 	r := s.heaps.heaps.Mut(i)
-	r.n, r.seen, r.width, r.floored = 0, 0, minWindow, false
+	r.n, r.seen, r.width, r.floored = 0, 0, s.scratch().narrow, false
 	r.demand = s.packing.Get().demand
 	r.prices = s.packSums.Get().prices
 	if era := s.packSums.Get().heaps.era; r.era != era {

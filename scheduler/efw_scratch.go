@@ -25,6 +25,7 @@ type packScratch struct {
 	memo    []memoRec
 	buckets []bucketRec // by bucket
 	window  window
+	narrow  uint32      // width of the windows of new heaps
 	all     []heapEntry // of the scan that runs
 	buf     []uint64
 }
@@ -76,7 +77,7 @@ func (c *packScratch) bucket(s *State, b uint32, key *packKey) (*bucketRec, *pac
 func (s *State) scratch() *packScratch {
 	c := s.pack
 	if c == nil {
-		c = &packScratch{memo: make([]memoRec, memoSize)}
+		c = &packScratch{memo: make([]memoRec, memoSize), narrow: minWindow}
 		s.pack = c
 	}
 	p := s.packing.Get()

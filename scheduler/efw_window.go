@@ -10,7 +10,7 @@ import "slices"
 const (
 	// minWindow is how wide a heap's window is at first. It is made four times
 	// as wide when the best of it is not above what was left out.
-	minWindow   = 256
+	minWindow   = 512
 	windowShift = 2
 )
 
