@@ -191,6 +191,7 @@ func BenchmarkPackingCold(b *testing.B) {
 			for b.Loop() {
 				x.s.dropHeaps()
 				clear(x.s.scratch().memo)
+				clear(x.s.scratch().buckets)
 				x.place()
 				x.end()
 			}
