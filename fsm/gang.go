@@ -68,6 +68,9 @@ func (m *Machine) tryFill(sc scheduler.Scope) bool {
 func (m *Machine) capacity(sh scheduler.ShapeID, limit uint32) uint32 {
 	before := m.sched.Work()
 	room := m.sched.Capacity(sh, limit)
+	if room >= limit && m.Level() >= LevelPlacement { // what it costs is in the logs before
+		room = m.sched.RoomFor(sh, limit)
+	}
 	m.now.work -= int64(m.sched.Work()-before) + workLook
 	return room
 }

@@ -36,6 +36,7 @@ type goalRegion struct {
 
 func newGoalRegion(b *testing.B, nodes int) *goalRegion {
 	g := &goalRegion{region: newRegion(b), b: b, nodes: nodes}
+	g.send("", &SetFeatureLevel{Level: MaxLevel}) // what a new region runs at
 	var cmds []Command
 	for i := range nodes {
 		s := nodeSpec(fmt.Sprintf("node-%06d", i), 8, fmt.Sprint("m", i/4%8))

@@ -106,6 +106,9 @@ func (g *golden) step(line string) {
 }
 
 func (g *golden) snapshot(file string) {
+	if p := g.m.sched.Packing(); strings.HasSuffix(file, "-efw.snap") != (p == gpuai.PackingEFW) {
+		g.fatal("the policy that places at %s is %v: a command of the log was refused", file, p)
+	}
 	var b bytes.Buffer
 	if err := g.m.Fork().WriteSnapshot(&b); err != nil {
 		g.fatal("%v", err)
@@ -207,17 +210,29 @@ func recordPacking(w *goldenWalk) {
 	w.apply(&SetFeatureLevel{Level: 3})
 	w.flush()
 	w.steps(20)
-	p := gpuai.DefaultPolicy()
-	p.Packing = gpuai.PackingEFW
-	w.apply(&SetPolicy{Policy: p})
-	w.apply(&SetDemand{Demand: walkDemand()})
-	w.flush()
-	w.steps(60)
+	w.pack()
+	for range 6 {
+		w.steps(10)
+		w.pack()
+	}
 	w.say("snapshot level-3-efw.snap")
-	w.steps(100)
+	for range 5 {
+		w.steps(20)
+		w.pack()
+	}
 	w.apply(&SetPolicy{Policy: gpuai.DefaultPolicy()})
 	w.flush()
 	w.steps(10)
+}
+
+// pack turns efw on, which the walk's own policies turn off now and then.
+func (w *goldenWalk) pack() {
+	p := gpuai.DefaultPolicy()
+	p.Packing = gpuai.PackingEFW
+	for _, c := range []Command{&SetPolicy{Policy: p}, &SetDemand{Demand: walkDemand()}, &Tick{}} {
+		w.apply(c)
+		w.flush()
+	}
 }
 
 // recordOrder has everything that decides the order of the queue.

@@ -145,3 +145,83 @@ func (r *shapeRec) tasks(class uint32, t *treeRec) uint64 {
 	}
 	return uint64(t.weight) * each
 }
+
+// RoomFor is Capacity that looks at the nodes, as many as it counts: exact for
+// tasks of whole devices, or of none, as long as no node has devices of several
+// kinds; an upper bound otherwise. A gang that it refuses would fail at its last
+// task. It counts as work.
+func (s *State) RoomFor(id ShapeID, limit uint32) uint32 {
+	q := s.query(id)
+	have := q.room(uint64(limit))
+	s.charge(&q)
+	return uint32(have)
+}
+
+func (q *query) room(limit uint64) uint64 {
+	sum := q.sums.Get()
+	var have uint64
+	for c := sum.nextClass(q.r.firstClass()); c < numClasses && have < limit; c = sum.nextClass(c + 1) {
+		if !q.r.usesClass(c) {
+			continue
+		}
+		for w := range sum.words {
+			for m := q.passing(c, w); m != 0 && have < limit; m &= m - 1 {
+				q.ticks += tickTree
+				t := q.trees.Get(spot{poolAt(w, m), c}.tree())
+				if c < wholeClass {
+					have += q.r.tasks(c, t)
+					continue
+				}
+				have += q.roomBelow(t, c-wholeClass, limit-have)
+			}
+		}
+	}
+	return min(have, limit)
+}
+
+// roomBelow returns how many tasks the units of a tree, with so many whole
+// devices each, have room for, or at least limit.
+func (q *query) roomBelow(t *treeRec, devices uint32, limit uint64) uint64 {
+	lo := makeKey(0, q.r.cpu, 0)
+	if t.root == 0 || t.maxMem < q.r.mem || t.maxKey < lo {
+		return 0
+	}
+	x := roomCount{r: q.r, lo: lo, each: q.r.tasksOn(devices), limit: limit}
+	x.block(q.forest, t.root-1, t.height)
+	q.ticks += x.nodes
+	return x.have
+}
+
+// A roomCount adds up what the nodes of one tree have room for.
+type roomCount struct {
+	r     *shapeRec
+	lo    uint64 // least key with the CPU of a task
+	each  uint64 // tasks that the devices of a node serve
+	limit uint64
+	have  uint64
+	nodes uint64
+}
+
+// block adds what is below a block. Keys order by CPU, and inner entries know
+// the greatest memory: each block that is looked at has a node that counts.
+func (x *roomCount) block(f forest, at uint32, height uint8) {
+	b := f.blocks.Get(at)
+	if height > 0 {
+		for i := b.child(x.lo); i < b.n && x.have < x.limit; i++ {
+			if b.mems[i] >= x.r.mem {
+				x.block(f, b.kids[i], height-1)
+			}
+		}
+		return
+	}
+	for i := range min(b.n, fan) {
+		if b.keys[i] < x.lo || b.mems[i] < x.r.mem {
+			continue
+		}
+		x.nodes++
+		x.have += min(x.each, x.r.within(int64(keyCPU(b.keys[i])), int64(b.mems[i])))
+		if x.have >= x.limit {
+			return
+		}
+	}
+}

@@ -57,7 +57,7 @@ type benchLease struct {
 	kind int
 }
 
-func newPackBench(b *testing.B, nodes int, p gpuai.Packing) *packBench {
+func newPackBench(b testing.TB, nodes int, p gpuai.Packing) *packBench {
 	sp := mem.NewSpace()
 	x := &packBench{s: New(sp), sp: sp, r: rand.New(rand.NewPCG(1, 2))}
 	x.s.SetPacking(p)
@@ -122,6 +122,10 @@ func (x *packBench) end() {
 	x.sp.Commit()
 }
 
+// packWarm is how many decisions come before those that are measured, so that
+// each kind of task has been placed.
+const packWarm = 20_000
+
 // A decision is the end of a task and the placement of another, in a cluster
 // that is nearly full.
 func BenchmarkPackingChurn(b *testing.B) {
@@ -136,6 +140,10 @@ func BenchmarkPackingChurn(b *testing.B) {
 				}
 				for range len(x.leases) / 20 {
 					x.end()
+				}
+				for range packWarm {
+					x.end()
+					x.place()
 				}
 				b.ReportAllocs()
 				done := startCPU(b)
@@ -173,7 +181,7 @@ func BenchmarkPackingFill(b *testing.B) {
 // The first search for a shape after a freeze, a restore or on a fork: nothing
 // is remembered.
 func BenchmarkPackingCold(b *testing.B) {
-	for _, nodes := range []int{1_213, 24_260} {
+	for _, nodes := range []int{1_213, 24_260, 100_000} {
 		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
 			x := newPackBench(b, nodes, gpuai.PackingEFW)
 			for range 5 * nodes {
@@ -183,6 +191,7 @@ func BenchmarkPackingCold(b *testing.B) {
 			for b.Loop() {
 				x.s.dropHeaps()
 				clear(x.s.scratch().memo)
+				clear(x.s.scratch().buckets)
 				x.place()
 				x.end()
 			}

@@ -171,6 +171,7 @@ func (s *State) freezeDemand() {
 // demandFrozen makes what follows from the weights of the demand.
 func (s *State) demandFrozen() {
 	s.makeSlots()
+	s.packing.Mut().cold++
 	s.packing.Mut().demand = s.demandHash()
 	s.supplyAnew()
 }

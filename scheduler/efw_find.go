@@ -6,11 +6,11 @@ import (
 	"github.com/gpuai/gpuai"
 )
 
-// Work of a search, whatever the heaps hold: what is derived must not reach
-// decisions, not even by the budget.
+// Work of a search: so much, and so much for each bucket that the shape has not
+// seen yet.
 const (
-	workPackSearch  = 400
-	packBucketShift = 4 // buckets alive per unit of work, as a power of two
+	workPackSearch = 200
+	workPackBucket = 12
 )
 
 // Place returns the place for a task of a shape by the region's packing policy.
@@ -33,10 +33,10 @@ func (s *State) Place(id ShapeID) (Fit, bool) {
 // findPacked returns the place with the best score among the nodes in the
 // index: the first alternative that has any.
 func (s *State) findPacked(id ShapeID) (Fit, bool) {
-	s.work += workPackSearch + uint64(s.packSums.Get().live)>>packBucketShift
 	if s.packing.Get().stale {
 		s.demandFrozen()
 	}
+	s.work += workPackSearch + workPackBucket*s.unseen(id)
 	c := s.scratch()
 	s.setPrices(c)
 	for alt := range s.shapes.Get(uint32(id)).alts {
@@ -54,6 +54,7 @@ type scoring struct {
 	r    *shapeRec
 	need packNeed
 	alt  uint8
+	out  [2]heapEntry // what score made
 }
 
 // best returns the best entry of an alternative of a shape.
@@ -61,103 +62,137 @@ func (s *State) best(c *packScratch, id ShapeID, alt uint8) (heapEntry, bool) {
 	i := s.heapOf(id, alt)
 	q := &scoring{State: s, c: c, r: s.shapes.Get(uint32(id)), alt: alt}
 	q.need = q.r.needOf()
-	q.refresh(i)
+	if !q.refresh(i) {
+		return q.scan(i)
+	}
 	for {
 		r := s.heaps.heaps.Get(i)
 		if r.n == 0 {
-			return heapEntry{}, false
+			if !r.floored {
+				return heapEntry{}, false
+			}
+			return q.widen(i)
 		}
 		e := *s.heaps.entries.Get(r.at)
-		if b := s.packBuckets.Get(e.bucket); b.key != e.key || b.nodes == 0 {
+		switch {
+		case !q.alive(&e):
 			s.popHeap(i)
-			continue
-		}
-		if !e.bound {
+		case !r.above(&e):
+			return q.widen(i)
+		case !e.bound:
 			return e, true
+		default:
+			q.exact(&e)
+			s.siftDown(r.at, r.n, 0, &e)
 		}
-		q.exact(&e)
-		s.siftDown(r.at, r.n, 0, &e)
 	}
 }
 
-// refresh brings a heap up to the demand, the prices and the buckets of now.
-func (q *scoring) refresh(i uint32) {
+// alive reports whether the bucket of an entry is there.
+func (s *State) alive(e *heapEntry) bool {
+	b := s.packBuckets.Get(e.bucket)
+	return b.key == e.key && b.nodes > 0
+}
+
+// refresh brings a heap up to the prices and the buckets of now; false when it
+// must be filled from the beginning.
+func (q *scoring) refresh(i uint32) bool {
 	sums := q.packSums.Get()
 	r := q.heaps.heaps.Get(i)
-	switch {
-	case r.demand != q.packing.Get().demand || r.era != sums.heaps.era || r.n > 4*sums.live+1<<minExtent:
-		q.emptyHeap(i) // more than half of so many are dead
-	case r.prices != sums.prices:
+	if r.demand != q.packing.Get().demand || r.era != sums.heaps.era || r.width == 0 {
+		q.emptyHeap(i)
+		return false
+	}
+	if r.prices != sums.prices {
 		q.reprice(i)
 	}
-	for !q.learn(i) {
+	if !q.learn(i) {
+		return false // the store was full
 	}
+	if r = q.heaps.heaps.Get(i); r.n > 2*r.width {
+		q.trim(i)
+	}
+	return true
 }
 
 // learn adds the buckets that were born since the heap was last used; false
-// when it must begin again.
+// when the heap was lost by it.
 func (q *scoring) learn(i uint32) bool {
-	seen := q.heaps.heaps.Get(i).seen
+	r := *q.heaps.heaps.Get(i)
 	births := q.packSums.Get().births
-	if seen == births {
+	if r.seen == births {
 		return true
 	}
-	for b := q.packSums.Get().newest; b != 0; {
-		r := q.packBuckets.Get(b - 1)
-		if r.birth <= seen {
-			break
-		}
-		at, key := b-1, r.key
-		b = r.older
-		if !q.score(&key, func(e *heapEntry) bool { e.bucket = at; return q.pushHeap(i, e) }) {
-			return false
+	for at := q.newest(r.seen); at != 0; at = q.olderThan(at, r.seen) {
+		for k := range q.score(at - 1) {
+			if e := &q.out[k]; (!r.floored || !r.floor.precedes(e)) && !q.pushHeap(i, e) {
+				return false
+			}
 		}
 	}
 	q.heaps.heaps.Mut(i).seen = births
 	return true
 }
 
-// score makes the entries of a state, as bounds: one for its partly used
-// devices, one for whole devices or for a task without devices. It stops when
-// put returns false.
-func (q *scoring) score(key *packKey, put func(*heapEntry) bool) bool {
-	n := &q.need
-	t := key.state()
-	if !t.room(n) || t.whole < n.count && (n.share == 0 || t.used()) || !q.passes(q.r, q.alt, uint32(t.pool)) {
-		return true
+// newest returns the bucket + 1 that was born last, if that was after a birth.
+func (q *scoring) newest(seen uint64) uint32 { return q.bornAfter(q.packSums.Get().newest, seen) }
+
+// olderThan returns the bucket + 1 that was born before another one, if that
+// was after a birth.
+func (q *scoring) olderThan(at uint32, seen uint64) uint32 {
+	return q.bornAfter(q.packBuckets.Get(at-1).older, seen)
+}
+
+func (q *scoring) bornAfter(at uint32, seen uint64) uint32 {
+	if at == 0 || q.packBuckets.Get(at-1).birth <= seen {
+		return 0
 	}
-	v := q.c.view(q.State, t.pool)
+	return at
+}
+
+// score makes the entries of a bucket, as bounds, and returns how many: one for
+// its partly used devices, one for whole devices or for a task without devices.
+func (q *scoring) score(bucket uint32) (made int) {
+	n := &q.need
+	x, v := q.c.bucket(q.State, bucket, &q.packBuckets.Get(bucket).key)
+	t := &x.state
+	if !t.room(n) || t.whole < n.count && (n.share == 0 || t.used()) || !q.passes(q.r, q.alt, uint32(t.pool)) {
+		return 0
+	}
+	if !x.asked {
+		x.value, x.asked = q.c.value(q.State, t), true
+	}
 	if n.share > 0 {
-		e := heapEntry{key: *key, bound: true}
+		e := &q.out[0]
+		*e = heapEntry{key: x.key, bound: true, bucket: bucket}
 		for i, p := range t.parts {
 			if p < n.share || i > 0 && p == t.parts[i-1] {
 				continue
 			}
-			to := q.onPart(&t, i)
-			if base := q.c.value(q.State, &t) - fragWeight*v.frag(&to); e.left == 0 || base > e.base {
+			to := q.onPart(t, i)
+			if base := x.value - v.least(&to); e.left == 0 || base > e.base {
 				e.base, e.left = base, p
 			}
-			e.score = e.base - q.c.priceOf(v, &t, &to)
+			e.score = e.base - q.c.priceOf(v, t, &to)
 		}
-		if e.left != 0 && !put(&e) {
-			return false
+		if e.left != 0 {
+			made++
 		}
 	}
-	to, ok := q.onWhole(&t)
-	if !ok {
-		return true
+	if to, ok := q.onWhole(t); ok {
+		e := &q.out[made]
+		*e = heapEntry{key: x.key, bound: true, bucket: bucket, base: x.value - v.least(&to)}
+		e.score = e.base - q.c.priceOf(v, t, &to)
+		made++
 	}
-	e := heapEntry{key: *key, bound: true, base: q.c.value(q.State, &t) - fragWeight*v.frag(&to)}
-	e.score = e.base - q.c.priceOf(v, &t, &to)
-	return put(&e)
+	return made
 }
 
 // onPart returns a state with the task on its partly used device i, which must
 // have room for the share.
 func (q *scoring) onPart(t *packState, i int) packState {
 	to := t.less(&q.need, packGrid{cpuGrid, memGrid})
-	to.cut(i)
-	to.put(t.parts[i] - q.need.share)
+	to.shrink(uint(i), t.parts[i]-q.need.share)
 	return to
 }
 
@@ -213,8 +248,12 @@ func (q *scoring) entry(of *heapEntry, from, to *packState, v *packView) heapEnt
 func (q *scoring) reprice(i uint32) {
 	r := *q.heaps.heaps.Get(i)
 	t := q.heaps.entries
+	changed := false
 	for k := range r.n {
 		e := *t.Get(r.at + k)
+		if e.key.whole() == 0 {
+			continue // it has no slots
+		}
 		from := e.key.state()
 		to := from.less(&q.need, packGrid{cpuGrid, memGrid})
 		if e.left == 0 {
@@ -222,13 +261,14 @@ func (q *scoring) reprice(i uint32) {
 		}
 		if score := e.base - q.c.priceOf(q.c.view(q.State, from.pool), &from, &to); score != e.score {
 			t.Mut(r.at + k).score = score
+			changed = true
 		}
 	}
-	for k := r.n / 2; k > 0; k-- {
-		e := *t.Get(r.at + k - 1)
-		q.siftDown(r.at, r.n, k-1, &e)
-	}
 	q.heaps.heaps.Mut(i).prices = q.packSums.Get().prices
+	if !changed {
+		return
+	}
+	q.heapify(r.at, r.n)
 }
 
 // fitPacked chooses node and devices of an entry: the first node of the bucket,

@@ -1,6 +1,10 @@
 package scheduler
 
-import "github.com/gpuai/gpuai/internal/mem"
+import (
+	"math/bits"
+
+	"github.com/gpuai/gpuai/internal/mem"
+)
 
 // Heaps remember the scores of a shape in all buckets that were alive when the
 // shape was last searched for. They hold nothing that could not be computed
@@ -48,15 +52,18 @@ func (a *heapEntry) before(b *heapEntry) bool {
 
 // A heapRec is the heap of one alternative of a shape.
 type heapRec struct {
-	demand uint64 // hash of the demand its scores are made of
-	prices uint64 // number of the prices
-	seen   uint64 // births of buckets that it knows of
-	at     uint32 // of its extent
-	n      uint32
-	era    uint32 // of the store; of another one, it is empty
-	next   uint32 // heap + 1 of a further alternative of the shape
-	size   uint8  // of its extent: 1<<size; 0: none
-	alt    uint8
+	demand  uint64   // hash of the demand its scores are made of
+	prices  uint64   // number of the prices
+	seen    uint64   // births of buckets that it knows of
+	floor   packRank // the first entry that was left out, if floored
+	at      uint32   // of its extent
+	n       uint32
+	era     uint32 // of the store; of another one, it is empty
+	next    uint32 // heap + 1 of a further alternative of the shape
+	width   uint32 // of the window; 0: never filled
+	floored bool
+	size    uint8 // of its extent: 1<<size; 0: none
+	alt     uint8
 }
 
 // A heapSums is the state of the store of heaps.
@@ -101,6 +108,7 @@ func (s *State) heapOf(id ShapeID, alt uint8) uint32 {
 
 // dropHeapsOf forgets the heaps of a shape.
 func (s *State) dropHeapsOf(id uint32) {
+	s.forgetSeen(id)
 	h := s.heaps
 	if id >= h.of.Len() || *h.of.Get(id) == 0 {
 		return
@@ -151,11 +159,33 @@ func (s *State) allocExtent(size uint8) uint32 {
 // emptyHeap empties a heap.
 func (s *State) emptyHeap(i uint32) {
 	r := s.heaps.heaps.Mut(i)
-	r.n, r.seen = 0, 0
+	r.n, r.seen, r.width, r.floored = 0, 0, s.scratch().narrow, false
 	r.demand = s.packing.Get().demand
 	r.prices = s.packSums.Get().prices
 	if era := s.packSums.Get().heaps.era; r.era != era {
 		r.era, r.size = era, 0
+	}
+}
+
+// emptyExtent gives an emptied heap an extent for so many entries. It may forget
+// all others.
+func (s *State) emptyExtent(i, n uint32) {
+	size := uint8(max(bits.Len32(max(n, 1)-1), minExtent))
+	r := *s.heaps.heaps.Get(i)
+	if r.size != size || r.era != s.packSums.Get().heaps.era {
+		s.freeExtent(&r)
+		r.at, r.size = s.allocExtent(size), size
+		r.era = s.packSums.Get().heaps.era
+	}
+	r.n = 0
+	*s.heaps.heaps.Mut(i) = r
+}
+
+// heapify orders n entries.
+func (s *State) heapify(at, n uint32) {
+	for k := n / 2; k > 0; k-- {
+		e := *s.heaps.entries.Get(at + k - 1)
+		s.siftDown(at, n, k-1, &e)
 	}
 }
 

@@ -14,6 +14,8 @@ type packRec struct {
 	cursor     uint32        // nodes below are in the index; MaxNodes when all are
 	slots      uint32        // slot classes
 	arrivals   uint64        // that were counted
+	births     uint64        // of buckets, ever, since the policy was not best fit
+	cold       uint64        // how often all scores had to be made anew
 	demand     uint64        // hash of the frozen demand; 0: none
 }
 
@@ -23,6 +25,7 @@ func hashPacking(_ []byte, _ uint32, r *packRec) uint64 {
 	}
 	h := mem.Mix(uint64(r.want)<<16|uint64(r.have)<<8|uint64(r.flags()), 0x7061636b)
 	h = mem.Mix(h, uint64(r.epoch)<<32|uint64(r.cursor))
+	h = mem.Mix(h, mem.Mix(r.births, r.cold))
 	return mem.Mix(h, mem.Mix(uint64(r.slots)<<56^r.arrivals, r.demand))
 }
 
@@ -123,8 +126,12 @@ func (s *State) PackStep(budget int64) int64 {
 		default:
 			s.dropHeaps()
 			p := s.packing.Mut()
+			p.cold++
 			if p.have = p.want; p.want == 0 {
 				*p = packRec{}
+				for i := range s.seen.Len() {
+					s.forgetSeen(i)
+				}
 			} else if p.demand != 0 {
 				s.demandFrozen()
 			}
@@ -187,6 +194,7 @@ func (s *State) joinBucket(t *packState) uint32 {
 	}
 	b, _ := s.packSlots.Alloc() // there are no more buckets than nodes
 	s.packBuckets.Grow(b + 1)
+	s.packing.Mut().births++
 	sum := s.packSums.Mut()
 	sum.births++
 	*s.packBuckets.Mut(b) = packBucket{key: k, birth: sum.births, nodes: 1, older: sum.newest}

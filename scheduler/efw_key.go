@@ -51,7 +51,7 @@ func (s *packState) key() packKey {
 
 func (k *packKey) state() packState {
 	s := packState{
-		whole: uint8(k[0] >> (5 * partBits)), cpu: uint32(k[1] & cpuMask),
+		whole: k.whole(), cpu: uint32(k[1] & cpuMask),
 		mem: uint32(k[2] >> 16), pool: uint16(k[2]),
 	}
 	parts := k[1] >> 31
@@ -66,6 +66,11 @@ func (k *packKey) state() packState {
 	}
 	return s
 }
+
+// whole returns how many whole devices are free in the state.
+func (k *packKey) whole() uint8 { return uint8(k[0] >> (5 * partBits)) }
+
+func (k *packKey) pool() uint16 { return uint16(k[2]) }
 
 // before orders keys.
 func (k *packKey) before(o *packKey) bool {
@@ -101,13 +106,19 @@ func (s *packState) put(left uint16) {
 	for i < maxParts-1 && s.parts[i] != 0 && s.parts[i] < left {
 		i++
 	}
-	copy(s.parts[i+1:], s.parts[i:maxParts-1])
-	s.parts[i] = left
+	for ; i < maxParts; i++ {
+		s.parts[i], left = left, s.parts[i]
+		if left == 0 {
+			break
+		}
+	}
 }
 
 // cut takes the remainder at place i out.
 func (s *packState) cut(i int) {
-	copy(s.parts[i:], s.parts[i+1:])
+	for ; i < maxParts-1 && s.parts[i] != 0; i++ {
+		s.parts[i] = s.parts[i+1]
+	}
 	s.parts[maxParts-1] = 0
 }
 

@@ -222,9 +222,15 @@ func (r *slotRec) price(idle, slots int64) uint32 {
 // priceOf returns what the scarcest slots cost that a node loses when it goes
 // from (whole, cpu) to (whole2, cpu2), in the scale of values.
 func (c *packScratch) priceOf(v *packView, from, to *packState) int64 {
+	if from.whole == 0 {
+		return 0
+	}
 	var most int64
 	for m := v.slots & c.priced; m != 0; m &= m - 1 {
 		r := &c.slots[bits.TrailingZeros64(m)]
+		if from.whole < r.count {
+			continue
+		}
 		if lost := r.on(from.whole, from.cpu) - r.on(to.whole, to.cpu); lost > 0 {
 			most = max(most, int64(r.lambda)*lost*int64(r.count))
 		}

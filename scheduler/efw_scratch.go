@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/gpuai/gpuai"
@@ -17,10 +18,15 @@ type packScratch struct {
 	classes []frozenClass
 	draws   []uint16 // of the sequences: places in classes
 	views   []*packView
+	cells   uint32                  // that further views may have
 	poolOf  []poolSeen              // by pool
 	slots   [maxSlotClasses]slotRec // with the prices of the present search
 	priced  uint64                  // slot classes with a price
 	memo    []memoRec
+	buckets []bucketRec // by bucket
+	window  window
+	narrow  uint32      // width of the windows of new heaps
+	all     []heapEntry // of the scan that runs
 	buf     []uint64
 }
 
@@ -45,11 +51,33 @@ type memoRec struct {
 	used  bool
 }
 
+// A bucketRec is what is known of a bucket while it has this key.
+type bucketRec struct {
+	key   packKey
+	state packState
+	known bool
+	value int64
+	asked bool // value is set
+}
+
+// bucket returns what is known of a bucket, and the view of its pool.
+func (c *packScratch) bucket(s *State, b uint32, key *packKey) (*bucketRec, *packView) {
+	v := c.view(s, key.pool()) // first: it forgets what was known if the pool is another one now
+	for int(b) >= len(c.buckets) {
+		c.buckets = append(c.buckets, bucketRec{})
+	}
+	x := &c.buckets[b]
+	if !x.known || x.key != *key {
+		*x = bucketRec{key: *key, state: key.state(), known: true}
+	}
+	return x, v
+}
+
 // scratch returns what follows from the demand that is frozen now.
 func (s *State) scratch() *packScratch {
 	c := s.pack
 	if c == nil {
-		c = &packScratch{memo: make([]memoRec, memoSize)}
+		c = &packScratch{memo: make([]memoRec, memoSize), narrow: minWindow}
 		s.pack = c
 	}
 	p := s.packing.Get()
@@ -63,9 +91,10 @@ func (s *State) scratch() *packScratch {
 func (c *packScratch) learn(s *State) {
 	p := s.packing.Get()
 	c.demand = p.demand
-	c.classes, c.views = c.classes[:0], nil
+	c.classes, c.draws, c.views, c.cells = c.classes[:0], c.draws[:0], nil, maxAllCells
 	clear(c.poolOf)
 	clear(c.memo)
+	clear(c.buckets)
 	for i, ok := s.demandSlots.Next(0); ok; i, ok = s.demandSlots.Next(i + 1) {
 		if d := s.demand.Get(i); d.weight > 0 {
 			need := s.shapes.Get(d.shape.id()).needOf()
@@ -120,6 +149,7 @@ func (c *packScratch) see(s *State, pool uint16) *packView {
 	}
 	if c.poolOf[pool].view != nil { // another pool had this number
 		clear(c.memo)
+		clear(c.buckets)
 	}
 	c.buf = c.buf[:0]
 	for i := range c.classes {
@@ -133,7 +163,7 @@ func (c *packScratch) see(s *State, pool uint16) *packView {
 	at := slices.IndexFunc(c.views, func(v *packView) bool { return slices.Equal(v.passing, c.buf) })
 	if at < 0 {
 		if len(c.views) >= maxViews {
-			c.views = nil
+			c.views, c.cells = nil, maxAllCells
 			clear(c.poolOf)
 		}
 		at = len(c.views)
@@ -146,79 +176,49 @@ func (c *packScratch) see(s *State, pool uint16) *packView {
 // makeView makes a view of the classes in buf.
 func (c *packScratch) makeView(s *State) *packView {
 	v := &packView{passing: slices.Clone(c.buf)}
-	passes := func(i int) bool { return v.passing[i/64]>>(i%64)&1 != 0 }
+	var classes []usableClass
+	barred := int64(0)
 	for i := range c.classes {
-		x := &c.classes[i]
-		if !passes(i) || x.need.count == 0 {
-			v.barred += x.weight
-			continue
+		if x := &c.classes[i]; v.passes(i) && x.need.count > 0 {
+			classes = append(classes, usableClass{x.need, x.weight})
+		} else {
+			barred += x.weight
 		}
-		v.add(x)
 	}
-	v.arrange()
-	for k := range packSequences {
-		for _, i := range c.draws[min(k*packDraws, len(c.draws)):min((k+1)*packDraws, len(c.draws))] {
-			if passes(int(i)) {
-				v.drawn(&c.classes[i].need)
-			}
-		}
-		v.ends = append(v.ends, uint32(len(v.draws)))
-	}
+	v.use = newUsable(classes, barred, c.cells)
+	c.cells -= uint32(len(v.use.cells))
+	v.draw(c)
 	for j := range s.packing.Get().slots {
 		class := s.slotClasses.Get(j).class
 		i := slices.IndexFunc(c.classes, func(x frozenClass) bool { return x.class == class })
-		if i >= 0 && passes(i) {
+		if i >= 0 && v.passes(i) {
 			v.slots |= 1 << j
 		}
 	}
 	return v
 }
 
-// drawn adds a draw.
-func (v *packView) drawn(n *packNeed) {
-	k := slices.Index(v.kinds, *n)
-	if k < 0 {
-		k = len(v.kinds)
-		v.kinds = append(v.kinds, *n)
-	}
-	v.draws = append(v.draws, uint16(k))
-}
+// passes reports whether frozen class i passes.
+func (v *packView) passes(i int) bool { return v.passing[i/64]>>(i%64)&1 != 0 }
 
-// add adds a class to its group.
-func (v *packView) add(x *frozenClass) {
-	i := slices.IndexFunc(v.groups, func(g packGroup) bool { return g.share == x.need.share && g.count == x.need.count })
-	if i < 0 {
-		i = len(v.groups)
-		v.groups = append(v.groups, packGroup{share: x.need.share, count: x.need.count})
-	}
-	v.groups[i].weight += x.weight
-	v.groups[i].classes++
-	at := uint32(0)
-	for _, g := range v.groups[:i+1] {
-		at += g.classes
-	}
-	v.needs = slices.Insert(v.needs, int(at-1), viewNeed{x.need.cpu, x.need.mem, x.weight})
-}
-
-// arrange sums up needs that are alike.
-func (v *packView) arrange() {
-	var out []viewNeed
-	at := uint32(0)
-	for i := range v.groups {
-		g := &v.groups[i]
-		first := len(out)
-		for _, n := range v.needs[at : at+g.classes] {
-			j := slices.IndexFunc(out[first:], func(o viewNeed) bool { return o.cpu == n.cpu && o.mem == n.mem })
-			if j < 0 {
-				out = append(out, n)
-				continue
-			}
-			out[first+j].weight += n.weight
+// draw notes which draws there are of each kind.
+func (v *packView) draw(c *packScratch) {
+	for _, i := range c.draws {
+		if n := c.classes[i].need; v.passes(int(i)) && !slices.Contains(v.kinds, n) {
+			v.kinds = append(v.kinds, n)
 		}
-		at += g.classes
-		g.classes = uint32(len(out) - first)
 	}
-	v.needs = out
+	slices.SortStableFunc(v.kinds, func(a, b packNeed) int { return cmp.Compare(a.cpu, b.cpu) })
+	drawn := make([]drawSet, len(v.kinds))
+	for at, i := range c.draws {
+		if v.passes(int(i)) {
+			k := slices.Index(v.kinds, c.classes[i].need)
+			v.draws[at] = uint16(k)
+			drawn[k][at/packDraws] |= 1 << (at % packDraws)
+		}
+	}
+	v.rate(drawn)
+	v.fits = newDrawTable(v.kinds, drawn)
 }
 
 // value returns V of a state.

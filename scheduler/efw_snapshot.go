@@ -35,7 +35,7 @@ func (s *State) appendPacking(b []byte) []byte {
 		b = le.AppendUint32(b, r.lambda)
 		b = append(b, r.count)
 	}
-	return b
+	return s.appendSeen(b)
 }
 
 // restorePacking reads what appendPacking wrote, when there is any.
@@ -84,7 +84,11 @@ func (s *State) restoreSlots(c *cursor) error {
 		}
 		*s.slotClasses.Mut(j) = r
 	}
-	s.packing.Mut().slots = n
+	p := s.packing.Mut()
+	p.slots, p.births, p.cold = n, c.u64(), c.u64()
+	if !s.restoreSeen(c) {
+		return fmt.Errorf("what shapes have been scored in: %w", errState)
+	}
 	if p := s.packing.Get(); p.demand != 0 && p.demand != s.demandHash() {
 		return fmt.Errorf("the frozen demand is not the one it says: %w", errState)
 	}

@@ -13,6 +13,7 @@ type packWorld struct{ *world }
 func newPackWorld(t *testing.T, seed uint64, p gpuai.Packing) packWorld {
 	w := packWorld{newWorld(t, seed)}
 	w.s.SetPacking(p)
+	w.s.scratch().narrow = 1 + 3*uint32(seed%2) // so that heaps have to be widened
 	w.sp.Commit()
 	return w
 }
@@ -72,6 +73,19 @@ func naiveLost(t packState, n packNeed, passes bool) int64 {
 		}
 	}
 	return lost
+}
+
+// serves reports whether the state has the devices for a task.
+func (s *packState) serves(n *packNeed) bool {
+	if n.share == 0 || s.whole > 0 {
+		return s.whole >= n.count
+	}
+	for _, p := range s.parts {
+		if p >= n.share {
+			return true
+		}
+	}
+	return false
 }
 
 // naivePrices returns the prices as they must become with the next search.
@@ -509,7 +523,7 @@ func TestPackingIsDroppedWhole(t *testing.T) {
 		w.check()
 	}
 	w.sp.Commit()
-	if steps < 4 || w.s.packing.Sum()+w.s.demand.Sum()+w.s.slotClasses.Sum() != 0 || w.s.packSlots.Len() != 0 {
+	if steps < 4 || w.s.packing.Sum()+w.s.demand.Sum()+w.s.slotClasses.Sum()+w.s.seen.Sum() != 0 || w.s.packSlots.Len() != 0 {
 		t.Fatalf("after %d steps %d buckets are left, %+v", steps, w.s.packSlots.Len(), *w.s.packing.Get())
 	}
 	if tail := w.s.appendPacking(nil); len(tail) != 0 {

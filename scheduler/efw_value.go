@@ -1,5 +1,11 @@
 package scheduler
 
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+)
+
 // The value of a node's state: what of its idle devices is lost to the demand
 // that is expected. A placement is good when it lowers the value of its node.
 
@@ -19,124 +25,118 @@ const (
 // A packView is the frozen demand as a pool sees it: classes and draws that
 // the pool's filter turns away are left out.
 type packView struct {
-	passing []uint64    // frozen classes that pass, a bitmap: what the view is of
-	groups  []packGroup // of classes that ask for the same devices
-	needs   []viewNeed  // of the groups, one after the other
-	kinds   []packNeed  // that are drawn, each once
-	draws   []uint16    // of all sequences, one after the other: places in kinds
-	ends    []uint32    // where each sequence ends in draws
-	barred  int64       // weight of the classes that never use this pool's devices
+	passing []uint64 // frozen classes that pass, a bitmap: what the view is of
+	use     usableTable
+	kinds   []packNeed // that are drawn, each once, by CPU
+	fits    drawTable
+	draws   [packSequences * packDraws]uint16
+	rated   []ratedKind // kinds with devices, in the order of leastWaste
 	slots   uint64      // slot classes that pass, by number
-}
-
-// A packGroup is classes that ask for the same devices.
-type packGroup struct {
-	weight  int64 // of them all
-	classes uint32
-	share   uint16
-	count   uint8
-}
-
-// A viewNeed is a class of a group: the rest of what it asks for.
-type viewNeed struct {
-	cpu, mem uint32
-	weight   int64
 }
 
 // frag is the fragmentation of FGD (Weng et al., USENIX ATC '23): over the
 // demand classes, weight × idle milli-GPU that the class cannot use.
 func (v *packView) frag(s *packState) int64 {
 	idle := s.idle()
-	sum := v.barred * idle
-	at := uint32(0)
-	for i := range v.groups {
-		g := &v.groups[i]
-		lost := g.lost(s, idle)
-		needs := v.needs[at : at+g.classes]
-		at += g.classes
-		sum += lost * g.weight
-		if lost == idle {
-			continue
-		}
-		var without int64
-		for j := range needs {
-			if n := &needs[j]; s.cpu < n.cpu || s.mem < n.mem {
-				without += n.weight
-			}
-		}
-		sum += (idle - lost) * without
+	if idle == 0 {
+		return 0
 	}
-	return sum
-}
-
-// lost is what of the idle devices a class with enough CPU and memory cannot
-// use.
-func (g *packGroup) lost(s *packState, idle int64) int64 {
-	if g.share == 0 {
-		if s.whole < g.count {
-			return idle
-		}
-		return idle - int64(s.whole)*1000
-	}
-	var lost int64
-	for _, p := range s.parts {
-		if p < g.share {
-			lost += int64(p)
-		}
-	}
-	return lost // all of idle, when no device has enough
+	return v.use.all*idle - v.use.of(s)
 }
 
 // waste is what stays idle when the state is filled with the sequences of
 // demand, summed over them: each draw that fits is taken, on the device that it
 // fits best. What does not fit at first does not fit later, and once no task
-// with a device has the CPU, nothing changes any more.
+// with a device fits, nothing changes any more.
 func (v *packView) waste(s *packState) int64 {
-	var fits [maxFrozen / 64]uint64
-	least := uint32(1<<32 - 1) // CPU of a task with a device
-	for i := range v.kinds {
-		if n := &v.kinds[i]; s.room(n) && s.serves(n) {
-			fits[i/64%len(fits)] |= 1 << (i % 64)
-			if n.count > 0 {
-				least = min(least, n.cpu)
-			}
-		}
-	}
 	idle := s.idle()
-	if least > s.cpu {
-		return idle * int64(len(v.ends))
-	}
+	cpu, mem, devices := v.fits.ofCPU(s.cpu), v.fits.ofMem(s.mem), v.fits.ofDevices(s)
 	var sum int64
-	at := uint32(0)
-	for _, end := range v.ends {
+	for k := range uint32(packSequences) {
+		m, with := cpu[k]&mem[k]&devices[k], v.fits.with[k]
+		if m&with == 0 {
+			sum += idle
+			continue
+		}
 		t, left := *s, idle
-		for _, k := range v.draws[at:end] {
-			if fits[k/64%uint16(len(fits))]>>(k%64)&1 == 0 {
+		for m&with != 0 {
+			n := &v.kinds[v.draws[k*packDraws+uint32(bits.TrailingZeros32(m))]]
+			m &= m - 1
+			if !t.room(n) || !t.take(n) {
 				continue
 			}
-			if n := &v.kinds[k]; t.room(n) && t.take(n) {
-				if left -= n.milli(); left == 0 || t.cpu < least {
-					break
-				}
+			if left -= n.milli(); left == 0 {
+				break
 			}
+			m &= v.fits.ofCPU(t.cpu)[k] & v.fits.ofDevices(&t)[k]
 		}
-		at = end
 		sum += left
 	}
 	return sum
 }
 
-// serves reports whether the state has the devices for a task.
-func (s *packState) serves(n *packNeed) bool {
-	if n.share == 0 || s.whole > 0 {
-		return s.whole >= n.count
+// least bounds value from below, at a fraction of its cost.
+func (v *packView) least(s *packState) int64 {
+	if s.used() {
+		return 0
 	}
-	for _, p := range s.parts {
-		if p >= n.share {
-			return true
+	return fragWeight*v.frag(s) + wasteWeight*v.leastWaste(s)*(1<<weightBits/packSequences)
+}
+
+// leastWaste bounds waste from below: the sequences together take no more than
+// all draws would, each as often as it is drawn and as far as it fits at first,
+// if CPU were the only thing that they share and could be given in parts.
+func (v *packView) leastWaste(s *packState) int64 {
+	left := int64(s.cpu) * packSequences
+	widest := s.widest()
+	most := s.idle() * packSequences
+	for i := range v.rated {
+		r := &v.rated[i]
+		n := &r.need
+		if n.cpu > s.cpu || n.mem > s.mem || n.count > s.whole && (n.share == 0 || n.share > widest) {
+			continue
+		}
+		if r.cpu > left {
+			most -= (r.milli*left + r.cpu - 1) / r.cpu
+			break
+		}
+		if most -= r.milli; most <= 0 {
+			break
+		}
+		left -= r.cpu
+	}
+	return max(most, 0)
+}
+
+// A ratedKind is a kind of task with devices, and what all draws of it take.
+type ratedKind struct {
+	need       packNeed
+	milli, cpu int64
+}
+
+// rate orders the kinds by what they take of devices for their CPU, the most
+// first.
+func (v *packView) rate(drawn []drawSet) {
+	for i, n := range v.kinds {
+		if n.count > 0 {
+			times := int64(drawn[i].size())
+			v.rated = append(v.rated, ratedKind{n, times * n.milli(), times * int64(n.cpu)})
 		}
 	}
-	return false
+	slices.SortStableFunc(v.rated, func(a, b ratedKind) int {
+		return cmp.Compare(b.need.milli()*int64(a.need.cpu), a.need.milli()*int64(b.need.cpu))
+	})
+}
+
+// widest returns the greatest remainder of a partly used device.
+func (s *packState) widest() (p uint16) {
+	for _, x := range s.parts {
+		if x == 0 {
+			break
+		}
+		p = x // they ascend
+	}
+	return p
 }
 
 // take takes a task that has room, on the device that it fits best; false when
@@ -158,8 +158,7 @@ func (s *packState) take(n *packNeed) bool {
 func (s *packState) takeShare(share uint16) bool {
 	for i, p := range s.parts {
 		if p >= share {
-			s.cut(i)
-			s.put(p - share)
+			s.shrink(uint(i), p-share)
 			return true
 		}
 	}
@@ -169,6 +168,18 @@ func (s *packState) takeShare(share uint16) bool {
 	s.whole--
 	s.put(1000 - share)
 	return true
+}
+
+// shrink has the remainder at place i be less; 0 is none.
+func (s *packState) shrink(i uint, left uint16) {
+	if left == 0 {
+		s.cut(int(i))
+		return
+	}
+	for ; i > 0 && s.parts[(i-1)%maxParts] > left; i-- {
+		s.parts[i%maxParts] = s.parts[(i-1)%maxParts]
+	}
+	s.parts[i%maxParts] = left
 }
 
 // value returns V of a state; 0 when nothing is idle.

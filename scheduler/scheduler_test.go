@@ -117,6 +117,27 @@ func (w *world) place(sh *modelShape) {
 	}
 }
 
+// roomAdds verifies that RoomFor is what the nodes have room for, each by itself:
+// exactly, unless the task wants a share, or a node has several kinds of devices.
+func (w *world) roomAdds(sh *modelShape, limit uint32) {
+	w.t.Helper()
+	sum, mixed := uint32(0), false
+	for slot, n := range w.nodes {
+		if n == nil {
+			continue
+		}
+		sum += w.s.RoomIn(Scope{level: gpuai.TopologyNode, at: uint32(slot)}, sh.id, limit)
+		for _, p := range n.pools {
+			mixed = mixed || p != n.pools[0]
+		}
+	}
+	room, most := w.s.RoomFor(sh.id, limit), w.s.Capacity(sh.id, limit)
+	exact := sh.needs.GPU.Share.Milli == 0 && !mixed
+	if sum = min(sum, limit); room < sum || room > most || exact && room != sum {
+		w.t.Fatalf("RoomFor(%+v, %d) = %d, the nodes add up to %d, Capacity says %d", sh.needs, limit, room, sum, most)
+	}
+}
+
 // bound verifies that as many tasks start as Capacity allows at the most, and
 // that RollbackTo undoes them.
 func (w *world) bound(sh *modelShape) {
@@ -124,6 +145,7 @@ func (w *world) bound(sh *modelShape) {
 		return
 	}
 	const limit = 60
+	w.roomAdds(sh, limit)
 	room, ever := w.s.Capacity(sh.id, limit), w.s.EverCapacity(sh.id, limit)
 	mark, before := w.sp.Mark(), dump(w.s)
 	n := uint32(0)

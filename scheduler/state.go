@@ -56,7 +56,8 @@ type State struct {
 	packHash    *mem.Hash
 	packOf      *mem.Table[uint32] // bucket + 1 of a node
 	packNodes   forest
-	packRoot    mem.Var[tree] // of all (bucket, node)
+	packRoot    mem.Var[tree]       // of all (bucket, node)
+	seen        *mem.Table[seenRec] // by shape
 	heaps       heapStore
 	pack        *packScratch // no state: see there
 
@@ -146,6 +147,7 @@ func New(sp *mem.Space) *State {
 		packOf:      mem.NewTable[uint32](sp, 8),
 		packNodes:   newForest(sp),
 		packRoot:    mem.NewVar(sp, tree{}),
+		seen:        mem.NewHashed(sp, 6, hashSeen),
 		heaps:       newHeapStore(sp),
 
 		reclaim: newReclaimIndex(sp),
@@ -203,6 +205,7 @@ func (s *State) Fork(ns *mem.Space) *State {
 		packOf:      s.packOf.Fork(ns),
 		packNodes:   s.packNodes.fork(ns),
 		packRoot:    s.packRoot.Fork(ns),
+		seen:        s.seen.Fork(ns),
 		heaps:       s.heaps.fork(ns),
 
 		reclaim: s.reclaim.fork(ns),
@@ -218,7 +221,7 @@ func (s *State) Work() uint64 { return s.work }
 // Sum returns what the index contributes to its space's hash, computed anew.
 func (s *State) Sum() uint64 {
 	return s.pools.Sum() + s.shapes.Sum() + s.topo[levelNVLink].domains.Sum() + s.topo[levelRack].domains.Sum() +
-		s.packing.Sum() + s.demand.Sum() + s.slotClasses.Sum()
+		s.packing.Sum() + s.demand.Sum() + s.slotClasses.Sum() + s.seen.Sum()
 }
 
 // HasNodes reports whether any node is registered.
