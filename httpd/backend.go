@@ -128,6 +128,8 @@ type Reader interface {
 	Queue() gpuai.QueueStatus
 	QueueEntries(p Page) ([]gpuai.QueueEntry, string, error)
 	Policy() gpuai.Policy
+	// Demand returns what the packing policy expects.
+	Demand() gpuai.DemandStatus
 	// Tenants returns those that have held devices or were given a weight.
 	Tenants(p Page) ([]gpuai.TenantShare, string, error)
 }
@@ -158,6 +160,8 @@ type Writer interface {
 	SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error)
 	// SetPolicy takes a policy that has passed Validate.
 	SetPolicy(ctx context.Context, p gpuai.Policy) error
+	// SetDemand takes a demand that has passed Validate.
+	SetDemand(ctx context.Context, d gpuai.Demand) error
 	SetTenantWeight(ctx context.Context, id gpuai.TenantID, weight uint32) error
 }
 

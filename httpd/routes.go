@@ -62,6 +62,8 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/events", class: classStream, where: here, query: []string{"index", "job", "node"}, handle: (*call).events},
 	{method: "GET", path: "/v1/operator/policy", class: classRead, where: onLeaderOrStale, handle: (*call).getPolicy},
 	{method: "PUT", path: "/v1/operator/policy", class: classWrite, write: true, handle: (*call).putPolicy},
+	{method: "GET", path: "/v1/operator/demand", class: classRead, where: onLeaderOrStale, handle: (*call).getDemand},
+	{method: "PUT", path: "/v1/operator/demand", class: classWrite, write: true, handle: (*call).putDemand},
 	{method: "GET", path: "/v1/operator/raft", class: classStatus, where: here, member: true, handle: (*call).raft},
 	{method: "GET", path: "/v1/operator/members", class: classStatus, where: onLeaderOrStale, handle: (*call).listMembers},
 	{method: "POST", path: "/v1/operator/members", class: classWrite, write: true, handle: (*call).addMember},

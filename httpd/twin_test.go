@@ -34,6 +34,7 @@ type twin struct {
 	events   []gpuai.Event
 	first    uint64 // events up to it are gone
 	policy   gpuai.Policy
+	demand   gpuai.Demand
 	tenants  []gpuai.TenantShare
 	keys     map[string]gpuai.Submitted
 	free     int
@@ -453,6 +454,24 @@ func (t *twin) SetTenantWeight(_ context.Context, id gpuai.TenantID, weight uint
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.tenants = append(t.tenants, gpuai.TenantShare{ID: id, Weight: weight})
+	t.commit(gpuai.Event{Kind: gpuai.PolicySet})
+	return nil
+}
+
+func (t *twin) Demand() gpuai.DemandStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	st := gpuai.DemandStatus{Packing: gpuai.PackingEFW, Active: gpuai.PackingEFW, Fixed: t.demand.Fixed, Epoch: 1, Groups: 7, NextFreeze: 128, Classes: []gpuai.ExpectedClass{}}
+	for _, c := range t.demand.Classes {
+		st.Classes = append(st.Classes, gpuai.ExpectedClass{DemandClass: c, WeightPPM: 1_000_000})
+	}
+	return st
+}
+
+func (t *twin) SetDemand(_ context.Context, d gpuai.Demand) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.demand = d
 	t.commit(gpuai.Event{Kind: gpuai.PolicySet})
 	return nil
 }
