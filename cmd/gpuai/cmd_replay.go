@@ -195,11 +195,11 @@ func newReportCmd(a *app) *cobra.Command {
 every entry of the log up to --to, from the data directory of a stopped server
 (a region of three goes on without one).
 
-It is redacted: commands, scripts, environments, directories, the names of jobs and
-groups, idempotency keys, actors, addresses, and reasons of reports and health are
-replaced by stand-ins. What decides stays: sizes, times, priorities, constraints,
-labels, models, and the names of nodes, zones and tenants. Look at what you send:
-labels and names of nodes are yours.
+It is redacted: commands, scripts, environments, directories, the names of jobs,
+groups, racks and NVLink domains, labels, idempotency keys, actors, addresses, boot
+IDs, and reasons of reports and health are replaced by stand-ins. What decides
+stays: sizes, times, priorities, models, and the names of nodes, servers, zones and
+tenants. Look at what you send: those names are yours.
 
 The digests in it are of the redacted states: gpuai operator replay --report FILE
 on any build gives the same ones, or names the first index at which it does not.
