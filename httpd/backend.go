@@ -190,6 +190,9 @@ type Operator interface {
 	DigestAt(index uint64) (gpuai.DigestAt, error)
 	// Snapshot writes a snapshot of the state to w.
 	Snapshot(ctx context.Context, w io.Writer) error
+	// Report writes a redacted report of a range of this server's log, and of the
+	// state that it begins with, to w. 0 is an end that was not given.
+	Report(ctx context.Context, span gpuai.IndexRange, w io.Writer) error
 	// Export calls f for each line of an export of all that is known: the
 	// archive's from after an index on, by index, the machine's as it is.
 	Export(ctx context.Context, since uint64, f func(*gpuai.ExportLine) error) error

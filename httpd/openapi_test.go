@@ -225,6 +225,9 @@ func operatorExchanges(t *testing.T) []exchange {
 		{"GET", "/v1/operator/debug/cpu?seconds=31", "", 400, nil},
 		{"GET", "/v1/operator/debug/secrets", "", 404, nil},
 		{"GET", "/v1/operator/snapshot", "", 200, nil},
+		{"GET", "/v1/operator/report?from=3&to=9", "", 200, nil},
+		{"GET", "/v1/operator/report?from=x", "", 400, nil},
+		{"GET", "/v1/operator/report?to=999999", "", 404, nil},
 		{"GET", "/v1/operator/export?since=x", "", 400, nil},
 	}
 }

@@ -73,6 +73,7 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/operator/server", class: classStatus, where: here, member: true, handle: (*call).serverInfo},
 	{method: "GET", path: "/v1/operator/debug/{what}", class: classStream, where: here, member: true, query: []string{"seconds"}, handle: (*call).debug},
 	{method: "GET", path: "/v1/operator/export", class: classStream, where: onLeaderOrStale, query: []string{"since"}, handle: (*call).export},
+	{method: "GET", path: "/v1/operator/report", class: classStream, where: here, member: true, query: []string{"from", "to"}, handle: (*call).report},
 	{method: "GET", path: "/v1/operator/snapshot", class: classStream, where: onLeaderOrStale, handle: (*call).snapshot},
 
 	{method: "GET", path: "/healthz", class: classStatus, where: here, anyQuery: true, handle: (*call).healthz},

@@ -569,6 +569,14 @@ func (t *twin) DigestAt(index uint64) (gpuai.DigestAt, error) {
 	return gpuai.DigestAt{Index: index, Digest: strings.Repeat("0a", 16)}, nil
 }
 
+func (t *twin) Report(_ context.Context, span gpuai.IndexRange, w io.Writer) error {
+	if span.To > t.Status().Index {
+		return notThere("state at that index")
+	}
+	_, err := fmt.Fprintf(w, "report of %d to %d", span.From, span.To)
+	return err
+}
+
 func (t *twin) Snapshot(_ context.Context, w io.Writer) error {
 	t.mu.Lock()
 	err := t.failing()
