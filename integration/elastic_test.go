@@ -41,7 +41,7 @@ func TestElasticTrainingGrowsAndShrinks(t *testing.T) {
 	g := &spec.Groups[0]
 	g.Gang, g.Count, g.MinCount = true, trainingSize, 2
 	g.Task = gpuai.TaskSpec{
-		Command: []string{program("dataparallel"), "-steps", trainingSteps, "-pace", "20ms", "-report-every", "1000"},
+		Command: []string{program("dataparallel"), "-steps", trainingSteps, "-samples", "256", "-pace", "20ms", "-report-every", "1000"},
 		Env:     map[string]string{"CHECKPOINT": filepath.Join(dir, "checkpoint")},
 	}
 	job := r.submit(spec).Job.ID
@@ -92,7 +92,7 @@ func fixedTraining(t *testing.T) string {
 	outs := make([]bytes.Buffer, trainingSize)
 	cmds := make([]*exec.Cmd, trainingSize)
 	for rank := range cmds {
-		c := exec.CommandContext(t.Context(), program("dataparallel"), "-steps", trainingSteps, "-report-every", "1000")
+		c := exec.CommandContext(t.Context(), program("dataparallel"), "-steps", trainingSteps, "-samples", "256", "-report-every", "1000")
 		c.Env = append(os.Environ(), gpuai.EnvNodeRank+"="+strconv.Itoa(rank), gpuai.EnvNodes+"="+strconv.Itoa(trainingSize),
 			gpuai.EnvMasterAddr+"=127.0.0.1", gpuai.EnvMasterPort+"="+port)
 		c.Stdout, c.Stderr = &outs[rank], &outs[rank]
