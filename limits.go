@@ -23,6 +23,8 @@ const (
 	MaxBatchJobs    = 1_000             // jobs of one jobs:batch
 	MaxKeyLen       = 128               // characters of an idempotency key
 	MaxReasonLen    = 512               // characters of a report's reason
+	MaxDemand       = 1_024             // kinds of tasks of a demand
+	MaxDemandTasks  = 1 << 40           // tasks of one kind of a demand
 
 	// MaxDuration bounds every duration a user may give.
 	MaxDuration = 3650 * Day

@@ -92,11 +92,15 @@ func (g *Group) defaults(i int, array uint32) {
 	if c := &g.Task.Checkpoint; c.Signal != SignalNone && c.Grace == 0 {
 		c.Grace = 30 * Second
 	}
-	if g.Resources.CPU == 0 {
-		g.Resources.CPU = 1000
+	g.Resources.defaults()
+}
+
+func (r *Resources) defaults() {
+	if r.CPU == 0 {
+		r.CPU = 1000
 	}
-	if g.Resources.Memory == 0 {
-		g.Resources.Memory = 1 << 30
+	if r.Memory == 0 {
+		r.Memory = 1 << 30
 	}
 }
 
@@ -169,7 +173,7 @@ func (s *JobSpec) Validate() []FieldError {
 // size bounds from above the bytes that s takes in the log. It stops counting
 // beyond MaxSpecBytes.
 func (s *JobSpec) size() int {
-	const text, fixed = 5, 96 // of a text beside itself; of a group or the job beside its texts
+	const text, fixed = textBytes, fixedBytes
 	n := fixed + 2*text + len(s.Name) + len(s.Tenant) + len(s.After)*(len(JobID{})+1)
 	for i := 0; i < len(s.Groups) && n <= MaxSpecBytes; i++ {
 		g := &s.Groups[i]
@@ -180,15 +184,26 @@ func (s *JobSpec) size() int {
 		for _, k := range EnvNames(g.Task.Env) {
 			n += 2*text + len(k) + len(g.Task.Env[k])
 		}
-		for _, a := range g.Resources.GPU.Any {
-			n += fixed + len(a.Vendor) + len(a.Model)
-		}
-		for j := 0; j < len(g.Constraints) && n <= MaxSpecBytes; j++ {
-			c := &g.Constraints[j]
-			n += fixed + len(c.Attribute)
-			for _, v := range c.Values {
-				n += text + len(v)
-			}
+		n += g.needsSize()
+	}
+	return n
+}
+
+// Bytes in the log of a text beside itself, and of a group, the job, or a part of
+// them beside its texts.
+const textBytes, fixedBytes = 5, 96
+
+// needsSize bounds from above the bytes that a group's needs take beside a fixed
+// part. It stops counting beyond MaxSpecBytes.
+func (g *Group) needsSize() (n int) {
+	for _, a := range g.Resources.GPU.Any {
+		n += fixedBytes + len(a.Vendor) + len(a.Model)
+	}
+	for j := 0; j < len(g.Constraints) && n <= MaxSpecBytes; j++ {
+		c := &g.Constraints[j]
+		n += fixedBytes + len(c.Attribute)
+		for _, v := range c.Values {
+			n += textBytes + len(v)
 		}
 	}
 	return n

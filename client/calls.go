@@ -315,12 +315,33 @@ func (c *Client) Digest(ctx context.Context, index uint64) (gpuai.DigestAt, erro
 // Snapshot writes a snapshot of the region's state to w. It tries no other
 // server once w was written to: after an error w may hold a part.
 func (c *Client) Snapshot(ctx context.Context, w io.Writer) error {
-	r := request{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", stream: true}
+	return c.download(ctx, "snapshot", nil, w)
+}
+
+// Report writes a redacted report of a range of one server's log to w, and of the
+// state that it begins with. An end that is 0 is left to the server, and "" is the
+// server that is asked. As Snapshot it may leave a part in w.
+func (c *Client) Report(ctx context.Context, id gpuai.ServerID, span gpuai.IndexRange, w io.Writer) error {
+	q := url.Values{}
+	for name, v := range map[string]uint64{"from": span.From, "to": span.To} {
+		if v > 0 {
+			q.Set(name, strconv.FormatUint(v, 10))
+		}
+	}
+	if id != "" {
+		q.Set("server", string(id))
+	}
+	return c.download(ctx, "report", q, w)
+}
+
+// download writes the answer of an operator's route to w.
+func (c *Client) download(ctx context.Context, what string, q url.Values, w io.Writer) error {
+	r := request{method: http.MethodGet, path: "/v1/operator/" + what, query: q, accept: "application/octet-stream", stream: true}
 	err := c.round(ctx, &r, func(res *http.Response) error {
 		if n, err := io.Copy(w, res.Body); err != nil {
 			return &gpuai.Error{
 				Code: gpuai.Internal, RequestID: res.Header.Get("X-Request-Id"),
-				Detail: "the snapshot broke off after " + strconv.FormatInt(n, 10) + " bytes: take it again (" + err.Error() + ")",
+				Detail: "the " + what + " broke off after " + strconv.FormatInt(n, 10) + " bytes: take it again (" + err.Error() + ")",
 			}
 		}
 		return nil

@@ -7,7 +7,7 @@ import (
 )
 
 // MaxDemand is how many shapes one SetDemand may name.
-const MaxDemand = 1_024
+const MaxDemand = gpuai.MaxDemand
 
 // SetDemand tells the packing policy which demand to expect, in place of what
 // it has learnt from arrivals.
@@ -16,17 +16,24 @@ const MaxDemand = 1_024
 // expects nothing; InvalidSpec for needs out of range; TooLarge for more than
 // MaxDemand shapes, or when too many shapes are in use.
 type SetDemand struct {
-	Demand []Demand
+	Demand []gpuai.DemandClass
 	// Fixed says that arrivals change nothing of it. Otherwise it is learnt on
 	// from there.
 	Fixed bool
 }
 
-// A Demand is how many tasks of one kind are expected beside others.
-type Demand struct {
-	Resources   gpuai.Resources
-	Constraints []gpuai.Constraint
-	Tasks       uint64
+// readDemand reads a SetDemand's body.
+func readDemand(r *wire.Reader) (c SetDemand, err error) {
+	fixed, n := r.U8(), r.U16()
+	c.Fixed = fixed == 1
+	for range min(n, MaxDemand) {
+		d := gpuai.DemandClass{Tasks: r.U64()}
+		if d.Resources, d.Constraints, err = wire.ReadShape([]byte(r.Str())); err != nil {
+			return c, err
+		}
+		c.Demand = append(c.Demand, d)
+	}
+	return c, r.Done()
 }
 
 // Append appends the encoded command to dst.

@@ -8,15 +8,15 @@ import (
 )
 
 // walkDemand is a demand much like what walks submit.
-func walkDemand() []Demand {
-	var out []Demand
+func walkDemand() []gpuai.DemandClass {
+	var out []gpuai.DemandClass
 	for i, gpus := range []uint32{0, 1, 1, 2, 3} {
 		g := jobSpec("x", 1, gpus).Groups[0]
 		g.Resources.CPU = gpuai.MilliCPU(1_000 * (i + 1))
 		if i == 2 {
 			g.Resources.GPU.Share.Milli = 460
 		}
-		out = append(out, Demand{Resources: g.Resources, Tasks: uint64(10 - i)})
+		out = append(out, gpuai.DemandClass{Resources: g.Resources, Tasks: uint64(10 - i)})
 	}
 	return out
 }
@@ -96,7 +96,7 @@ func TestPackingCommandsAreRefused(t *testing.T) {
 	r.refuse(&SetPolicy{Policy: packed(gpuai.PackingFGD)}, gpuai.InvalidSpec)
 	r.refuse(&SetPolicy{Policy: packed(99)}, gpuai.InvalidSpec)
 	r.do(&SetPolicy{Policy: packed(gpuai.PackingEFW)})
-	r.refuse(&SetDemand{Demand: make([]Demand, MaxDemand+1)}, gpuai.TooLarge)
+	r.refuse(&SetDemand{Demand: make([]gpuai.DemandClass, MaxDemand+1)}, gpuai.TooLarge)
 	bad := walkDemand()
 	bad[3].Resources.CPU = -1
 	r.refuse(&SetDemand{Demand: bad}, gpuai.InvalidSpec)

@@ -2,12 +2,10 @@ package fsm
 
 import (
 	"cmp"
-	"math/bits"
 	"slices"
 	"strconv"
 
 	"github.com/gpuai/gpuai"
-	"github.com/gpuai/gpuai/scheduler"
 )
 
 // Bounds of a plan.
@@ -30,6 +28,7 @@ type planner struct {
 	changed []planned
 	revoked []gpuai.Event // not yet taken to have ended
 	plan    gpuai.Plan
+	count   *capacityCount
 }
 
 // planned is what has become of one task of another job.
@@ -49,8 +48,9 @@ type planned struct {
 // refused is no error: its PlannedJob says so.
 func (m *Machine) Plan(r *gpuai.PlanRequest, ids []gpuai.JobID, h Header) (gpuai.Plan, error) {
 	p := planner{m: m, h: h, mine: map[gpuai.JobID]int{}, at: map[gpuai.TaskRef]int{}}
+	p.count = m.countCapacity()
 	p.plan = gpuai.Plan{
-		Index: m.Index(), Jobs: []gpuai.PlannedJob{}, Changes: []gpuai.PlanChange{}, Before: m.Capacity(),
+		Index: m.Index(), Jobs: []gpuai.PlannedJob{}, Changes: []gpuai.PlanChange{}, Before: p.count.Capacity,
 	}
 	if wrong := m.unknownNodes(r); len(wrong) > 0 {
 		return p.plan, &gpuai.Error{Code: gpuai.NotFound, Detail: "the plan names nodes that are not registered", Fields: wrong, Index: m.Index()}
@@ -66,7 +66,7 @@ func (m *Machine) Plan(r *gpuai.PlanRequest, ids []gpuai.JobID, h Header) (gpuai
 	if err := p.settle(); err != nil {
 		return p.plan, err
 	}
-	p.plan.After = m.Capacity()
+	p.plan.After = p.count.again(m)
 	p.conclude()
 	return p.plan, nil
 }
@@ -101,6 +101,7 @@ func (p *planner) apply(cmds ...[]byte) error {
 			return err
 		}
 		for i := range p.out.Events {
+			p.count.touch(p.m, p.out.Events[i].Node)
 			p.note(&p.out.Events[i])
 		}
 		if !p.m.backlog() || p.m.QuietUntil() > 0 {
@@ -412,25 +413,4 @@ func (p *planner) concludeTask(c *planned) {
 	if len(p.plan.Changes) < gpuai.MaxPlanChanges {
 		p.plan.Changes = append(p.plan.Changes, x)
 	}
-}
-
-// Capacity sums up what the region has. It looks at every node.
-func (m *Machine) Capacity() gpuai.Capacity {
-	meta := m.meta.Get()
-	c := gpuai.Capacity{Nodes: m.nodes.Len(), GPUMilliUsed: meta.milliUsed, TasksPending: meta.pending}
-	c.QueueGPUs, _ = m.queueTotals()
-	var units []scheduler.DeviceCount
-	for s := range m.nodes.Len() {
-		n := m.nodes.Get(s)
-		if n.state != gpuai.NodeReady || n.drained {
-			continue
-		}
-		c.NodesOpen++
-		c.GPUs += uint32(n.devices) - uint32(bits.OnesCount64(n.broken))
-		units = m.sched.CountDevices(units[:0], s)
-		for i := range units {
-			c.FreeGPUs += uint32(units[i].Free)
-		}
-	}
-	return c
 }

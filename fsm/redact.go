@@ -2,18 +2,22 @@ package fsm
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
 	"github.com/gpuai/gpuai/internal/mem"
+	"github.com/gpuai/gpuai/scheduler"
 )
 
 // A Redaction replaces what tenants and operators wrote by stand-ins that lead to
 // the same decisions: commands, scripts, environments, directories, the names of
-// jobs and groups, idempotency keys, actors, addresses, reasons of reports and
-// of health. Sizes, times, constraints, labels, models, and the names of nodes,
-// tenants and zones stay: placement depends on them.
+// jobs and groups, keys and values of labels, in nodes and in constraints, names
+// of racks and NVLink domains, idempotency keys, actors, addresses, boot IDs,
+// reasons of reports and of health. What stays: sizes, times, vendors, models, IDs
+// of devices, versions, the names of nodes, servers, tenants and zones, and values
+// of labels that are whole numbers, which constraints compare.
 //
 // Salt makes the stand-ins of names those of one report only: it must be
 // secret, and random.
@@ -43,6 +47,7 @@ func (x *Redaction) spec(s *gpuai.JobSpec) {
 	for i := range s.Groups {
 		g := &s.Groups[i]
 		g.Name = x.name("g", g.Name)
+		x.constraints(g.Constraints)
 		t := &g.Task
 		for k := range t.Command {
 			t.Command[k] = blank(t.Command[k])
@@ -72,8 +77,42 @@ func (x *Redaction) encodedSpec(b []byte) ([]byte, bool) {
 	return wire.AppendJobSpec(nil, &s), true
 }
 
+// label returns the stand-ins of a label. A whole number stays.
+func (x *Redaction) label(key, value string) (string, string) {
+	if _, err := strconv.ParseInt(value, 10, 64); err != nil {
+		value = x.name("v", value)
+	}
+	return x.name("l", key), value
+}
+
+// constraints redacts the attributes that are no names of ours, and their values.
+func (x *Redaction) constraints(cs []gpuai.Constraint) {
+	for i := range cs {
+		c := &cs[i]
+		switch c.Attribute {
+		case "zone", "gpu.vendor", "gpu.model", "gpu.memory_bytes":
+			continue
+		}
+		key := strings.TrimPrefix(c.Attribute, gpuai.LabelPrefix)
+		for k, v := range c.Values {
+			_, c.Values[k] = x.label(key, v)
+		}
+		key, _ = x.label(key, "")
+		c.Attribute = gpuai.LabelPrefix + key
+	}
+}
+
 func (x *Redaction) node(s *gpuai.NodeSpec) {
 	s.Address = blank(s.Address)
+	s.Rack, s.NVLinkDomain = x.name("r", s.Rack), x.name("r", s.NVLinkDomain)
+	labels := map[string]string{}
+	for _, k := range gpuai.EnvNames(s.Labels) {
+		key, value := x.label(k, s.Labels[k])
+		labels[key] = value
+	}
+	if s.Labels != nil {
+		s.Labels = labels
+	}
 	x.devices(s.Devices)
 }
 
@@ -90,12 +129,50 @@ func (x *Redaction) RedactState(m *Machine) {
 	for s := range m.nodes.Len() {
 		body := m.nodeBody(s)
 		x.node(&body.spec)
+		body.boot, body.nonce = x.name("b", body.boot), x.name("b", body.nonce)
 		m.setNodeBody(s, &body)
 	}
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
 		x.job(m, s)
 	}
+	m.sched.Rename(&scheduler.Renames{
+		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
+		Constraints: func(cs []gpuai.Constraint) []gpuai.Constraint {
+			x.constraints(cs)
+			_, cs, _ = wire.ReadShape(wire.AppendShape(nil, &gpuai.Resources{}, cs)) // its own order
+			return cs
+		},
+		Key: func(r gpuai.Resources, cs []gpuai.Constraint) []byte { return wire.AppendShape(nil, &r, cs) },
+	})
+	x.addresses(m)
 	m.sp.Commit()
+}
+
+// addresses redacts what is interned and is no name of a node, tenant or server:
+// the addresses that servers have, or have had.
+func (x *Redaction) addresses(m *Machine) {
+	name := make([]bool, m.strs.Len())
+	for s := range m.nodes.Len() {
+		name[m.nodes.Get(s).name] = true
+	}
+	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
+		name[m.jobs.Get(s).tenant] = true
+	}
+	for s := range m.tenants.Len() {
+		name[m.tenants.Get(s).name] = true
+	}
+	for s := range m.servers.Len() {
+		name[m.servers.Get(s).name] = true
+	}
+	old := m.strs
+	m.strs = mem.NewStrings(m.sp)
+	for i := uint32(1); i < old.Len(); i++ {
+		if s := old.Get(i); name[i] {
+			m.strs.Intern(s)
+		} else {
+			m.strs.Intern(x.name("a", s))
+		}
+	}
 }
 
 func (x *Redaction) job(m *Machine, slot uint32) {
@@ -148,6 +225,10 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		var err error
 		if r, err = readRegisterNode(wire.NewReader(c.Body)); err == nil {
 			x.node(&r.Spec)
+			r.BootID, r.Nonce = x.name("b", r.BootID), x.name("b", r.Nonce)
+			for i := range r.Held {
+				r.Held[i].BootID = x.name("b", r.Held[i].BootID)
+			}
 			b = bodyOf(&r)
 		}
 		ok = err == nil
@@ -169,6 +250,16 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 			b = bodyOf(&u)
 		}
 		ok = b != nil
+	case typeSetDemand:
+		d, err := readDemand(wire.NewReader(c.Body))
+		for i := range d.Demand {
+			x.constraints(d.Demand[i].Constraints)
+		}
+		b, ok = bodyOf(&d), err == nil
+	case typeMoveServer:
+		r := wire.NewReader(c.Body)
+		u := MoveServer{Server: gpuai.ServerID(r.Str()), Address: x.name("a", r.Str())}
+		b, ok = bodyOf(&u), r.Done() == nil
 	case typeCheckpoint:
 		if len(c.Body) < 8 {
 			return c.Body

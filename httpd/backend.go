@@ -128,6 +128,8 @@ type Reader interface {
 	Queue() gpuai.QueueStatus
 	QueueEntries(p Page) ([]gpuai.QueueEntry, string, error)
 	Policy() gpuai.Policy
+	// Demand returns what the packing policy expects.
+	Demand() gpuai.DemandStatus
 	// Tenants returns those that have held devices or were given a weight.
 	Tenants(p Page) ([]gpuai.TenantShare, string, error)
 }
@@ -158,6 +160,8 @@ type Writer interface {
 	SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error)
 	// SetPolicy takes a policy that has passed Validate.
 	SetPolicy(ctx context.Context, p gpuai.Policy) error
+	// SetDemand takes a demand that has passed Validate.
+	SetDemand(ctx context.Context, d gpuai.Demand) error
 	SetTenantWeight(ctx context.Context, id gpuai.TenantID, weight uint32) error
 }
 
@@ -186,6 +190,9 @@ type Operator interface {
 	DigestAt(index uint64) (gpuai.DigestAt, error)
 	// Snapshot writes a snapshot of the state to w.
 	Snapshot(ctx context.Context, w io.Writer) error
+	// Report writes a redacted report of a range of this server's log, and of the
+	// state that it begins with, to w. 0 is an end that was not given.
+	Report(ctx context.Context, span gpuai.IndexRange, w io.Writer) error
 	// Export calls f for each line of an export of all that is known: the
 	// archive's from after an index on, by index, the machine's as it is.
 	Export(ctx context.Context, since uint64, f func(*gpuai.ExportLine) error) error

@@ -207,6 +207,12 @@ func operatorExchanges(t *testing.T) []exchange {
 		{"GET", "/v1/operator/policy", "", 200, nil},
 		{"PUT", "/v1/operator/policy", policy, 200, nil},
 		{"PUT", "/v1/operator/policy", `{}`, 400, nil},
+		{"GET", "/v1/operator/demand", "", 200, nil},
+		{"PUT", "/v1/operator/demand", `{"fixed":true,"classes":[{"resources":{"gpu":{"count":8}},"tasks":3,"constraints":[{"attribute":"gpu.model","op":"in","values":["H100"]}]}]}`, 200, nil},
+		{"PUT", "/v1/operator/demand", `{"classes":[]}`, 200, nil},
+		{"PUT", "/v1/operator/demand", `{"classes":[{"resources":{"gpu":{"count":65}},"tasks":1}]}`, 400, nil},
+		{"PUT", "/v1/operator/demand", `{"classes":[{"resources":{},"tasks":0}]}`, 400, nil},
+		{"PUT", "/v1/operator/demand", `{"classes":[{"resources":{},"tasks":1,"weight":3}]}`, 400, nil},
 		{"GET", "/v1/operator/raft", "", 200, nil},
 		{"GET", "/v1/operator/digest", "", 200, nil},
 		{"GET", "/v1/operator/digest?index=999999", "", 404, nil},
@@ -219,6 +225,9 @@ func operatorExchanges(t *testing.T) []exchange {
 		{"GET", "/v1/operator/debug/cpu?seconds=31", "", 400, nil},
 		{"GET", "/v1/operator/debug/secrets", "", 404, nil},
 		{"GET", "/v1/operator/snapshot", "", 200, nil},
+		{"GET", "/v1/operator/report?from=3&to=9", "", 200, nil},
+		{"GET", "/v1/operator/report?from=x", "", 400, nil},
+		{"GET", "/v1/operator/report?to=999999", "", 404, nil},
 		{"GET", "/v1/operator/export?since=x", "", 400, nil},
 	}
 }

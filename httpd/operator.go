@@ -2,6 +2,8 @@ package httpd
 
 import (
 	"bufio"
+	"context"
+	"io"
 	"net/http"
 	"time"
 
@@ -34,14 +36,33 @@ func (c *call) snapshot() error {
 	if err := c.readPoint(); err != nil {
 		return err
 	}
+	return c.download("gpuai.snapshot", c.api.backend.Snapshot)
+}
+
+// report answers GET /v1/operator/report: of this server's log.
+func (c *call) report() (err error) {
+	var span gpuai.IndexRange
+	if span.From, err = c.unsigned("from", 64); err != nil {
+		return err
+	}
+	if span.To, err = c.unsigned("to", 64); err != nil {
+		return err
+	}
+	return c.download("region.report", func(ctx context.Context, w io.Writer) error {
+		return c.api.backend.Report(ctx, span, w)
+	})
+}
+
+// download answers with bytes as they are made.
+func (c *call) download(name string, write func(context.Context, io.Writer) error) error {
 	c.w.Header().Set("Content-Type", "application/octet-stream")
-	c.w.Header().Set("Content-Disposition", `attachment; filename="gpuai.snapshot"`)
-	err := c.api.backend.Snapshot(c.r.Context(), &slowWriter{c})
+	c.w.Header().Set("Content-Disposition", `attachment; filename="`+name+`"`)
+	err := write(c.r.Context(), &slowWriter{c})
 	if err == nil && c.status == 0 {
 		c.begin(http.StatusOK)
 	}
 	if err != nil && c.status != 0 {
-		c.api.log.Warn("snapshot cut short", "request_id", c.id, "error", err)
+		c.api.log.Warn(name+" cut short", "request_id", c.id, "error", err)
 		panic(http.ErrAbortHandler) // the reader must see that it is not whole
 	}
 	return err

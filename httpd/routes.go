@@ -62,6 +62,8 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/events", class: classStream, where: here, query: []string{"index", "job", "node"}, handle: (*call).events},
 	{method: "GET", path: "/v1/operator/policy", class: classRead, where: onLeaderOrStale, handle: (*call).getPolicy},
 	{method: "PUT", path: "/v1/operator/policy", class: classWrite, write: true, handle: (*call).putPolicy},
+	{method: "GET", path: "/v1/operator/demand", class: classRead, where: onLeaderOrStale, handle: (*call).getDemand},
+	{method: "PUT", path: "/v1/operator/demand", class: classWrite, write: true, handle: (*call).putDemand},
 	{method: "GET", path: "/v1/operator/raft", class: classStatus, where: here, member: true, handle: (*call).raft},
 	{method: "GET", path: "/v1/operator/members", class: classStatus, where: onLeaderOrStale, handle: (*call).listMembers},
 	{method: "POST", path: "/v1/operator/members", class: classWrite, write: true, handle: (*call).addMember},
@@ -71,6 +73,7 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/operator/server", class: classStatus, where: here, member: true, handle: (*call).serverInfo},
 	{method: "GET", path: "/v1/operator/debug/{what}", class: classStream, where: here, member: true, query: []string{"seconds"}, handle: (*call).debug},
 	{method: "GET", path: "/v1/operator/export", class: classStream, where: onLeaderOrStale, query: []string{"since"}, handle: (*call).export},
+	{method: "GET", path: "/v1/operator/report", class: classStream, where: here, member: true, query: []string{"from", "to"}, handle: (*call).report},
 	{method: "GET", path: "/v1/operator/snapshot", class: classStream, where: onLeaderOrStale, handle: (*call).snapshot},
 
 	{method: "GET", path: "/healthz", class: classStatus, where: here, anyQuery: true, handle: (*call).healthz},

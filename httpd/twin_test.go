@@ -34,6 +34,7 @@ type twin struct {
 	events   []gpuai.Event
 	first    uint64 // events up to it are gone
 	policy   gpuai.Policy
+	demand   gpuai.Demand
 	tenants  []gpuai.TenantShare
 	keys     map[string]gpuai.Submitted
 	free     int
@@ -457,6 +458,24 @@ func (t *twin) SetTenantWeight(_ context.Context, id gpuai.TenantID, weight uint
 	return nil
 }
 
+func (t *twin) Demand() gpuai.DemandStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	st := gpuai.DemandStatus{Packing: gpuai.PackingEFW, Active: gpuai.PackingEFW, Fixed: t.demand.Fixed, Epoch: 1, Groups: 7, NextFreeze: 128, Classes: []gpuai.ExpectedClass{}}
+	for _, c := range t.demand.Classes {
+		st.Classes = append(st.Classes, gpuai.ExpectedClass{DemandClass: c, WeightPPM: 1_000_000})
+	}
+	return st
+}
+
+func (t *twin) SetDemand(_ context.Context, d gpuai.Demand) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.demand = d
+	t.commit(gpuai.Event{Kind: gpuai.PolicySet})
+	return nil
+}
+
 func (t *twin) SetPolicy(_ context.Context, p gpuai.Policy) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -548,6 +567,14 @@ func (t *twin) DigestAt(index uint64) (gpuai.DigestAt, error) {
 		index = now
 	}
 	return gpuai.DigestAt{Index: index, Digest: strings.Repeat("0a", 16)}, nil
+}
+
+func (t *twin) Report(_ context.Context, span gpuai.IndexRange, w io.Writer) error {
+	if span.To > t.Status().Index {
+		return notThere("state at that index")
+	}
+	_, err := fmt.Fprintf(w, "report of %d to %d", span.From, span.To)
+	return err
 }
 
 func (t *twin) Snapshot(_ context.Context, w io.Writer) error {

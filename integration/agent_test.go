@@ -50,6 +50,9 @@ func (r *region) startNode(id string, gpus int, addrs ...string) *node {
 	return r.startNodeIn("", id, gpus, addrs...)
 }
 
+// gangPorts is how many ports a node lends to gangs.
+const gangPorts = 4
+
 // startNodeIn is startNode in a rack.
 func (r *region) startNodeIn(rack, id string, gpus int, addrs ...string) *node {
 	r.t.Helper()
@@ -59,10 +62,12 @@ func (r *region) startNodeIn(rack, id string, gpus int, addrs ...string) *node {
 	if err := os.WriteFile(config, []byte(src), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
+	port := freePorts(r.t, gangPorts)
 	n := &node{r: r, id: id, args: []string{
 		"agent", "run", "--id", id, "--data", dir, "--servers", strings.Join(addrs, ","), "--label", "name=" + id,
 		"--driver", "sim=" + program("gpuai-driver-sim") + "," + config, "--watchdog", program("gpuai-watchdog"),
 		"--cpu", "8", "--memory", "8GiB", "--allow-process-runtime", "--rack", rack,
+		"--ports", fmt.Sprintf("%d-%d", port, port+gangPorts-1),
 	}}
 	n.start()
 	return n

@@ -29,7 +29,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bins = dir
-	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./cmd/...")
+	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./cmd/...", "./examples/dataparallel")
 	build.Dir = ".."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

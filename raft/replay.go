@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/store"
 )
 
 // ErrNoReplay is returned by Replay when nothing of what it is asked for can be
@@ -77,6 +78,19 @@ func (n *Node) MachineAt(ctx context.Context, index uint64) (*fsm.Machine, error
 // MachineAt returned.
 func (n *Node) Advance(ctx context.Context, m *fsm.Machine, index uint64) error {
 	return n.advance(ctx, m, gpuai.IndexRange{From: m.Index() + 1, To: index}, func(*fsm.Output) error { return nil })
+}
+
+// Entry returns an entry of this server's log, committed or not; ErrNoReplay when
+// it is not there, or no longer.
+func (n *Node) Entry(index uint64) (store.Entry, error) {
+	var l hraft.Log
+	switch err := n.log.GetLog(index, &l); {
+	case errors.Is(err, hraft.ErrLogNotFound):
+		return store.Entry{}, ErrNoReplay
+	case err != nil:
+		return store.Entry{}, fmt.Errorf("read the log: %w", err)
+	}
+	return store.Entry{Index: l.Index, Term: l.Term, Command: l.Type == hraft.LogCommand, Data: l.Data}, nil
 }
 
 // Retained returns the indexes for which MachineAt makes the state: from that

@@ -33,6 +33,17 @@ func (s *State) CountDevices(dst []DeviceCount, slot uint32) []DeviceCount {
 	return dst
 }
 
+// FreeDevices returns how many devices of a node are wholly free and may be taken.
+func (s *State) FreeDevices(slot uint32) (free uint8) {
+	if !s.Known(slot) {
+		return 0
+	}
+	for u := &s.nodes.Get(slot).unit; u != nil; u = s.next(u) {
+		free += ones(u.whole)
+	}
+	return free
+}
+
 func ones(m uint64) uint8 { return uint8(bits.OnesCount64(m)) }
 
 // KindOf returns vendor and model of a pool's devices.

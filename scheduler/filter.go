@@ -29,6 +29,10 @@ func appendFilter(b []byte, a *gpuai.GPUAlternative, cs []gpuai.Constraint) []by
 		b = binary.AppendUvarint(b, uint64(a.MemoryMin))
 		b = binary.AppendUvarint(b, uint64(a.MemoryMax))
 	}
+	return appendConstraints(b, cs)
+}
+
+func appendConstraints(b []byte, cs []gpuai.Constraint) []byte {
 	b = binary.AppendUvarint(b, uint64(len(cs)))
 	for i := range cs {
 		b = appendStr(b, cs[i].Attribute)

@@ -19,6 +19,7 @@ type explainer struct {
 	asks     chan *question
 	planning chan struct{} // holds one: each plan takes a fork of its own
 	past     chan struct{} // holds one: each look at the past has a machine of its own
+	report   chan struct{} // holds one: each report has two
 }
 
 // A question is asked of one fork.
@@ -28,7 +29,7 @@ type question struct {
 }
 
 func newExplainer(s *Server) *explainer {
-	return &explainer{s: s, asks: make(chan *question, maxExplain), planning: make(chan struct{}, 1), past: make(chan struct{}, 1)}
+	return &explainer{s: s, asks: make(chan *question, maxExplain), planning: make(chan struct{}, 1), past: make(chan struct{}, 1), report: make(chan struct{}, 1)}
 }
 
 // run answers until ctx ends.

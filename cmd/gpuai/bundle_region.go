@@ -63,6 +63,7 @@ var regionFiles = [...]struct {
 	list       bool
 }{
 	{name: "policy.json", path: "/v1/operator/policy"},
+	{name: "demand.json", path: "/v1/operator/demand"},
 	{name: "queue.json", path: "/v1/queue"},
 	{name: "pending.json", path: "/v1/queue/pending", list: true},
 	{name: "jobs.json", path: "/v1/jobs", list: true},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,18 +23,24 @@ type recordingFlags struct {
 func (f *recordingFlags) add(c *cobra.Command, reports bool) {
 	c.Flags().StringVar(&f.data, "data", "", "data directory of a stopped server")
 	if reports {
-		c.Flags().StringVar(&f.report, "report", "", "report written by gpuai operator report")
+		c.Flags().StringVar(&f.report, "report", "", "report of gpuai operator report, - for standard input")
 	}
 	c.Flags().Uint64Var(&f.from, "from", 0, "index to begin at (default the first whose state can be made)")
 	c.Flags().Uint64Var(&f.to, "to", 0, "index to end at (default the last)")
 }
 
-// open opens the recording and fills in the range.
-func (f *recordingFlags) open() (*offline.Recording, error) {
+// open opens the recording and fills in the range. in is standard input.
+func (f *recordingFlags) open(in io.Reader) (*offline.Recording, error) {
 	if (f.data == "") == (f.report == "") {
 		return nil, usageError{errors.New("give one of --data DIR and --report FILE")}
 	}
-	r, err := offline.OpenRecording(f.data + f.report)
+	var r *offline.Recording
+	var err error
+	if f.report == stdioName {
+		r, err = offline.ReadReport("standard input", in)
+	} else {
+		r, err = offline.OpenRecording(f.data + f.report)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +95,7 @@ policy, and what recorded and control differ in is the simulation.`,
 		if err := a.checkFormat(); err != nil {
 			return err
 		}
-		r, err := f.open()
+		r, err := f.open(a.in)
 		if err != nil {
 			return err
 		}
@@ -185,69 +190,4 @@ func diffText(w io.Writer, d *offline.Diff) error {
 		rows = append(rows, []string{j.Job.String(), j.Name, short(j.Control), short(j.Shadow)})
 	}
 	return columns(w, rows)
-}
-
-func newReportCmd(a *app) *cobra.Command {
-	var f recordingFlags
-	c := &cobra.Command{
-		Use: "report --data DIR FILE", Short: "Write a redacted report of a past that another build replays", Args: cobra.ExactArgs(1),
-		Long: `Write a report for those who look for a bug in a decision: the state at --from and
-every entry of the log up to --to, from the data directory of a stopped server
-(a region of three goes on without one).
-
-It is redacted: commands, scripts, environments, directories, the names of jobs and
-groups, idempotency keys, actors, addresses, and reasons of reports and health are
-replaced by stand-ins. What decides stays: sizes, times, priorities, constraints,
-labels, models, and the names of nodes, zones and tenants. Look at what you send:
-labels and names of nodes are yours.
-
-The digests in it are of the redacted states: gpuai operator replay --report FILE
-on any build gives the same ones, or names the first index at which it does not.
-A request that was repeated across --from is answered anew in it.`,
-		Example: `  gpuai operator report --data /var/lib/gpuai region.report
-  gpuai operator report --data /var/lib/gpuai --from 48000 --to 48377 region.report
-  gpuai operator replay --report region.report`,
-	}
-	f.add(c, false)
-	c.RunE = does(func(ctx context.Context, args []string) error {
-		if err := a.checkFormat(); err != nil {
-			return err
-		}
-		r, err := f.open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		var b bytes.Buffer
-		info, err := r.WriteReport(ctx, &b, gpuai.IndexRange{From: f.from, To: f.to}, a.verifyProgress())
-		if err != nil {
-			return err
-		}
-		if err := writeNew(args[0], b.Bytes()); err != nil {
-			return err
-		}
-		size := b.Len()
-		return a.showObject(ctx, info, &view{names: []string{args[0]}, text: func(w io.Writer) error {
-			return columns(w, [][]string{
-				{"file", args[0]}, {"bytes", num(size)}, {"indexes", fmt.Sprintf("%d..%d", info.From, info.To)},
-				{"entries", num(info.Entries)}, {"digest", info.Digest}, {"redacted", info.Redacted},
-			})
-		}})
-	})
-	return a.prints(c)
-}
-
-// writeNew writes a file in one step: it is there whole or not at all.
-func writeNew(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	defer os.Remove(tmp)
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	return os.Rename(tmp, path)
 }

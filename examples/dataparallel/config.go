@@ -16,6 +16,7 @@ import (
 // but for rank and token.
 type config struct {
 	rank, size int
+	least      int         // of an elastic gang, whose size is the most that it may have; else 0
 	master     string      // host:port of rank 0; "" when there is one rank
 	job        string      // "" outside of a region
 	token      gpuai.Token // of this rank's lease; 0 outside of a region
@@ -67,11 +68,23 @@ func parseConfig(args []string, getenv func(string) string) (*config, error) {
 
 // fromEnv reads what the agent tells a gang's member.
 func (c *config) fromEnv(getenv func(string) string) (err error) {
-	if c.size, err = number(getenv, gpuai.EnvNodes, 1, gpuai.MaxGangTasks); err != nil {
+	name := gpuai.EnvNodes
+	if getenv(gpuai.EnvNodesMax) != "" {
+		name = gpuai.EnvNodesMax
+	}
+	if c.size, err = number(getenv, name, 1, gpuai.MaxGangTasks); err != nil {
 		return fmt.Errorf("%w: run this as a gang, or set %s=1 and %s=0 for one process", err, gpuai.EnvNodes, gpuai.EnvNodeRank)
 	}
 	if c.rank, err = number(getenv, gpuai.EnvNodeRank, 0, c.size-1); err != nil {
 		return err
+	}
+	if name == gpuai.EnvNodesMax {
+		if c.least, err = number(getenv, gpuai.EnvNodesMin, 1, c.size); err != nil {
+			return err
+		}
+		if c.least == c.size {
+			c.least = 0 // it is not elastic
+		}
 	}
 	c.job = getenv(gpuai.EnvJob)
 	if t := getenv(gpuai.EnvToken); t != "" {

@@ -14,9 +14,16 @@
 // checkpoint carries the fencing token of its writer; one with a smaller token
 // is never written over it.
 //
+// In an elastic gang, where GPUAI_NODES_MIN is below GPUAI_NODES_MAX, members come
+// and go: rank 0 listens on, takes a newcomer in between two steps, and goes on
+// without one that left. The samples are in GPUAI_NODES_MAX parts, which rank 0
+// deals out anew for each step, so that the weights are those of a gang that had
+// all members all along. Without rank 0 all end, and the gang is placed again.
+//
 // It exits 0 when all steps are done, 143 when it was told to stop (after a
 // checkpoint), 2 when its environment or flags are wrong, 1 otherwise: also
-// when a peer is lost, for a gang is placed again as a whole.
+// when a peer is lost, for a gang is placed again as a whole; of an elastic one, when
+// rank 0 is.
 package main
 
 import (

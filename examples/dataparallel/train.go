@@ -22,13 +22,17 @@ type trainer struct {
 	model *model
 	state []float64 // all that goes on: weights, velocities, loss
 	part  []sample
-	sum   []float64 // gradient, then loss
-	step  int       // steps done
-	loss  *float64  // mean over all samples, before the last step; in state
+	parts [][]sample // of an elastic gang: all of them
+	sum   []float64  // gradient, then loss
+	step  int        // steps done
+	loss  *float64   // mean over all samples, before the last step; in state
 }
 
 // train runs one rank until all steps are done, ctx ends or a peer is lost.
 func train(ctx context.Context, cfg *config, out io.Writer) error {
+	if cfg.least > 0 {
+		return trainElastic(ctx, cfg, out)
+	}
 	t := newTrainer(cfg, out)
 	if err := t.resume(); err != nil {
 		return err
@@ -113,16 +117,22 @@ func (t *trainer) one(ctx context.Context) (stop bool, err error) {
 	if stop, err = t.gang.reduce(t.step, t.sum, ctx.Err() != nil); err != nil {
 		return false, err
 	}
+	return stop, t.apply()
+}
+
+// apply takes the step that the sum of all gradients says.
+func (t *trainer) apply() error {
+	n := len(t.sum) - 1
 	*t.loss = t.sum[n] / float64(t.cfg.samples)
 	if math.IsNaN(*t.loss) || math.IsInf(*t.loss, 0) {
-		return false, fmt.Errorf("the loss at step %d is %v: try a smaller -rate", t.step, *t.loss)
+		return fmt.Errorf("the loss at step %d is %v: try a smaller -rate", t.step, *t.loss)
 	}
 	if t.cfg.rank == 0 && t.step%t.cfg.report == 0 {
 		t.say("step %d loss %.6f", t.step, *t.loss)
 	}
 	t.model.descend(t.sum[:n], t.cfg.samples, t.cfg.rate)
 	t.step++
-	return stop, nil
+	return nil
 }
 
 // wait keeps the pace, which rank 0 sets for all.

@@ -28,6 +28,9 @@ const (
 	kindGradient
 	// kindSum is the sum of all parts of a step.
 	kindSum
+	// kindWork is rank 0's beginning of a step of an elastic gang: which parts are
+	// the peer's, those of the i-th of n members.
+	kindWork
 	// kindDone is rank 0's last: the final checkpoint is written.
 	kindDone
 )

@@ -38,34 +38,47 @@ func (w *world) setRules(p Policy, jobs []TraceJob) error {
 	return nil
 }
 
-// demandOf counts the kinds of tasks of a trace, the most frequent first.
-func demandOf(jobs []TraceJob) []fsm.Demand {
+// demandOf is DemandOf without what was submitted to a region: its policy learns
+// from what arrives.
+func demandOf(jobs []TraceJob) []gpuai.DemandClass {
+	return DemandOf(slices.DeleteFunc(slices.Clone(jobs), func(j TraceJob) bool { return j.Whole != nil }))
+}
+
+// DemandOf counts the kinds of tasks of a trace, the most frequent first: at most
+// gpuai.MaxDemand.
+func DemandOf(jobs []TraceJob) []gpuai.DemandClass {
 	type kind struct {
 		cpu, memory int64
 		gpus        int
 		milli       int64
 		spec        string
+		needs       string // of a job as it was submitted to a region, alone
 	}
 	at := map[kind]int{}
-	var out []fsm.Demand
-	for i := range jobs {
-		j := &jobs[i]
-		if j.Whole != nil {
-			continue // a region's own record: its policy learns from what arrives
-		}
-		k := kind{j.CPU, j.Memory, j.GPUs, j.GPUMilli, j.Spec}
-		if j.GPUs == 0 {
-			k.milli, k.spec = 0, "" // it asks for no device
-		}
+	var out []gpuai.DemandClass
+	count := func(k kind, g *gpuai.Group) {
 		if _, ok := at[k]; !ok {
 			at[k] = len(out)
-			g := &spec(j).Groups[0]
-			out = append(out, fsm.Demand{Resources: g.Resources, Constraints: g.Constraints})
+			out = append(out, gpuai.DemandClass{Resources: g.Resources, Constraints: g.Constraints})
 		}
-		out[at[k]].Tasks += uint64(max(1, j.Tasks))
+		out[at[k]].Tasks += uint64(g.Count)
 	}
-	slices.SortStableFunc(out, func(a, b fsm.Demand) int { return cmp.Compare(b.Tasks, a.Tasks) })
-	return out[:min(len(out), fsm.MaxDemand)]
+	for i := range jobs {
+		j := &jobs[i]
+		s := spec(j)
+		for g := range s.Groups {
+			k := kind{cpu: j.CPU, memory: j.Memory, gpus: j.GPUs, milli: j.GPUMilli, spec: j.Spec}
+			if j.GPUs == 0 {
+				k.milli, k.spec = 0, "" // it asks for no device
+			}
+			if j.Whole != nil {
+				k = kind{needs: fmt.Sprint(s.Groups[g].Resources, s.Groups[g].Constraints)}
+			}
+			count(k, &s.Groups[g])
+		}
+	}
+	slices.SortStableFunc(out, func(a, b gpuai.DemandClass) int { return cmp.Compare(b.Tasks, a.Tasks) })
+	return out[:min(len(out), gpuai.MaxDemand)]
 }
 
 // A PackingConfig says how a run packs.

@@ -23,7 +23,7 @@ type Recording struct {
 	// Report is what a report says of itself; nil for a data directory.
 	Report *ReportInfo
 
-	base  func(at uint64) (*fsm.Machine, uint64, error) // the newest state at or before an index
+	base  func(ctx context.Context, at uint64) (*fsm.Machine, uint64, error) // the newest state at or before an index
 	read  func(index uint64) (store.Entry, error)
 	close func() error
 }
@@ -41,6 +41,24 @@ func OpenRecording(path string) (*Recording, error) {
 		return openDir(path)
 	}
 	return openReport(path)
+}
+
+// A Log is the log of a server that runs, and the states that it leads to.
+type Log interface {
+	MachineAt(ctx context.Context, index uint64) (*fsm.Machine, error)
+	Entry(index uint64) (store.Entry, error)
+}
+
+// Running is the recording of a server that runs, for a range of indexes that it
+// keeps.
+func Running(region gpuai.RegionID, span gpuai.IndexRange, l Log) *Recording {
+	return &Recording{
+		Source: "this server", Region: region, First: span.From, Last: span.To, read: l.Entry, close: func() error { return nil },
+		base: func(ctx context.Context, index uint64) (*fsm.Machine, uint64, error) {
+			m, err := l.MachineAt(ctx, index)
+			return m, index, err
+		},
+	}
 }
 
 // Close lets the source go.
@@ -80,7 +98,7 @@ func openDir(dir string) (_ *Recording, err error) {
 	if log.First == 1 {
 		r.First = 0
 	}
-	r.base = func(at uint64) (*fsm.Machine, uint64, error) {
+	r.base = func(_ context.Context, at uint64) (*fsm.Machine, uint64, error) {
 		for i := range snaps {
 			if s := &snaps[i]; s.Index <= at && s.Index+1 >= log.First {
 				if m, err := restore(s.Path, id.Region); err == nil {
@@ -115,7 +133,7 @@ func (r *Recording) MachineAt(ctx context.Context, index uint64, progress func(s
 	if index < r.First || index > r.Last {
 		return nil, r.errRange(index)
 	}
-	m, at, err := r.base(index)
+	m, at, err := r.base(ctx, index)
 	if err != nil {
 		return nil, err
 	}

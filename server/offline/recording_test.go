@@ -34,7 +34,9 @@ func recorded(t *testing.T, drive func(apply func(at gpuai.Instant, c fsm.Comman
 	})
 	return &Recording{
 		Source: "test", Region: "local", Last: m.Index(), close: func() error { return nil },
-		base: func(uint64) (*fsm.Machine, uint64, error) { return fsm.New(fsm.Options{Region: "local"}), 0, nil },
+		base: func(context.Context, uint64) (*fsm.Machine, uint64, error) {
+			return fsm.New(fsm.Options{Region: "local"}), 0, nil
+		},
 		read: func(i uint64) (store.Entry, error) { return log[i-1], nil },
 	}
 }
