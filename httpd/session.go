@@ -1,11 +1,15 @@
 package httpd
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -28,7 +32,7 @@ func (c *call) session() error {
 	if err := c.turn(); err != nil {
 		return err
 	}
-	conn, err := websocket.Accept(c.w, c.r, &websocket.AcceptOptions{
+	conn, err := websocket.Accept(lean{c.w}, c.r, &websocket.AcceptOptions{
 		Subprotocols: []string{gpuai.SessionProtocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
@@ -37,14 +41,61 @@ func (c *call) session() error {
 	}
 	c.status = http.StatusSwitchingProtocols
 	conn.SetReadLimit(gpuai.MaxFrameBytes)
-	// A hijacked request's context no longer ends with the connection; Recv does.
-	err = c.api.backend.Agent(c.r.Context(), &agentConn{conn: conn, addr: c.r.RemoteAddr})
+	c.lasting = true
+	go c.api.session(&agentConn{conn: conn, addr: c.r.RemoteAddr}, c.id)
+	return nil
+}
+
+// session has the backend serve an agent until one of them ends it. It is no
+// part of the request, which is over: its buffers and its goroutine's stack
+// would be several times what a session needs.
+func (a *api) session(agent *agentConn, request string) {
+	defer a.gate.leave(classSession)
+	defer func() {
+		if p := recover(); p != nil {
+			a.log.Error("an agent's session panicked", "request_id", request, "panic", p, "stack", string(debug.Stack()))
+			_ = agent.conn.CloseNow()
+		}
+	}()
+	// A hijacked request's context does not end with the connection; Recv does.
+	err := a.backend.Agent(context.Background(), agent)
 	if err == nil || errors.Is(err, context.Canceled) {
-		_ = conn.Close(websocket.StatusNormalClosure, "") // the peer may be gone
-		return nil
+		_ = agent.conn.Close(websocket.StatusNormalClosure, "") // the peer may be gone
+		return
 	}
-	_ = conn.CloseNow()
-	return err
+	_ = agent.conn.CloseNow()
+	a.log.Debug("an agent's session ended", "request_id", request, "error", err)
+}
+
+// Buffers of a session: an agent's frames are small, and a set of leases for it
+// mostly fits in one write. What is larger goes past them.
+const (
+	sessionReads  = 512
+	sessionWrites = 2_048
+)
+
+// lean hands a connection over with small buffers, not those of a request.
+type lean struct{ http.ResponseWriter }
+
+// Unwrap is what http.ResponseController asks for.
+func (l lean) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+
+// Hijack implements http.Hijacker.
+func (l lean) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(l.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	n := rw.Reader.Buffered() // what came behind the request
+	early, err := rw.Reader.Peek(n)
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	r := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn), max(n, sessionReads))
+	if _, err := r.Peek(n); err != nil { // in the buffer, where it is looked for
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return conn, bufio.NewReadWriter(r, bufio.NewWriterSize(conn, sessionWrites)), nil
 }
 
 // maxTurn is for how long an agent waits for its turn; it has two seconds to

@@ -253,7 +253,7 @@ func tenThousand(ctx context.Context, b *bed, x *row) error {
 }
 
 func refuse(ctx context.Context, b *bed, x *row) error {
-	const callers, d = 4, 4 * time.Second
+	const callers, d = 64, 4 * time.Second
 	if err := b.quiet(ctx, nil); err != nil {
 		return err
 	}
