@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -32,7 +33,8 @@ func (c *call) session() error {
 	if err := c.turn(); err != nil {
 		return err
 	}
-	conn, err := websocket.Accept(lean{c.w}, c.r, &websocket.AcceptOptions{
+	w := &lean{ResponseWriter: c.w}
+	conn, err := websocket.Accept(w, c.r, &websocket.AcceptOptions{
 		Subprotocols: []string{gpuai.SessionProtocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
@@ -42,7 +44,7 @@ func (c *call) session() error {
 	c.status = http.StatusSwitchingProtocols
 	conn.SetReadLimit(gpuai.MaxFrameBytes)
 	c.lasting = true
-	go c.api.session(&agentConn{conn: conn, addr: c.r.RemoteAddr}, c.id)
+	go c.api.session(&agentConn{conn: conn, wire: w.wire, addr: c.r.RemoteAddr}, c.id)
 	return nil
 }
 
@@ -67,21 +69,24 @@ func (a *api) session(agent *agentConn, request string) {
 	a.log.Debug("an agent's session ended", "request_id", request, "error", err)
 }
 
-// Buffers of a session: an agent's frames are small, and a set of leases for it
-// mostly fits in one write. What is larger goes past them.
+// Buffers of a session. An agent's frames are small, and what is larger goes past
+// the buffer; a frame for it is collected elsewhere, see wire.
 const (
 	sessionReads  = 512
-	sessionWrites = 2_048
+	sessionWrites = 16 // the least that bufio takes
 )
 
 // lean hands a connection over with small buffers, not those of a request.
-type lean struct{ http.ResponseWriter }
+type lean struct {
+	http.ResponseWriter
+	wire *wire // once it was handed over
+}
 
 // Unwrap is what http.ResponseController asks for.
-func (l lean) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+func (l *lean) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
 // Hijack implements http.Hijacker.
-func (l lean) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+func (l *lean) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(l.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
@@ -95,7 +100,65 @@ func (l lean) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if _, err := r.Peek(n); err != nil { // in the buffer, where it is looked for
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	return conn, bufio.NewReadWriter(r, bufio.NewWriterSize(conn, sessionWrites)), nil
+	l.wire = &wire{Conn: conn}
+	return l.wire, bufio.NewReadWriter(r, bufio.NewWriterSize(l.wire, sessionWrites)), nil
+}
+
+// A wire is a session's connection. What is written to it between hold and
+// release goes out in one piece.
+type wire struct {
+	net.Conn
+	mu   sync.Mutex    // held while something is written; guards below
+	held *bytes.Buffer // nil: nothing is held
+}
+
+// frames keeps buffers for what is written: idle sessions have none.
+var frames = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// keptFrame is the largest buffer that frames keeps.
+const keptFrame = 64 << 10
+
+func keepFrame(b *bytes.Buffer) {
+	if b.Cap() <= keptFrame {
+		b.Reset()
+		frames.Put(b)
+	}
+}
+
+// Write implements io.Writer.
+func (w *wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held != nil {
+		return w.held.Write(p)
+	}
+	if err := w.SetWriteDeadline(time.Time{}); err != nil { // that of what was held last
+		return 0, err
+	}
+	return w.Conn.Write(p)
+}
+
+func (w *wire) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = frames.Get().(*bytes.Buffer)
+}
+
+// release writes what was held, until a deadline; zero is none.
+func (w *wire) release(deadline time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	b := w.held
+	w.held = nil
+	defer keepFrame(b)
+	if b.Len() == 0 {
+		return nil
+	}
+	if err := w.SetWriteDeadline(deadline); err != nil {
+		return err
+	}
+	_, err := w.Conn.Write(b.Bytes())
+	return err
 }
 
 // maxTurn is for how long an agent waits for its turn; it has two seconds to
@@ -139,8 +202,10 @@ func (c *call) offers(protocol string) bool {
 
 // agentConn is an AgentConn over a WebSocket.
 type agentConn struct {
-	conn *websocket.Conn
-	addr string
+	conn    *websocket.Conn
+	wire    *wire
+	addr    string
+	sending sync.Mutex // from hold to release
 }
 
 var _ AgentConn = (*agentConn)(nil)
@@ -169,16 +234,20 @@ func decodeFrame(r io.Reader) (f gpuai.Frame, err error) {
 	return f, nil
 }
 
-// Send implements AgentConn.
+// Send implements AgentConn. Of ctx it heeds the deadline; what ends a session
+// closes its connection, and so ends a Send that waits.
 func (a *agentConn) Send(ctx context.Context, f gpuai.Frame) error {
-	w, err := a.conn.Writer(ctx, websocket.MessageText)
-	if err != nil {
+	b := frames.Get().(*bytes.Buffer)
+	defer keepFrame(b)
+	if err := json.MarshalWrite(b, &f); err != nil {
 		return err
 	}
-	if err := json.MarshalWrite(w, &f); err != nil {
-		return err
-	}
-	return w.Close()
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	a.wire.hold()
+	err := a.conn.Write(context.Background(), websocket.MessageText, b.Bytes()) // to memory
+	deadline, _ := ctx.Deadline()
+	return errors.Join(err, a.wire.release(deadline))
 }
 
 // RemoteAddr implements AgentConn.

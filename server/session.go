@@ -28,6 +28,9 @@ const (
 // errReplaced ends a session whose agent has begun another.
 var errReplaced = errors.New("the agent began another session")
 
+// errIdle ends a session whose agent says nothing.
+var errIdle = errors.New("the agent has sent nothing for " + idleTimeout.String())
+
 // agentConn is what a session needs of a connection; httpd.AgentConn is one.
 type agentConn interface {
 	Recv(ctx context.Context) (gpuai.Frame, error)
@@ -189,11 +192,17 @@ func (se *session) ack(seq uint64, sent int64) {
 // receive handles the agent's frames until the session ends.
 func (se *session) receive(ctx context.Context) error {
 	var seq uint64
+	idle := time.AfterFunc(idleTimeout, func() {
+		se.stop(errIdle, nil)
+		se.cancel()
+	})
+	defer idle.Stop()
 	for {
-		f, err := recvWithin(ctx, se.conn, idleTimeout)
+		f, err := se.conn.Recv(ctx)
 		if err != nil {
 			return err
 		}
+		idle.Reset(idleTimeout)
 		switch {
 		case f.Kind == gpuai.FrameBeat && f.Beat != nil && f.Beat.Seq > seq:
 			seq = f.Beat.Seq
