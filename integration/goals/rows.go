@@ -72,19 +72,30 @@ func hundred(ctx context.Context, b *bed, x *row) error {
 // perPlacement measures CPU time with one request a job, beats and reports of
 // ended tasks included.
 func perPlacement(ctx context.Context, b *bed, x *row) error {
-	const rate, d = 1_000, 8 * time.Second
-	res, c, err := b.offer(ctx, rate, d)
-	all, net := b.per(c, max(1, res.Placed))
+	const rate, d, rounds = 1_000, 3 * time.Second, 3
+	var alls, nets, p99s []float64
+	for range rounds {
+		res, c, err := b.offer(ctx, rate, d)
+		if err != nil {
+			return err
+		}
+		all, net := b.per(c, res.Placed)
+		alls, nets, p99s = append(alls, all), append(nets, net), append(p99s, res.LatencyMs.P99)
+	}
+	slices.Sort(alls)
+	slices.Sort(nets)
+	slices.Sort(p99s)
+	all, net := alls[rounds/2], nets[rounds/2]
 	x.Values["cpu_ms"], x.Values["cpu_ms_without_idle"], x.Values["idle_cpu_s_per_s"] = all, net, b.idle
-	x.Values["nodes"], x.Values["p50_ms"], x.Values["p99_ms"] = float64(b.nodes), res.LatencyMs.P50, res.LatencyMs.P99
+	x.Values["nodes"], x.Values["p99_ms"] = float64(b.nodes), p99s[rounds/2]
 	if b.r.small == 0 && b.nodes == smallNodes {
 		b.r.small = all
 	}
 	x.Measured = fmt.Sprintf("%.2f CPU-ms, of which %.2f without the beats of %d nodes", all, net, b.nodes)
-	x.How = fmt.Sprintf("%d jobs/s of one GPU for %v, a request each; CPU time of the three servers by their own metrics from the first submit to the last lease, beats and the reports of tasks that end after %v included, for each placement; without: less what the region used in %v without a load",
-		rate, d, taskTime, calm)
-	x.Met = err == nil && all <= 1.7
-	return err
+	x.How = fmt.Sprintf("%d jobs/s of one GPU for %v, a request each, the median of %d times; CPU time of the three servers by their own metrics from the first submit to the last lease, beats and the reports of tasks that end after %v included, for each placement; without: less what the region used in %v without a load",
+		rate, d, rounds, taskTime, calm)
+	x.Met = all <= 1.7
+	return nil
 }
 
 // watchers measures the same again, beside agents that hold sessions and beat
