@@ -31,6 +31,9 @@ type call struct {
 	// status is that of the answer; 0 while nothing was written.
 	status int
 	taken  int64 // of the body budget
+	// lasting says that what was admitted goes on behind the answer, and leaves
+	// by itself.
+	lasting bool
 }
 
 // readTimeout bounds the wait for a linearizable point.
@@ -59,7 +62,11 @@ func (a *api) handler(rt *route) http.Handler {
 			c.fail(errBusy(class))
 			return
 		}
-		defer a.gate.leave(class)
+		defer func() {
+			if !c.lasting {
+				a.gate.leave(class)
+			}
+		}()
 		if err := c.serve(known); err != nil {
 			c.finish(err)
 		}

@@ -1,7 +1,10 @@
 package httpd
 
 import (
+	"context"
+	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,4 +44,53 @@ func TestCase26AcceptRate(t *testing.T) {
 	if refused.Load() == 0 || opened.Load()+refused.Load() != agents {
 		t.Errorf("%d let in and %d sent away, of %d", opened.Load(), refused.Load(), agents)
 	}
+}
+
+// An agent may send its first frame right behind the request that opens the
+// session: what the server has read of it already is not lost.
+func TestSessionKeepsWhatCameBehindItsRequest(t *testing.T) {
+	got := make(chan gpuai.Frame, 1)
+	tw := newTwin()
+	tw.agent = func(ctx context.Context, c AgentConn) error {
+		f, err := c.Recv(ctx)
+		got <- f
+		return err
+	}
+	s := serve(t, tw)
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	request := "GET /v1/agent/session HTTP/1.1\r\nHost: " + s.Listener.Addr().String() + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: " + gpuai.SessionProtocol + "\r\n\r\n"
+	// Larger than the session's own buffer; masked with zeroes.
+	text := `{"kind":"beat","beat":{"seq":7,"sent_boottime_ns":1}` + strings.Repeat(" ", 3*sessionReads) + "}"
+	frame := append([]byte{0x81, 0x80 | 126, byte(len(text) >> 8), byte(len(text)), 0, 0, 0, 0}, text...)
+	if _, err := conn.Write(append([]byte(request), frame...)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case f := <-got:
+		if f.Beat == nil || f.Beat.Seq != 7 {
+			t.Errorf("the server read %+v", f)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the frame was lost")
+	}
+}
+
+// A session that panics ends alone, and frees its place.
+func TestSessionThatPanics(t *testing.T) {
+	tw := newTwin()
+	tw.agent = func(context.Context, AgentConn) error { panic("a defect") }
+	s := serve(t, tw)
+	conn, _, err := dial(t, s.URL, gpuai.SessionProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := conn.Read(t.Context()); err == nil {
+		t.Error("the connection goes on")
+	}
+	waitFor(t, "the session's place", func() bool { return inFlight(s.Config.Handler.(*api), classSession) == 0 })
 }

@@ -49,8 +49,16 @@ func BenchmarkCommit3(b *testing.B) {
 
 // samples collects latencies and reports them with the rate.
 type samples struct {
+	cpu int64 // ns that this process had used when the measurement began
 	mu  sync.Mutex
 	all []time.Duration
+}
+
+// begin starts the measurement.
+func begin(b *testing.B) *samples {
+	s := &samples{cpu: cpuTime()}
+	b.ResetTimer()
+	return s
 }
 
 func (s *samples) add(some []time.Duration) {
@@ -60,6 +68,8 @@ func (s *samples) add(some []time.Duration) {
 }
 
 func (s *samples) report(b *testing.B, commands int) {
+	b.StopTimer()
+	b.ReportMetric(float64(cpuTime()-s.cpu)/1e3/float64(commands), "cpu-µs")
 	b.ReportMetric(float64(commands)/b.Elapsed().Seconds(), "commands/s")
 	if slices.Sort(s.all); len(s.all) > 0 {
 		at := func(q float64) float64 {
@@ -146,9 +156,8 @@ func register(i, gpus int) []byte {
 
 // proposeEach has many callers propose the commands one by one.
 func proposeEach(b *testing.B, n *Node, cmds [][]byte) {
-	var s samples
+	s := begin(b)
 	var next atomic.Int64
-	b.ResetTimer()
 	var wg sync.WaitGroup
 	for range min(*benchCallers, b.N) {
 		wg.Go(func() {
@@ -165,7 +174,6 @@ func proposeEach(b *testing.B, n *Node, cmds [][]byte) {
 		})
 	}
 	wg.Wait()
-	b.StopTimer()
 	s.report(b, b.N)
 }
 
@@ -178,8 +186,7 @@ func proposeAtRate(b *testing.B, n *Node, cmds [][]byte) {
 	}
 	const tick = time.Millisecond
 	work := make(chan due, b.N)
-	var s samples
-	b.ResetTimer()
+	s := begin(b)
 	var wg sync.WaitGroup
 	for range 4 * *benchCallers {
 		wg.Go(func() {
@@ -203,7 +210,6 @@ func proposeAtRate(b *testing.B, n *Node, cmds [][]byte) {
 	}
 	close(work)
 	wg.Wait()
-	b.StopTimer()
 	s.report(b, b.N)
 }
 
@@ -216,8 +222,7 @@ func benchProposeAll(b *testing.B, command func() []byte) {
 		work <- c
 	}
 	close(work)
-	var s samples
-	b.ResetTimer()
+	s := begin(b)
 	var wg sync.WaitGroup
 	for range callers {
 		wg.Go(func() {
@@ -234,15 +239,13 @@ func benchProposeAll(b *testing.B, command func() []byte) {
 		})
 	}
 	wg.Wait()
-	b.StopTimer()
 	s.report(b, b.N)
 }
 
 // benchLone commits one command at a time.
 func benchLone(b *testing.B, command func() []byte) {
 	n := benchCluster(b)
-	var s samples
-	b.ResetTimer()
+	s := begin(b)
 	for range min(b.N, 2000) {
 		cmd := command()
 		began := time.Now()
@@ -251,7 +254,6 @@ func benchLone(b *testing.B, command func() []byte) {
 		}
 		s.all = append(s.all, time.Since(began))
 	}
-	b.StopTimer()
 	s.report(b, min(b.N, 2000))
 }
 
@@ -259,8 +261,7 @@ func benchLone(b *testing.B, command func() []byte) {
 func benchLag(b *testing.B, command func() []byte) {
 	c := benchServers(b)
 	leader, follower := c.leader(), c.follower()
-	var s samples
-	b.ResetTimer()
+	s := begin(b)
 	for range min(b.N, 500) {
 		a, err := leader.Propose(context.Background(), command())
 		if err != nil {
@@ -272,7 +273,6 @@ func benchLag(b *testing.B, command func() []byte) {
 		}
 		s.all = append(s.all, time.Since(began))
 	}
-	b.StopTimer()
 	s.report(b, min(b.N, 500))
 }
 
@@ -291,8 +291,7 @@ func benchBare(b *testing.B) {
 	for len(entry) < 28_000 { // of 1,000 ticks
 		entry = binary.BigEndian.AppendUint64(entry, uint64(len(entry)))
 	}
-	var s samples
-	b.ResetTimer()
+	s := begin(b)
 	var wg sync.WaitGroup
 	var left atomic.Int64
 	left.Store(int64((b.N + fsm.MaxCommands - 1) / fsm.MaxCommands))
@@ -309,7 +308,6 @@ func benchBare(b *testing.B) {
 		})
 	}
 	wg.Wait()
-	b.StopTimer()
 	s.report(b, b.N)
 }
 

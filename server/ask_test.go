@@ -109,3 +109,34 @@ func TestCalibrationOfEstimates(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// Refusals of one spec that wait together share a look at the nodes, and one
+// that comes later has a newer look.
+func TestRefusalsOfOneSpecShareALook(t *testing.T) {
+	t.Parallel()
+	r := startRegion(t, 1)
+	s := r.servers[0].Server
+	join(t, s, helloOf("n1", 1))
+	x := newExplainer(s) // which nobody runs
+	of := func(gpus uint32) *gpuai.JobSpec {
+		spec := jobSpec("j", 1)
+		spec.Groups[0].Resources.GPU.Count = gpus
+		return spec
+	}
+	first, _ := x.never(of(40))
+	second, _ := x.never(of(40))
+	other, _ := x.never(of(41))
+	if first != second || first == other || len(x.asks) != 2 {
+		t.Fatalf("%d questions wait", len(x.asks))
+	}
+	x.round(<-x.asks)
+	for _, q := range []*question{first, other} {
+		reasons, err := q.reasons, x.answered(t.Context(), q)
+		if err != nil || len(reasons) == 0 {
+			t.Errorf("the reasons are %+v, %v", reasons, err)
+		}
+	}
+	if later, _ := x.never(of(40)); later == first || len(x.specs) != 1 {
+		t.Errorf("a later refusal has the answer of an earlier state; %d specs wait", len(x.specs))
+	}
+}

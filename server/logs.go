@@ -89,8 +89,8 @@ func (se *session) readLog(ctx context.Context, q gpuai.LogRequest) (gpuai.LogCh
 	q.ID = id
 	se.mu.Lock()
 	se.requests = append(se.requests, q)
+	se.sends()
 	se.mu.Unlock()
-	nudge(se.wake)
 	select {
 	case c, ok := <-answer:
 		if !ok {

@@ -28,6 +28,9 @@ const (
 // errReplaced ends a session whose agent has begun another.
 var errReplaced = errors.New("the agent began another session")
 
+// errIdle ends a session whose agent says nothing.
+var errIdle = errors.New("the agent has sent nothing for " + idleTimeout.String())
+
 // agentConn is what a session needs of a connection; httpd.AgentConn is one.
 type agentConn interface {
 	Recv(ctx context.Context) (gpuai.Frame, error)
@@ -35,9 +38,11 @@ type agentConn interface {
 	RemoteAddr() string
 }
 
-// A session is one agent's connection. Three goroutines serve it: one receives,
-// one sends, one carries commands. Everything that is sent is built by the
-// sender, from the machine and under its lock, so indexes never go back.
+// A session is one agent's connection. One goroutine receives. Another sends,
+// and a third carries commands to the leader; these two there are only while
+// there is something to do, since most sessions wait most of the time and each
+// goroutine costs a stack. Everything that is sent is built by the sender, from
+// the machine and under its lock, so indexes never go back.
 type session struct {
 	s    *Server
 	conn agentConn
@@ -46,11 +51,13 @@ type session struct {
 	// registered is the index of the registration: a later one of the same
 	// node is another session's.
 	registered uint64
-	wake       chan struct{} // the sender has something to do
-	work       chan struct{} // the carrier has
 
-	mu       sync.Mutex // guards below
-	full     bool       // the whole set is due
+	running  sync.WaitGroup // of sender and carrier
+	mu       sync.Mutex     // guards below
+	ctx      context.Context
+	sender   errand
+	carrier  errand
+	full     bool // the whole set is due
 	dirty    []gpuai.Token
 	acks     []frames.AckDue
 	answers  []gpuai.Reported
@@ -62,7 +69,53 @@ type session struct {
 	end      error          // why the session is over
 	refusal  *gpuai.SessionError
 
-	teller *frames.Teller // of the sender only
+	// Of the sender only.
+	teller   *frames.Teller
+	greeted  bool
+	cancel   context.CancelFunc
+	received chan struct{} // closed when nothing is received any more
+	over     chan error    // takes why the session is over
+}
+
+// An errand is what a session has a goroutine for while there is something to
+// do. It is guarded by session.mu.
+type errand struct {
+	due     bool
+	running bool // and it stays so once the session is over
+}
+
+// rouse has an errand done: what is due then is seen to. The caller holds mu.
+// Until the session is served it only notes it.
+func (se *session) rouse(e *errand, do func(ctx context.Context)) {
+	e.due = true
+	if se.ctx == nil || e.running {
+		return
+	}
+	e.running = true
+	ctx := se.ctx
+	se.running.Go(func() { do(ctx) })
+}
+
+// more reports whether an errand is due again; if not, its goroutine must end.
+func (se *session) more(e *errand) bool {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if !e.due {
+		e.running = false
+		return false
+	}
+	e.due = false
+	return true
+}
+
+// sends has the sender look for what is due. The caller holds mu.
+func (se *session) sends() { se.rouse(&se.sender, se.send) }
+
+// carries has the carrier look for commands. The caller holds mu.
+func (se *session) carries() {
+	if se.end == nil {
+		se.rouse(&se.carrier, se.carryAll)
+	}
 }
 
 // Offer implements hub.Sink.
@@ -75,7 +128,9 @@ func (se *session) Offer(e *gpuai.Event) {
 			se.replaced(e.Incarnation)
 			return
 		}
-		nudge(se.work) // this replica has the registration
+		se.mu.Lock()
+		se.carries() // this replica has the registration
+		se.mu.Unlock()
 	case gpuai.NodeChanged:
 		se.doubtDevices()
 	default:
@@ -86,8 +141,8 @@ func (se *session) Offer(e *gpuai.Event) {
 func (se *session) Reset() {
 	se.mu.Lock()
 	se.full, se.dirty = true, nil
+	se.sends()
 	se.mu.Unlock()
-	nudge(se.wake)
 	se.doubtDevices()
 }
 
@@ -96,8 +151,8 @@ func (se *session) mark(t gpuai.Token) {
 	if se.dirty = append(se.dirty, t); len(se.dirty) > maxDirty {
 		se.full, se.dirty = true, nil
 	}
+	se.sends()
 	se.mu.Unlock()
-	nudge(se.wake)
 }
 
 // replaced ends the session because the node registered again. An older
@@ -119,8 +174,8 @@ func (se *session) stop(why error, refusal *gpuai.SessionError) {
 	if se.end == nil {
 		se.end, se.refusal = why, refusal
 	}
+	se.sends()
 	se.mu.Unlock()
-	nudge(se.wake)
 }
 
 // ack has a confirmed beat answered.
@@ -130,18 +185,24 @@ func (se *session) ack(seq uint64, sent int64) {
 		se.acks = se.acks[1:] // a newer one says more
 	}
 	se.acks = append(se.acks, frames.AckDue{Seq: seq, Sent: sent})
+	se.sends()
 	se.mu.Unlock()
-	nudge(se.wake)
 }
 
 // receive handles the agent's frames until the session ends.
 func (se *session) receive(ctx context.Context) error {
 	var seq uint64
+	idle := time.AfterFunc(idleTimeout, func() {
+		se.stop(errIdle, nil)
+		se.cancel()
+	})
+	defer idle.Stop()
 	for {
-		f, err := recvWithin(ctx, se.conn, idleTimeout)
+		f, err := se.conn.Recv(ctx)
 		if err != nil {
 			return err
 		}
+		idle.Reset(idleTimeout)
 		switch {
 		case f.Kind == gpuai.FrameBeat && f.Beat != nil && f.Beat.Seq > seq:
 			seq = f.Beat.Seq
@@ -203,7 +264,7 @@ func (se *session) answer(r gpuai.Reported) error {
 		return errors.New("the agent does not read the answers to its reports")
 	}
 	se.answers = append(se.answers, r)
-	nudge(se.wake)
+	se.sends()
 	return nil
 }
 
@@ -222,7 +283,7 @@ func (se *session) carry(c agentCommand) error {
 		return errors.New("the agent sends more than the leader takes")
 	}
 	se.jobs = append(se.jobs, c)
-	nudge(se.work)
+	se.carries()
 	return nil
 }
 
@@ -232,23 +293,28 @@ const (
 	carryRetryMax = time.Second
 )
 
-// carrier brings the session's commands to the leader in order, and those that
-// were not judged again, until ctx ends.
-func (se *session) carrier(ctx context.Context) error {
+// carryAll brings the session's commands to the leader in order, and those that
+// were not judged again, until there are none or ctx ends.
+func (se *session) carryAll(ctx context.Context) {
+	for se.more(&se.carrier) {
+		if err := se.carryQueued(ctx); err != nil {
+			se.stop(err, nil)
+			return
+		}
+	}
+}
+
+// carryQueued returns when nothing waits.
+func (se *session) carryQueued(ctx context.Context) error {
 	var batch []agentCommand
 	retry := carryRetryMin
 	for {
 		if batch = se.moreWork(batch); len(batch) == 0 {
-			if c, due := se.correction(); due {
-				batch = append(batch, c)
-				continue
+			c, due := se.correction()
+			if !due {
+				return nil
 			}
-			select {
-			case <-se.work:
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			batch = append(batch, c)
 		}
 		left, err := se.carryOut(ctx, batch)
 		if err != nil {

@@ -28,8 +28,8 @@ func (se *session) deviceUpdate(devices []gpuai.Device) agentCommand {
 func (se *session) doubtDevices() {
 	se.mu.Lock()
 	se.doubt = true
+	se.carries()
 	se.mu.Unlock()
-	nudge(se.work)
 }
 
 // correction is the update that is due because the region holds other devices

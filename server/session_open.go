@@ -168,7 +168,6 @@ func (s *Server) agent(ctx context.Context, c httpd.AgentConn) (*session, error)
 	defer s.hub.Attach(se.ref.Node, se)()
 	// Attached first: what changes from here on is noticed, what changed
 	// before is in the full set.
-	nudge(se.wake)
 	err = se.serve(ctx, cancel)
 	s.log.Info("agent's session ended", "node", se.ref.Node, "session", se.name, "reason", err)
 	return se, err
@@ -206,7 +205,6 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 		s: s, conn: c, name: strings.ToLower(rand.Text()[:12]),
 		ref:        fsm.NodeRef{Node: h.Node.ID, Incarnation: out.Incarnation},
 		registered: out.Index, full: true, told: h.Node.Devices, doubt: true,
-		wake: make(chan struct{}, 1), work: make(chan struct{}, 1),
 	}
 	se.teller = frames.New(se.ref, h.Held)
 	if err := se.firstBeat(ctx); err != nil {

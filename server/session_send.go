@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -19,27 +18,21 @@ const (
 	maxChanges = 512
 )
 
-// serve runs the session's goroutines until one ends.
+// serve receives until the session is over, and returns why it is. cancel ends
+// ctx.
 func (se *session) serve(ctx context.Context, cancel context.CancelFunc) error {
-	var wg sync.WaitGroup
 	received := make(chan struct{})
-	wg.Go(func() {
-		defer close(received)
-		se.stop(se.receive(ctx), nil)
-	})
-	wg.Go(func() { se.stop(se.carrier(ctx), nil) })
-	err := se.send(ctx)
-	var r *refusal
-	if errors.As(err, &r) && se.sendFrame(ctx, refusedFrame(r)) == nil {
-		// cancel tears the connection down, and what the agent has not read
-		// with it: let it read and leave by itself.
-		select {
-		case <-received:
-		case <-time.After(leaveTimeout):
-		}
+	over := make(chan error, 1)
+	se.mu.Lock()
+	se.ctx, se.cancel, se.received, se.over = ctx, cancel, received, over
+	if se.sends(); se.carrier.due || se.doubt {
+		se.carries()
 	}
-	cancel()
-	wg.Wait()
+	se.mu.Unlock()
+	se.stop(se.receive(ctx), nil)
+	close(received)
+	err := <-over // which the sender says when it has seen the end
+	se.running.Wait()
 	se.logs.fail()
 	return err
 }
@@ -68,35 +61,49 @@ func (se *session) take() (d due, err error) {
 	n := min(len(se.dirty), maxChanges)
 	d = due{frames.Due{Full: se.full, Dirty: se.dirty[:n:n], Acks: se.acks}, se.answers, se.requests}
 	if se.dirty = se.dirty[n:]; len(se.dirty) > 0 {
-		nudge(se.wake)
+		se.sends()
 	}
 	se.full, se.acks, se.answers, se.requests = false, nil, nil, nil
 	return d, nil
 }
 
-// send builds and sends frames until the session ends.
-func (se *session) send(ctx context.Context) error {
-	for first := true; ; first = false {
-		select {
-		case <-se.wake:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+// send builds and sends what is due until nothing is. When the session is over
+// it says so, and never runs again.
+func (se *session) send(ctx context.Context) {
+	for se.more(&se.sender) {
 		var err error
-		se.s.sessions.turns.do(func() { err = se.sendDue(ctx, first) })
+		se.s.sessions.turns.do(func() { err = se.sendDue(ctx) })
 		if err != nil {
-			return err
+			se.finish(ctx, err)
+			return
 		}
 	}
 }
 
+// finish tells the agent why the session is over, where there is something to
+// tell, and ends it.
+func (se *session) finish(ctx context.Context, err error) {
+	se.stop(err, nil)
+	var r *refusal
+	if errors.As(err, &r) && se.sendFrame(ctx, refusedFrame(r)) == nil {
+		// cancel tears the connection down, and what the agent has not read
+		// with it: let it read and leave by itself.
+		select {
+		case <-se.received:
+		case <-time.After(leaveTimeout):
+		}
+	}
+	se.cancel()
+	se.over <- err
+}
+
 // sendDue sends what is due now.
-func (se *session) sendDue(ctx context.Context, first bool) error {
+func (se *session) sendDue(ctx context.Context) error {
 	d, err := se.take()
 	if err != nil {
 		return err
 	}
-	frames, err := se.build(&d, first)
+	frames, err := se.build(&d)
 	if err != nil {
 		return err
 	}
@@ -118,7 +125,7 @@ func (se *session) sendFrame(ctx context.Context, f gpuai.Frame) error {
 }
 
 // build makes the frames for what is due, all of one index.
-func (se *session) build(d *due, first bool) ([]gpuai.Frame, error) {
+func (se *session) build(d *due) ([]gpuai.Frame, error) {
 	var v frames.View
 	ok := false
 	se.s.node.View(func(m *fsm.Machine) { ok = se.teller.Look(m, &d.Due, &v) })
@@ -131,7 +138,8 @@ func (se *session) build(d *due, first bool) ([]gpuai.Frame, error) {
 		return nil, err
 	}
 	var out []gpuai.Frame
-	if first {
+	if !se.greeted {
+		se.greeted = true
 		out = append(out, se.teller.Greet(&d.Due, &v, gpuai.Welcome{
 			Session: se.name, Server: se.s.cfg.ID, Cluster: se.s.cluster(), Region: se.s.cfg.Region,
 		}))

@@ -118,8 +118,7 @@ func (s *Server) sayWhy(ctx context.Context, out *gpuai.Submitted) {
 func (s *Server) refused(ctx context.Context, res *fsm.Result, spec *gpuai.JobSpec) error {
 	e := refusedError(res)
 	if res.Code == gpuai.Unschedulable && spec != nil {
-		var reasons []gpuai.Reason
-		if s.explainer.do(ctx, func(m *fsm.Machine) { reasons = m.ExplainSpec(spec) }) == nil {
+		if reasons, err := s.explainer.whyNever(ctx, spec); err == nil {
 			e.Reasons = reasons
 		}
 		s.metrics.rejected(e.Reasons)

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,10 +16,11 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/integration/sibling"
 )
 
-// This file speaks the protocol between servers (server/wire.go, raft/mux.go):
-// it is to the leader what another server's collector and lane are.
+// This file speaks the protocol between servers (package sibling): it is to the
+// leader what another server's collector and lane are.
 
 const (
 	window      = 250 * time.Millisecond
@@ -59,11 +57,11 @@ func newInjector(r *region) *injector {
 	in := &injector{r: r, byID: make(map[gpuai.NodeID]*injected)}
 	in.http = &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			host, _, err := net.SplitHostPort(addr)
+			id, err := sibling.Named(addr)
 			if err != nil {
 				return nil, err
 			}
-			return r.dialPeer(ctx, gpuai.ServerID(strings.TrimSuffix(host, ".peer.invalid")))
+			return r.dialPeer(ctx, id)
 		},
 	}
 	return in
@@ -129,7 +127,7 @@ func (in *injector) register(ctx context.Context) error {
 				return fmt.Errorf("registering injected nodes: %w", err)
 			}
 			for i, n := range part {
-				n.inc, n.next = out[i].inc, clock(unix.CLOCK_BOOTTIME)
+				n.inc, n.next = out[i].Incarnation, clock(unix.CLOCK_BOOTTIME)
 			}
 			return nil
 		})
@@ -192,25 +190,25 @@ func (in *injector) send(ctx context.Context, due []*injected) {
 	made := clock(unix.CLOCK_BOOTTIME)
 	var body []byte
 	for _, n := range due {
-		body = appendText(body, string(n.id))
+		body = sibling.AppendText(body, string(n.id))
 		body = binary.AppendUvarint(body, uint64(n.inc))
 		body = binary.AppendUvarint(body, uint64(made))
 	}
 	answer, err := in.ask(ctx, "beats", body)
-	r := reader{b: answer}
-	r.number() // the index
+	r := sibling.Reader{B: answer}
+	r.Number() // the index
 	confirmed := make(map[gpuai.NodeID]bool, len(due))
-	for err == nil && len(r.b) > 0 && !r.bad {
-		confirmed[gpuai.NodeID(r.text())] = true
-		r.number()
-		r.number()
+	for err == nil && r.More() {
+		confirmed[gpuai.NodeID(r.Text())] = true
+		r.Number()
+		r.Number()
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.messages.Add(1)
 	took := time.Duration(clock(unix.CLOCK_BOOTTIME) - made)
 	for _, n := range due {
-		if err != nil || r.bad || !confirmed[n.id] {
+		if err != nil || r.Bad || !confirmed[n.id] {
 			n.next = made
 			in.failed.Add(1)
 			continue
@@ -221,21 +219,10 @@ func (in *injector) send(ctx context.Context, due []*injected) {
 	}
 }
 
-// An outcome is what became of a command.
-type outcome struct {
-	code   gpuai.Code
-	inc    gpuai.Incarnation
-	index  uint64
-	detail string
-}
-
 // propose has commands judged, and proposes them again until they are: those of
 // this program are safe to repeat.
-func (in *injector) propose(ctx context.Context, cmds [][]byte) ([]outcome, error) {
-	var body []byte
-	for _, c := range cmds {
-		body = appendText(body, string(c))
-	}
+func (in *injector) propose(ctx context.Context, cmds [][]byte) ([]sibling.Outcome, error) {
+	body := sibling.Commands(cmds)
 	for {
 		out, err := in.proposeOnce(ctx, body, len(cmds))
 		if err == nil {
@@ -247,22 +234,12 @@ func (in *injector) propose(ctx context.Context, cmds [][]byte) ([]outcome, erro
 	}
 }
 
-func (in *injector) proposeOnce(ctx context.Context, body []byte, n int) (out []outcome, err error) {
+func (in *injector) proposeOnce(ctx context.Context, body []byte, n int) ([]sibling.Outcome, error) {
 	answer, err := in.ask(ctx, "propose", body)
 	if err != nil {
 		return nil, err
 	}
-	for r := (reader{b: answer}); len(r.b) > 0 && !r.bad; {
-		o := outcome{gpuai.Code(r.number()), gpuai.Incarnation(r.number()), r.number(), r.text()}
-		if o.index == 0 || o.code != gpuai.OK {
-			return nil, fmt.Errorf("a command was answered %s: %s", o.code, o.detail)
-		}
-		out = append(out, o)
-	}
-	if len(out) != n {
-		return nil, fmt.Errorf("%d commands had %d answers", n, len(out))
-	}
-	return out, nil
+	return sibling.Outcomes(answer, n)
 }
 
 // ask posts a body to the leader.
@@ -271,24 +248,10 @@ func (in *injector) ask(ctx context.Context, what string, body []byte) ([]byte, 
 	if lead == nil {
 		return nil, errors.New("no leader is known")
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(lead.id)+".peer.invalid/peer/v1/"+what, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	res, err := in.http.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("server %s: %s", lead.id, strings.TrimSpace(string(answer)))
-	}
-	return answer, err
+	return sibling.Ask(ctx, in.http, lead.id, what, body)
 }
 
-// dialPeer connects to a server's Raft port in the name of another one, for
-// HTTP.
+// dialPeer connects to a server's Raft port in the name of another one.
 func (r *region) dialPeer(ctx context.Context, id gpuai.ServerID) (net.Conn, error) {
 	to, from := r.servers[0], r.servers[1]
 	for i, m := range r.servers {
@@ -296,53 +259,5 @@ func (r *region) dialPeer(ctx context.Context, id gpuai.ServerID) (net.Conn, err
 			to, from = m, r.servers[(i+1)%servers]
 		}
 	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", to.raft)
-	if err != nil {
-		return nil, err
-	}
-	const kindPeer, version = 2, 1
-	names := "\x00" + string(from.id) + "\x00" + string(id) // of no cluster yet: a member may ask
-	hello := binary.BigEndian.AppendUint16([]byte{kindPeer, version}, uint16(len(names)))
-	_, errSend := c.Write(append(hello, names...))
-	head := make([]byte, 3)
-	_, errRecv := io.ReadFull(c, head)
-	rest := make([]byte, binary.BigEndian.Uint16(head[1:]))
-	_, errRest := io.ReadFull(c, rest)
-	if err := errors.Join(errSend, errRecv, errRest); err != nil || head[0] != 0 {
-		c.Close()
-		return nil, errors.Join(err, fmt.Errorf("server %s takes no connection: %q", id, rest))
-	}
-	return c, nil
-}
-
-func appendText(b []byte, s string) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
-}
-
-// A reader reads a body; once it is bad everything is zero.
-type reader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *reader) number() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.b, r.bad = nil, true
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *reader) text() string {
-	n := r.number()
-	if n > uint64(len(r.b)) {
-		r.b, r.bad = nil, true
-		return ""
-	}
-	s := string(r.b[:n])
-	r.b = r.b[n:]
-	return s
+	return sibling.Dial(ctx, to.raft, from.id, id)
 }

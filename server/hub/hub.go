@@ -10,6 +10,7 @@ package hub
 import (
 	"context"
 	"errors"
+	"slices"
 	"sort"
 	"sync"
 
@@ -57,7 +58,7 @@ type Hub struct {
 	all   map[*Sub]struct{}
 	nodes map[gpuai.NodeID]map[*Sub]struct{}
 	jobs  map[gpuai.JobID]map[*Sub]struct{}
-	sinks map[gpuai.NodeID]map[Sink]struct{}
+	sinks map[gpuai.NodeID][]Sink // few each, nearly always one
 }
 
 // New returns a hub that keeps the latest size events.
@@ -67,7 +68,7 @@ func New(size int) *Hub {
 		all:   make(map[*Sub]struct{}),
 		nodes: make(map[gpuai.NodeID]map[*Sub]struct{}),
 		jobs:  make(map[gpuai.JobID]map[*Sub]struct{}),
-		sinks: make(map[gpuai.NodeID]map[Sink]struct{}),
+		sinks: make(map[gpuai.NodeID][]Sink),
 	}
 }
 
@@ -95,7 +96,7 @@ func (h *Hub) add(e *gpuai.Event) {
 		for s := range h.nodes[e.Node] {
 			s.mark(h.head)
 		}
-		for k := range h.sinks[e.Node] {
+		for _, k := range h.sinks[e.Node] {
 			k.Offer(e)
 		}
 	}
@@ -126,7 +127,7 @@ func (h *Hub) Reset(index uint64) {
 		}
 	}
 	for _, sinks := range h.sinks {
-		for k := range sinks {
+		for _, k := range sinks {
 			k.Reset()
 		}
 	}
@@ -136,11 +137,19 @@ func (h *Hub) Reset(index uint64) {
 func (h *Hub) Attach(node gpuai.NodeID, k Sink) (detach func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	addTo(h.sinks, node, k)
+	h.sinks[node] = append(h.sinks[node], k)
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		dropFrom(h.sinks, node, k)
+		h.detach(node, k)
+	}
+}
+
+// detach removes a sink. The caller holds h.mu.
+func (h *Hub) detach(node gpuai.NodeID, k Sink) {
+	left := slices.DeleteFunc(h.sinks[node], func(s Sink) bool { return s == k })
+	if h.sinks[node] = left; len(left) == 0 {
+		delete(h.sinks, node)
 	}
 }
 
