@@ -34,6 +34,7 @@ var layers = map[string]string{
 	"arch":       "",
 
 	"fsm/wire":             ".",
+	"agent/image":          "",
 	"agent/watchdog":       ".",
 	"server/offline":       ". fsm store",
 	"plugins/proto":        "",
@@ -50,8 +51,10 @@ var anything = []string{"integration"}
 // import. Every module that go.mod requires directly has a row.
 var owners = map[string]string{
 	"github.com/coder/websocket":               "httpd client",
+	"github.com/containerd/containerd/v2":      "agent/image",
 	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen cmd examples",
 	"github.com/goccy/go-yaml":                 "jobfile",
+	"github.com/google/go-containerregistry":   "agent/image",
 	"github.com/gorilla/mux":                   "httpd",
 	"github.com/hashicorp/go-bexpr":            "httpd",
 	"github.com/hashicorp/go-hclog":            "telemetry plugins",
@@ -60,6 +63,7 @@ var owners = map[string]string{
 	"github.com/hashicorp/raft":                "raft store",
 	"github.com/hashicorp/raft-boltdb/v2":      "store",
 	"github.com/itchyny/gojq":                  "cmd",
+	"github.com/klauspost/compress":            "agent/image",
 	"github.com/oklog/ulid/v2":                 "server client",
 	"github.com/prometheus/client_golang":      "telemetry raft server httpd plugins agent",
 	"github.com/santhosh-tekuri/jsonschema/v6": "jobfile",
