@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -229,6 +230,9 @@ func (a *Agent) settle(task watchdog.Task) {
 	switch task.State {
 	case watchdog.Exited:
 		a.setLive(task.Lease, false)
+		if w := a.workers[task.Lease]; w != nil {
+			task.Reason = cmp.Or(w.boxFailure(&task), task.Reason)
+		}
 		a.step(decide.TaskEnded{Lease: task.Lease, By: endedBy(task.By), Code: task.Code, Reason: task.Reason})
 	case watchdog.Unkillable:
 		a.step(decide.TaskUnkillable{Lease: task.Lease, Reason: task.Reason})

@@ -57,13 +57,16 @@ func (p *Probe) Run() Result {
 // Main is the program gpuai-probe; it returns the exit code: 0 if nothing is
 // open, 3 if something is.
 func Main(args []string) int {
+	if len(args) > 0 && args[0] == "say" {
+		return say(args[1:])
+	}
 	if len(args) == 1 {
 		if f, ok := loads[args[0]]; ok {
 			return f()
 		}
 	}
 	if len(args) > 0 {
-		fmt.Fprintln(os.Stderr, "gpuai-probe [forks | memory | disk] tries what a sandbox forbids, or uses up what it limits; run it in one")
+		fmt.Fprintln(os.Stderr, "gpuai-probe [say ARGS | forks | memory | disk] tries what a sandbox forbids, says what it is given, or uses up what it limits; run it in one")
 		return 2
 	}
 	out, code := json.NewEncoder(os.Stdout), 0
@@ -77,4 +80,19 @@ func Main(args []string) int {
 		}
 	}
 	return code
+}
+
+// say prints what the task was given: its arguments, place, user and
+// environment.
+func say(args []string) int {
+	dir, err := os.Getwd()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Printf("args %q\ndir %s\nuser %d:%d\n", args, dir, os.Getuid(), os.Getgid())
+	for _, v := range slices.Sorted(slices.Values(os.Environ())) {
+		fmt.Println("env", v)
+	}
+	return 0
 }
