@@ -99,11 +99,9 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	if b.images, err = image.Open(images); err != nil {
 		return err
 	}
-	if b.ranges, err = sandbox.OpenRanges(a.path(rangesDir)); err != nil {
-		return err
-	}
 	sum := sha256.Sum256([]byte(a.cfg.DataDir))
-	b.run = filepath.Join(runDir, hex.EncodeToString(sum[:6]))
+	name := hex.EncodeToString(sum[:6])
+	b.run = filepath.Join(runDir, name)
 	for _, dir := range []string{runDir, b.run, b.path(boxDir), b.path(stateDir)} {
 		if err := os.Mkdir(dir, 0o711); err != nil && !os.IsExist(err) {
 			return fmt.Errorf("the sandboxes' directory: %w", err)
@@ -111,6 +109,9 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 		if err := os.Chmod(dir, 0o711); err != nil { // whatever the umask is
 			return fmt.Errorf("the sandboxes' directory: %w", err)
 		}
+	}
+	if b.ranges, err = sandbox.OpenRanges(filepath.Join(runDir, rangesDir), name); err != nil {
+		return err
 	}
 	a.boxes = b
 	labels := b.labels()

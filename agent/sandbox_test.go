@@ -175,7 +175,7 @@ func checkClosed(t *testing.T, a *Agent, lease gpuai.Token) {
 	t.Helper()
 	eventually(t, "the sandbox to be cleared away", func() bool {
 		var left []string
-		for _, glob := range []string{a.boxes.path(stateDir) + "/*", a.path(rangesDir) + "/*", a.path(imagesDir) + "/holds/*", a.taskDir(lease) + "/" + bundleDir} {
+		for _, glob := range []string{a.boxes.path(stateDir) + "/*", a.path(imagesDir) + "/holds/*", a.taskDir(lease) + "/" + bundleDir} {
 			found, err := filepath.Glob(glob)
 			if err != nil {
 				t.Fatal(err)
@@ -249,18 +249,22 @@ func TestCase23SandboxWithoutItsWatchdog(t *testing.T) {
 		a.Task.Command = []string{"gpuai-probe", "family"}
 	})
 	f.running(lease)
+	ids, err := a.boxes.ranges.Lend(lease.String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	killWatchdog(t, f.dir)
 	if r := f.last(lease); r.State != gpuai.ReportLost {
 		t.Errorf("reported %+v", r)
 	}
-	if left := usersAbove(1 << 28); len(left) > 0 {
+	if left := processesOf(ids); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
 	}
 	checkClosed(t, a.Agent, lease)
 }
 
-// usersAbove returns the processes whose user is first or above: of sandboxes.
-func usersAbove(first uint32) (out []string) {
+// processesOf returns the processes of a range of users.
+func processesOf(ids sandbox.Range) (out []string) {
 	all, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range all {
 		b, err := os.ReadFile(p + "/status")
@@ -269,7 +273,7 @@ func usersAbove(first uint32) (out []string) {
 		}
 		for line := range strings.Lines(string(b)) {
 			var uid uint32
-			if _, err := fmt.Sscanf(line, "Uid:\t%d", &uid); err == nil && uid >= first {
+			if _, err := fmt.Sscanf(line, "Uid:\t%d", &uid); err == nil && uid >= ids.First && uid-ids.First < ids.Size {
 				out = append(out, p)
 			}
 		}

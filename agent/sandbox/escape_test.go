@@ -52,7 +52,7 @@ const incarnation gpuai.Incarnation = 3
 
 // A bench is a node: a watchdog, a runtime, and an image with gpuai-probe.
 type bench struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	run     string // where everybody may look
 	image   string
@@ -62,7 +62,7 @@ type bench struct {
 	change  func(*specs.Spec) // weakens it
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a sandbox is made by root")
@@ -75,7 +75,12 @@ func newBench(t *testing.T) *bench {
 	if b.run, err = os.MkdirTemp("/run", "gpuai-test-"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(b.run) })
+	t.Cleanup(func() {
+		os.RemoveAll(b.run)
+		if b.ranges != nil {
+			_ = b.ranges.Return(func(string) bool { return false }) // else at the next boot
+		}
+	})
 	b.image = filepath.Join(b.dir, "image")
 	for _, d := range []string{"image/bin", "image/etc", "run"} {
 		if err := os.MkdirAll(filepath.Join(b.dir, d), 0o755); err != nil {
@@ -90,7 +95,7 @@ func newBench(t *testing.T) *bench {
 		err = os.Chmod(b.run, 0o711)
 	}
 	if err == nil {
-		b.ranges, err = sandbox.OpenRanges(filepath.Join(b.dir, "ranges"))
+		b.ranges, err = sandbox.OpenRanges("/run/gpuai/ranges", b.dir)
 	}
 	if err == nil {
 		b.c, err = watchdog.Launch(t.Context(), watchdogPath, b.dir)
@@ -369,8 +374,12 @@ func inNamespaceOf(r sandbox.Range) (pids []string) {
 		if err != nil {
 			continue
 		}
+		status, err := os.ReadFile(p + "/status")
+		if err != nil || strings.Contains(string(status), "\nState:\tZ") { // it is gone, and waits for its parent
+			continue
+		}
 		if uid := fi.Sys().(*syscall.Stat_t).Uid; uid >= r.First && uid-r.First < r.Size {
-			pids = append(pids, p)
+			pids = append(pids, p+"\n"+string(status))
 		}
 	}
 	return pids
@@ -419,4 +428,49 @@ func TestCase35LimitsAreNamed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkStart compares the whole life of a task that does nothing, under the
+// watchdog, with the runtime run by hand on the same files without a user
+// namespace: what is beyond the second is ours.
+func BenchmarkStart(b *testing.B) {
+	b.Run("watchdog", func(b *testing.B) {
+		n := newBench(b)
+		lease := gpuai.Token(100)
+		for b.Loop() {
+			lease++
+			n.start(lease, n.task(lease, "none"))
+			if end := n.ended(lease); end.Code != 0 {
+				b.Fatalf("%+v", end)
+			}
+			if err := n.ranges.Return(func(string) bool { return false }); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("bare", func(b *testing.B) {
+		n := newBench(b)
+		t := n.task(1, "none")
+		t.Root, t.Init = n.image, ""
+		s, err := sandbox.Spec(t)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Linux.UIDMappings, s.Linux.GIDMappings, s.Linux.CgroupsPath = nil, nil, "gpuai-bare"
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
+		for i := range s.Mounts { // the host's devices are bound into a user namespace, and made without one
+			if s.Mounts[i].Destination == "/dev" {
+				s.Mounts[i].Options = slices.DeleteFunc(s.Mounts[i].Options, func(o string) bool { return o == "nodev" })
+			}
+		}
+		bundle := filepath.Join(n.dir, "bare")
+		if err := sandbox.WriteBundle(bundle, s); err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			if out, err := exec.Command(n.runtime.Path, "--root", filepath.Join(n.run, "bare"), "run", "--bundle", bundle, "bare").CombinedOutput(); err != nil {
+				b.Fatalf("%v\n%s", err, out)
+			}
+		}
+	})
 }

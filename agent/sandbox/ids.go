@@ -31,10 +31,12 @@ const (
 	maxRanges = 4096
 )
 
-// Ranges lends ranges of users to tasks: no two at a time have one in common.
-// A loan is a file, so that it outlives the agent as the task does.
+// Ranges lends ranges of users to tasks: no two at a time have one in common,
+// whichever agents of the host they are of. A loan is a file, so that it outlives
+// the agent as the task does.
 type Ranges struct {
-	dir string
+	dir   string // of all agents of the host
+	owner string
 
 	mu   sync.Mutex // guards below
 	lent map[int]string
@@ -42,8 +44,9 @@ type Ranges struct {
 	most int // how many there are
 }
 
-// OpenRanges reads which ranges are lent.
-func OpenRanges(dir string) (*Ranges, error) {
+// OpenRanges reads which ranges of the host's directory are lent to owner, which
+// names an agent. The directory must not outlive a boot, as tasks do not.
+func OpenRanges(dir, owner string) (*Ranges, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("ranges of users: %w", err)
 	}
@@ -51,13 +54,16 @@ func OpenRanges(dir string) (*Ranges, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ranges of users: %w", err)
 	}
-	r := &Ranges{dir: dir, lent: map[int]string{}, most: maxRanges}
+	r := &Ranges{dir: dir, owner: owner, lent: map[int]string{}, most: maxRanges}
 	for _, e := range entries {
-		slot, who, ok := strings.Cut(e.Name(), "-")
-		n, err := strconv.Atoi(slot)
-		if ok && err == nil && n >= 0 && n < maxRanges {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil || n < 0 || n >= maxRanges {
+			continue
+		}
+		r.next = max(r.next, n+1)
+		b, err := os.ReadFile(r.path(n))
+		if who, ok := strings.CutPrefix(string(b), owner+" "); err == nil && ok {
 			r.lent[n] = who
-			r.next = max(r.next, n+1)
 		}
 	}
 	return r, nil
@@ -74,20 +80,29 @@ func (r *Ranges) Lend(who string) (Range, error) {
 	}
 	for i := range r.most {
 		n := (r.next + i) % r.most
-		if _, ok := r.lent[n]; ok {
-			continue
-		}
-		f, err := os.OpenFile(r.path(n, who), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err != nil {
+		switch err := r.take(n, who); {
+		case err == nil:
+			r.lent[n], r.next = who, n+1
+			return rangeOf(n), nil
+		case !errors.Is(err, fs.ErrExist):
 			return Range{}, fmt.Errorf("ranges of users: %w", err)
 		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
-			return Range{}, fmt.Errorf("ranges of users: %w", err)
-		}
-		r.lent[n], r.next = who, n+1
-		return rangeOf(n), nil
 	}
 	return Range{}, fmt.Errorf("all %d ranges of users are lent", r.most)
+}
+
+// take makes the file of a range with its content, or finds that it is there.
+func (r *Ranges) take(n int, who string) error {
+	f, err := os.CreateTemp(r.dir, ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(r.owner + " " + who)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Link(f.Name(), r.path(n))
 }
 
 // Return takes back what was lent to all but those whom keep names.
@@ -99,7 +114,7 @@ func (r *Ranges) Return(keep func(who string) bool) error {
 		if keep(who) {
 			continue
 		}
-		if err := os.Remove(r.path(n, who)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(r.path(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("ranges of users: %w", err))
 			continue
 		}
@@ -108,9 +123,7 @@ func (r *Ranges) Return(keep func(who string) bool) error {
 	return errors.Join(errs...)
 }
 
-func (r *Ranges) path(n int, who string) string {
-	return filepath.Join(r.dir, strconv.Itoa(n)+"-"+who)
-}
+func (r *Ranges) path(n int) string { return filepath.Join(r.dir, strconv.Itoa(n)) }
 
 func rangeOf(n int) Range {
 	return Range{First: firstID + uint32(n)*RangeSize, Size: RangeSize}

@@ -37,7 +37,11 @@ func TestVersionsAndFlaws(t *testing.T) {
 
 func TestRangesAreLentOnce(t *testing.T) {
 	dir := t.TempDir()
-	r, err := OpenRanges(dir)
+	r, err := OpenRanges(dir, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := OpenRanges(dir, "two") // another agent of the host
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +57,11 @@ func TestRangesAreLentOnce(t *testing.T) {
 	if a.First+a.Size > b.First || a.Size != 65_536 || lend("1") != a {
 		t.Errorf("%v and %v", a, b)
 	}
-	if r, err = OpenRanges(dir); err != nil { // after a restart
+	other, err := two.Lend("1")
+	if err != nil || other == a || other == b {
+		t.Errorf("another agent lends %v, %v", other, err)
+	}
+	if r, err = OpenRanges(dir, "one"); err != nil { // after a restart
 		t.Fatal(err)
 	}
 	if lend("2") != b {
@@ -62,13 +70,16 @@ func TestRangesAreLentOnce(t *testing.T) {
 	if err := r.Return(func(who string) bool { return who == "2" }); err != nil {
 		t.Fatal(err)
 	}
-	if c := lend("3"); c == a || c == b { // not at once: files of the old may still be about
+	if again, err := two.Lend("1"); err != nil || again != other {
+		t.Errorf("another agent's loan was taken back: %v, %v", again, err)
+	}
+	if c := lend("3"); c == a || c == b || c == other { // not at once: files of the old may still be about
 		t.Errorf("%v was lent again at once", c)
 	}
 	r.most = 40
 	for i := range r.most {
 		if _, err := r.Lend("more" + strings.Repeat("x", i)); err != nil {
-			if i < r.most-4 || !strings.Contains(err.Error(), "are lent") {
+			if i < r.most-5 || !strings.Contains(err.Error(), "are lent") {
 				t.Errorf("after %d: %v", i, err)
 			}
 			return
