@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -229,10 +228,10 @@ func (a *Agent) news(task watchdog.Task) {
 func (a *Agent) settle(task watchdog.Task) {
 	switch task.State {
 	case watchdog.Exited:
-		a.setLive(task.Lease, false)
 		if w := a.workers[task.Lease]; w != nil {
-			task.Reason = cmp.Or(w.boxFailure(&task), task.Reason)
+			w.explain(&task)
 		}
+		a.setLive(task.Lease, false)
 		a.step(decide.TaskEnded{Lease: task.Lease, By: endedBy(task.By), Code: task.Code, Reason: task.Reason})
 	case watchdog.Unkillable:
 		a.step(decide.TaskUnkillable{Lease: task.Lease, Reason: task.Reason})

@@ -367,14 +367,27 @@ func (w *worker) closeBox() {
 	}
 }
 
-// boxFailure says why a sandbox did not come up, if the task's end is that.
-func (w *worker) boxFailure(task *watchdog.Task) string {
+// explain adds to what the watchdog says of a sandboxed task's end why its
+// sandbox did not come up, and tells the task's user: the region keeps no reasons,
+// so the last line of stderr has it.
+func (w *worker) explain(task *watchdog.Task) {
 	if w.assign.Task.Runtime != gpuai.RuntimeOCI || task.Code == 0 || task.By != watchdog.ByItself {
-		return ""
+		return
 	}
-	why := sandbox.Failure(filepath.Join(w.a.taskDir(w.lease.ID), bundleDir))
-	if why == "" {
-		return ""
+	if why := sandbox.Failure(filepath.Join(w.a.taskDir(w.lease.ID), bundleDir)); why != "" {
+		task.Reason = "the sandbox could not be started: " + why
 	}
-	return "the sandbox could not be started: " + why
+	if task.Reason != fmt.Sprintf("exit code %d", task.Code) {
+		w.note(task.Reason)
+	}
+}
+
+// note writes a line to what a sandboxed task wrote to stderr.
+func (w *worker) note(reason string) {
+	if w.assign.Task.Runtime != gpuai.RuntimeOCI {
+		return
+	}
+	if err := watchdog.AppendLog(w.a.taskDir(w.lease.ID), "gpuai: "+reason); err != nil {
+		w.a.log.Warn("the task's log lacks why it ended", "lease", w.lease.ID, "error", err)
+	}
 }

@@ -162,6 +162,10 @@ func TestSandboxedTask(t *testing.T) {
 					t.Errorf("%q is not in\n%s", want, c.Data)
 				}
 			}
+			last := f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stderr", Offset: -1000, Limit: 1000})
+			if plain := strings.HasPrefix(test.reason, "exit code"); test.reason != "" && strings.Contains(string(last.Data), "gpuai: "+r.Reason) == plain {
+				t.Errorf("its user reads %q", last.Data)
+			}
 			if strings.Contains(string(c.Data), "forged") {
 				t.Error("an image says what only the region may say")
 			}

@@ -96,6 +96,7 @@ func (w *worker) start(act decide.Start) {
 	}
 	if err != nil {
 		no.Reason = err.Error()
+		w.note(no.Reason)
 		w.a.setLive(w.lease.ID, false)
 		w.tell(no)
 		return

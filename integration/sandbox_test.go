@@ -132,4 +132,8 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 	if err != nil || len(leases) != 1 || leases[0].Node != "sandboxes" || leases[0].ExitCode != 128+9 {
 		t.Errorf("%+v, %v", leases, err)
 	}
+	p = start(t, "gpuai logs", "gpuai", "logs", "hungry", "--addr", "http://"+d.addr)
+	if code := p.exit(patience); code != 0 || !strings.Contains(p.err.String(), "gpuai: out of memory") {
+		t.Errorf("exit code %d, its user reads %q", code, p.err.String())
+	}
 }
