@@ -216,11 +216,19 @@ func (r Restart) Set() RestartOn {
 // MaxBackoff is the longest wait between two attempts.
 const MaxBackoff = 10 * Minute
 
-// A TaskSpec says what a task runs. Exactly one of Command and Script is given.
+// A TaskSpec says what a task runs: Command, Script or, with an Image, what the
+// image says. Command and Script exclude each other.
 type TaskSpec struct {
-	// Runtime is how the task is isolated. Only "process" is built: a plain
-	// process without isolation, on nodes whose operator allows it.
+	// Runtime is how the task is isolated: "oci" in a sandbox with an image,
+	// which is the default for a task that has one; "process" not at all, as a
+	// plain process on nodes whose operator allows it.
 	Runtime string `json:"runtime,omitzero"`
+	// Image is the container image, such as "debian:12" or
+	// "registry.example.com/team/app@sha256:…".
+	Image string `json:"image,omitzero"`
+	// Args are the arguments behind Command, behind Script, or in place of the
+	// image's behind its entrypoint. They are replaced as Command's are.
+	Args []string `json:"args,omitempty"`
 	// Command is the program and its arguments, not expanded by a shell;
 	// "$NAME" and "${NAME}" are replaced from the task's environment.
 	Command []string `json:"command,omitempty"`
@@ -280,8 +288,18 @@ func (s *Signal) UnmarshalText(b []byte) error {
 	return enumParse(signalNames[:], "signal", b, (*uint8)(s))
 }
 
-// RuntimeProcess runs a task as a plain process.
-const RuntimeProcess = "process"
+// The runtimes.
+const (
+	RuntimeProcess = "process" // a plain process
+	RuntimeOCI     = "oci"     // a sandbox with an image
+)
+
+// LabelOCI is the label, with the value LabelYes, of nodes that run images: a
+// constraint on it is part of every group whose task has one.
+const (
+	LabelOCI = "runtime.oci"
+	LabelYes = "yes"
+)
 
 // JobStatus is the state of a job.
 type JobStatus uint8

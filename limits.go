@@ -14,6 +14,7 @@ const (
 	MaxLabels       = 32                // labels of a node
 	MaxCommand      = 1_024             // arguments of a task
 	MaxEnv          = 1_024             // environment variables of a task
+	MaxImageLen     = 512               // bytes of an image's name
 	MaxSpecBytes    = 128 << 10         // a job spec in the log
 	MaxCPU          = MilliCPU(1 << 31) // of a node or task, exclusive
 	MaxMemory       = Bytes(1 << 50)    // of a node, device or task, exclusive

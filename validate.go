@@ -85,6 +85,12 @@ func (g *Group) defaults(i int, array uint32) {
 	}
 	if g.Task.Runtime == "" {
 		g.Task.Runtime = RuntimeProcess
+		if g.Task.Image != "" {
+			g.Task.Runtime = RuntimeOCI
+		}
+	}
+	if g.Task.Runtime == RuntimeOCI && !slices.ContainsFunc(g.Constraints, func(c Constraint) bool { return c.Attribute == LabelPrefix+LabelOCI }) {
+		g.Constraints = append(slices.Clip(g.Constraints), Constraint{Attribute: LabelPrefix + LabelOCI, Op: Equal, Values: []string{LabelYes}})
 	}
 	if g.Task.StopGrace == 0 {
 		g.Task.StopGrace = 5 * Second
@@ -178,7 +184,11 @@ func (s *JobSpec) size() int {
 	for i := 0; i < len(s.Groups) && n <= MaxSpecBytes; i++ {
 		g := &s.Groups[i]
 		n += fixed + 6*text + len(g.Name) + len(g.Task.Runtime) + len(g.Task.Script) + len(g.Task.Cwd)
+		n += fixed + len(g.Task.Image)
 		for _, a := range g.Task.Command {
+			n += text + len(a)
+		}
+		for _, a := range g.Task.Args {
 			n += text + len(a)
 		}
 		for _, k := range EnvNames(g.Task.Env) {
@@ -252,6 +262,9 @@ func (g *Group) validate(v *fieldErrors, at string) {
 		}
 	}
 	g.Task.validate(v, at+"/task")
+	if g.Gang && g.Count > 1 && g.Task.Runtime == RuntimeOCI {
+		v.add(at+"/task/runtime", "the tasks of a gang cannot reach one another from their sandboxes yet: use the runtime \"process\" without an image")
+	}
 }
 
 // attributes are the fixed names that a constraint may use.
@@ -333,26 +346,7 @@ func (r *Resources) validate(v *fieldErrors, at string) {
 }
 
 func (t *TaskSpec) validate(v *fieldErrors, at string) {
-	if t.Runtime != RuntimeProcess {
-		v.add(at+"/runtime", "the only runtime built is \"process\"")
-	}
-	if !(len(t.Command) > 0) != (t.Script != "") {
-		v.add(at, "needs a command or a script, and not both")
-	}
-	if len(t.Command) > MaxCommand {
-		v.add(at+"/command", "must be at most "+strconv.Itoa(MaxCommand)+" arguments")
-	}
-	if !(len(t.Command) == 0 || t.Command[0] != "") {
-		v.add(at+"/command/0", "must name a program")
-	}
-	for i, a := range t.Command[:min(len(t.Command), MaxCommand)] {
-		if strings.IndexByte(a, 0) >= 0 {
-			v.add(at+"/command/"+strconv.Itoa(i), "must not contain a NUL byte")
-		}
-	}
-	if strings.IndexByte(t.Script, 0) >= 0 {
-		v.add(at+"/script", "must not contain a NUL byte")
-	}
+	t.validateProgram(v, at)
 	if len(t.Env) > MaxEnv {
 		v.add(at+"/env", "must be at most "+strconv.Itoa(MaxEnv)+" variables")
 	}
@@ -381,6 +375,35 @@ func (t *TaskSpec) validate(v *fieldErrors, at string) {
 		v.add(at+"/checkpoint/signal", "is needed beside a grace: it tells the task to save its work")
 	}
 	v.span(at+"/checkpoint/grace_ms", t.Checkpoint.Grace, 0, Hour)
+}
+
+// validateProgram says what is wrong with what t runs, and in what.
+func (t *TaskSpec) validateProgram(v *fieldErrors, at string) {
+	switch {
+	case t.Runtime != RuntimeProcess && t.Runtime != RuntimeOCI:
+		v.add(at+"/runtime", "the runtimes are \"oci\" and \"process\"")
+	case t.Runtime == RuntimeOCI && t.Image == "":
+		v.add(at+"/image", "is needed by the runtime \"oci\": it is what the sandbox has for files")
+	case t.Runtime == RuntimeProcess && t.Image != "":
+		v.add(at+"/runtime", "a plain process has no image: leave out one of the two")
+	case t.Image == "" && len(t.Command) == 0 && t.Script == "":
+		v.add(at, "needs an image, a command or a script")
+	}
+	v.check(len(t.Command) == 0 || t.Script == "", at, "needs a command or a script, and not both")
+	v.check(len(t.Image) <= MaxImageLen && !strings.ContainsAny(t.Image, " \t\r\n\x00"), at+"/image", "must be a name of at most "+strconv.Itoa(MaxImageLen)+" bytes without spaces, such as \"debian:12\"")
+	v.check(len(t.Command) == 0 || t.Command[0] != "", at+"/command/0", "must name a program")
+	v.args(at+"/command", t.Command)
+	v.args(at+"/args", t.Args)
+	v.check(strings.IndexByte(t.Script, 0) < 0, at+"/script", "must not contain a NUL byte")
+}
+
+func (v *fieldErrors) args(at string, list []string) {
+	if len(list) > MaxCommand {
+		v.add(at, "must be at most "+strconv.Itoa(MaxCommand)+" arguments")
+	}
+	for i, a := range list[:min(len(list), MaxCommand)] {
+		v.check(strings.IndexByte(a, 0) < 0, at+"/"+strconv.Itoa(i), "must not contain a NUL byte")
+	}
 }
 
 func validEnv(k string) bool {

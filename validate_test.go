@@ -127,7 +127,14 @@ var jobCases = []struct {
 	}, []string{"/groups/0/resources/gpu/any/0/memory_max_bytes", "/groups/0/resources/gpu/any/1/memory_min_bytes"}},
 	{"cpu and memory", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.CPU, g.Resources.Memory = -1, 1<<50 },
 		[]string{"/groups/0/resources/cpu_milli", "/groups/0/resources/memory_bytes"}},
-	{"runtime", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime = "oci" }, []string{"/groups/0/task/runtime"}},
+	{"runtime", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime = "docker" }, []string{"/groups/0/task/runtime"}},
+	{"sandbox without an image", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime = gpuai.RuntimeOCI }, []string{"/groups/0/task/image"}},
+	{"process with an image", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Image = "debian:12" }, []string{"/groups/0/task/runtime"}},
+	{"image", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime, g.Task.Image = gpuai.RuntimeOCI, "a b" }, []string{"/groups/0/task/image"}},
+	{"gang in sandboxes", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, 2
+	}, []string{"/groups/0/task/runtime"}},
+	{"arguments", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Args = []string{"a", "\x00"} }, []string{"/groups/0/task/args/1"}},
 	{"command and script", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Script = "true" }, []string{"/groups/0/task"}},
 	{"nothing to run", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = nil }, []string{"/groups/0/task"}},
 	{"empty program, NUL", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = []string{"", "a\x00"} },

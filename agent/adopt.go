@@ -228,6 +228,9 @@ func (a *Agent) news(task watchdog.Task) {
 func (a *Agent) settle(task watchdog.Task) {
 	switch task.State {
 	case watchdog.Exited:
+		if w := a.workers[task.Lease]; w != nil {
+			w.explain(&task)
+		}
 		a.setLive(task.Lease, false)
 		a.step(decide.TaskEnded{Lease: task.Lease, By: endedBy(task.By), Code: task.Code, Reason: task.Reason})
 	case watchdog.Unkillable:

@@ -56,6 +56,7 @@ type Agent struct {
 	dirty    map[gpuai.Token]bool // records to be written
 	workers  map[gpuai.Token]*worker
 	devices  devices
+	boxes    *boxes // nil: no images; not changed after Open
 	line     *line  // the current session, nil when there is none
 	lines    uint64 // sessions so far
 	takeOver bool
@@ -120,7 +121,13 @@ func (a *Agent) open() (err error) {
 	if err := a.startDrivers(ctx); err != nil {
 		return err
 	}
+	if err := a.openBoxes(ctx); err != nil {
+		return err
+	}
 	if err := a.adopt(ctx); err != nil {
+		return err
+	}
+	if err := a.keepBoxes(); err != nil {
 		return err
 	}
 	return a.counts.register(a.cfg.Metrics)

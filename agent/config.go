@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,6 +45,8 @@ type Config struct {
 	Watchdog string
 	// AllowProcess lets tasks run as plain processes, without isolation.
 	AllowProcess bool
+	// Sandbox runs tasks with images; nil means that this node runs none.
+	Sandbox *SandboxConfig
 	// TakeOver registers the node although the region knows another agent as
 	// its holder, once: the other is fenced. For an operator who knows that it
 	// is gone, or that the data directory was lost.
@@ -149,6 +152,11 @@ func (c *Config) fill() error {
 		return errors.New("the agent needs the path of gpuai-watchdog")
 	case len(c.Servers) == 0:
 		return errors.New("the agent needs the address of at least one server")
+	}
+	for k := range c.Labels {
+		if k == gpuai.LabelOCI || strings.HasPrefix(k, gpuai.LabelOCI+".") {
+			return fmt.Errorf("label %s is the agent's own: it says what runs images here", k)
+		}
 	}
 	spec := c.spec(nil, false)
 	if bad := spec.Validate(); len(bad) > 0 {

@@ -93,24 +93,27 @@ func owners(drivers []driver, ids []gpuai.DeviceID) (map[int][]gpuai.DeviceID, e
 	return out, nil
 }
 
-// reserve reserves a lease's devices with their drivers and returns the
-// environment that gives them to the task.
-func reserve(ctx context.Context, drivers []driver, l *gpuai.Lease) (map[string]string, error) {
+// reserve reserves a lease's devices with their drivers and returns what gives
+// them to the task.
+func reserve(ctx context.Context, drivers []driver, l *gpuai.Lease) (all plugins.Grant, err error) {
 	by, err := owners(drivers, l.Devices)
 	if err != nil {
-		return nil, err
+		return all, err
 	}
-	env := map[string]string{}
+	all.Env = map[string]string{}
 	for _, i := range slices.Sorted(maps.Keys(by)) {
 		g, err := drivers[i].Reserve(ctx, plugins.Reservation{
 			ID: l.ID.String(), Devices: by[i], Share: l.Share, Incarnation: l.Incarnation,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("reserve devices: %w", err)
+			return all, fmt.Errorf("reserve devices: %w", err)
 		}
-		maps.Copy(env, g.Env)
+		maps.Copy(all.Env, g.Env)
+		all.CDI = append(all.CDI, g.CDI...)
+		all.Mounts = append(all.Mounts, g.Mounts...)
+		all.DeviceNodes = append(all.DeviceNodes, g.DeviceNodes...)
 	}
-	return env, nil
+	return all, nil
 }
 
 // releaseTries bounds how often a driver is asked that does not answer.

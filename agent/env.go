@@ -15,27 +15,55 @@ import (
 // secrets and says nothing about the task.
 var inherited = []string{"PATH", "LANG", "TZ", "LD_LIBRARY_PATH"}
 
-// taskEnv is a task's environment: of this host, of its drivers, of its gang,
-// the user's over these, and the region's own names over all.
-func taskEnv(a *gpuai.Assignment, region gpuai.RegionID, dir string, granted map[string]string) map[string]string {
-	env := map[string]string{"HOME": dir, "PATH": "/usr/local/bin:/usr/bin:/bin"}
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// hostEnv is what a plain process has of its host.
+func hostEnv() map[string]string {
+	env := map[string]string{"PATH": "/usr/local/bin:/usr/bin:/bin"}
 	for _, k := range inherited {
 		if v, ok := os.LookupEnv(k); ok {
 			env[k] = v
 		}
 	}
-	maps.Copy(env, granted)
+	return env
+}
+
+// imageEnv is what a sandboxed task has of its image, and nothing of its host.
+func imageEnv(list []string) map[string]string {
+	env := map[string]string{"PATH": defaultPath}
+	for _, v := range list {
+		if k, v, ok := strings.Cut(v, "="); ok && k != "" && !strings.HasPrefix(k, "GPUAI_") {
+			env[k] = v
+		}
+	}
+	return env
+}
+
+// A taskPlace is where a task runs: its region, its own directory as it sees
+// it, and what its drivers granted.
+type taskPlace struct {
+	region  gpuai.RegionID
+	dir     string
+	granted map[string]string
+}
+
+// taskEnv is a task's environment: base, of its drivers, of its gang, the
+// user's over these, and the region's own names over all.
+func taskEnv(a *gpuai.Assignment, base map[string]string, at taskPlace) map[string]string {
+	env := map[string]string{"HOME": at.dir}
+	maps.Copy(env, base)
+	maps.Copy(env, at.granted)
 	if g := a.Gang; g != nil {
 		env[gpuai.EnvMasterAddr] = g.MasterAddr
 		env[gpuai.EnvMasterPort] = strconv.Itoa(int(g.MasterPort))
 	}
 	maps.Copy(env, a.Task.Env)
-	for k, v := range granted {
+	for k, v := range at.granted {
 		if strings.HasPrefix(k, "GPUAI_") {
 			env[k] = v
 		}
 	}
-	maps.Copy(env, regionEnv(a, region, dir))
+	maps.Copy(env, regionEnv(a, at.region, at.dir))
 	return env
 }
 
@@ -73,6 +101,15 @@ func envList(env map[string]string) []string {
 	out := make([]string, 0, len(env))
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		out = append(out, k+"="+env[k])
+	}
+	return out
+}
+
+// expandAll expands each of list.
+func expandAll(list []string, env map[string]string) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = expand(s, env)
 	}
 	return out
 }

@@ -86,12 +86,17 @@ const errProcess = "this node does not run plain processes: its operator has not
 // start reserves, prepares and starts the task.
 func (w *worker) start(act decide.Start) {
 	no := decide.TaskNotStarted{Lease: w.lease.ID, State: gpuai.ReportFailed}
-	spec, err := w.prepare(act, &no)
+	prepare := w.prepare
+	if w.assign.Task.Runtime == gpuai.RuntimeOCI {
+		prepare = w.prepareBox
+	}
+	spec, err := prepare(act, &no)
 	if err == nil && w.ending.Load() {
 		no.State, err = gpuai.ReportStopped, errors.New("stopped before it was started")
 	}
 	if err != nil {
 		no.Reason = err.Error()
+		w.note(no.Reason)
 		w.a.setLive(w.lease.ID, false)
 		w.tell(no)
 		return
@@ -130,7 +135,7 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 	task := &w.assign.Task
 	switch {
 	case task.Runtime != gpuai.RuntimeProcess && task.Runtime != "":
-		return nil, fmt.Errorf("this node has no runtime %q, only %q", task.Runtime, gpuai.RuntimeProcess)
+		return nil, fmt.Errorf("this node has no runtime %q", task.Runtime)
 	case !w.a.cfg.AllowProcess:
 		return nil, errors.New(errProcess)
 	}
@@ -140,12 +145,12 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 		no.State = gpuai.ReportLost
 		return nil, fmt.Errorf("make the task's directory: %w", err)
 	}
-	granted, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
+	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
 	if err != nil {
 		no.State = gpuai.ReportGPUError
 		return nil, err
 	}
-	env := taskEnv(&w.assign, w.region, work, granted)
+	env := taskEnv(&w.assign, hostEnv(), taskPlace{w.region, work, grant.Env})
 	argv, err := w.command(dir, env)
 	if err != nil {
 		no.State = gpuai.ReportLost
@@ -170,13 +175,9 @@ func (w *worker) command(dir string, env map[string]string) ([]string, error) {
 		if err := os.WriteFile(path, []byte(task.Script), 0o600); err != nil {
 			return nil, fmt.Errorf("write the task's script: %w", err)
 		}
-		return []string{"/bin/sh", path}, nil
+		return append([]string{"/bin/sh", path}, expandAll(task.Args, env)...), nil
 	}
-	argv := make([]string, len(task.Command))
-	for i, arg := range task.Command {
-		argv[i] = expand(arg, env)
-	}
-	return argv, nil
+	return append(expandAll(task.Command, env), expandAll(task.Args, env)...), nil
 }
 
 // extend tells the watchdog of a later deadline.
@@ -257,6 +258,7 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 // release gives the devices back.
 func (w *worker) release() {
 	unclean, why := release(context.Background(), w.a.devices.drivers, &w.lease)
+	w.closeBox()
 	w.a.post(func() {
 		w.a.cleaned(&w.lease, unclean)
 		w.a.step(decide.Released{Lease: w.lease.ID, Unclean: unclean, Reason: why})

@@ -52,7 +52,10 @@ func (x *Redaction) spec(s *gpuai.JobSpec) {
 		for k := range t.Command {
 			t.Command[k] = blank(t.Command[k])
 		}
-		t.Script = blank(t.Script)
+		for k := range t.Args {
+			t.Args[k] = blank(t.Args[k])
+		}
+		t.Image, t.Script = blank(t.Image), blank(t.Script)
 		if t.Cwd != "" {
 			t.Cwd = "/" + blank(t.Cwd[1:])
 		}

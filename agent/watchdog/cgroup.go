@@ -24,6 +24,9 @@ type hierarchy struct {
 	base        string // the watchdog's own directory; a task's is below it
 	v2          bool
 	controllers []string // that work in it: of cpu, memory, pids, freezer
+	// extra is a tree that limits nothing and is only for boxes: an OCI runtime
+	// makes a group in every tree, and finds its own by where it is itself.
+	extra bool
 }
 
 // cgroups makes the control groups of tasks. Where the host does not allow
@@ -72,8 +75,10 @@ func (g *cgroups) prepare(mounts []cgroupMount) *cgroups {
 	var why []string
 	for _, m := range mounts {
 		h, err := m.prepare(g.name)
-		if err != nil {
+		if err != nil && !m.extra {
 			why = append(why, err.Error())
+		}
+		if err != nil {
 			continue
 		}
 		g.trees = append(g.trees, h)
@@ -85,7 +90,7 @@ func (g *cgroups) prepare(mounts []cgroupMount) *cgroups {
 			why = append(why, "no "+c+" limit")
 		}
 	}
-	if len(g.trees) == 0 {
+	if !slices.ContainsFunc(g.trees, func(h hierarchy) bool { return !h.extra }) {
 		g.notes = "tasks have no control groups: " + strings.Join(why, "; ")
 	} else if len(why) > 0 {
 		g.notes = "tasks are not limited in full: " + strings.Join(why, "; ")
@@ -105,12 +110,31 @@ func rank(h hierarchy) int {
 	return 0
 }
 
+// boxable says why a box cannot be run, if so: nothing in it may be unbounded,
+// and what is in it must be found.
+func (g *cgroups) boxable() error {
+	for _, c := range wanted {
+		if !g.limits(c) {
+			return fmt.Errorf("a sandbox needs a control group with a %s limit, and this host gives none: %s", c, g.notes)
+		}
+	}
+	return nil
+}
+
+// unified reports whether all control groups are of version 2. Then a group
+// with processes has no controllers for groups below it.
+func (g *cgroups) unified() bool {
+	return !slices.ContainsFunc(g.trees, func(h hierarchy) bool { return !h.v2 })
+}
+
 // A cgroupMount is a mounted hierarchy and this process's place in it.
 type cgroupMount struct {
 	path        string
 	own         string
 	v2          bool
 	controllers []string
+	cpuset      bool // needs its CPUs to be named
+	extra       bool // as in hierarchy
 }
 
 func cgroupMounts() ([]cgroupMount, error) {
@@ -135,12 +159,19 @@ func cgroupMounts() ([]cgroupMount, error) {
 		} else if field[2] != "cgroup" {
 			continue
 		}
+		known := m.v2
 		for _, o := range strings.Split(field[3], ",") {
-			if place, ok := own[o]; ok && slices.Contains(append(wanted, "freezer"), o) {
-				m.controllers, m.own = append(m.controllers, o), place
+			place, ok := own[o]
+			if !ok {
+				continue
+			}
+			known, m.own, m.cpuset = true, place, m.cpuset || o == "cpuset"
+			if slices.Contains(append(wanted, "freezer"), o) {
+				m.controllers = append(m.controllers, o)
 			}
 		}
-		if m.v2 || len(m.controllers) > 0 {
+		m.extra = !m.v2 && len(m.controllers) == 0
+		if known {
 			out = append(out, m)
 		}
 	}
@@ -172,9 +203,14 @@ func ownCgroups() (map[string]string, error) {
 // give controllers to groups below it, so it is below the root.
 func (m cgroupMount) prepare(name string) (hierarchy, error) {
 	top := m.top()
-	h := hierarchy{base: filepath.Join(top, name), v2: m.v2, controllers: m.controllers}
+	h := hierarchy{base: filepath.Join(top, name), v2: m.v2, controllers: m.controllers, extra: m.extra}
 	if err := os.MkdirAll(h.base, 0o755); err != nil {
 		return h, fmt.Errorf("cannot make %s: %w", h.base, errors.Unwrap(err))
+	}
+	if m.cpuset {
+		if err := inheritCPUs(top, h.base); err != nil {
+			return h, err
+		}
 	}
 	if !m.v2 {
 		return h, nil
@@ -200,9 +236,35 @@ func (m cgroupMount) top() string {
 	return m.path
 }
 
+// inheritCPUs gives the groups from top down to dir the CPUs and memory nodes
+// of the group above, where they have none: no process may enter those.
+func inheritCPUs(top, dir string) error {
+	if dir == top {
+		return nil
+	}
+	above := filepath.Dir(dir)
+	if err := inheritCPUs(top, above); err != nil {
+		return err
+	}
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || len(strings.TrimSpace(string(b))) > 0 {
+			continue
+		}
+		if b, err = os.ReadFile(filepath.Join(above, name)); err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), b, 0)
+		}
+		if err != nil {
+			return fmt.Errorf("give a control group its CPUs: %w", err)
+		}
+	}
+	return nil
+}
+
 // A group is one task's control groups, one directory in each hierarchy.
 type group struct {
 	dirs []string
+	home string // below each, where the first process is; "" is the group itself
 }
 
 func (g *cgroups) of(t gpuai.Token) group {
@@ -230,14 +292,29 @@ func (g *cgroups) leaseOf(pid int) (t gpuai.Token) {
 }
 
 // create makes a task's groups with its limits.
-func (g *cgroups) create(s *Spec) (group, error) {
-	out := g.of(s.Lease)
-	for i, h := range g.trees {
-		if err := os.Mkdir(out.dirs[i], 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+func (g *cgroups) create(s *Spec) (out group, err error) {
+	if s.Box != nil {
+		if err := g.boxable(); err != nil {
+			return out, err
+		}
+		if g.unified() {
+			out.home = "run"
+		}
+	}
+	for i, dir := range g.of(s.Lease).dirs {
+		h := &g.trees[i]
+		if h.extra && s.Box == nil {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Join(dir, out.home), 0o755); err != nil {
 			return out, fmt.Errorf("make a control group: %w", err)
 		}
+		out.dirs = append(out.dirs, dir)
+		if h.extra {
+			_ = inheritCPUs(h.base, dir) // only cpuset has the files; entering says what is wrong
+		}
 		for _, set := range h.limits(s) {
-			err := os.WriteFile(filepath.Join(out.dirs[i], set[0]), []byte(set[1]), 0)
+			err := os.WriteFile(filepath.Join(dir, set[0]), []byte(set[1]), 0)
 			if err != nil && set[2] == "" {
 				return out, fmt.Errorf("limit a task: %w", err)
 			}
@@ -271,7 +348,7 @@ func (h *hierarchy) limits(s *Spec) (out [][3]string) {
 // add moves a process into every group.
 func (g group) add(pid int) error {
 	for _, d := range g.dirs {
-		if err := os.WriteFile(filepath.Join(d, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		if err := os.WriteFile(filepath.Join(d, g.home, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
 			return fmt.Errorf("put a task into its control group: %w", err)
 		}
 	}
@@ -325,22 +402,32 @@ func readPIDs(path string) (out []int) {
 	return out
 }
 
-// oom reports whether the kernel killed something for want of memory.
+// oom reports whether the kernel killed something for want of memory: in
+// version 1 only the group of what was killed counts it.
 func (g group) oom() bool {
+	return g.counted("memory.events", "oom_kill ") || g.counted("memory.oom_control", "oom_kill ")
+}
+
+// crowded reports whether a process could not be made for the limit of them.
+func (g group) crowded() bool { return g.counted("pids.events", "max ") }
+
+// counted reports whether a file of the groups, or of one below, counts
+// something other than 0.
+func (g group) counted(file, what string) (found bool) {
 	for _, d := range g.dirs {
-		for _, name := range []string{"memory.events", "memory.oom_control"} {
-			b, err := os.ReadFile(filepath.Join(d, name))
-			if err != nil {
-				continue
+		_ = filepath.WalkDir(d, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.IsDir() {
+				return nil // a group may go while it is read
 			}
+			b, _ := os.ReadFile(filepath.Join(path, file))
 			for line := range strings.Lines(string(b)) {
-				if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok && n != "0" {
-					return true
-				}
+				n, ok := strings.CutPrefix(strings.TrimSpace(line), what)
+				found = found || ok && n != "0"
 			}
-		}
+			return nil
+		})
 	}
-	return false
+	return found
 }
 
 // remove removes the groups, those that the task made below them first. A

@@ -168,12 +168,15 @@ func (s *Server) settle(t *task) {
 	case <-late.C:
 	}
 	late.Stop()
-	oom := t.group.oom()
+	oom, crowded := t.group.oom(), t.group.crowded()
 	defer t.group.remove() // after the agent was told
 	s.mu.Lock()
 	t.timer.close()
 	t.State = Exited
 	t.Code, t.Reason = outcome(t.status, t.By, oom)
+	if crowded && t.By == ByItself && t.Code != 0 && !oom {
+		t.Reason += fmt.Sprintf("; it reached its limit of %d processes", t.spec.PIDs)
+	}
 	if t.failed != "" {
 		delete(s.tasks, t.Lease)
 		s.mu.Unlock()

@@ -135,6 +135,25 @@ func ReadLog(dir, stream string, offset, limit int64) (data []byte, at, end int6
 	return data, at, end, nil
 }
 
+// AppendLog adds a line to what a task wrote to stderr, beyond its bound, once
+// nobody else writes there.
+func AppendLog(dir, line string) error {
+	segs, err := segments(dir, "stderr")
+	if err != nil {
+		return fmt.Errorf("append to a task's log: %w", err)
+	}
+	last := int64(0)
+	if len(segs) > 0 {
+		last = segs[len(segs)-1]
+	}
+	f, err := os.OpenFile(filepath.Join(dir, segment("stderr", last)), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("append to a task's log: %w", err)
+	}
+	_, err = io.WriteString(f, line+"\n")
+	return errors.Join(err, f.Close())
+}
+
 func readAt(path string, offset, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -14,6 +14,12 @@ func Main(args []string) int {
 	if len(args) == 1 && args[0] == shimArg {
 		return runShim()
 	}
+	if len(args) == 1 && args[0] == holdArg {
+		return hold()
+	}
+	if len(args) > 0 && args[0] == InitArg {
+		return runInit(args[1:])
+	}
 	flags := flag.NewFlagSet("gpuai-watchdog", flag.ContinueOnError)
 	dir := flags.String("dir", "", "the agent's data directory")
 	flags.SetOutput(io.Discard)

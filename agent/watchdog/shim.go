@@ -38,7 +38,8 @@ type shimOrder struct {
 	// task's; 0 bounds nothing. It has no effect on root.
 	NProc uint64 `json:"nproc,omitzero"`
 	// Parent is the watchdog: the task dies with it.
-	Parent int `json:"parent"`
+	Parent int  `json:"parent"`
+	Box    *Box `json:"box,omitempty"`
 }
 
 // rlimitNProc is RLIMIT_NPROC, which syscall leaves out.
@@ -84,8 +85,29 @@ func (o *shimOrder) exec() error {
 	if err := dieWith(o.Parent); err != nil {
 		return err
 	}
+	if o.Box == nil {
+		if err := unprotect(); err != nil {
+			return err
+		}
+	} else if err := o.Box.enter(); err != nil {
+		return fmt.Errorf("mount the task's image: %w", err)
+	}
 	if err := syscall.Exec(path, o.Argv, o.Env); err != nil {
 		return fmt.Errorf("run %s: %w", path, err)
+	}
+	return nil
+}
+
+// unprotect takes away what keeps the kernel from killing the watchdog for want
+// of memory: a task would inherit it.
+func unprotect() error {
+	const file = "/proc/self/oom_score_adj"
+	b, err := os.ReadFile(file)
+	if err == nil && strings.HasPrefix(string(b), "-") {
+		err = os.WriteFile(file, []byte("0"), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("expose the task to the kernel's want of memory: %w", err)
 	}
 	return nil
 }

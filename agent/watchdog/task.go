@@ -146,7 +146,7 @@ func (s *Server) launch(t *task) error {
 
 // release opens the gate, unless the task is to end already.
 func (s *Server) release(t *task, gate *os.File) error {
-	o := shimOrder{Argv: t.spec.Argv, Env: t.spec.Env, Cwd: t.spec.Cwd, NoFile: t.spec.NoFile, Parent: os.Getpid()}
+	o := shimOrder{Argv: t.spec.Argv, Env: t.spec.Env, Cwd: t.spec.Cwd, NoFile: t.spec.NoFile, Parent: os.Getpid(), Box: t.spec.Box}
 	if !s.cgroups.limits("pids") {
 		o.NProc = uint64(max(t.spec.PIDs, 0))
 	}

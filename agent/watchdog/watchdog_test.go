@@ -568,3 +568,20 @@ func TestUnkillable(t *testing.T) {
 		t.Errorf("then told %+v", n)
 	}
 }
+
+// A task must not inherit what keeps the kernel from killing its watchdog.
+func TestTaskIsNotProtectedFromWantOfMemory(t *testing.T) {
+	b := newBench(t)
+	b.start(b.spec(1, `cat /proc/$PPID/oom_score_adj /proc/self/oom_score_adj`))
+	b.news()
+	score := strings.Fields(b.log(1, "stdout"))
+	if len(score) != 2 {
+		t.Fatalf("%q", score)
+	}
+	if !strings.HasPrefix(score[0], "-") {
+		t.Skip("this host does not let the watchdog protect itself: it lacks CAP_SYS_RESOURCE")
+	}
+	if score[1] != "0" {
+		t.Errorf("the task's score is %s", score[1])
+	}
+}

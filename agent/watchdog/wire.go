@@ -29,6 +29,22 @@ type Spec struct {
 	Memory   gpuai.Bytes    `json:"memory_bytes"`
 	PIDs     int64          `json:"pids"`
 	NoFile   uint64         `json:"nofile"`
+	// Box is set when the program is an OCI runtime, which runs the task.
+	Box *Box `json:"box,omitempty"`
+}
+
+// A Box is where an OCI runtime finds the files of its task: Root, mounted at
+// RootDir below Target in a mount namespace of the runtime's own, so that it is
+// gone when the runtime is. Target is an empty directory that all tasks share. Such a task needs control groups; those that its runtime makes,
+// at a relative path, are below the task's.
+type Box struct {
+	Root   string `json:"root"`
+	Target string `json:"target"`
+	// Base is the user of the host that the task's user 0 is, and Size how many
+	// follow it; so are the groups. Root's files, of users 0 to Size-1, appear
+	// as theirs.
+	Base uint32 `json:"base"`
+	Size uint32 `json:"size"`
 }
 
 // State is what a task is doing.

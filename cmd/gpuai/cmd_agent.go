@@ -38,6 +38,12 @@ type agentConfig struct {
 	Drivers      []string // name[=path][,config-file]
 	Watchdog     string   // path; "" is beside this binary
 	AllowProcess bool     // the process runtime, which has no isolation
+	OCIRuntime   string   // name of the OCI runtime, "auto" or "none"
+	AcceptFlaw   bool     // use an OCI runtime with a known way out of it
+	ImageCache   string   // "100GiB"
+	ImageDirs    []string // whose images may be named by path
+	Credentials  string   // file of registry credentials; "" for none
+	LocalImages  bool     // registries at loopback addresses
 	TakeOver     bool     // fence another agent that holds this identity, once
 	MetricsHTTP  string   // listen address of /metrics; "" for none
 	Insecure     bool     // allow other addresses than loopback
@@ -48,6 +54,7 @@ type agentConfig struct {
 func defaultAgentConfig() agentConfig {
 	return agentConfig{
 		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
+		OCIRuntime: ociAuto, ImageCache: "100GiB",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -81,7 +88,7 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 			fail("--%s must be 1 to 63 characters of a-z, 0-9 and '-', not %q", flag, s)
 		}
 	}
-	errs = append(errs, c.servers(&out), c.amounts(&out), c.labels(&out), c.drivers(&out))
+	errs = append(errs, c.servers(&out), c.amounts(&out), c.labels(&out), c.drivers(&out), c.sandbox(&out))
 	if out.Watchdog == "" {
 		out.Watchdog = beside(watchdogBinary)
 	}
@@ -95,6 +102,36 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 	}
 	_, err := c.Log.level()
 	return out, errors.Join(append(errs, err)...)
+}
+
+// Values of --oci-runtime beside the names of runtimes.
+const (
+	ociAuto = "auto" // runc, where it is installed
+	ociNone = "none"
+)
+
+// sandbox reads what tasks with images need.
+func (c *agentConfig) sandbox(out *agent.Config) error {
+	if c.OCIRuntime == ociNone {
+		return nil
+	}
+	size, err := jobfile.ParseSize(c.ImageCache)
+	if err != nil {
+		err = fmt.Errorf("--image-cache %w, not %q", err, c.ImageCache)
+	}
+	for _, dir := range c.ImageDirs {
+		if !filepath.IsAbs(dir) {
+			err = errors.Join(err, fmt.Errorf("--image-dir is an absolute path, not %q", dir))
+		}
+	}
+	out.Sandbox = &agent.SandboxConfig{
+		Runtime: c.OCIRuntime, AcceptFlaw: c.AcceptFlaw,
+		Images: agent.ImageConfig{MaxBytes: int64(size), Credentials: c.Credentials, Files: c.ImageDirs, LocalRegistry: c.LocalImages},
+	}
+	if c.OCIRuntime == ociAuto {
+		out.Sandbox.Runtime, out.Sandbox.Optional = "runc", true
+	}
+	return err
 }
 
 func (c *agentConfig) servers(out *agent.Config) error {
@@ -238,10 +275,16 @@ it. Tasks go on when the agent restarts; the watchdog ends them at their lease's
 deadline whatever becomes of the agent.
 
 A driver is named once for each vendor: --driver sim=/path/to/driver,/path/to/config.json.
-The path defaults to gpuai-driver-NAME beside this binary.`,
+The path defaults to gpuai-driver-NAME beside this binary.
+
+Tasks with an image run in a sandbox of an OCI runtime, for which the agent must
+be root; docs/isolation.md says what it stops. Without one the node takes no such
+tasks.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
       --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
+  gpuai agent run --id gpu-c13 --data /var/lib/gpuai/agent --oci-runtime runc --image-cache 500GiB \
+      --registry-credentials /etc/gpuai/registries.json
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
 	f := c.Flags()
@@ -260,6 +303,12 @@ The path defaults to gpuai-driver-NAME beside this binary.`,
 	f.StringArrayVar(&cfg.Drivers, "driver", nil, "driver as name[=path][,config-file]; repeatable")
 	f.StringVar(&cfg.Watchdog, "watchdog", "", "path of gpuai-watchdog (default: beside this binary)")
 	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
+	f.StringVar(&cfg.OCIRuntime, "oci-runtime", cfg.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
+	f.BoolVar(&cfg.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
+	f.StringVar(&cfg.ImageCache, "image-cache", cfg.ImageCache, "room for images in the data directory; those that run are never evicted")
+	f.StringArrayVar(&cfg.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
+	f.StringVar(&cfg.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")
+	f.BoolVar(&cfg.LocalImages, "local-registry", false, "fetch images from loopback addresses too: for development, since jobs reach the host's own services by it")
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")

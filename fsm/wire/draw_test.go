@@ -62,6 +62,12 @@ func drawGroup(t *rapid.T) gpuai.Group {
 			Attempts: uint32(rapid.IntRange(0, gpuai.MaxAttempts).Draw(t, "attempts")), Backoff: drawDuration(t, gpuai.MaxBackoff),
 		},
 	}
+	if !g.Gang && rapid.Bool().Draw(t, "sandboxed") {
+		g.Task.Image = rapid.StringMatching(`[a-z]{1,9}(/[a-z]{1,9}){0,3}(:[a-z0-9.]{1,9})?`).Draw(t, "image")
+		if rapid.Bool().Draw(t, "as the image says") {
+			g.Task.Command, g.Task.Script = nil, ""
+		}
+	}
 	if rapid.Bool().Draw(t, "causes") {
 		causes := []gpuai.RestartCause{gpuai.CauseFailure, gpuai.CauseNodeLost, gpuai.CauseGPUError}
 		g.Restart.On = rapid.Permutation(causes).Draw(t, "on")[:rapid.IntRange(0, 3).Draw(t, "n")]
@@ -122,6 +128,9 @@ func drawTask(t *rapid.T) gpuai.TaskSpec {
 		s.Script = "x" + drawText(t, 600)
 	} else {
 		s.Command = append([]string{"x"}, rapid.SliceOfN(rapid.StringMatching(`[ -~]{0,9}`), 0, 20).Draw(t, "args")...)
+	}
+	if rapid.Bool().Draw(t, "arguments") {
+		s.Args = rapid.SliceOfN(rapid.StringMatching(`[ -~]{0,9}`), 1, 20).Draw(t, "list")
 	}
 	if rapid.Bool().Draw(t, "cwd") {
 		s.Cwd = "/" + drawText(t, 300)

@@ -15,6 +15,7 @@ const (
 	extMinCount    = 6 // of a group: u32
 	extPlacement   = 7 // same:u8 near:u8
 	extTogether    = 8 // 1:u8
+	extImage       = 9 // of a group: image args:u16 arg …
 )
 
 // extJob stands for the job itself in place of a group.
@@ -61,14 +62,50 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 	if g.MinCount != 0 {
 		b = le.AppendUint32(append(b, extMinCount, group, 4), g.MinCount)
 	}
+	if t := &g.Task; t.Image != "" || len(t.Args) > 0 {
+		var buf [512]byte
+		b = AppendBytes(append(b, extImage, group), appendImage(buf[:0], t))
+	}
 	return b
+}
+
+func appendImage(b []byte, t *gpuai.TaskSpec) []byte {
+	b = appendCount16(AppendStr(b, t.Image), len(t.Args))
+	for _, a := range t.Args {
+		b = AppendStr(b, a)
+	}
+	return b
+}
+
+// image checks an image and arguments, and returns a view of them.
+func (r *Reader) image() []byte {
+	whole := r.b
+	image := r.limited(gpuai.MaxImageLen)
+	n := r.count16(gpuai.MaxCommand)
+	for range n {
+		r.Blob()
+	}
+	if len(image) == 0 && n == 0 {
+		r.Fail("neither an image nor arguments are said")
+	}
+	return whole
+}
+
+// readImage reads what image has checked.
+func readImage(b []byte, t *gpuai.TaskSpec) error {
+	r := Reader{b: b}
+	t.Image = r.Str()
+	for range r.U16() {
+		t.Args = append(t.Args, r.Str())
+	}
+	return r.Done()
 }
 
 // extensions reads the extension fields of a spec.
 func (r *Reader) extensions(v *JobView) {
 	v.Begin, v.NumAfter, v.MaxParallel, v.Same, v.Near, v.Together, v.Preemptible = 0, 0, 0, 0, 0, false, SaidNothing
 	for i := range v.Groups[:v.NumGroups] {
-		v.Groups[i].MinCount, v.Groups[i].Checkpoint = 0, gpuai.Checkpoint{}
+		v.Groups[i].MinCount, v.Groups[i].Checkpoint, v.Groups[i].Image = 0, gpuai.Checkpoint{}, nil
 	}
 	if !v.Extended {
 		return
@@ -132,6 +169,8 @@ func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 		if g.MinCount = uint32(r.within(int64(r.U32()), 1, int64(g.Count))); !g.Gang {
 			r.Fail("what is no gang has a least count")
 		}
+	case extImage:
+		g.Image = r.image()
 	case extCheckpoint:
 		g.Checkpoint.Signal = gpuai.Signal(r.within(int64(r.U8()), 1, int64(gpuai.NumSignals)-1))
 		g.Checkpoint.Grace = gpuai.Duration(r.within(r.I64(), 0, int64(gpuai.Hour)))

@@ -69,6 +69,8 @@ type GroupView struct {
 	Task      []byte // for ReadTask
 	// Checkpoint is the task's.
 	Checkpoint gpuai.Checkpoint
+	// Image is the task's image and arguments, for ReadTask; nil without.
+	Image []byte
 }
 
 // AppendJobSpec appends a spec, which must be valid after Defaults. Of what has
@@ -246,5 +248,8 @@ func (v *GroupView) spec() (gpuai.Group, error) {
 func (v *GroupView) ReadTask() (gpuai.TaskSpec, error) {
 	t, err := ReadTask(v.Task)
 	t.Checkpoint = v.Checkpoint
+	if err == nil && v.Image != nil {
+		err = readImage(v.Image, &t)
+	}
 	return t, err
 }

@@ -34,10 +34,14 @@ var layers = map[string]string{
 	"arch":       "",
 
 	"fsm/wire":             ".",
+	"agent/image":          "",
+	"agent/probe":          "",
+	"agent/sandbox":        ".",
 	"agent/watchdog":       ".",
 	"server/offline":       ". fsm store",
 	"plugins/proto":        "",
 	"cmd/gpuai-watchdog":   "agent/watchdog",
+	"cmd/gpuai-probe":      "agent/probe",
 	"cmd/gpuai-driver-sim": ". plugins plugins/sim",
 }
 
@@ -50,8 +54,10 @@ var anything = []string{"integration"}
 // import. Every module that go.mod requires directly has a row.
 var owners = map[string]string{
 	"github.com/coder/websocket":               "httpd client",
+	"github.com/containerd/containerd/v2":      "agent/image",
 	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen cmd examples",
 	"github.com/goccy/go-yaml":                 "jobfile",
+	"github.com/google/go-containerregistry":   "agent/image",
 	"github.com/gorilla/mux":                   "httpd",
 	"github.com/hashicorp/go-bexpr":            "httpd",
 	"github.com/hashicorp/go-hclog":            "telemetry plugins",
@@ -60,7 +66,10 @@ var owners = map[string]string{
 	"github.com/hashicorp/raft":                "raft store",
 	"github.com/hashicorp/raft-boltdb/v2":      "store",
 	"github.com/itchyny/gojq":                  "cmd",
+	"github.com/klauspost/compress":            "agent/image",
+	"github.com/moby/profiles/seccomp":         "agent/sandbox",
 	"github.com/oklog/ulid/v2":                 "server client",
+	"github.com/opencontainers/runtime-spec":   "agent/sandbox",
 	"github.com/prometheus/client_golang":      "telemetry raft server httpd plugins agent",
 	"github.com/santhosh-tekuri/jsonschema/v6": "jobfile",
 	"github.com/sethvargo/go-retry":            "client agent",
@@ -83,7 +92,9 @@ var owners = map[string]string{
 // whatever owners says: they run where there must be little.
 var confined = map[string]string{
 	"agent/watchdog":     "golang.org/x/sys",
+	"agent/probe":        "golang.org/x/sys",
 	"cmd/gpuai-watchdog": "",
+	"cmd/gpuai-probe":    "",
 }
 
 // pure lists the layers that run inside fsm.Machine.Apply, pureImports all that

@@ -181,6 +181,7 @@ func (c converter) restart(n *node, at string) gpuai.Restart {
 func (c converter) task(n *node, at string) gpuai.TaskSpec {
 	t := gpuai.TaskSpec{
 		Runtime:   str(n.get("runtime")),
+		Image:     str(n.get("image")),
 		Script:    str(n.get("script")),
 		Cwd:       str(n.get("cwd")),
 		StopGrace: c.duration(n.get("stop_grace"), at+"/stop_grace"),
@@ -191,6 +192,9 @@ func (c converter) task(n *node, at string) gpuai.TaskSpec {
 	}
 	for _, a := range n.get("command").list() {
 		t.Command = append(t.Command, str(a))
+	}
+	for _, a := range n.get("args").list() {
+		t.Args = append(t.Args, str(a))
 	}
 	if env := n.get("env"); env != nil && len(env.members) > 0 {
 		t.Env = make(map[string]string, len(env.members))

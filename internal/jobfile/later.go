@@ -11,7 +11,6 @@ var laterFields = map[string]string{
 	"prefer": "packing preferences", "trust": "trust levels", "regions": "a choice of regions",
 	"max_price_per_gpu_hour": "a price limit", "max_cost": "a cost limit",
 	"matrix": "array matrices",
-	"image":  "container images", "args": "arguments beside the command",
 	"mounts": "mounts", "launcher": "launchers",
 	"service": "services", "update": "rolling updates", "call": "functions",
 	"shm": "a size of /dev/shm", "scratch": "scratch disks", "network": "network classes",
@@ -23,8 +22,6 @@ var laterFields = map[string]string{
 
 // instead names what to use in place of a later field, where there is something.
 var instead = map[string]string{
-	"image":    `; a task runs as a plain process: use command or script`,
-	"args":     `; put the arguments into command`,
 	"launcher": `; a gang's task finds MASTER_ADDR, MASTER_PORT and GPUAI_NODE_RANK in its environment`,
 	"profile":  `; use share: {milli: 1…999}`,
 	"scratch":  `; GPUAI_TASK_DIR names the task's own directory`,
@@ -66,8 +63,6 @@ func laterValue(pointer string, n *node) string {
 		return `tenants are not built yet: the only one is "default"; leave it out`
 	case strings.Contains(pointer, "/restart/on/") && n.text == "preempted":
 		return "a task that was preempted is placed again in any case; leave it out"
-	case strings.HasSuffix(pointer, "/task/runtime") && n.kind == text:
-		return `the only runtime built is "process"; leave it out`
 	}
 	return ""
 }

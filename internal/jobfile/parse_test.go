@@ -164,10 +164,14 @@ var unreadable = []problem{
 var fieldProblems = []problem{
 	{"unknown near", head + "- task: {comand: [a], script: b}\n", 4, 10, "/groups/0/task/comand", "did you mean command?"},
 	{"unknown far", head + task + "zebra: 1\n", 5, 1, "/zebra", "known here: after, array, begin, class"},
-	{"image", head + "- task: {image: x, command: [a]}\n", 4, 10, "/groups/0/task/image", "not built yet (container images)"},
+	{"image of a process", head + "- task: {image: x, runtime: process}\n", 4, 29, "/groups/0/task/runtime", "a plain process has no image"},
+	{"image with spaces", head + "- task: {image: \"a b\"}\n", 4, 17, "/groups/0/task/image", "without spaces"},
+	{"image of a gang", head + "- gang: true\n  count: 2\n  task: {image: x}\n", 6, 9, "/groups/0/task/runtime", "cannot reach one another"},
 	{"service type", "name: a\ntype: service\ngroups:\n" + task, 2, 7, "/type", "service is not built yet"},
 	{"tenant", head + task + "tenant: research\n", 5, 9, "/tenant", "tenants are not built yet"},
-	{"runtime", head + "- task: {runtime: oci, command: [a]}\n", 4, 19, "/groups/0/task/runtime", "only runtime built"},
+	{"no image", head + "- task: {runtime: oci, command: [a]}\n", 4, 9, "/groups/0/task/image", "is needed by the runtime"},
+	{"runtime", head + "- task: {runtime: docker, command: [a]}\n", 4, 19, "/groups/0/task/runtime", "oci, process"},
+	{"nothing to run", head + "- task: {cwd: /x}\n", 4, 9, "/groups/0/task", "needs an image, a command or a script"},
 	{"elastic", head + "- count: {min: 1, max: 2}\n  task: {command: [a]}\n", 4, 16, "/groups/0/count/min", "is for gangs"},
 	{"env number", head + "- task: {command: [a], env: {PORT: 80}}\n", 4, 36, "/groups/0/task/env/PORT", `write "80" in quotes`},
 	{"env name", head + "- task: {command: [a], env: {GPUAI_X: a}}\n", 4, 39, "/groups/0/task/env/GPUAI_X", "region's own"},
@@ -345,7 +349,7 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		{"/$defs/alternative", "memory model vendor"},
 		{"/$defs/constraint", "attribute op value"},
 		{"/$defs/group/properties/restart", "attempts backoff on"},
-		{"/$defs/task", "checkpoint command cwd env runtime script stop_grace"},
+		{"/$defs/task", "args checkpoint command cwd env image runtime script stop_grace"},
 		{"/$defs/task/properties/checkpoint", "grace signal"},
 	} {
 		if got := strings.Join(compile().fields("x#"+tc.at), " "); got != tc.want {

@@ -1,0 +1,125 @@
+package image
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// credentials reads the node's store of registry credentials: a file in the
+// form of docker's config.json, {"auths": {"registry.example.com": {"auth":
+// base64 of user:password}}}, or with username and password. It is read again
+// when it has changed, so that a rotated password needs no restart. Credential
+// helpers are programs, and are not run.
+type credentials struct {
+	path string // "" for none
+
+	mu   sync.Mutex // guards below
+	seen fs.FileInfo
+	auth map[string]authn.AuthConfig
+}
+
+var _ authn.Keychain = (*credentials)(nil)
+
+// maxCredentials bounds the file.
+const maxCredentials = 1 << 20
+
+// Resolve returns the credentials for a repository: its own, or its registry's.
+func (c *credentials) Resolve(target authn.Resource) (authn.Authenticator, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.load(); err != nil {
+		return nil, err
+	}
+	for key := target.String(); key != ""; {
+		if a, ok := c.auth[key]; ok {
+			return authn.FromConfig(a), nil
+		}
+		i := strings.LastIndexByte(key, '/')
+		key = key[:max(i, 0)]
+	}
+	return authn.Anonymous, nil
+}
+
+// check says what is wrong with the file.
+func (c *credentials) check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.load()
+}
+
+// load reads the file if it is new. mu is held.
+func (c *credentials) load() error {
+	if c.path == "" {
+		return nil
+	}
+	fi, err := os.Stat(c.path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("registry credentials: %w", err)
+	case fi.Mode().Perm()&0o077 != 0:
+		return fmt.Errorf("registry credentials: %s can be read by others (mode %04o): chmod 600 it", c.path, fi.Mode().Perm())
+	case fi.Size() > maxCredentials:
+		return fmt.Errorf("registry credentials: %s is larger than %d bytes", c.path, maxCredentials)
+	case c.seen != nil && os.SameFile(fi, c.seen) && fi.ModTime().Equal(c.seen.ModTime()) && fi.Size() == c.seen.Size():
+		return nil
+	}
+	b, err := os.ReadFile(c.path)
+	if err != nil {
+		return fmt.Errorf("registry credentials: %w", err)
+	}
+	auth, err := parseCredentials(b)
+	if err != nil {
+		return fmt.Errorf("registry credentials: %s %w", c.path, err)
+	}
+	c.auth, c.seen = auth, fi
+	return nil
+}
+
+// parseCredentials reads docker's form. Its errors never quote the file.
+func parseCredentials(b []byte) (map[string]authn.AuthConfig, error) {
+	var file struct {
+		Auths map[string]struct {
+			Auth     string `json:"auth"`
+			Username string `json:"username"`
+			Password string `json:"password"`
+			Token    string `json:"registrytoken"`
+			Identity string `json:"identitytoken"`
+		} `json:"auths"`
+	}
+	if json.Unmarshal(b, &file) != nil {
+		return nil, errors.New(`is not JSON of the form {"auths": {"REGISTRY": {"username": …, "password": …}}}`)
+	}
+	out := map[string]authn.AuthConfig{}
+	for registry, a := range file.Auths {
+		c := authn.AuthConfig{Username: a.Username, Password: a.Password, RegistryToken: a.Token, IdentityToken: a.Identity}
+		if a.Auth != "" {
+			plain, err := base64.StdEncoding.DecodeString(a.Auth)
+			user, password, ok := strings.Cut(string(plain), ":")
+			if err != nil || !ok {
+				return nil, fmt.Errorf("has for %q an auth that is not the base64 of user:password", clip(registry))
+			}
+			c.Username, c.Password = user, password
+		}
+		out[registryKey(registry)] = c
+	}
+	return out, nil
+}
+
+// registryKey is a registry as references name it; docker's file has URLs too.
+func registryKey(s string) string {
+	s = strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://")
+	s = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(s, "/"), "/v1"), "/v2")
+	if s == "docker.io" || s == "index.docker.io" {
+		return name.DefaultRegistry
+	}
+	return s
+}

@@ -1,0 +1,304 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// A source is an image where it comes from, resolved.
+type source struct {
+	image v1.Image
+	// key names the image in the cache: the digest of its manifest, or of its
+	// configuration when it comes from a docker archive, which has no manifest.
+	key v1.Hash
+	// resolved is the name that means this image for ever, REPOSITORY@DIGEST;
+	// for a file it is KEY.
+	resolved string
+	remote   bool
+}
+
+// maxManifest bounds a manifest, an index, a configuration and what a
+// registry's token service says.
+const maxManifest = 4 << 20
+
+var platform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+
+// find resolves a reference.
+func (s *Store) find(ctx context.Context, r Reference) (*source, error) {
+	var src *source
+	var err error
+	if r.registry != nil {
+		src, err = s.findRemote(ctx, r)
+	} else {
+		src, err = s.findFile(r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return src, src.check()
+}
+
+func (s *Store) findRemote(ctx context.Context, r Reference) (*source, error) {
+	d, err := remote.Get(r.registry, s.remote(ctx)...)
+	if err != nil {
+		return nil, s.explain(r, err)
+	}
+	img, err := d.Image()
+	if err != nil {
+		return nil, s.explain(r, err)
+	}
+	key, err := img.Digest()
+	if err != nil {
+		return nil, s.explain(r, err)
+	}
+	return &source{image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(), remote: true}, nil
+}
+
+func (s *Store) remote(ctx context.Context) []remote.Option {
+	return []remote.Option{
+		remote.WithContext(ctx), remote.WithTransport(s.transport), remote.WithAuthFromKeychain(&s.credentials),
+		remote.WithPlatform(platform), remote.WithUserAgent("gpuai-agent"),
+	}
+}
+
+// findFile opens an image of the node's own files, if its operator has allowed
+// the directory.
+func (s *Store) findFile(r Reference) (*source, error) {
+	path, err := filepath.EvalSymlinks(r.path)
+	if err != nil {
+		if !s.allowed(filepath.Clean(r.path)) {
+			err = errNotAllowed
+		}
+		return nil, fileError(r, err)
+	}
+	if !s.allowed(path) {
+		return nil, fileError(r, errNotAllowed)
+	}
+	if r.prefix == layoutPrefix {
+		return findLayout(r, path)
+	}
+	var tag *name.Tag
+	if r.tag != "" {
+		t, err := name.NewTag(r.tag)
+		if err != nil {
+			return nil, fileError(r, err)
+		}
+		tag = &t
+	}
+	img, err := tarball.ImageFromPath(path, tag)
+	if err != nil {
+		return nil, fileError(r, err)
+	}
+	key, err := img.ConfigName()
+	if err != nil {
+		return nil, fileError(r, err)
+	}
+	return &source{image: img, key: key, resolved: key.String()}, nil
+}
+
+// errNotAllowed hides whether a file is there.
+var errNotAllowed = errors.New("the node's operator has not allowed images of that directory")
+
+func fileError(r Reference, err error) error {
+	if errors.Is(err, errNotAllowed) || errors.Is(err, os.ErrNotExist) {
+		return &UnavailableError{Image: r.text, Reason: err.Error(), Permanent: true}
+	}
+	return &RefusedError{Reason: fmt.Sprintf("%s cannot be read: %v", clip(r.text), err)}
+}
+
+// allowed reports whether a path is in a directory for images.
+func (s *Store) allowed(path string) bool {
+	for _, dir := range s.cfg.Files {
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil && (path == real || strings.HasPrefix(path, strings.TrimSuffix(real, "/")+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+func findLayout(r Reference, path string) (*source, error) {
+	idx, err := layout.ImageIndexFromPath(path)
+	if err != nil {
+		return nil, fileError(r, err)
+	}
+	img, err := pick(idx, r.tag, 0)
+	if err != nil {
+		return nil, fileError(r, err)
+	}
+	key, err := img.Digest()
+	if err != nil {
+		return nil, fileError(r, err)
+	}
+	return &source{image: img, key: key, resolved: key.String()}, nil
+}
+
+// maxIndexDepth bounds indexes of indexes.
+const maxIndexDepth = 3
+
+// pick returns the image of an index with a tag, for this machine.
+func pick(idx v1.ImageIndex, tag string, depth int) (v1.Image, error) {
+	m, err := idx.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	var fit []v1.Descriptor
+	for _, d := range m.Manifests {
+		switch {
+		case tag != "" && d.Annotations["org.opencontainers.image.ref.name"] != tag:
+		case d.Platform != nil && !d.Platform.Satisfies(platform):
+		case d.MediaType.IsImage() || d.MediaType.IsIndex():
+			fit = append(fit, d)
+		}
+	}
+	switch {
+	case len(fit) == 0:
+		return nil, fmt.Errorf("it has no image %q for %s", tag, platform)
+	case len(fit) > 1:
+		return nil, fmt.Errorf("it has %d images for %s: name one by its tag", len(fit), platform)
+	case fit[0].MediaType.IsImage():
+		return idx.Image(fit[0].Digest)
+	case depth >= maxIndexDepth:
+		return nil, errors.New("its indexes are nested too deep")
+	}
+	below, err := idx.ImageIndex(fit[0].Digest)
+	if err != nil {
+		return nil, err
+	}
+	return pick(below, "", depth+1)
+}
+
+// check refuses a manifest that contradicts itself, before anything is fetched
+// by it.
+func (src *source) check() error {
+	m, err := src.image.Manifest()
+	if err != nil {
+		return &RefusedError{Reason: fmt.Sprintf("its manifest cannot be read: %v", err)}
+	}
+	if m.Config.Size > maxManifest {
+		return &RefusedError{Reason: fmt.Sprintf("its configuration has %d bytes, more than %d", m.Config.Size, maxManifest)}
+	}
+	for i, l := range m.Layers {
+		if l.Size < 0 || l.MediaType.IsDistributable() && !l.MediaType.IsLayer() {
+			return &RefusedError{Layer: i + 1, Reason: fmt.Sprintf("is of type %q: this is not a container image", clip(string(l.MediaType)))}
+		}
+	}
+	return nil
+}
+
+// An UnavailableError says why an image cannot be had.
+type UnavailableError struct {
+	Image, Reason string
+	// Permanent says that trying again, on this node, does not help.
+	Permanent bool
+}
+
+// Error says it in one sentence.
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("image %s: %s", clip(e.Image), e.Reason)
+}
+
+// explain says what a registry's answer means for who asked for the image.
+func (s *Store) explain(r Reference, err error) error {
+	registry := r.registry.Context().RegistryStr()
+	var answer *transport.Error
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &refused), errors.Is(err, context.Canceled):
+		return err
+	case errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden):
+		// Many registries answer so for what does not exist.
+		where := "this node has no file of registry credentials"
+		if s.credentials.path != "" {
+			where = "the node's credentials are in " + s.credentials.path
+		}
+		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf(
+			"registry %s denies it (%d): it does not exist, or the credentials are missing or wrong; %s", registry, answer.StatusCode, where)}
+	case errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound:
+		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + " has no such image or tag: look at its name"}
+	case errors.As(err, &answer) && answer.StatusCode/100 == 4 && answer.StatusCode != http.StatusTooManyRequests:
+		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf("registry %s answers %d", registry, answer.StatusCode)}
+	case errors.Is(err, errForbiddenAddress):
+		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + ": " + errForbiddenAddress.Error()}
+	case strings.Contains(err.Error(), "no child with platform"):
+		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf("it has no image for %s", platform)}
+	}
+	return &UnavailableError{Image: r.text, Reason: fmt.Sprintf("registry %s: %v", registry, err)}
+}
+
+// errForbiddenAddress keeps a tenant's image name from reaching the services
+// of the host: a registry, or where it redirects to, may not be there.
+var errForbiddenAddress = errors.New("it is at a loopback or link-local address, where nodes fetch no images unless their operator allows it")
+
+// newTransport is how registries are reached.
+func newTransport(local bool) http.RoundTripper {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
+		}
+		a := at.Addr().Unmap()
+		if !local && (a.IsLoopback() || a.IsUnspecified()) || a.IsLinkLocalUnicast() || a == metadataIPv6 {
+			return errForbiddenAddress
+		}
+		return nil
+	}}
+	return &boundedTransport{&http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, ForceAttemptHTTP2: true,
+		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: 4,
+	}}
+}
+
+// metadataIPv6 is where clouds serve an instance's secrets, beside the
+// link-local 169.254.169.254.
+var metadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
+
+// A boundedTransport bounds every answer that is not a layer: the library
+// reads those to their end.
+type boundedTransport struct{ next http.RoundTripper }
+
+func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.next.RoundTrip(req)
+	asked := req
+	for asked.Response != nil && asked.Response.Request != nil { // redirected
+		asked = asked.Response.Request
+	}
+	if err == nil && !strings.Contains(asked.URL.Path, "/blobs/") {
+		resp.Body = &boundedBody{body: resp.Body, left: maxManifest}
+	}
+	return resp, err
+}
+
+type boundedBody struct {
+	body io.ReadCloser
+	left int64
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, &RefusedError{Reason: fmt.Sprintf("its registry sends more than %d bytes where a manifest was asked for", maxManifest)}
+	}
+	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}
+
+func (b *boundedBody) Close() error { return b.body.Close() }

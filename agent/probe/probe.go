@@ -1,0 +1,98 @@
+package probe
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Probe is one attempt.
+type Probe struct {
+	Name string
+	// Control is the row of docs/isolation.md that it is about.
+	Control string
+	// Want are the outcomes of a closed sandbox: the name of an errno, or what
+	// the attempt prints.
+	Want []string
+	try  func() (string, error)
+}
+
+// A Result is what came of a probe.
+type Result struct {
+	Name    string   `json:"name"`
+	Control string   `json:"control"`
+	Want    []string `json:"expected"`
+	// Got is the name of an errno, "open" if the attempt worked, or what was
+	// read.
+	Got  string `json:"got"`
+	Open bool   `json:"open"`
+}
+
+// Run makes the attempt.
+func (p *Probe) Run() Result {
+	r := Result{Name: p.Name, Control: p.Control, Want: p.Want}
+	got, err := p.try()
+	var no syscall.Errno
+	switch {
+	case errors.As(err, &no):
+		if r.Got = unix.ErrnoName(no); r.Got == "" {
+			r.Got = fmt.Sprintf("errno %d", int(no))
+		}
+	case err != nil:
+		r.Got = err.Error()
+	case got != "":
+		r.Got = got
+	default:
+		r.Got = "open"
+	}
+	r.Open = !slices.Contains(p.Want, r.Got)
+	return r
+}
+
+// Main is the program gpuai-probe; it returns the exit code: 0 if nothing is
+// open, 3 if something is.
+func Main(args []string) int {
+	if len(args) > 0 && args[0] == "say" {
+		return say(args[1:])
+	}
+	if len(args) == 1 {
+		if f, ok := loads[args[0]]; ok {
+			return f()
+		}
+	}
+	if len(args) > 0 {
+		fmt.Fprintln(os.Stderr, "gpuai-probe [say ARGS | forks | memory | disk] tries what a sandbox forbids, says what it is given, or uses up what it limits; run it in one")
+		return 2
+	}
+	out, code := json.NewEncoder(os.Stdout), 0
+	for _, p := range All() {
+		r := p.Run()
+		if r.Open {
+			code = 3
+		}
+		if err := out.Encode(r); err != nil {
+			return 1
+		}
+	}
+	return code
+}
+
+// say prints what the task was given: its arguments, place, user and
+// environment.
+func say(args []string) int {
+	dir, err := os.Getwd()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Printf("args %q\ndir %s\nuser %d:%d\n", args, dir, os.Getuid(), os.Getgid())
+	for _, v := range slices.Sorted(slices.Values(os.Environ())) {
+		fmt.Println("env", v)
+	}
+	return 0
+}

@@ -1,0 +1,393 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/decide"
+	"github.com/gpuai/gpuai/agent/image"
+	"github.com/gpuai/gpuai/agent/sandbox"
+	"github.com/gpuai/gpuai/agent/watchdog"
+	"github.com/gpuai/gpuai/plugins"
+)
+
+// A SandboxConfig turns the runtime "oci" on.
+type SandboxConfig struct {
+	// Runtime is the name of the OCI runtime, one of sandbox.Runtimes.
+	Runtime string
+	// AcceptFlaw lets a runtime with a known way out be used. Every sandbox has
+	// a user namespace: who gets out is nobody on the host.
+	AcceptFlaw bool
+	// Optional has the agent go without sandboxes where the host lacks
+	// something for them, and say so.
+	Optional bool
+	// Images configures the image store; without Dir it is below DataDir.
+	Images ImageConfig
+}
+
+// An ImageConfig says where and how large a node's images are.
+type ImageConfig = image.Config
+
+// boxes is what the agent needs to run sandboxes; nil where there are none.
+type boxes struct {
+	runtime *sandbox.Runtime
+	images  *image.Store
+	ranges  *sandbox.Ranges
+	// run is where the runtime keeps what must not outlive a boot, and where
+	// tasks' roots are mounted: everybody may pass through it.
+	run string
+}
+
+// runDir is a directory that a boot empties.
+const runDir = "/run/gpuai"
+
+const (
+	imagesDir = "images"
+	rangesDir = "ranges"
+	bundleDir = "bundle"
+	stateDir  = "state"
+	boxDir    = "box"
+)
+
+// openBoxes prepares the node for sandboxes.
+func (a *Agent) openBoxes(ctx context.Context) error {
+	if a.cfg.Sandbox == nil {
+		return nil
+	}
+	err := a.makeBoxes(ctx, a.cfg.Sandbox)
+	if err != nil && a.cfg.Sandbox.Optional {
+		a.log.Warn("this node runs no images", "why", err)
+		return nil
+	}
+	return err
+}
+
+// makeBoxes prepares the node for sandboxes, or says what it lacks.
+func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
+	if os.Geteuid() != 0 {
+		return errors.New("sandboxes are made by root: run the agent as root, or without an OCI runtime")
+	}
+	r, err := sandbox.Find(ctx, c.Runtime)
+	if err != nil {
+		return err
+	}
+	if flaw := r.Flaw(); flaw != "" && !c.AcceptFlaw {
+		return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
+			r.Path, r.Version, r.Package, flaw)
+	}
+	if err := static(a.cfg.Watchdog); err != nil {
+		return err
+	}
+	b := &boxes{runtime: r}
+	images := c.Images
+	if images.Dir == "" {
+		images.Dir = a.path(imagesDir)
+	}
+	if b.images, err = image.Open(images); err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(a.cfg.DataDir))
+	name := hex.EncodeToString(sum[:6])
+	b.run = filepath.Join(runDir, name)
+	for _, dir := range []string{runDir, b.run, b.path(boxDir), b.path(stateDir)} {
+		if err := os.Mkdir(dir, 0o711); err != nil && !os.IsExist(err) {
+			return fmt.Errorf("the sandboxes' directory: %w", err)
+		}
+		if err := os.Chmod(dir, 0o711); err != nil { // whatever the umask is
+			return fmt.Errorf("the sandboxes' directory: %w", err)
+		}
+	}
+	if b.ranges, err = sandbox.OpenRanges(filepath.Join(runDir, rangesDir), name); err != nil {
+		return err
+	}
+	a.boxes = b
+	labels := b.labels()
+	maps.Copy(labels, a.cfg.Labels)
+	a.cfg.Labels = labels
+	return nil
+}
+
+// static reports whether the watchdog, a sandbox's first process, needs no
+// library of the host.
+func static(path string) error {
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("the watchdog's binary: %w", err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s needs the host's libraries, and is a sandbox's first process: build it with CGO_ENABLED=0", path)
+		}
+	}
+	return nil
+}
+
+func (b *boxes) path(name string) string { return filepath.Join(b.run, name) }
+
+// keepBoxes gives up what tasks held that no journal knows.
+func (a *Agent) keepBoxes() error {
+	if a.boxes == nil {
+		return nil
+	}
+	keep := func(who string) bool {
+		var t gpuai.Token
+		return t.UnmarshalText([]byte(who)) == nil && a.records[t] != nil
+	}
+	return errors.Join(a.boxes.images.Retain(keep), a.boxes.ranges.Return(keep))
+}
+
+// labels are what the node says of its runtimes.
+func (b *boxes) labels() map[string]string {
+	out := map[string]string{gpuai.LabelOCI: gpuai.LabelYes, gpuai.LabelOCI + ".name": b.runtime.Name, gpuai.LabelOCI + ".version": b.runtime.Version}
+	if b.runtime.Package != "" {
+		out[gpuai.LabelOCI+".package"] = b.runtime.Package
+	}
+	return out
+}
+
+// prepareBox gets the image and reserves the devices of a sandboxed task.
+func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watchdog.Spec, error) {
+	b := w.a.boxes
+	if b == nil {
+		return nil, errors.New("this node runs no images: it has no OCI runtime")
+	}
+	dir := w.a.taskDir(w.lease.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		no.State = gpuai.ReportLost
+		return nil, fmt.Errorf("make the task's directory: %w", err)
+	}
+	img, err := w.pull()
+	if err != nil {
+		no.State = imageFault(err)
+		return nil, err
+	}
+	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
+	if err != nil {
+		no.State = gpuai.ReportGPUError
+		return nil, err
+	}
+	t, err := w.box(img, grant)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := sandbox.Spec(t)
+	if err == nil {
+		err = sandbox.WriteBundle(filepath.Join(dir, bundleDir), spec)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prepare the sandbox: %w", err)
+	}
+	return &watchdog.Spec{
+		Lease: w.lease.ID, Incarnation: w.lease.Incarnation, KillBudget: int64(act.KillBudget) * 1e6,
+		Argv: b.runtime.Argv(filepath.Join(dir, bundleDir), w.boxState(), w.lease.ID.String()),
+		Env:  []string{"PATH=" + defaultPath}, Cwd: dir, LogDir: dir, LogBytes: w.a.cfg.LogBytes,
+		CPU: w.lease.CPU, Memory: w.lease.Memory + runtimeMemory, PIDs: maxPIDs + runtimePIDs,
+		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size},
+	}, nil
+}
+
+// What a runtime and a sandbox's first process need beside the task.
+const (
+	runtimeMemory = 32 << 20
+	runtimePIDs   = 64
+)
+
+func (w *worker) boxState() string {
+	return filepath.Join(w.a.boxes.path(stateDir), w.lease.ID.String())
+}
+
+// pullNews is how often the agent's log tells of a download.
+const pullNews = 10 * time.Second
+
+// pull gets the task's image, and holds it until the task is gone.
+func (w *worker) pull() (*image.Image, error) {
+	log := w.a.log.With("lease", w.lease.ID, "image", w.assign.Task.Image)
+	var told time.Time
+	img, err := w.a.boxes.images.Prepare(w.ctx, image.Request{
+		Image: w.assign.Task.Image, Hold: w.lease.ID.String(),
+		Progress: func(p image.Progress) {
+			if p.Phase != image.Ready && time.Since(told) >= pullNews {
+				told = time.Now()
+				log.Info("getting an image", "phase", string(p.Phase), "bytes", p.Done, "of", p.Total, "layers", p.Layers)
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	log.Info("the image is there", slog.String("digest", img.Resolved))
+	return img, nil
+}
+
+// imageFault says what an image that cannot be had means for its task: one
+// that no node can get fails it, a network or disk of this node does not.
+func imageFault(err error) gpuai.ReportState {
+	var refused *image.RefusedError
+	var not *image.UnavailableError
+	if errors.As(err, &refused) || errors.As(err, &not) && not.Permanent {
+		return gpuai.ReportFailed
+	}
+	return gpuai.ReportLost
+}
+
+// box is the sandbox of the task in an image.
+func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, error) {
+	if len(grant.CDI) > 0 {
+		return nil, fmt.Errorf("the driver gives its devices by CDI (%s), which sandboxes do not take yet", grant.CDI[0])
+	}
+	who, err := sandbox.Lookup(img.Root, img.Run.User)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := w.a.boxes.ranges.Lend(w.lease.ID.String())
+	if err != nil {
+		return nil, err
+	}
+	env := taskEnv(&w.assign, imageEnv(img.Run.Env), taskPlace{w.region, sandbox.WorkDir, grant.Env})
+	t := &sandbox.Task{
+		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
+		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
+		Hostname: w.assign.GroupName + "-" + strconv.FormatUint(uint64(w.lease.Task), 10),
+		Memory:   w.lease.Memory, PIDs: maxPIDs, NoFile: fileLimit(),
+		Init: w.a.cfg.Watchdog, InitArgs: []string{watchdog.InitArg},
+	}
+	if w.assign.Task.Cwd != "" {
+		t.Cwd = w.assign.Task.Cwd
+	}
+	if t.Files, err = w.boxFiles(t.Hostname); err != nil {
+		return nil, err
+	}
+	t.Args = w.boxArgs(&img.Run, env)
+	return t, grantBox(t, grant)
+}
+
+// fileLimit is how many files a sandboxed task may open: its runtime cannot
+// raise what the host allows its processes.
+func fileLimit() uint64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 1024
+	}
+	return min(maxFiles, l.Max)
+}
+
+// scriptPath is where a sandboxed task has its script.
+const scriptPath = "/.gpuai/script"
+
+// boxArgs is the program: the task's own or the image's.
+func (w *worker) boxArgs(run *image.Run, env map[string]string) []string {
+	task := &w.assign.Task
+	switch {
+	case task.Script != "":
+		return append([]string{"/bin/sh", scriptPath}, expandAll(task.Args, env)...)
+	case len(task.Command) > 0:
+		return append(expandAll(task.Command, env), expandAll(task.Args, env)...)
+	case len(task.Args) > 0:
+		return append(append([]string{}, run.Entrypoint...), expandAll(task.Args, env)...)
+	}
+	return append(append([]string{}, run.Entrypoint...), run.Cmd...)
+}
+
+// boxFiles writes the files of the host that the sandbox sees.
+func (w *worker) boxFiles(hostname string) (map[string]string, error) {
+	content := map[string]string{
+		"/etc/hosts":       "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 " + hostname + "\n",
+		"/etc/hostname":    hostname + "\n",
+		"/etc/resolv.conf": "", // there is no network to ask by
+	}
+	if w.assign.Task.Script != "" {
+		content[scriptPath] = w.assign.Task.Script
+	}
+	dir := filepath.Join(w.a.taskDir(w.lease.ID), bundleDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("prepare the sandbox: %w", err)
+	}
+	out := map[string]string{}
+	for at, text := range content {
+		path := filepath.Join(dir, filepath.Base(at))
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return nil, fmt.Errorf("prepare the sandbox: %w", err)
+		}
+		out[at] = path
+	}
+	return out, nil
+}
+
+// grantBox gives the sandbox what its drivers granted.
+func grantBox(t *sandbox.Task, grant plugins.Grant) error {
+	for _, m := range grant.Mounts {
+		t.Mounts = append(t.Mounts, sandbox.Mount{Path: m.ContainerPath, HostPath: m.HostPath})
+	}
+	for _, d := range grant.DeviceNodes {
+		var st unix.Stat_t
+		if err := unix.Stat(d.HostPath, &st); err != nil {
+			return fmt.Errorf("the device %s of the lease: %w", d.HostPath, err)
+		}
+		kind := st.Mode & unix.S_IFMT
+		if kind != unix.S_IFCHR && kind != unix.S_IFBLK {
+			return fmt.Errorf("the device %s of the lease is no device file", d.HostPath)
+		}
+		t.Devices = append(t.Devices, sandbox.Device{
+			Path: d.ContainerPath, HostPath: d.HostPath, Block: kind == unix.S_IFBLK, Permissions: d.Permissions,
+			Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+		})
+	}
+	return nil
+}
+
+// closeBox gives back what a sandboxed task had, when it is gone.
+func (w *worker) closeBox() {
+	b := w.a.boxes
+	if b == nil || w.assign.Task.Runtime != gpuai.RuntimeOCI {
+		return
+	}
+	who := w.lease.ID.String()
+	err := errors.Join(
+		b.images.Release(who),
+		b.ranges.Return(func(other string) bool { return other != who }),
+		os.RemoveAll(w.boxState()),
+		os.RemoveAll(filepath.Join(w.a.taskDir(w.lease.ID), bundleDir)),
+	)
+	if err != nil {
+		w.a.log.Warn("something of a task's sandbox stays until the agent's next start", "lease", w.lease.ID, "error", err)
+	}
+}
+
+// explain adds to what the watchdog says of a sandboxed task's end why its
+// sandbox did not come up, and tells the task's user: the region keeps no reasons,
+// so the last line of stderr has it.
+func (w *worker) explain(task *watchdog.Task) {
+	if w.assign.Task.Runtime != gpuai.RuntimeOCI || task.Code == 0 || task.By != watchdog.ByItself {
+		return
+	}
+	if why := sandbox.Failure(filepath.Join(w.a.taskDir(w.lease.ID), bundleDir)); why != "" {
+		task.Reason = "the sandbox could not be started: " + why
+	}
+	if task.Reason != fmt.Sprintf("exit code %d", task.Code) {
+		w.note(task.Reason)
+	}
+}
+
+// note writes a line to what a sandboxed task wrote to stderr.
+func (w *worker) note(reason string) {
+	if w.assign.Task.Runtime != gpuai.RuntimeOCI {
+		return
+	}
+	if err := watchdog.AppendLog(w.a.taskDir(w.lease.ID), "gpuai: "+reason); err != nil {
+		w.a.log.Warn("the task's log lacks why it ended", "lease", w.lease.ID, "error", err)
+	}
+}

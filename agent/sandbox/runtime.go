@@ -1,0 +1,185 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// A Runtime is an OCI runtime of this host.
+type Runtime struct {
+	Name string // "runc"
+	Path string
+	// Version is what the runtime says, Package its distribution's version,
+	// "" when no package of the distribution has it.
+	Version, Package string
+}
+
+// Runtimes are the runtimes that are known by name.
+var Runtimes = []string{"runc", "crun", "runsc", "kata-runtime"}
+
+// Find looks a runtime up by its name, in PATH.
+func Find(ctx context.Context, name string) (*Runtime, error) {
+	if !slices.Contains(Runtimes, name) {
+		return nil, fmt.Errorf("the OCI runtime is one of %s, not %q", strings.Join(Runtimes, ", "), name)
+	}
+	path, err := exec.LookPath(name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the OCI runtime %s is not in PATH: install it (apt-get install %s)", name, name)
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its version: %w", path, err)
+	}
+	r := &Runtime{Name: name, Path: path, Version: parseVersion(string(out))}
+	if r.Version == "" {
+		return nil, fmt.Errorf("%s --version says %q, which is not known to be a version", path, clip(string(out)))
+	}
+	if out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${Version}", name).Output(); err == nil {
+		r.Package = strings.TrimSpace(string(out))
+	}
+	return r, nil
+}
+
+// parseVersion reads "runc version 1.1.5+ds1", of the first line.
+func parseVersion(out string) string {
+	first, _, _ := strings.Cut(out, "\n")
+	for f := range strings.FieldsSeq(first) {
+		f = strings.TrimPrefix(strings.TrimPrefix(f, "release-"), "v")
+		if len(numbers(f)) > 1 {
+			return f
+		}
+	}
+	return ""
+}
+
+// numbers are those at the front of a version: 1.1.5+ds1 has 1, 1, 5.
+func numbers(v string) (out []int) {
+	for part := range strings.SplitSeq(v, ".") {
+		digits := strings.IndexFunc(part, func(r rune) bool { return r < '0' || r > '9' })
+		if digits < 0 {
+			digits = len(part)
+		}
+		n, err := strconv.Atoi(part[:digits])
+		if err != nil {
+			return out
+		}
+		if out = append(out, n); digits < len(part) {
+			return out
+		}
+	}
+	return out
+}
+
+// A flaw is a known way out of a runtime.
+type flaw struct {
+	id      string
+	runtime string
+	// fixed are the first versions without it, one for each line of releases:
+	// {1, 1, 12} is for 1.1 and, if it is the last, for all that is newer.
+	fixed [][]int
+	// debian are versions of Debian's package that have the fix beside an older
+	// version of the runtime.
+	debian []string
+}
+
+// flaws are those of the kind that a sandbox does not stop by itself. Later
+// ones, of mounts that race with the image's links (CVE-2025-31133, 52565,
+// 52881), need files that the tenant can change while the runtime mounts: the
+// root is not writable by anyone then.
+var flaws = []flaw{
+	{id: "CVE-2019-5736", runtime: "runc", fixed: [][]int{{1, 0, 0}}},
+	{id: "CVE-2024-21626", runtime: "runc", fixed: [][]int{{1, 1, 12}}, debian: []string{"1.1.5+ds1-1+deb12u1", "1.0.0~rc93+ds1-5+deb11u3"}},
+}
+
+// Flaw names a known way out of the runtime, "" when none is known. A package
+// of the distribution is judged by its own version: distributions mend old ones.
+func (r *Runtime) Flaw() string {
+	have := numbers(r.Version)
+	for _, f := range flaws {
+		if f.runtime != r.Name || slices.ContainsFunc(f.fixed, func(v []int) bool { return slices.Compare(have, v) >= 0 }) {
+			continue
+		}
+		if r.Package == "" || !slices.ContainsFunc(f.debian, func(v string) bool { return r.Package == v || patched(r.Package, v) }) {
+			return f.id
+		}
+	}
+	return ""
+}
+
+// patched reports whether a package is a later patch of the same version:
+// 1.1.5+ds1-1+deb12u2 of 1.1.5+ds1-1+deb12u1.
+func patched(have, fixed string) bool {
+	i := strings.LastIndexByte(fixed, 'u') + 1
+	min, err := strconv.Atoi(fixed[i:])
+	if err != nil || !strings.HasPrefix(have, fixed[:i]) {
+		return false
+	}
+	n, err := strconv.Atoi(have[i:])
+	return err == nil && n >= min
+}
+
+// Argv runs a bundle until its task ends, with the exit code of the task.
+// state is a directory of this run alone, which the caller removes when the
+// task is gone.
+func (r *Runtime) Argv(bundle, state, id string) []string {
+	argv := []string{r.Path, "--root", state, "--log", filepath.Join(bundle, logFile), "run"}
+	if r.Name == "runc" {
+		// Its groups stay until they were read: who was killed for memory?
+		argv = append(argv, "--keep")
+	}
+	return append(argv, "--bundle", bundle, id)
+}
+
+const (
+	specFile = "config.json"
+	logFile  = "runtime.log"
+)
+
+// WriteBundle writes the directory that a runtime runs.
+func WriteBundle(dir string, s *specs.Spec) error {
+	b, err := json.Marshal(s)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, specFile), b, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write a sandbox's bundle: %w", err)
+	}
+	return nil
+}
+
+// Failure says why the runtime of a bundle could not start its task, "" when
+// it did.
+func Failure(bundle string) string {
+	b, err := os.ReadFile(filepath.Join(bundle, logFile))
+	if errors.Is(err, fs.ErrNotExist) || err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		_, rest, ok := strings.Cut(line, "level=error msg=")
+		if !ok {
+			continue
+		}
+		if msg, err := strconv.QuotedPrefix(rest); err == nil {
+			rest, _ = strconv.Unquote(msg)
+		}
+		return strings.TrimSpace(rest)
+	}
+	return ""
+}

@@ -1,0 +1,222 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestVersionsAndFlaws(t *testing.T) {
+	cases := []struct {
+		out, pack, version, flaw string
+	}{
+		{"runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\n", "1.1.5+ds1-1+deb12u1", "1.1.5+ds1", ""},
+		{"runc version 1.1.5+ds1\n", "1.1.5+ds1-1+deb12u7", "1.1.5+ds1", ""},
+		{"runc version 1.1.5+ds1\n", "1.1.5+ds1-1", "1.1.5+ds1", "CVE-2024-21626"},
+		{"runc version 1.1.5+ds1\n", "", "1.1.5+ds1", "CVE-2024-21626"}, // built by hand
+		{"runc version 1.1.11\n", "", "1.1.11", "CVE-2024-21626"},
+		{"runc version 1.1.12\n", "", "1.1.12", ""},
+		{"runc version 1.3.0\n", "", "1.3.0", ""},
+		{"runc version 1.0.0-rc5\n", "", "1.0.0-rc5", "CVE-2024-21626"},
+		{"runc version 0.1.1\n", "", "0.1.1", "CVE-2019-5736"},
+		{"runsc version release-20250210.0\nspec: 1.1.0\n", "", "20250210.0", ""},
+		{"something else\n", "", "", ""},
+	}
+	for _, c := range cases {
+		name, _, _ := strings.Cut(c.out, " ")
+		r := Runtime{Name: name, Version: parseVersion(c.out), Package: c.pack}
+		if r.Version != c.version || r.Flaw() != c.flaw {
+			t.Errorf("%q of package %q: version %q, flaw %q", c.out, c.pack, r.Version, r.Flaw())
+		}
+	}
+}
+
+func TestRangesAreLentOnce(t *testing.T) {
+	dir := t.TempDir()
+	r, err := OpenRanges(dir, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := OpenRanges(dir, "two") // another agent of the host
+	if err != nil {
+		t.Fatal(err)
+	}
+	lend := func(who string) Range {
+		t.Helper()
+		got, err := r.Lend(who)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	a, b := lend("1"), lend("2")
+	if a.First+a.Size > b.First || a.Size != 65_536 || lend("1") != a {
+		t.Errorf("%v and %v", a, b)
+	}
+	other, err := two.Lend("1")
+	if err != nil || other == a || other == b {
+		t.Errorf("another agent lends %v, %v", other, err)
+	}
+	if r, err = OpenRanges(dir, "one"); err != nil { // after a restart
+		t.Fatal(err)
+	}
+	if lend("2") != b {
+		t.Error("a loan was forgotten")
+	}
+	if err := r.Return(func(who string) bool { return who == "2" }); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := two.Lend("1"); err != nil || again != other {
+		t.Errorf("another agent's loan was taken back: %v, %v", again, err)
+	}
+	if c := lend("3"); c == a || c == b || c == other { // not at once: files of the old may still be about
+		t.Errorf("%v was lent again at once", c)
+	}
+	r.most = 40
+	for i := range r.most {
+		if _, err := r.Lend("more" + strings.Repeat("x", i)); err != nil {
+			if i < r.most-5 || !strings.Contains(err.Error(), "are lent") {
+				t.Errorf("after %d: %v", i, err)
+			}
+			return
+		}
+	}
+	t.Error("more were lent than there are")
+}
+
+func TestLookup(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(root, "etc", name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("passwd", "root:x:0:0:root:/:/bin/sh\nnoise\napp:x:1000:100::/home:/bin/sh\nhuge:x:4294967295:0::/:\n")
+	write("group", "users:x:100:\nvideo:x:44:app,other\nweb:x:33:app\n")
+	cases := []struct {
+		user, want string
+		id         Identity
+	}{
+		{"", "", Identity{}},
+		{"root", "", Identity{}},
+		{"app", "", Identity{User: 1000, Group: 100, Groups: []uint32{44, 33}}},
+		{"1000", "", Identity{User: 1000, Group: 100, Groups: []uint32{44, 33}}},
+		{"app:web", "", Identity{User: 1000, Group: 33}},
+		{"7:9", "", Identity{User: 7, Group: 9}},
+		{"nobody", `user "nobody"`, Identity{}},
+		{"huge", `user "huge"`, Identity{}},
+		{"app:none", `group "none"`, Identity{}},
+		{"70000", `user "70000"`, Identity{}},
+	}
+	for _, c := range cases {
+		got, err := Lookup(root, c.user)
+		if c.want != "" {
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%q: %v, %v", c.user, got, err)
+			}
+		} else if err != nil || got.User != c.id.User || got.Group != c.id.Group || !slices.Equal(got.Groups, c.id.Groups) {
+			t.Errorf("%q: %v, %v", c.user, got, err)
+		}
+	}
+	// The image's passwd is a link to the host's: it is not followed.
+	if err := os.Remove(filepath.Join(root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Lookup(root, "daemon"); err == nil {
+		t.Error("the host's users were read")
+	}
+}
+
+func task() *Task {
+	return &Task{Root: "/r", Args: []string{"x"}, IDs: rangeOf(0), Memory: 1 << 30, PIDs: 10, NoFile: 100}
+}
+
+func TestSpecIsRefused(t *testing.T) {
+	for want, change := range map[string]func(*Task){
+		"no program":       func(t *Task) { t.Args = nil },
+		"is not absolute":  func(t *Task) { t.Cwd = "../x" },
+		"range of users":   func(t *Task) { t.IDs = Range{} },
+		"outside of":       func(t *Task) { t.User = 70_000 },
+		"NUL byte":         func(t *Task) { t.Env = []string{"A=\x00"} },
+		"NUL byte ":        func(t *Task) { t.Args = []string{"x", "\x00"} },
+		"range of users  ": func(t *Task) { t.IDs.First = 0 },
+	} {
+		bad := task()
+		change(bad)
+		if _, err := Spec(bad); err == nil || !strings.Contains(err.Error(), strings.TrimSpace(want)) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+// Only the lease's devices, by their numbers, and nothing before the denial.
+func TestDevicesOfTheLease(t *testing.T) {
+	with := task()
+	with.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia0", Major: 195}}
+	s, err := Spec(with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := s.Linux.Resources.Devices
+	if len(rules) != 2 || rules[0].Allow || rules[0].Access != "rwm" || !rules[1].Allow || *rules[1].Major != 195 || *rules[1].Minor != 0 || rules[1].Access != "rw" {
+		t.Errorf("%+v", rules)
+	}
+	if len(s.Linux.Devices) != 1 || s.Linux.Devices[0].Path != "/dev/nvidia0" {
+		t.Errorf("%+v", s.Linux.Devices)
+	}
+}
+
+// The filter allows nothing of what is forbidden, whatever moby's profile says
+// in its next version.
+func TestFilterAllowsNothingForbidden(t *testing.T) {
+	s, err := Spec(task())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := s.Linux.Seccomp
+	if p.DefaultAction != specs.ActErrno || len(p.Architectures) != 1 {
+		t.Errorf("default %s, for %v", p.DefaultAction, p.Architectures)
+	}
+	sockets := 0
+	for _, call := range p.Syscalls {
+		for _, name := range call.Names {
+			if call.Action == specs.ActAllow && slices.Contains(forbidden, name) {
+				t.Errorf("%s is allowed", name)
+			}
+			if call.Action == specs.ActAllow && name == "clone" && (len(call.Args) != 1 || call.Args[0].Op != specs.OpMaskedEqual || call.Args[0].Value&0x10000000 == 0) {
+				t.Errorf("clone is allowed with %+v", call.Args)
+			}
+			if name == "socket" {
+				sockets++
+			}
+		}
+	}
+	if sockets != len(domains) {
+		t.Errorf("socket is allowed in %d ways", sockets)
+	}
+}
+
+func TestFailureIsRead(t *testing.T) {
+	dir := t.TempDir()
+	if got := Failure(dir); got != "" {
+		t.Errorf("%q of no log", got)
+	}
+	log := `time="2026-01-01T00:00:00Z" level=warning msg="x"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="runc run failed: exec: \"/bin/x\": no such file"` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, logFile), []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := Failure(dir); got != `runc run failed: exec: "/bin/x": no such file` {
+		t.Errorf("%q", got)
+	}
+}

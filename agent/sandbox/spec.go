@@ -1,0 +1,248 @@
+package sandbox
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gpuai/gpuai"
+)
+
+// A Task is what a sandbox is made of.
+type Task struct {
+	// Root is where the runtime finds the image's root, mounted read-only with
+	// its users mapped.
+	Root string
+	// Args[0] is looked up in Env's PATH unless it has a slash; Env is NAME=value.
+	Args, Env []string
+	// Cwd is absolute, in the sandbox; "" is WorkDir.
+	Cwd string
+	// User and Group are the sandbox's, Groups its further groups.
+	User, Group uint32
+	Groups      []uint32
+	Hostname    string
+	// IDs are the host's users that the sandbox has.
+	IDs Range
+
+	Memory gpuai.Bytes // 0 sets no limit
+	PIDs   int64
+	NoFile uint64
+
+	Devices []Device // of its lease
+	Mounts  []Mount  // of its lease's drivers, and never of its tenant
+	// Files are the host's files that it sees read-only, by their path in it.
+	Files map[string]string
+	// Init is the host's program that is the sandbox's first process, with
+	// InitArgs before Args; "" makes the task's program the first.
+	Init     string
+	InitArgs []string
+}
+
+// A Device is a device file of the host that the task may open.
+type Device struct {
+	Path         string // in the sandbox
+	HostPath     string
+	Block        bool
+	Major, Minor int64
+	Permissions  string // of "rwm"
+}
+
+// A Mount is a path of the host that the task sees.
+type Mount struct {
+	Path, HostPath string
+	Writable       bool
+}
+
+// Directories of a sandbox that its task may write to. They are in memory, and
+// count against the task's memory.
+const (
+	WorkDir = "/work" // GPUAI_TASK_DIR and HOME
+	TmpDir  = "/tmp"
+)
+
+// defaultScratch bounds each writable directory of a task without a memory
+// limit; with one, each may take half of it.
+const defaultScratch = 1 << 30
+
+// Spec returns the specification for the runtime.
+func Spec(t *Task) (*specs.Spec, error) {
+	if err := t.check(); err != nil {
+		return nil, err
+	}
+	s := &specs.Spec{
+		Version:  specs.Version,
+		Hostname: cmp.Or(t.Hostname, "task"),
+		Root:     &specs.Root{Path: t.Root, Readonly: true},
+		Process:  t.process(),
+		Mounts:   t.mounts(),
+		Linux: &specs.Linux{
+			UIDMappings: t.IDs.mapping(), GIDMappings: t.IDs.mapping(),
+			Namespaces:    namespaces(),
+			MaskedPaths:   slices.Clone(maskedPaths),
+			ReadonlyPaths: slices.Clone(readonlyPaths),
+			Resources:     t.resources(),
+			CgroupsPath:   cgroup,
+			// The task sees how many CPUs it has, not the host's other groups.
+			RootfsPropagation: "private",
+		},
+	}
+	for _, d := range t.Devices {
+		s.Linux.Devices = append(s.Linux.Devices, d.node())
+	}
+	var err error
+	if s.Linux.Seccomp, err = systemCalls(s); err != nil {
+		return nil, fmt.Errorf("the filter of system calls: %w", err)
+	}
+	return s, nil
+}
+
+// initPath is where a sandbox has its first program. The task may read and run
+// it, as it may everything that is its own.
+const initPath = "/.gpuai/init"
+
+// initPIDs is room for the threads of the first process.
+const initPIDs = 16
+
+// cgroup is the runtime's group, relative to its own.
+const cgroup = "box"
+
+func (t *Task) check() error {
+	switch {
+	case len(t.Args) == 0 || t.Args[0] == "":
+		return errors.New("there is no program to run: the image names none, give command or args")
+	case t.Cwd != "" && !path.IsAbs(t.Cwd):
+		return fmt.Errorf("the working directory %q is not absolute", t.Cwd)
+	case t.IDs.Size == 0 || t.IDs.First == 0:
+		return errors.New("a sandbox needs a range of users of its own")
+	case t.User >= t.IDs.Size || t.Group >= t.IDs.Size:
+		return fmt.Errorf("user %d or group %d is outside of the sandbox's %d", t.User, t.Group, t.IDs.Size)
+	}
+	for _, s := range slices.Concat(t.Args, t.Env, []string{t.Cwd}) {
+		if strings.ContainsRune(s, 0) {
+			return errors.New("an argument or a variable has a NUL byte")
+		}
+	}
+	return nil
+}
+
+func (t *Task) process() *specs.Process {
+	score := 0
+	args := t.Args
+	if t.Init != "" {
+		args = slices.Concat([]string{initPath}, t.InitArgs, t.Args)
+	}
+	return &specs.Process{
+		User: specs.User{UID: t.User, GID: t.Group, AdditionalGids: t.Groups},
+		Args: args, Env: t.Env, Cwd: cmp.Or(t.Cwd, WorkDir),
+		Capabilities:    &specs.LinuxCapabilities{}, // none, in any set
+		NoNewPrivileges: true,
+		OOMScoreAdj:     &score,
+		Rlimits: []specs.POSIXRlimit{
+			{Type: "RLIMIT_NOFILE", Hard: t.NoFile, Soft: t.NoFile},
+			{Type: "RLIMIT_CORE"},
+		},
+	}
+}
+
+func namespaces() (out []specs.LinuxNamespace) {
+	for _, n := range []specs.LinuxNamespaceType{
+		specs.UserNamespace, specs.PIDNamespace, specs.MountNamespace, specs.NetworkNamespace,
+		specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
+	} {
+		out = append(out, specs.LinuxNamespace{Type: n})
+	}
+	return out
+}
+
+// maskedPaths are empty in a sandbox: they tell of the host, or change it.
+var maskedPaths = []string{
+	"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kallsyms", "/proc/latency_stats",
+	"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/kmsg", "/proc/sysrq-trigger",
+	"/sys/firmware", "/sys/devices/virtual/powercap", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security", "/sys/fs/bpf",
+}
+
+var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysvipc"}
+
+// mounts are the sandbox's file systems over its image.
+func (t *Task) mounts() []specs.Mount {
+	scratch := int64(defaultScratch)
+	if t.Memory > 0 {
+		scratch = int64(t.Memory) / 2
+	}
+	tmpfs := func(at, mode string, more ...string) specs.Mount {
+		return specs.Mount{Destination: at, Type: "tmpfs", Source: "tmpfs", Options: append([]string{"nosuid", "nodev", "mode=" + mode}, more...)}
+	}
+	size := "size=" + strconv.FormatInt(scratch, 10)
+	own := []string{size, "uid=" + strconv.FormatUint(uint64(t.User), 10), "gid=" + strconv.FormatUint(uint64(t.Group), 10)}
+	out := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		tmpfs("/dev", "755", "noexec", "strictatime", "size=65536k"),
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
+		tmpfs("/dev/shm", "1777", "noexec", size),
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+		tmpfs(TmpDir, "1777", size),
+		tmpfs("/run", "755", "noexec", size),
+		tmpfs(WorkDir, "700", own...),
+	}
+	for _, m := range t.Mounts {
+		out = append(out, bind(m.Path, m.HostPath, m.Writable))
+	}
+	if t.Init != "" {
+		out = append(out, bind(initPath, t.Init, false))
+	}
+	for _, at := range slices.Sorted(maps.Keys(t.Files)) {
+		out = append(out, bind(at, t.Files[at], false))
+	}
+	return out
+}
+
+func bind(at, host string, writable bool) specs.Mount {
+	o := []string{"bind", "nosuid", "nodev", "private"}
+	if !writable {
+		o = append(o, "ro")
+	}
+	return specs.Mount{Destination: at, Type: "bind", Source: host, Options: o}
+}
+
+func (t *Task) resources() *specs.LinuxResources {
+	r := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
+	if t.Memory > 0 {
+		limit := int64(t.Memory)
+		r.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit} // together: no swap
+	}
+	if t.PIDs > 0 {
+		limit := t.PIDs
+		if t.Init != "" {
+			limit += initPIDs
+		}
+		r.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	for _, d := range t.Devices {
+		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{
+			Allow: true, Type: d.kind(), Major: &d.Major, Minor: &d.Minor, Access: cmp.Or(d.Permissions, "rw"),
+		})
+	}
+	return r
+}
+
+func (d *Device) kind() string {
+	if d.Block {
+		return "b"
+	}
+	return "c"
+}
+
+// node is the device's file; with a user namespace the runtime binds the
+// host's in its place.
+func (d *Device) node() specs.LinuxDevice {
+	return specs.LinuxDevice{Path: d.Path, Type: d.kind(), Major: d.Major, Minor: d.Minor}
+}

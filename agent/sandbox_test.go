@@ -1,0 +1,286 @@
+package agent
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/sandbox"
+)
+
+// probeBinary builds gpuai-probe, once.
+var probeBinary = sync.OnceValues(func() ([]byte, error) {
+	path := filepath.Join(filepath.Dir(watchdogPath), "gpuai-probe")
+	cmd := exec.Command("go", "build", "-o", path, "github.com/gpuai/gpuai/cmd/gpuai-probe")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(path)
+})
+
+// archiveImage writes a docker archive whose image runs gpuai-probe say, with
+// more files if extra names some.
+func archiveImage(t *testing.T, dir string, extra ...tar.Header) string {
+	t.Helper()
+	probe, err := probeBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	add := func(w *tar.Writer, h tar.Header, content []byte) {
+		h.Size = int64(len(content))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(w, tar.Header{Name: "bin/gpuai-probe", Typeflag: tar.TypeReg, Mode: 0o755}, probe)
+	add(w, tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\napp:x:7:8::/:/bin/sh\n"))
+	for _, h := range extra {
+		add(w, h, nil)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(layer.Bytes())
+	config, err := json.Marshal(map[string]any{
+		"os": "linux", "architecture": runtime.GOARCH,
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
+		"config": map[string]any{
+			"Entrypoint": []string{"gpuai-probe", "say"}, "Cmd": []string{"from the image"},
+			"Env": []string{"PATH=/bin", "IMAGE=yes", "GPUAI_JOB=forged"}, "User": "app", "WorkingDir": "/etc",
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, fmt.Sprintf("image-%d.tar", len(extra)))
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	out := tar.NewWriter(f)
+	plain := tar.Header{Typeflag: tar.TypeReg, Mode: 0o644}
+	for _, m := range []struct {
+		name    string
+		content []byte
+	}{
+		{"manifest.json", []byte(`[{"Config":"config.json","RepoTags":["test:v1"],"Layers":["layer.tar"]}]`)},
+		{"config.json", config}, {"layer.tar", layer.Bytes()},
+	} {
+		plain.Name = m.name
+		add(out, plain, m.content)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return "docker-archive:" + path
+}
+
+// boxed makes an agent run sandboxes with images of dir.
+func boxed(t *testing.T, dir string) func(*Config) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a sandbox is made by root")
+	}
+	if _, err := sandbox.Find(t.Context(), "runc"); err != nil {
+		t.Skip("there is no runtime to test with: ", err)
+	}
+	return func(c *Config) {
+		c.AllowProcess = false
+		c.Sandbox = &SandboxConfig{Runtime: "runc", Images: ImageConfig{Files: []string{dir}}}
+	}
+}
+
+// inImage makes a task run an image.
+func inImage(image string, args ...string) func(*gpuai.Assignment) {
+	return func(a *gpuai.Assignment) {
+		a.Task.Runtime, a.Task.Image, a.Task.Args = gpuai.RuntimeOCI, image, args
+		a.Lease.CPU, a.Lease.Memory = 1000, 64<<20
+	}
+}
+
+func TestSandboxedTask(t *testing.T) {
+	dir := t.TempDir()
+	image := archiveImage(t, dir)
+	command := func(argv ...string) func(*gpuai.Assignment) {
+		return func(a *gpuai.Assignment) {
+			inImage(image)(a)
+			a.Task.Command = argv
+		}
+	}
+	for name, test := range map[string]struct {
+		change func(*gpuai.Assignment)
+		state  gpuai.ReportState
+		code   int32
+		reason string
+		out    []string
+	}{
+		"as the image says": {inImage(image), gpuai.ReportDone, 0, "", []string{
+			`args ["from the image"]`, "dir /etc", "user 7:8", "env IMAGE=yes", "env GPUAI_TASK_DIR=/work", "env HOME=/work", "env PATH=/bin\n"}},
+		"with arguments":        {inImage(image, "$GPUAI_RESTART", "$UNSET"), gpuai.ReportDone, 0, "", []string{`args ["0" "$UNSET"]`}},
+		"with a command":        {command("/bin/gpuai-probe", "say", "x"), gpuai.ReportDone, 0, "", []string{`args ["x"]`}},
+		"missing program":       {command("none"), gpuai.ReportFailed, 127, "exit code 127", nil},
+		"directory in the root": {func(a *gpuai.Assignment) { inImage(image)(a); a.Task.Cwd = "/none/../../../etc/new" }, gpuai.ReportDone, 0, "", []string{"dir /etc/new"}},
+		"failure":               {func(a *gpuai.Assignment) { command("gpuai-probe", "disk")(a); a.Task.Cwd = "/work" }, gpuai.ReportFailed, 5, "exit code 5", []string{"no space left"}},
+		"out of memory":         {command("gpuai-probe", "memory"), gpuai.ReportFailed, 137, "out of memory", nil},
+		"no such image":         {inImage("docker-archive:" + dir + "/none.tar"), gpuai.ReportFailed, 0, "none.tar", nil},
+		"not allowed":           {inImage("oci:/etc"), gpuai.ReportFailed, 0, "has not allowed", nil},
+		"hostile image":         {inImage(archiveImage(t, dir, tar.Header{Name: "dev/mem", Typeflag: tar.TypeChar})), gpuai.ReportFailed, 0, `entry "dev/mem" is a device node`, nil},
+		"no script shell":       {func(a *gpuai.Assignment) { inImage(image)(a); a.Task.Script = "true" }, gpuai.ReportFailed, 127, "exit code 127", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			a := f.run(boxed(t, dir))
+			lease := f.grant(testNode, test.change)
+			r := f.last(lease)
+			if r.State != test.state || r.ExitCode != test.code || !strings.Contains(r.Reason, test.reason) {
+				c := f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stderr", Limit: 10_000})
+				t.Errorf("reported %+v\n%s", r, c.Data)
+			}
+			c := f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stdout", Limit: 10_000})
+			for _, want := range test.out {
+				if !strings.Contains(string(c.Data), want) {
+					t.Errorf("%q is not in\n%s", want, c.Data)
+				}
+			}
+			last := f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stderr", Offset: -1000, Limit: 1000})
+			if plain := strings.HasPrefix(test.reason, "exit code"); test.reason != "" && strings.Contains(string(last.Data), "gpuai: "+r.Reason) == plain {
+				t.Errorf("its user reads %q", last.Data)
+			}
+			if strings.Contains(string(c.Data), "forged") {
+				t.Error("an image says what only the region may say")
+			}
+			checkClosed(t, a.Agent, lease)
+		})
+	}
+}
+
+// checkClosed checks that a sandboxed task left nothing but its output.
+func checkClosed(t *testing.T, a *Agent, lease gpuai.Token) {
+	t.Helper()
+	eventually(t, "the sandbox to be cleared away", func() bool {
+		var left []string
+		for _, glob := range []string{a.boxes.path(stateDir) + "/*", a.path(imagesDir) + "/holds/*", a.taskDir(lease) + "/" + bundleDir} {
+			found, err := filepath.Glob(glob)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left = append(left, found...)
+		}
+		return len(left) == 0
+	})
+}
+
+func TestNodeWithoutRuntimeRunsNoImages(t *testing.T) {
+	f := newFixture(t)
+	f.run(nil)
+	if r := f.last(f.grant(testNode, inImage("debian:12"))); r.State != gpuai.ReportFailed || !strings.Contains(r.Reason, "has no OCI runtime") {
+		t.Errorf("reported %+v", r)
+	}
+}
+
+func TestRuntimeIsALabelOfTheNode(t *testing.T) {
+	f := newFixture(t)
+	f.run(boxed(t, t.TempDir()))
+	hellos := f.hellos(testNode)
+	labels := hellos[len(hellos)-1].Node.Labels
+	if labels[gpuai.LabelOCI] != gpuai.LabelYes || labels[gpuai.LabelOCI+".name"] != "runc" || labels[gpuai.LabelOCI+".version"] == "" {
+		t.Errorf("labels %v", labels)
+	}
+	cfg := testConfig(t.TempDir(), f.addr(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	cfg.Labels = map[string]string{gpuai.LabelOCI: gpuai.LabelYes}
+	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "agent's own") {
+		t.Errorf("a label that is not true: %v", err)
+	}
+}
+
+// The sandbox outlives its agent, with what it holds, and the next one has it.
+func TestSandboxOutlivesTheAgent(t *testing.T) {
+	dir := t.TempDir()
+	image := archiveImage(t, dir)
+	f := newFixture(t)
+	change := boxed(t, dir)
+	first := f.run(change)
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		inImage(image)(a)
+		a.Task.Command = []string{"gpuai-probe", "family"}
+	})
+	f.running(lease)
+	eventually(t, "its output", func() bool {
+		c := f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stdout", Limit: 100})
+		return strings.Contains(string(c.Data), "ready")
+	})
+	first.stop(t)
+	second := f.run(change)
+	holds, err := filepath.Glob(second.path(imagesDir) + "/holds/*")
+	if err != nil || !slices.Equal(holds, []string{second.path(imagesDir) + "/holds/" + lease.String()}) {
+		t.Errorf("held: %v, %v", holds, err)
+	}
+	f.revoke(testNode, lease)
+	if r := f.last(lease); r.State != gpuai.ReportStopped || r.ExitCode != 128+15 {
+		t.Errorf("reported %+v", r)
+	}
+	checkClosed(t, second.Agent, lease)
+}
+
+// Case 23: what is left of a sandbox after the watchdog's death is killed.
+func TestCase23SandboxWithoutItsWatchdog(t *testing.T) {
+	dir := t.TempDir()
+	image := archiveImage(t, dir)
+	f := newFixture(t)
+	a := f.run(boxed(t, dir))
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		inImage(image)(a)
+		a.Task.Command = []string{"gpuai-probe", "family"}
+	})
+	f.running(lease)
+	ids, err := a.boxes.ranges.Lend(lease.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	killWatchdog(t, f.dir)
+	if r := f.last(lease); r.State != gpuai.ReportLost {
+		t.Errorf("reported %+v", r)
+	}
+	if left := processesOf(ids); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+	checkClosed(t, a.Agent, lease)
+}
+
+// processesOf returns the processes of a range of users.
+func processesOf(ids sandbox.Range) (out []string) {
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range all {
+		b, err := os.ReadFile(p + "/status")
+		if err != nil || bytes.Contains(b, []byte("\nState:\tZ")) {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			var uid uint32
+			if _, err := fmt.Sscanf(line, "Uid:\t%d", &uid); err == nil && uid >= ids.First && uid-ids.First < ids.Size {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,121 @@
+package watchdog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// holdArg makes the watchdog's binary a process that only keeps its user
+// namespace until it has been opened.
+const holdArg = "--hold-namespace"
+
+// hold waits until stdin ends.
+func hold() int {
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// enter gives this thread a mount namespace with the box's root in it. The
+// caller has locked the thread, and execs on it.
+func (b *Box) enter() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make its mounts private: %w", err)
+	}
+	ns, err := userNamespace(b.Base, b.Size)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	tree, err := unix.OpenTree(unix.AT_FDCWD, b.Root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", b.Root, err)
+	}
+	defer unix.Close(tree)
+	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+		Attr_set:  unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
+		Userns_fd: uint64(ns.Fd()),
+	})
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("the kernel, or the file system of %s, cannot map its users (Linux 5.12 and ext4, xfs or btrfs can): %w", b.Root, err)
+	case err != nil:
+		return fmt.Errorf("map the users of %s: %w", b.Root, err)
+	}
+	return b.layer(tree)
+}
+
+// Directories below a box's target. The image is the lower layer of RootDir; the
+// upper one takes only the mount points that the image lacks, since the runtime
+// makes the root read-only before the task starts.
+const (
+	RootDir  = "root"
+	lowerDir = "lower"
+	upperDir = "upper"
+	ownDir   = "own" // overlayfs's
+	// upperBytes is the room for mount points.
+	upperBytes = "size=4m"
+)
+
+// layer mounts the tree of an image, which is its only user, below the target.
+func (b *Box) layer(tree int) error {
+	if err := unix.Mount("tmpfs", b.Target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711,"+upperBytes); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", b.Target, err)
+	}
+	at := func(dir string) string { return filepath.Join(b.Target, dir) }
+	for _, dir := range []string{RootDir, lowerDir, upperDir, ownDir} {
+		if err := os.Mkdir(at(dir), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Chown(at(upperDir), int(b.Base), int(b.Base)); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, at(lowerDir), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount it at %s: %w", at(lowerDir), err)
+	}
+	layers := "lowerdir=" + at(lowerDir) + ",upperdir=" + at(upperDir) + ",workdir=" + at(ownDir)
+	if err := unix.Mount("overlay", at(RootDir), "overlay", unix.MS_NOSUID|unix.MS_NODEV, layers); err != nil {
+		return fmt.Errorf("lay it under an overlay (Linux 5.19 can): %w", err)
+	}
+	return nil
+}
+
+// userNamespace returns a user namespace whose users 0 to size-1 are the
+// host's from base on. A namespace needs a process to be made by.
+func userNamespace(base, size uint32) (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	defer r.Close()
+	ids := []syscall.SysProcIDMap{{HostID: int(base), Size: int(size)}}
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{"gpuai-task", holdArg}, &syscall.ProcAttr{
+		Dir: "/", Env: []string{}, Files: []uintptr{r.Fd()},
+		Sys: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Pdeathsig: syscall.SIGKILL},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make a user namespace: %w", err)
+	}
+	ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/user")
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	for {
+		if _, wait := syscall.Wait4(pid, nil, 0, nil); !errors.Is(wait, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open a user namespace: %w", err)
+	}
+	return ns, nil
+}

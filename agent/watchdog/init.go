@@ -1,0 +1,80 @@
+package watchdog
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// InitArg makes the watchdog's binary the first process of a box. The kernel
+// drops signals to a first process that has no handler for them, and its
+// orphans fall to it: few programs are made for that. This one runs the program
+// behind InitArg, hands it every signal, reaps what falls to it, and ends with
+// the program's code.
+const InitArg = "--init"
+
+// Exit codes of an init that has nothing to run, as a shell's.
+const (
+	exitNotRunnable = 126
+	exitNotFound    = 127
+)
+
+// forwarded are the signals that a task may be sent.
+var forwarded = []os.Signal{
+	syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
+	syscall.SIGCONT, syscall.SIGWINCH, syscall.SIGALRM, syscall.SIGTSTP,
+}
+
+// runInit runs argv and returns its exit code.
+func runInit(argv []string) int {
+	if len(argv) == 0 {
+		fmt.Fprintln(os.Stderr, "gpuai: there is no program to run")
+		return exitNotFound
+	}
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, forwarded...)
+	path, err := lookPath(argv[0], os.Environ())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gpuai:", err)
+		return exitNotFound
+	}
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
+		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "gpuai: run %s: %v\n", path, err)
+		if errors.Is(err, syscall.ENOENT) {
+			return exitNotFound
+		}
+		return exitNotRunnable
+	}
+	go func() {
+		for s := range signals {
+			if s, ok := s.(syscall.Signal); ok {
+				_ = syscall.Kill(-pid, s) // gone already is as good
+			}
+		}
+	}()
+	return reapUntil(pid)
+}
+
+// reapUntil reaps every child until pid has ended.
+func reapUntil(pid int) int {
+	for {
+		var status syscall.WaitStatus
+		got, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return exitNotRunnable
+		case got == pid && status.Signaled():
+			return 128 + int(status.Signal())
+		case got == pid && status.Exited():
+			return status.ExitStatus()
+		}
+	}
+}
