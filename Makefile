@@ -29,7 +29,7 @@ FIRST ?= 1
 TIMES ?= 5
 
 .PHONY: build test test-core test-cluster test-rest race arch test-386 fuzz bench fmt fmt-check vet demo \
-	sim virtual chaos chaos-short chaos-long scale ci \
+	bench-region sim virtual chaos chaos-short chaos-long scale ci \
 	promise-utilisation promise-splitting promise-mixed promise-growth
 
 # Only a driver that must load a vendor's C library needs cgo; none here does.
@@ -60,6 +60,10 @@ arch:
 test-386:
 	GOARCH=386 CGO_ENABLED=0 $(GO) vet $(CORE)
 	GOARCH=386 CGO_ENABLED=0 $(GO) test -timeout 15m $(CORE)
+
+# The goals of a region's speed in one table, some minutes; ONLY=lone,batch for some.
+bench-region: build
+	$(GO) run ./integration/goals $(if $(ONLY),--only $(ONLY))
 
 # Every fuzz target there is, FUZZTIME each. Go's fuzzer fails now and then with
 # "context deadline exceeded" at its end: a second run decides, which what was found
