@@ -147,3 +147,26 @@ func TestPreemptionProtectsLonger(t *testing.T) {
 		r.status(low, gpuai.JobRunning)
 	}
 }
+
+// A plan of a submit tells whom it would displace, and that the job starts once
+// they have left.
+func TestPlanTellsWhomASubmitDisplaces(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 4)
+	low := r.submit(jobSpec("low", 4, 1))
+	p := r.plan(&gpuai.PlanRequest{Submit: []gpuai.JobSpec{*at(jobSpec("high", 1, 3), 60)}})
+	if len(p.Jobs) != 1 || p.Jobs[0].Code != gpuai.OK || p.Jobs[0].Now != 0 || p.Jobs[0].Later != 1 {
+		t.Fatalf("%+v", p.Jobs)
+	}
+	if len(p.Blast.Revoked) != 1 || p.Blast.Revoked[0] != (gpuai.PlanCause{Cause: gpuai.CausePreempted, Tasks: 3}) {
+		t.Errorf("the blast is %+v", p.Blast)
+	}
+	if len(p.Changes) != 3 {
+		t.Fatalf("%+v", p.Changes)
+	}
+	for _, c := range p.Changes {
+		if c.Job != low || c.Change != gpuai.PlanWaits || c.Cause != gpuai.CausePreempted || c.From != "a" {
+			t.Errorf("%+v", c)
+		}
+	}
+}
