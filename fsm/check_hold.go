@@ -54,13 +54,22 @@ func (m *Machine) checkRoom(node uint32) (holds uint32, err error) {
 			hs = append(hs, m.victimOf(l.slot()).holding)
 		}
 	}
+	n := m.nodes.Get(node)
+	if n.yielding != uint32(len(hs)) {
+		return 0, fmt.Errorf("%d leases may have to go, counted %d", len(hs), n.yielding)
+	}
+	last := ref(0)
 	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
 		r := m.holds.Get(h.slot())
+		last = h
 		if n := m.nodes.Get(node); r.node != node || !n.open() && n.live < MaxNodeLeases {
 			return 0, fmt.Errorf("room is kept on it, for node %d", r.node)
 		}
 		room.Add(r.devices, r.share, int64(r.cpu), r.memory)
 		holds++
+	}
+	if n.kept != holds || n.lastKept != last {
+		return 0, fmt.Errorf("%d holds, counted %d, the last is %d and not %d", holds, n.kept, last, n.lastKept)
 	}
 	whole := uint64(1)<<len(body.spec.Devices) - 1
 	if !room.Has(whole, 0, int64(body.spec.CPU), int64(body.spec.Memory)) || room.Has(0, 0, int64(body.spec.CPU)+1, 0) {

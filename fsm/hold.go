@@ -90,6 +90,12 @@ func (m *Machine) firstHold(node uint32) ref {
 	return *m.holdOf.Get(node)
 }
 
+// mayKeep reports whether a node may be given one more lease or hold.
+func (m *Machine) mayKeep(node uint32) bool {
+	n := m.nodes.Get(node)
+	return n.live+n.kept < MaxNodeLeases
+}
+
 // keep keeps room for one more task of a group.
 func (m *Machine) keep(group uint32, fit *scheduler.Fit) {
 	cpu, memory, _ := m.sched.Demand(m.groups.Get(group).shape)
@@ -127,33 +133,45 @@ func (m *Machine) holdPort(group uint32) bool {
 func (m *Machine) linkHold(slot uint32) {
 	node := m.holds.Get(slot).node
 	m.holdOf.Grow(node + 1)
-	at := m.firstHold(node)
-	if at == 0 {
+	n := m.nodes.Mut(node)
+	if n.kept++; n.lastKept == 0 {
 		*m.holdOf.Mut(node) = refTo(slot)
-		return
+	} else {
+		m.holds.Mut(n.lastKept.slot()).next = refTo(slot)
 	}
-	for m.holds.Get(at.slot()).next != 0 {
-		at = m.holds.Get(at.slot()).next
+	n.lastKept = refTo(slot)
+}
+
+// unlinkHold takes a hold out of the list of its node.
+func (m *Machine) unlinkHold(slot uint32, r *holdRec) {
+	n := m.nodes.Mut(r.node)
+	n.kept--
+	before := ref(0)
+	for at := m.firstHold(r.node); at != refTo(slot); at = m.holds.Get(at.slot()).next {
+		m.now.work -= workLook
+		before = at
 	}
-	m.holds.Mut(at.slot()).next = refTo(slot)
+	if before == 0 {
+		*m.holdOf.Mut(r.node) = r.next
+	} else {
+		m.holds.Mut(before.slot()).next = r.next
+	}
+	if n.lastKept == refTo(slot) {
+		n.lastKept = before
+	}
 }
 
 // unhold ends a hold. What it kept goes to whoever is next, unless the caller
 // takes it at once.
 func (m *Machine) unhold(slot uint32) {
 	r := *m.holds.Get(slot)
-	if *m.holdOf.Get(r.node) == refTo(slot) {
-		*m.holdOf.Mut(r.node) = r.next
-	} else {
-		at := m.firstHold(r.node)
-		for m.holds.Get(at.slot()).next != refTo(slot) {
-			at = m.holds.Get(at.slot()).next
-		}
-		m.holds.Mut(at.slot()).next = r.next
-	}
+	m.unlinkHold(slot, &r)
 	m.unholdGroup(slot, &r)
 	m.returnPort(r.node, r.port)
 	*m.holds.Mut(slot) = holdRec{}
+	if m.holdSlots.Len() == MaxHolds {
+		m.lookAtStarved() // for some there may have been no other reason
+	}
 	m.holdSlots.Free(slot)
 	m.sched.Give(r.node, r.devices, r.share, int64(r.cpu), r.memory)
 	m.relist(r.node)
@@ -241,16 +259,17 @@ func (m *Machine) lostDevices(node uint32, devices uint64) {
 }
 
 // claimDue gives leases to those whose room has become vacant. What the entry's
-// tokens do not reach stays due.
-func (m *Machine) claimDue() {
+// tokens do not reach stays due: false.
+func (m *Machine) claimDue() bool {
 	for node, ok := m.vacated.Next(0); ok; node, ok = m.vacated.Next(node + 1) {
 		for h := m.firstVacant(node); h != 0; h = m.firstVacant(node) {
-			if m.now.ordinal >= MaxLeasesPerEntry || !m.claim(h.slot()) {
-				return
+			if m.now.ordinal >= MaxLeasesPerEntry || m.now.work <= 0 || !m.claim(h.slot()) {
+				return false
 			}
 		}
 		m.vacated.Clear(node)
 	}
+	return true
 }
 
 // firstVacant returns the oldest hold of a node that nobody else is in any more,
@@ -262,6 +281,7 @@ func (m *Machine) firstVacant(node uint32) ref {
 	}
 	room := m.sched.Free(node)
 	for x := h; x != 0; x = m.holds.Get(x.slot()).next {
+		m.now.work -= workLook
 		if r := m.holds.Get(x.slot()); !r.vacant {
 			room.Add(r.devices, r.share, int64(r.cpu), r.memory)
 		}

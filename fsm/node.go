@@ -35,6 +35,9 @@ type nodeRec struct {
 	registered  uint64
 	modified    uint64
 	reserved    uint16 // tasks of the reservation's group that it is kept for
+	yielding    uint32 // leases that yield; derived
+	kept        uint32 // holds; derived
+	lastKept    ref    // the newest of them; derived
 }
 
 func (r *nodeRec) put(b []byte) []byte {

@@ -87,7 +87,9 @@ func (m *Machine) refill() {
 		return
 	}
 	for m.now.work > 0 {
-		m.claimDue()
+		if !m.claimDue() {
+			return
+		}
 		m.settle()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {

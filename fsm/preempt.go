@@ -85,8 +85,8 @@ func (m *Machine) victimOf(slot uint32) victim {
 		v.holding.Unit = uint32(group)
 		v.progress = m.progress(m.leases.Get(m.tasks.Get(g.first.slot()).lease.slot()).granted, l.held()) * uint64(g.count)
 	}
-	if v.holding.Going {
-		v.holding.Band = bandsOfPriority * scheduler.Band(j.priority)
+	if v.holding.Going { // it goes by itself, whatever becomes of its gang
+		v.holding.Band, v.holding.Unit = bandsOfPriority*scheduler.Band(j.priority), 0
 	}
 	return v
 }
@@ -94,15 +94,17 @@ func (m *Machine) victimOf(slot uint32) victim {
 // progress is the device time that a lease would lose which has held so much
 // since an instant.
 func (m *Machine) progress(since gpuai.Instant, milli uint64) uint64 {
-	return uint64(min(max(m.now.time-since, 0), 1<<34)) * (milli + 1)
+	return uint64(min(max(m.now.time-since, 0), 1<<32)) * (milli + 1)
 }
 
 // worthier orders victims with the most worth sparing first: the higher
-// priority, then what would lose more of its work, then the older job.
+// priority, then what would lose more of its work, then the older job. Those that
+// go in any case come last.
 func (a *victim) worthier(b *victim) int {
 	return cmp.Or(
+		cmp.Compare(bool8(a.holding.Going), bool8(b.holding.Going)),
 		cmp.Compare(b.priority, a.priority), cmp.Compare(b.progress, a.progress),
-		cmp.Compare(a.seq, b.seq), cmp.Compare(a.group, b.group), cmp.Compare(a.slot, b.slot),
+		cmp.Compare(bool8(a.alone), bool8(b.alone)), cmp.Compare(a.seq, b.seq), cmp.Compare(a.group, b.group), cmp.Compare(a.slot, b.slot),
 	)
 }
 
@@ -116,14 +118,15 @@ func (m *Machine) relist(node uint32) {
 	}
 	m.holdings = hs
 	if len(hs) > 0 || m.sched.Reclaimable(node) {
+		m.now.work -= workPlace + workLook*int64(len(hs))
 		m.sched.SetReclaim(node, hs)
-		m.now.work -= workPlace
 	}
 }
 
-// relisted is relist for a node whose room changed but not who may have to go.
+// relisted is relist for a node whose room changed but not who may have to go. A
+// node of which more is held than it has lists nobody until it has room again.
 func (m *Machine) relisted(node uint32) {
-	if m.sched.Reclaimable(node) {
+	if m.nodes.Get(node).yielding > 0 {
 		m.relist(node)
 	}
 }
@@ -187,6 +190,7 @@ func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
 			m.unprotect(first.slot())
 			l := m.leases.Mut(first.slot())
 			l.yields, any = true, true
+			m.nodes.Mut(l.node).yielding++
 			m.relist(l.node)
 		}
 	}
@@ -311,6 +315,7 @@ func (m *Machine) leaving(slot uint32) {
 	if _, anybody := m.starving.Next(0); anybody && !l.yields && m.gap() > 0 {
 		m.dirty.Set(l.node)
 		l.yields = true
+		m.nodes.Mut(l.node).yielding++
 	}
 	if l.yields {
 		m.relist(l.node)
@@ -324,7 +329,10 @@ func (m *Machine) left(slot uint32) {
 		m.vacated.Set(l.node)
 	}
 	if full := m.nodes.Get(l.node).live == MaxNodeLeases-1; l.yields || full {
-		l.yields = false
+		if l.yields {
+			l.yields = false
+			m.nodes.Mut(l.node).yielding--
+		}
 		m.relist(l.node) // a full node lists nothing
 	} else {
 		m.relisted(l.node)
@@ -395,7 +403,14 @@ func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final b
 		})
 		return ok, final
 	}
-	return m.displaceTasks(group, limit)
+	ok, final = m.displaceTasks(group, limit)
+	if v := m.meta.Get().reserve; !ok && final && v.group != 0 && m.groups.Get(group).gang && m.priorityOf(group) > m.priorityOf(v.group.slot()) {
+		ok = m.attempt(func() bool {
+			m.unreserve()
+			return m.displaceGang(group, limit)
+		})
+	}
+	return ok, final
 }
 
 func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final bool) {
@@ -446,9 +461,21 @@ func (m *Machine) displaceOnReserved(group uint32, limit scheduler.Band) bool {
 // which some may be free. After false the caller rolls back.
 func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
 	g := *m.groups.Get(group)
+	room := m.capacity(g.shape, g.least())
+	if room < g.least() {
+		before := m.sched.Work()
+		room += m.sched.ReclaimRoom(g.shape, limit, g.least()-room)
+		m.now.work -= int64(m.sched.Work() - before)
+	}
+	if room < g.least() {
+		return false // before anything is written
+	}
 	lacked := false // else it was no lack of room that it waits for
 	for i := range g.least() {
 		if fit, ok := m.find(g.shape); ok {
+			if !m.mayKeep(fit.Node) || m.holdSlots.Len() >= MaxHolds {
+				return false
+			}
 			m.keep(group, &fit)
 		} else if lacked = m.displaceOne(group, limit); !lacked {
 			return false
@@ -471,7 +498,7 @@ func (m *Machine) displaceOne(group uint32, limit scheduler.Band) bool {
 
 // displaceOn makes room for one task of a group on a node, if it can.
 func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
-	if m.holdSlots.Len() >= MaxHolds || m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs {
+	if m.holdSlots.Len() >= MaxHolds || m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs || !m.mayKeep(node) {
 		return false // it could not be placed there
 	}
 	shape := m.groups.Get(group).shape
@@ -502,6 +529,7 @@ func (m *Machine) listVictims(node uint32, limit scheduler.Band) {
 			vs = append(vs, v)
 		}
 	}
+	slices.SortFunc(vs, func(a, b victim) int { return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.slot, b.slot)) })
 	m.markSurplus(vs)
 	slices.SortFunc(vs, func(a, b victim) int { return a.worthier(&b) })
 	m.victims, m.holdings = vs, m.holdings[:0]
@@ -511,22 +539,21 @@ func (m *Machine) listVictims(node uint32, limit scheduler.Band) {
 	m.gone = append(m.gone[:0], make([]bool, len(vs))...)
 }
 
-// markSurplus marks what elastic gangs have on a node beyond their least: they go
+// markSurplus marks, of victims by group, what elastic gangs have on a node beyond their least: they go
 // on without it.
 func (m *Machine) markSurplus(vs []victim) {
+	group, more := ref(0), uint32(0) // of the members that were looked at last
 	for i := range vs {
 		v := &vs[i]
 		l := m.leases.Get(v.slot)
 		if !v.gang || v.holding.Going || m.tasks.Get(l.task.slot()).idx == 0 {
 			continue
 		}
-		more := m.surplus(v.group.slot())
-		for k := range vs[:i] {
-			if vs[k].alone && vs[k].group == v.group && more > 0 {
-				more--
-			}
+		if v.group != group {
+			group, more = v.group, m.surplus(v.group.slot())
 		}
 		if more > 0 {
+			more--
 			v.alone, v.holding.Unit, v.progress = true, 0, m.progress(l.granted, l.held())
 		}
 	}

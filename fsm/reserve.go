@@ -59,8 +59,8 @@ func (m *Machine) wantReservation(bucket uint32) {
 	switch {
 	case v.group == 0 && !v.wanted:
 		m.meta.Mut().reserve.wanted = true
-	case v.group != 0 && r.priority > m.priorityOf(v.group.slot()):
-		m.unreserve()
+	case v.group != 0 && !v.wanted && r.priority > m.priorityOf(v.group.slot()):
+		m.meta.Mut().reserve.wanted = true
 	}
 }
 
@@ -94,7 +94,7 @@ func (m *Machine) opens(node uint32) bool {
 
 // reserve makes the reservation that is wanted, if any group needs one.
 func (m *Machine) reserve() {
-	if v := m.meta.Get().reserve; !v.wanted || v.group != 0 {
+	if !m.meta.Get().reserve.wanted {
 		return
 	}
 	m.meta.Mut().reserve.wanted = false
@@ -107,13 +107,29 @@ func (m *Machine) reserve() {
 			return
 		case !m.everHolds(best.group):
 			hopeless.add(m.turns.recs.Get(m.turns.leafs.Get(best.bucket).turn.slot()).tenant)
-		case m.held(best.group) == 0 && m.reserveFor(best.group):
+		case m.held(best.group) == 0 && m.reserveInstead(best.group):
 			return
 		default:
 			tries++
 		}
 		after = &best
 	}
+}
+
+// reserveInstead reserves nodes for a group, also those of a group of lower
+// priority, which keeps them when there are none for the other.
+func (m *Machine) reserveInstead(group uint32) bool {
+	old := m.meta.Get().reserve.group
+	if old == 0 {
+		return m.reserveFor(group)
+	}
+	if m.priorityOf(group) <= m.priorityOf(old.slot()) {
+		return false
+	}
+	return m.attempt(func() bool {
+		m.unreserve()
+		return m.reserveFor(group)
+	})
 }
 
 // hopelessGroups counts groups that no node can ever hold by their tenants: one

@@ -319,6 +319,7 @@ func (m *Machine) rebuild() error {
 	for s := range m.nodes.Len() {
 		m.retake(s)
 		m.keepHolds(s)
+		m.countYielding(s)
 		if m.nodes.Get(s).reserved > 0 {
 			m.reserved.Set(s)
 		}
@@ -377,10 +378,23 @@ func (m *Machine) rebuildHolds() {
 	}
 }
 
+// countYielding counts the leases of a node that may have to go.
+func (m *Machine) countYielding(node uint32) {
+	n := m.nodes.Mut(node)
+	n.yielding = 0
+	for l := n.first; l != 0; l = m.leases.Get(l.slot()).next {
+		if m.leases.Get(l.slot()).yields {
+			n.yielding++
+		}
+	}
+}
+
 // keepHolds tells the scheduler of the room of a node that is kept.
 func (m *Machine) keepHolds(node uint32) {
 	for h := m.firstHold(node); h != 0; h = m.holds.Get(h.slot()).next {
 		r := m.holds.Get(h.slot())
+		n := m.nodes.Mut(node)
+		n.kept, n.lastKept = n.kept+1, h
 		m.sched.Hold(node, r.devices, r.share, int64(r.cpu), r.memory)
 	}
 }

@@ -13,7 +13,7 @@ import (
 // nothing that fits.
 func (m *Machine) serve(node uint32) bool {
 	m.cands = m.cands[:0]
-	if m.nodes.Get(node).reserved > 0 || m.sched.Reclaimable(node) {
+	if n := m.nodes.Get(node); n.reserved > 0 || n.yielding > 0 {
 		m.lookAtDisplacers(node)
 	}
 	for b, ok := m.unseen.Next(0); ok; b, ok = m.unseen.Next(b + 1) {
@@ -88,10 +88,11 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 		return true
 	}
 	if m.mayServe(b, node) {
-		if _, final := m.placeGroup(c.group); !final {
-			if m.buckets.Get(c.bucket).used {
-				m.look(c.bucket) // cut short: it must be tried everywhere
-			}
+		placed, final := m.placeGroup(c.group)
+		if b := m.buckets.Get(c.bucket); b.used && (!final || !placed && b.gang > 0 && b.starved) {
+			m.look(c.bucket) // cut short, or a gang for which part of the room may be taken: it must be tried everywhere
+		}
+		if !final {
 			return false
 		}
 		if *room = m.sched.Room(node); !m.turns.mayTake(room) {

@@ -308,6 +308,7 @@ func (q *query) reclaimLeast(place uint32, alt uint8, parts bool, prefix uint64)
 	for t := sum.tiers; t != 0; t &= t - 1 {
 		tier := uint32(bits.TrailingZeros64(t)) * poolWords
 		for w := range sum.words {
+			q.ticks++
 			m := *x.filled.Get(place*poolWords + w) & *q.masks.Get(mask + w) & *q.tiers.Get(tier + w)
 			for ; m != 0; m &= m - 1 {
 				trees := x.trees.Get(place*MaxPools + uint32(poolAt(w, m)))
@@ -345,6 +346,62 @@ func (q *query) seekReclaim(t *tree, prefix uint64) (uint64, bool) {
 		lo = reclaimKey(reclaimPrefix(key), q.r.cpu, 0)
 	}
 	return 0, false
+}
+
+// maxReclaimRows bounds at how many units ReclaimRoom looks.
+const maxReclaimRows = 1 << 14
+
+// ReclaimRoom bounds from above, up to most, for how many tasks of a shape there
+// would be room once all holdings of bands below limit had gone, on nodes that
+// have such. It takes nothing and counts as work.
+func (s *State) ReclaimRoom(id ShapeID, limit Band, most uint32) (room uint32) {
+	q := s.query(id)
+	defer s.charge(&q)
+	if q.r.share != 0 {
+		return most // of a device there may be room for many
+	}
+	rows := maxReclaimRows
+	bands := q.reclaim.bands.Get()
+	for b := bands.next(0); b < limit; b = bands.next(b + 1) {
+		place := uint32(bands.place[b])
+		for alt := range q.r.alts {
+			mask := q.r.filters[alt] * poolWords
+			for w := range q.sums.Get().words {
+				q.ticks++
+				m := *q.reclaim.filled.Get(place*poolWords + w) & *q.masks.Get(mask + w)
+				for ; m != 0; m &= m - 1 {
+					room += q.reclaimRoomIn(&q.reclaim.trees.Get(place*MaxPools+uint32(poolAt(w, m))).whole, most-room, &rows)
+					if room >= most || rows <= 0 {
+						return most
+					}
+				}
+			}
+		}
+	}
+	return room
+}
+
+// reclaimRoomIn is ReclaimRoom of one tree.
+func (q *query) reclaimRoomIn(t *tree, most uint32, rows *int) (room uint32) {
+	lo := reclaimKey(uint64(q.r.count), q.r.cpu, 0)
+	for room < most && *rows > 0 && !t.empty() {
+		*rows--
+		q.ticks += tickSeek
+		key, ok := q.reclaim.forest.seek(t, lo, q.r.mem)
+		if !ok {
+			break
+		}
+		lo = key + 1
+		n := uint64(most)
+		if q.r.count > 0 {
+			n = reclaimPrefix(key) / uint64(q.r.count)
+		}
+		if q.r.cpu > 0 {
+			n = min(n, reclaimCPU(key)/uint64(q.r.cpu))
+		}
+		room += uint32(min(n, uint64(most-room)))
+	}
+	return room
 }
 
 // FitsReclaim reports whether a task of a shape has room on one node once
