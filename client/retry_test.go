@@ -134,9 +134,18 @@ func TestDoubtIsKept(t *testing.T) {
 		if err := c.call(t.Context(), once); !is(err, c.code) {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		err = c.call(ctx, open(t, c.addrs...))
-		cancel()
+		// On a busy machine the context may end while a server is being asked: then
+		// what it did is not known, so a longer time is given.
+		wait := 200 * time.Millisecond
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), wait)
+			err = c.call(ctx, open(t, c.addrs...))
+			cancel()
+			if is(err, c.code) {
+				break
+			}
+			wait *= 4
+		}
 		if !is(err, c.code) {
 			t.Errorf("%s, until the context ended: %v", c.name, err)
 		}

@@ -163,7 +163,9 @@ func TestCase30HostileHTTP(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	if top := peak(); top > before+128<<20 {
+	// Four of the largest bodies at a time, and what they are decoded into: some
+	// 100 to 140 MiB, as the collector comes to it.
+	if top := peak(); top > before+192<<20 {
 		t.Errorf("the heap rose from %d to %d MiB", before>>20, top>>20)
 	}
 	if after := heap(); after > before+16<<20 {
