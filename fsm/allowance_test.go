@@ -66,8 +66,8 @@ func (r *region) flood(by func(s *gpuai.JobSpec, i int), limit int) (taken int) 
 func TestFloodCostsOthersNothing(t *testing.T) {
 	for name, by := range floods {
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && (name == "shapes" || name == "models") {
-				t.Skip("in short mode, the floods that found something")
+			if brief() && (name == "shapes" || name == "models") {
+				t.Skip("under the race detector and in short mode, the floods that found something")
 			}
 			alone, beside := newOrderWalk(t, 50), newOrderWalk(t, 50)
 			alone.check, beside.check = false, false

@@ -125,7 +125,7 @@ func sortedTurns(m *Machine, room scheduler.Need) (turns []uint32) {
 // restored gives the same, and is charged the same for it.
 func TestBandsGiveTurnsInOrder(t *testing.T) {
 	seeds, most := uint64(9), 0
-	if testing.Short() {
+	if brief() {
 		seeds = 3
 	}
 	for seed := range seeds {

@@ -46,7 +46,7 @@ func (w *walk) gangs() {
 // are equal in digest.
 func TestRandomGangLogs(t *testing.T) {
 	seeds := uint64(20)
-	if testing.Short() {
+	if brief() {
 		seeds = 10
 	}
 	for seed := range seeds {

@@ -69,7 +69,7 @@ func (w *orderWalk) step() {
 // snapshotted and restored, or forked.
 func TestRandomOrderLogs(t *testing.T) {
 	seeds := uint64(20)
-	if testing.Short() {
+	if brief() {
 		seeds = 8
 	}
 	reservations := 0
@@ -113,7 +113,7 @@ func TestRandomOrderLogs(t *testing.T) {
 // reservation, and there behind no more than it keeps.
 func TestWorkConservationBesideTheReservation(t *testing.T) {
 	seeds := uint64(5)
-	if testing.Short() {
+	if brief() {
 		seeds = 3
 	}
 	for seed := range seeds {

@@ -87,7 +87,7 @@ func (w *walk) settle(gap gpuai.Priority) (preempted int) {
 func TestPreemptionEnds(t *testing.T) {
 	total := 0
 	seeds := uint64(40)
-	if testing.Short() {
+	if brief() {
 		seeds = 8
 	}
 	for seed := range seeds {
@@ -147,7 +147,7 @@ func (w *walk) mustDisplace() {
 // forked on the way agree, and nobody waits who could take room.
 func TestPreemptionAmongAll(t *testing.T) {
 	seeds := uint64(10)
-	if testing.Short() {
+	if brief() {
 		seeds = 6
 	}
 	var preempted, shrunk, beside int

@@ -205,7 +205,7 @@ func (w *walk) see() {
 // random points, are equal in digest, and so is a fork that goes on alone.
 func TestRandomLogs(t *testing.T) {
 	seeds := uint64(30)
-	if testing.Short() {
+	if brief() {
 		seeds = 10
 	}
 	for seed := range seeds {

@@ -191,3 +191,6 @@ func restored(t testing.TB, m *Machine) *Machine {
 	}
 	return c
 }
+
+// brief reports whether walks are to take few seeds.
+func brief() bool { return underRace || testing.Short() }
