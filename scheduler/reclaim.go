@@ -354,9 +354,14 @@ const maxReclaimRows = 1 << 14
 // ReclaimRoom bounds from above, up to most, for how many tasks of a shape there
 // would be room once all holdings of bands below limit had gone, on nodes that
 // have such. It takes nothing and counts as work.
-func (s *State) ReclaimRoom(id ShapeID, limit Band, most uint32) (room uint32) {
+func (s *State) ReclaimRoom(id ShapeID, limit Band, most uint32) uint32 {
 	q := s.query(id)
-	defer s.charge(&q)
+	room := q.reclaimRoom(limit, most)
+	s.charge(&q)
+	return room
+}
+
+func (q *query) reclaimRoom(limit Band, most uint32) (room uint32) {
 	if q.r.share != 0 {
 		return most // of a device there may be room for many
 	}
