@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -168,5 +169,132 @@ func TestPlanTellsWhomASubmitDisplaces(t *testing.T) {
 		if c.Job != low || c.Change != gpuai.PlanWaits || c.Cause != gpuai.CausePreempted || c.From != "a" {
 			t.Errorf("%+v", c)
 		}
+	}
+}
+
+func withCPU(s *gpuai.JobSpec, cpu gpuai.MilliCPU) *gpuai.JobSpec {
+	s.Groups[0].Resources.CPU = cpu
+	return s
+}
+
+func firm(s *gpuai.JobSpec) *gpuai.JobSpec {
+	no := false
+	s.Preemptible = &no
+	return s
+}
+
+// A node that came back with less than its leases hold lists nobody, and those
+// who may have to go again once there is room: as a restored machine does.
+func TestPreemptionOnANodeThatShrank(t *testing.T) {
+	r := newest(t, nil)
+	spec := nodeSpec("a", 4, "H100")
+	inc := r.register(spec)
+	low := r.submit(withCPU(jobSpec("low", 1, 1), 10_000))
+	other := r.submit(firm(withCPU(jobSpec("other", 1, 1), 50_000)))
+	r.submit(at(withCPU(jobSpec("waits", 1, 1), 60_000), 60))
+	var held []gpuai.HeldLease
+	for _, l := range r.m.LeasesOfNode("a", 10) {
+		held = append(held, gpuai.HeldLease{Lease: l.ID, BootID: "boot-1"})
+	}
+	spec.CPU = 32_000
+	r.do(&RegisterNode{Spec: spec, BootID: "boot-1", Nonce: "nonce-2", Replaces: inc, Held: held})
+	r.report(r.leases(other)[0], gpuai.ReportDone, 0)
+	r.submit(at(withCPU(jobSpec("taker", 1, 1), 30_000), 60))
+	if n := len(r.revoking(low)); n != 1 {
+		t.Fatalf("%d leases make room", n)
+	}
+}
+
+// A member of a gang that is leaving already is no reason to take the others.
+func TestPreemptionTakesWhatIsLeaving(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 4)
+	s := gangOf(jobSpec("elastic", 4, 1))
+	s.Groups[0].MinCount = 3
+	elastic := r.submit(s)
+	r.wait(gpuai.Minute)
+	first := r.submit(at(jobSpec("first", 1, 1), 60))
+	if n := len(r.revoking(elastic)); n != 1 {
+		t.Fatalf("%d tasks make room", n)
+	}
+	r.do(&StopJob{Job: first})
+	second := r.submit(at(jobSpec("second", 1, 1), 60))
+	going := r.revoking(elastic)
+	if len(going) != 1 {
+		t.Fatalf("%d tasks make room where one is leaving", len(going))
+	}
+	r.report(going[0], gpuai.ReportStopped, 0)
+	r.status(second, gpuai.JobRunning)
+}
+
+// A gang that finds nothing, and could not have the reservation, leaves it to the
+// gang of lower priority that has it.
+func TestPreemptionLeavesTheReservation(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 8)
+	r.node("b", 8)
+	r.node("c", 8)
+	r.do(&SetNodeEligibility{Node: "c", Drained: true})
+	half := r.submit(firm(jobSpec("half", 1, 4)))
+	r.submit(firm(jobSpec("rest", 1, 4)))
+	r.submit(firm(jobSpec("whole", 1, 8)))
+	r.submit(gangOf(at(jobSpec("holder", 2, 8), 50)))
+	holder := r.m.meta.Get().reserve.group
+	if holder == 0 {
+		t.Fatal("nothing is reserved")
+	}
+	r.submit(gangOf(at(jobSpec("higher", 3, 8), 90)))
+	small := r.submit(at(jobSpec("small", 6, 1), 10))
+	if r.m.meta.Get().reserve.group != holder {
+		t.Fatal("a gang that no nodes can be reserved for took the reservation")
+	}
+	r.report(r.leases(half)[0], gpuai.ReportDone, 0)
+	if n := len(r.leases(small)); n != 0 || r.m.meta.Get().reserve.group != holder {
+		t.Fatalf("%d small tasks took what is reserved", n)
+	}
+}
+
+// A gang for which one node comes free and another can be taken is tried.
+func TestPreemptionOfAPart(t *testing.T) {
+	r := newest(t, nil)
+	for _, n := range []string{"a", "y", "x"} {
+		r.node(n, 1)
+	}
+	low := r.submit(jobSpec("low", 1, 1))
+	first := r.submit(firm(jobSpec("first", 1, 1)))
+	second := r.submit(firm(jobSpec("second", 1, 1)))
+	gang := r.submit(gangOf(at(jobSpec("gang", 2, 1), 80)))
+	if n := len(r.revoking(low)); n != 0 {
+		t.Fatalf("%d tasks make room for half a gang", n)
+	}
+	ended := second
+	if r.leases(first)[0].Node == "x" {
+		ended = first
+	}
+	r.report(r.leases(ended)[0], gpuai.ReportDone, 0)
+	going := r.revoking(low)
+	if len(going) != 1 {
+		t.Fatalf("%d tasks make room though the other half is free", len(going))
+	}
+	r.report(going[0], gpuai.ReportStopped, 0)
+	r.status(gang, gpuai.JobRunning)
+}
+
+// A gang that cannot have all the room that it needs costs a count, not a try.
+func TestHopelessPreemptionIsCheap(t *testing.T) {
+	r := newest(t, nil)
+	r.check = false
+	for i := range 60 {
+		r.node(fmt.Sprintf("n-%02d", i), 8)
+	}
+	low := r.submit(jobSpec("low", 240, 1))
+	r.submit(firm(jobSpec("stays", 240, 1)))
+	s := gangOf(at(jobSpec("gang", 400, 1), 90))
+	r.submit(s)
+	if spent := WorkPerEntry - r.m.now.work; spent > 8_000 {
+		t.Errorf("a gang that cannot start cost %d units", spent)
+	}
+	if n := len(r.revoking(low)); n != 0 {
+		t.Fatalf("%d tasks make room", n)
 	}
 }

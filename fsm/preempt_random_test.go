@@ -141,6 +141,16 @@ func (w *walk) mustDisplace() {
 	}
 }
 
+// shrinks has nodes come back with less than they had, or more.
+func (w *walk) shrinks() {
+	where := w.where
+	w.where = func(n *gpuai.NodeSpec) {
+		if where(n); w.r.IntN(2) == 0 {
+			n.CPU, n.Memory = gpuai.MilliCPU(4_000+w.r.IntN(60_000)), gpuai.Bytes(1+w.r.IntN(512))<<30
+		}
+	}
+}
+
 // Preemption beside all else that the feature level has: elastic gangs, required
 // and preferred placement, groups that start together, arrays with bounds,
 // dependencies, tenants, aging, the reservation. Machines that are restored and
@@ -154,6 +164,7 @@ func TestPreemptionAmongAll(t *testing.T) {
 	for seed := range seeds {
 		w := &orderWalk{newPreemptWalk(t, 5000+seed)}
 		w.gangs()
+		w.shrinks()
 		other := restored(t, w.m)
 		for range 120 {
 			before := w.elastics()
