@@ -9,9 +9,11 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,7 +35,34 @@ type source struct {
 	// for a file it is KEY.
 	resolved string
 	remote   bool
+	// layers are the blobs that the manifest names as layers, once check has
+	// found it sound; nil for files.
+	layers *layerSet
 }
+
+// A layerSet names blobs by their digests, for the transport of one request.
+type layerSet struct {
+	mu  sync.Mutex // guards below
+	has map[string]bool
+}
+
+func (l *layerSet) add(digest string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.has == nil {
+		l.has = map[string]bool{}
+	}
+	l.has[digest] = true
+}
+
+func (l *layerSet) contains(digest string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.has[digest]
+}
+
+// layersKey is a context's *layerSet.
+type layersKey struct{}
 
 // maxManifest bounds a manifest, an index, a configuration and what a
 // registry's token service says.
@@ -57,6 +86,8 @@ func (s *Store) find(ctx context.Context, r Reference) (*source, error) {
 }
 
 func (s *Store) findRemote(ctx context.Context, r Reference) (*source, error) {
+	layers := &layerSet{}
+	ctx = context.WithValue(ctx, layersKey{}, layers) // the library asks for blobs with it, too
 	d, err := remote.Get(r.registry, s.remote(ctx)...)
 	if err != nil {
 		return nil, s.explain(r, err)
@@ -69,7 +100,7 @@ func (s *Store) findRemote(ctx context.Context, r Reference) (*source, error) {
 	if err != nil {
 		return nil, s.explain(r, err)
 	}
-	return &source{image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(), remote: true}, nil
+	return &source{image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(), remote: true, layers: layers}, nil
 }
 
 func (s *Store) remote(ctx context.Context) []remote.Option {
@@ -193,12 +224,23 @@ func (src *source) check() error {
 	if err != nil {
 		return &RefusedError{Reason: fmt.Sprintf("its manifest cannot be read: %v", err)}
 	}
-	if m.Config.Size > maxManifest {
+	switch {
+	case m.Config.Size > maxManifest:
 		return &RefusedError{Reason: fmt.Sprintf("its configuration has %d bytes, more than %d", m.Config.Size, maxManifest)}
+	case m.Config.Size < 0: // the library takes -1 for "until the registry ends"
+		return &RefusedError{Reason: fmt.Sprintf("its manifest gives its configuration %d bytes", m.Config.Size)}
 	}
 	for i, l := range m.Layers {
-		if l.Size < 0 || l.MediaType.IsDistributable() && !l.MediaType.IsLayer() {
+		if l.Size < 0 {
+			return &RefusedError{Layer: i + 1, Reason: fmt.Sprintf("has %d bytes, by its manifest", l.Size)}
+		}
+		if l.MediaType.IsDistributable() && !l.MediaType.IsLayer() {
 			return &RefusedError{Layer: i + 1, Reason: fmt.Sprintf("is of type %q: this is not a container image", clip(string(l.MediaType)))}
+		}
+	}
+	if src.layers != nil {
+		for _, l := range m.Layers {
+			src.layers.add(l.Digest.String())
 		}
 	}
 	return nil
@@ -271,20 +313,27 @@ func newTransport(local bool) http.RoundTripper {
 // link-local 169.254.169.254.
 var metadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
 
-// A boundedTransport bounds every answer that is not a layer: the library
-// reads those to their end.
+// A boundedTransport bounds every answer but the layers of a manifest that was
+// checked: the library reads those to their end.
 type boundedTransport struct{ next http.RoundTripper }
 
 func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.next.RoundTrip(req)
-	asked := req
-	for asked.Response != nil && asked.Response.Request != nil { // redirected
-		asked = asked.Response.Request
-	}
-	if err == nil && !strings.Contains(asked.URL.Path, "/blobs/") {
+	if err == nil && (resp.StatusCode != http.StatusOK || !isLayer(req)) {
 		resp.Body = &boundedBody{body: resp.Body, left: maxManifest}
 	}
 	return resp, err
+}
+
+// isLayer reports whether a request, or the one that it was redirected from,
+// asks for a layer. How much of one is read is save's to bound.
+func isLayer(req *http.Request) bool {
+	layers, ok := req.Context().Value(layersKey{}).(*layerSet)
+	for req.Response != nil && req.Response.Request != nil { // redirected
+		req = req.Response.Request
+	}
+	dir, digest := path.Split(req.URL.Path)
+	return ok && strings.HasSuffix(dir, "/blobs/") && layers.contains(digest)
 }
 
 type boundedBody struct {
@@ -294,7 +343,7 @@ type boundedBody struct {
 
 func (b *boundedBody) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, &RefusedError{Reason: fmt.Sprintf("its registry sends more than %d bytes where a manifest was asked for", maxManifest)}
+		return 0, &RefusedError{Reason: fmt.Sprintf("its registry sends more than %d bytes where no layer was asked for", maxManifest)}
 	}
 	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
