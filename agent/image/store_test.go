@@ -399,6 +399,32 @@ func TestUnfinishedImageIsFetchedAgain(t *testing.T) {
 	}
 }
 
+// What an earlier store left is out of the way at once, and deleted later, also
+// what the one before could not delete in time.
+func TestLeftoversAreDeletedBesideTheStore(t *testing.T) {
+	s := openStore(t, nil)
+	<-s.cleared
+	for _, dir := range []string{s.path(tmpDir, "image-1", "root", "a"), s.path(leftPrefix+"1", tmpDir), s.path(imagesDir, "damaged", "root")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := openStore(t, func(c *Config) { c.Dir = s.cfg.Dir })
+	if left, err := os.ReadDir(again.path(tmpDir, "image-1")); err == nil {
+		t.Errorf("still in the way: %v", left)
+	}
+	<-again.cleared
+	all, err := os.ReadDir(again.cfg.Dir)
+	if err != nil || len(all) != 4 {
+		t.Errorf("the store has %v, %v", all, err)
+	}
+	for _, d := range []string{tmpDir, imagesDir} {
+		if left, err := os.ReadDir(again.path(d)); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v, %v", d, left, err)
+		}
+	}
+}
+
 func TestDiskFullWhileUnpacking(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a small file system needs root")
