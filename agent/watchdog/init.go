@@ -13,8 +13,8 @@ import (
 // InitArg makes the watchdog's binary the first process of a box. The kernel
 // drops signals to a first process that has no handler for them, and its
 // orphans fall to it: few programs are made for that. This one runs the program
-// behind InitArg, hands it every signal, reaps what falls to it, and ends with
-// the program's code.
+// behind InitArg, hands it signals, reaps what falls to it, and ends with the
+// program's code.
 const InitArg = "--init"
 
 // Exit codes of an init that has nothing to run, as a shell's.
@@ -55,11 +55,21 @@ func runInit(argv []string) int {
 	go func() {
 		for s := range signals {
 			if s, ok := s.(syscall.Signal); ok {
-				_ = syscall.Kill(-pid, s) // gone already is as good
+				forward(pid, s)
 			}
 		}
 	}()
 	return reapUntil(pid)
+}
+
+// forward hands a signal to the program. Only SIGTERM is for its whole process
+// group: another, as the one that asks for a checkpoint, kills helpers of the
+// program that do not know it.
+func forward(pid int, s syscall.Signal) {
+	if s == syscall.SIGTERM {
+		pid = -pid
+	}
+	_ = syscall.Kill(pid, s) // gone already is as good
 }
 
 // reapUntil reaps every child until pid has ended.
