@@ -356,6 +356,41 @@ func TestKilledBoxLeavesNothing(t *testing.T) {
 	}
 }
 
+// Case 23: the watchdog is killed, and there is no agent to sweep (this test is
+// its agent, and does nothing): the sandbox ends by itself.
+func TestCase23NothingOutlivesWatchdogAndAgent(t *testing.T) {
+	b := newBench(t)
+	const lease gpuai.Token = 41
+	task := b.start(lease, b.task(lease, "family"))
+	b.says(lease, "ready")
+	if all := inNamespaceOf(b.ids(lease)); len(all) < 3 {
+		t.Fatalf("the family has %d processes", len(all))
+	}
+	if err := syscall.Kill(parentOf(t, task.PID), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-b.c.Done()
+	b.gone("the end of the sandbox", func() bool { return len(inNamespaceOf(b.ids(lease))) == 0 })
+	// Its control groups wait for the next agent.
+	if !watchdog.Sweep(b.dir, filepath.Join(b.dir, "tasks"), task, 5*gpuai.Second) {
+		t.Error("something is left")
+	}
+}
+
+// parentOf returns the parent of a process.
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err := strconv.Atoi(strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parent
+}
+
 // ids are the host's users of a lease's sandbox.
 func (b *bench) ids(lease gpuai.Token) sandbox.Range {
 	b.t.Helper()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,10 @@ func runInit(argv []string) int {
 		fmt.Fprintln(os.Stderr, "gpuai: there is no program to run")
 		return exitNotFound
 	}
+	if err := dieWithRuntime(); err != nil {
+		fmt.Fprintln(os.Stderr, "gpuai:", err)
+		return exitNotRunnable
+	}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded...)
 	path, err := lookPath(argv[0], os.Environ())
@@ -60,6 +65,35 @@ func runInit(argv []string) int {
 		}
 	}()
 	return reapUntil(pid)
+}
+
+// dieWithRuntime has the kernel kill this process when the runtime that made the
+// box dies, which dies with the watchdog: with this process go all of the box,
+// also where no agent is left to sweep. The signal belongs to this thread, which
+// must not end: the caller's goroutine stays on it.
+func dieWithRuntime() error {
+	runtime.LockOSThread()
+	before := os.Getppid()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("bind the box to its runtime: %w", err)
+	}
+	// The tenant's processes have this one's user: they must not trace it, and
+	// take the signal away.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep the first process to itself: %w", err)
+	}
+	if os.Getppid() != before || unread() {
+		return errors.New("the runtime died before the task started")
+	}
+	return nil
+}
+
+// unread reports whether nobody reads what is written to stdout. In a namespace
+// of processes every parent is 0, dead or alive, but runc reads this pipe.
+func unread() bool {
+	fds := []unix.PollFd{{Fd: 1}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLERR != 0
 }
 
 // forward hands a signal to the program. Only SIGTERM is for its whole process
