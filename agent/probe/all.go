@@ -154,6 +154,7 @@ func sockets() []Probe {
 		{"netlink socket", systemCalls, no, socket(unix.AF_NETLINK, unix.SOCK_RAW)},
 		{"vsock socket", systemCalls, no, socket(unix.AF_VSOCK, unix.SOCK_STREAM)},
 		{"alg socket", systemCalls, no, socket(unix.AF_ALG, unix.SOCK_SEQPACKET)},
+		{"tipc socket pair", systemCalls, no, sys(unix.SYS_SOCKETPAIR, unix.AF_TIPC, unix.SOCK_SEQPACKET, 0, uintptr(unsafe.Pointer(&[2]int32{})))},
 		{"raw IPv4 socket", privileges, no, sys(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)},
 		{"raw IPv6 socket", privileges, no, sys(unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6)},
 		{"bind a low port", privileges, []string{"EACCES"}, func() (string, error) {

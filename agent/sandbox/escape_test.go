@@ -257,7 +257,7 @@ func TestCase35ProbesSeeAWeakSandbox(t *testing.T) {
 		open   []string
 	}{
 		{"NoFilter", func(s *specs.Spec) { s.Linux.Seccomp = nil },
-			[]string{"keyctl", "io_uring", "userfaultfd", "netlink socket", "seccomp", "clone into a user namespace"}},
+			[]string{"keyctl", "io_uring", "userfaultfd", "netlink socket", "tipc socket pair", "seccomp", "clone into a user namespace"}},
 		{"Writable", func(s *specs.Spec) { s.Root.Readonly = false }, []string{"write to the root"}},
 		{"Privileges", func(s *specs.Spec) {
 			all := []string{"CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID", "CAP_NET_RAW"}

@@ -188,7 +188,7 @@ func TestFilterAllowsNothingForbidden(t *testing.T) {
 	if p.DefaultAction != specs.ActErrno || len(p.Architectures) != 1 {
 		t.Errorf("default %s, for %v", p.DefaultAction, p.Architectures)
 	}
-	sockets := 0
+	ways := map[string]int{}
 	for _, call := range p.Syscalls {
 		for _, name := range call.Names {
 			if call.Action == specs.ActAllow && slices.Contains(forbidden, name) {
@@ -197,13 +197,16 @@ func TestFilterAllowsNothingForbidden(t *testing.T) {
 			if call.Action == specs.ActAllow && name == "clone" && (len(call.Args) != 1 || call.Args[0].Op != specs.OpMaskedEqual || call.Args[0].Value&0x10000000 == 0) {
 				t.Errorf("clone is allowed with %+v", call.Args)
 			}
-			if name == "socket" {
-				sockets++
+			if name == "socket" || name == "socketpair" {
+				ways[name]++
+				if len(call.Args) != 1 || call.Args[0].Index != 0 || call.Args[0].Op != specs.OpEqualTo {
+					t.Errorf("%s is allowed with %+v", name, call.Args)
+				}
 			}
 		}
 	}
-	if sockets != len(domains) {
-		t.Errorf("socket is allowed in %d ways", sockets)
+	if ways["socket"] != len(domains) || ways["socketpair"] != 1 {
+		t.Errorf("sockets are allowed in %v ways", ways)
 	}
 }
 
