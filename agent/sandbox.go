@@ -330,7 +330,7 @@ func (w *worker) boxFiles(hostname string) (map[string]string, error) {
 // grantBox gives the sandbox what its drivers granted.
 func grantBox(t *sandbox.Task, grant plugins.Grant) error {
 	for _, m := range grant.Mounts {
-		t.Mounts = append(t.Mounts, sandbox.Mount{Path: m.ContainerPath, HostPath: m.HostPath})
+		t.Mounts = append(t.Mounts, sandbox.Mount{Path: m.ContainerPath, HostPath: m.HostPath, Options: m.Options})
 	}
 	for _, d := range grant.DeviceNodes {
 		var st unix.Stat_t

@@ -144,12 +144,18 @@ func task() *Task {
 
 func TestSpecIsRefused(t *testing.T) {
 	for want, change := range map[string]func(*Task){
-		"no program":       func(t *Task) { t.Args = nil },
-		"is not absolute":  func(t *Task) { t.Cwd = "../x" },
-		"range of users":   func(t *Task) { t.IDs = Range{} },
-		"outside of":       func(t *Task) { t.User = 70_000 },
-		"NUL byte":         func(t *Task) { t.Env = []string{"A=\x00"} },
-		"NUL byte ":        func(t *Task) { t.Args = []string{"x", "\x00"} },
+		"no program":      func(t *Task) { t.Args = nil },
+		"is not absolute": func(t *Task) { t.Cwd = "../x" },
+		"range of users":  func(t *Task) { t.IDs = Range{} },
+		"outside of":      func(t *Task) { t.User = 70_000 },
+		"NUL byte":        func(t *Task) { t.Env = []string{"A=\x00"} },
+		"NUL byte ":       func(t *Task) { t.Args = []string{"x", "\x00"} },
+		"cannot be /dev/nvidia0 in": func(t *Task) {
+			t.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia7", Major: 195, Minor: 7}}
+		},
+		`the option "rw"`: func(t *Task) {
+			t.Mounts = []Mount{{Path: "/a", HostPath: "/b", Options: []string{"ro", "rw"}}}
+		},
 		"range of users  ": func(t *Task) { t.IDs.First = 0 },
 	} {
 		bad := task()
