@@ -85,8 +85,7 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 		return err
 	}
 	if flaw := r.Flaw(); flaw != "" && !c.AcceptFlaw {
-		return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
-			r.Path, r.Version, r.Package, flaw)
+		return refuseRuntime(r, flaw)
 	}
 	if err := static(a.cfg.Watchdog); err != nil {
 		return err
@@ -118,6 +117,16 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	maps.Copy(labels, a.cfg.Labels)
 	a.cfg.Labels = labels
 	return nil
+}
+
+// refuseRuntime says why a runtime is not used, and what to do.
+func refuseRuntime(r *sandbox.Runtime, flaw string) error {
+	if flaw == sandbox.UnknownOrigin {
+		return fmt.Errorf("%s %s is not of the package %s, which this host has too: remove one of them, or accept it knowing that who gets out is nobody on this host",
+			r.Path, r.Version, r.Name)
+	}
+	return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
+		r.Path, r.Version, r.Package, flaw)
 }
 
 // static reports whether the watchdog, a sandbox's first process, needs no

@@ -22,6 +22,7 @@ func TestVersionsAndFlaws(t *testing.T) {
 		{"runc version 1.1.12\n", "", "1.1.12", ""},
 		{"runc version 1.3.0\n", "", "1.3.0", ""},
 		{"runc version 1.0.0-rc5\n", "", "1.0.0-rc5", "CVE-2024-21626"},
+		{"runc version 1.0.0~rc93+ds1\n", "1.0.0~rc93+ds1-5+deb11u3", "1.0.0~rc93+ds1", "CVE-2024-21626"}, // it has no run --keep
 		{"runc version 0.1.1\n", "", "0.1.1", "CVE-2019-5736"},
 		{"runsc version release-20250210.0\nspec: 1.1.0\n", "", "20250210.0", ""},
 		{"something else\n", "", "", ""},
@@ -32,6 +33,57 @@ func TestVersionsAndFlaws(t *testing.T) {
 		if r.Version != c.version || r.Flaw() != c.flaw {
 			t.Errorf("%q of package %q: version %q, flaw %q", c.out, c.pack, r.Version, r.Flaw())
 		}
+	}
+}
+
+func TestOwnerOfARuntime(t *testing.T) {
+	const path = "/usr/sbin/runc"
+	for out, want := range map[string]bool{
+		"runc: /usr/sbin/runc\n":                         true,
+		"runc:amd64: /usr/sbin/runc\n":                   true,
+		"other, runc: /usr/sbin/runc\n":                  true,
+		"containerd.io: /usr/sbin/runc\n":                false,
+		"runc: /usr/sbin/runc.old\n":                     false,
+		"diversion by runc from: /usr/sbin/runc\n":       false,
+		"dpkg-query: no path found matching pattern x\n": false,
+	} {
+		if got := ownedBy(out, "runc", path); got != want {
+			t.Errorf("%q: %v", out, got)
+		}
+	}
+}
+
+// A runtime beside the distribution's is not judged by the distribution's.
+func TestRuntimeBesideThePackageIsOfUnknownOrigin(t *testing.T) {
+	own, err := Find(t.Context(), "runc")
+	if err != nil || own.Package == "" {
+		t.Skip("there is no runc of a Debian package: ", err)
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	find := func() *Runtime {
+		t.Helper()
+		r, err := Find(t.Context(), "runc")
+		if err != nil || r.Path != filepath.Join(dir, "runc") {
+			t.Fatal(r, err)
+		}
+		return r
+	}
+	if err := os.Symlink(own.Path, filepath.Join(dir, "runc")); err != nil {
+		t.Fatal(err)
+	}
+	if r := find(); r.Stray || r.Package != own.Package {
+		t.Errorf("a link to the package's: %+v", r)
+	}
+	if err := os.Remove(filepath.Join(dir, "runc")); err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\necho runc version 1.1.5\n"
+	if err := os.WriteFile(filepath.Join(dir, "runc"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if r := find(); !r.Stray || r.Package != "" || r.Flaw() != UnknownOrigin {
+		t.Errorf("%+v has flaw %q", r, r.Flaw())
 	}
 }
 
