@@ -150,10 +150,18 @@ type flaw struct {
 	debian []string
 }
 
-// flaws are those of the kind that a sandbox does not stop by itself. Later
-// ones, of mounts that race with the image's links (CVE-2025-31133, 52565,
-// 52881), need files that the tenant can change while the runtime mounts: the
-// root is not writable by anyone then.
+// flaws are those that a sandbox's specification does not keep out of reach.
+// Debian 12's package has three later ones, which it does:
+//   - CVE-2025-31133, masked paths: the runtime binds /dev/null over files, and
+//     needs a process of the tenant at the same time that puts a link in its
+//     place. There is none before the task's first instruction, no sandbox
+//     joins another's namespaces, and the root with its /dev is a mount of
+//     this sandbox alone.
+//   - CVE-2025-52565, /dev/console: only with a terminal.
+//   - CVE-2025-52881, redirected writes to /proc: those of LSM labels and of
+//     sysctls, and there are neither.
+//
+// TestSpecKeepsFlawsOutOfReach holds the specification to that.
 var flaws = []flaw{
 	{id: "CVE-2019-5736", runtime: "runc", fixed: [][]int{{1, 0, 0}}},
 	{id: "CVE-2024-21626", runtime: "runc", fixed: [][]int{{1, 1, 12}}, debian: []string{"1.1.5+ds1-1+deb12u1"}},

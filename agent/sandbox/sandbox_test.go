@@ -235,6 +235,39 @@ func TestDevicesOfTheLease(t *testing.T) {
 	}
 }
 
+// What the comment at flaws relies on.
+func TestSpecKeepsFlawsOutOfReach(t *testing.T) {
+	full := task()
+	full.Hostname, full.Init, full.InitArgs = "h", "/usr/bin/init", []string{"--init"}
+	full.Files = map[string]string{"/etc/hosts": "/data/hosts"}
+	full.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia0", Major: 195}}
+	full.Mounts = []Mount{{Path: "/lib/driver", HostPath: "/usr/lib/driver"}, {Path: "/own", HostPath: "/data/own", Writable: true}}
+	s, err := Spec(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Process.Terminal || s.Process.ConsoleSize != nil {
+		t.Error("it has a terminal (CVE-2025-52565)")
+	}
+	if s.Process.SelinuxLabel != "" || s.Process.ApparmorProfile != "" || s.Linux.MountLabel != "" || len(s.Linux.Sysctl) > 0 {
+		t.Error("it has a label or a sysctl (CVE-2025-52881)")
+	}
+	if !s.Root.Readonly || s.Linux.RootfsPropagation != "private" || s.Hooks != nil {
+		t.Errorf("its root is %+v, its hooks %+v", s.Root, s.Hooks)
+	}
+	for _, m := range s.Mounts {
+		own := m.Destination == "/own"
+		if m.Type == "bind" && slices.Contains(m.Options, "ro") == own || slices.Contains(m.Options, "shared") || slices.Contains(m.Options, "rshared") {
+			t.Errorf("another may change %+v (CVE-2025-31133)", m)
+		}
+	}
+	for _, n := range s.Linux.Namespaces {
+		if n.Path != "" {
+			t.Errorf("it joins the namespace %+v of another (CVE-2025-31133)", n)
+		}
+	}
+}
+
 // The filter allows nothing of what is forbidden, whatever moby's profile says
 // in its next version.
 func TestFilterAllowsNothingForbidden(t *testing.T) {
