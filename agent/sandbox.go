@@ -270,7 +270,7 @@ func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, erro
 	t := &sandbox.Task{
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
-		Hostname: w.assign.GroupName + "-" + strconv.FormatUint(uint64(w.lease.Task), 10),
+		Hostname: hostname(w.assign.GroupName, uint64(w.lease.Task)),
 		Memory:   w.lease.Memory, PIDs: maxPIDs, NoFile: fileLimit(),
 		Init: w.a.cfg.Watchdog, InitArgs: []string{watchdog.InitArg},
 	}
@@ -282,6 +282,16 @@ func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, erro
 	}
 	t.Args = w.boxArgs(&img.Run, env)
 	return t, grantBox(t, grant)
+}
+
+// maxHostname is what a host's name may have, in bytes: a label of the DNS, and
+// one less than Linux takes.
+const maxHostname = 63
+
+// hostname names a task's sandbox GROUP-TASK; a long group's name is cut.
+func hostname(group string, task uint64) string {
+	number := "-" + strconv.FormatUint(task, 10)
+	return group[:min(len(group), maxHostname-len(number))] + number
 }
 
 // fileLimit is how many files a sandboxed task may open: its runtime cannot
