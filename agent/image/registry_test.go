@@ -3,12 +3,17 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -96,7 +101,7 @@ func TestOnlyLayersMayBeLong(t *testing.T) {
 		endless(w, req)
 	}}
 	host, _, _ := strings.Cut(h.ref(), "/")
-	client := &http.Client{Transport: newTransport(true)}
+	client := &http.Client{Transport: newTransport(true, idleTime)}
 	for path, long := range map[string]bool{
 		"/v2/x/y/blobs/" + digestOf("b").String():      true,
 		"/v2/moved/y/blobs/" + digestOf("b").String():  true,
@@ -125,4 +130,89 @@ func get(t *testing.T, client *http.Client, layers *layerSet, url string) (int64
 	}
 	defer resp.Body.Close()
 	return io.Copy(io.Discard, resp.Body)
+}
+
+// A registry that stops sending does not keep its request for ever, and one that
+// goes on, if slowly, is read to its end.
+func TestIdleRegistryIsGivenUp(t *testing.T) {
+	more, gone := make(chan struct{}), make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.WriteString(w, "some")
+		w.(http.Flusher).Flush()
+		select {
+		case <-more:
+			_, _ = io.WriteString(w, " more")
+		case <-req.Context().Done():
+			close(gone)
+		}
+	}))
+	defer srv.Close()
+	n, err := get(t, &http.Client{Transport: newTransport(true, 50*time.Millisecond)}, &layerSet{}, srv.URL)
+	if n != 4 || !errors.Is(err, errIdle) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	<-gone
+	close(more)
+	if n, err = get(t, &http.Client{Transport: newTransport(true, time.Minute)}, &layerSet{}, srv.URL); n != 9 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// A repository that does not send holds up nobody who has the same image from
+// another.
+func TestSlowRepositoryHoldsUpNobody(t *testing.T) {
+	r := newRegistry(t)
+	img := plain(t, "x", 10)
+	slow, fast := r.push(t, "team/slow:v1", img), r.push(t, "team/fast:v1", img)
+	asked, finish := make(chan struct{}), make(chan struct{})
+	inner := r.handler
+	var once sync.Once
+	slowly := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if strings.Contains(req.URL.Path, "/slow/blobs/") {
+			once.Do(func() { close(asked) })
+			<-finish
+		}
+		inner.ServeHTTP(w, req)
+	})
+	r.set(func() { r.handler = slowly })
+	s := openStore(t, nil)
+	late := make(chan error, 1)
+	go func() {
+		_, err := s.Prepare(context.Background(), Request{Image: slow, Hold: "1"})
+		late <- err
+	}()
+	<-asked
+	first := prepare(t, s, fast, "2")
+	close(finish)
+	if err := <-late; err != nil {
+		t.Fatal(err)
+	}
+	second := prepare(t, s, slow, "3")
+	if u := s.Usage(); second.Root != first.Root || len(second.Names) != 2 || u.Images != 1 || len(s.holds) != 3 || s.reserved != 0 {
+		t.Errorf("%v and %v: %+v, %d bytes reserved", first, second, u, s.reserved)
+	}
+}
+
+// The host's services listen at its own addresses, too.
+func TestOwnAddressesAreRefused(t *testing.T) {
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range own {
+		a := netip.MustParsePrefix(o.String()).Addr()
+		if err := judgeAddress(a, false); !errors.Is(err, errForbiddenAddress) {
+			t.Errorf("%s: %v", a, err)
+		}
+		if err := judgeAddress(a, true); err != nil && !a.IsLinkLocalUnicast() {
+			t.Errorf("%s for development: %v", a, err)
+		}
+	}
+	for address, forbidden := range map[string]bool{
+		"192.0.2.1": false, "2001:db8::1": false, "::ffff:127.0.0.1": true, "0.0.0.0": true, "169.254.169.254": true, "fd00:ec2::254": true, "fe80::1%lo": true,
+	} {
+		if err := judgeAddress(netip.MustParseAddr(address), false); errors.Is(err, errForbiddenAddress) != forbidden {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
 }

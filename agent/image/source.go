@@ -4,18 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -35,6 +29,8 @@ type source struct {
 	// for a file it is KEY.
 	resolved string
 	remote   bool
+	// origin is the repository that it comes from, "" for files.
+	origin string
 	// layers are the blobs that the manifest names as layers, once check has
 	// found it sound; nil for files.
 	layers *layerSet
@@ -100,7 +96,10 @@ func (s *Store) findRemote(ctx context.Context, r Reference) (*source, error) {
 	if err != nil {
 		return nil, s.explain(r, err)
 	}
-	return &source{image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(), remote: true, layers: layers}, nil
+	return &source{
+		image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(),
+		remote: true, origin: r.registry.Context().Name(), layers: layers,
+	}, nil
 }
 
 func (s *Store) remote(ctx context.Context) []remote.Option {
@@ -278,6 +277,8 @@ func (s *Store) explain(r Reference, err error) error {
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + " has no such image or tag: look at its name"}
 	case errors.As(err, &answer) && answer.StatusCode/100 == 4 && answer.StatusCode != http.StatusTooManyRequests:
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf("registry %s answers %d", registry, answer.StatusCode)}
+	case errors.As(err, &answer): // and not what it says: it may be a service of the node's network that is no registry
+		return &UnavailableError{Image: r.text, Reason: fmt.Sprintf("registry %s answers %d: it is tried again", registry, answer.StatusCode)}
 	case errors.Is(err, errForbiddenAddress):
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + ": " + errForbiddenAddress.Error()}
 	case strings.Contains(err.Error(), "no child with platform"):
@@ -285,69 +286,3 @@ func (s *Store) explain(r Reference, err error) error {
 	}
 	return &UnavailableError{Image: r.text, Reason: fmt.Sprintf("registry %s: %v", registry, err)}
 }
-
-// errForbiddenAddress keeps a tenant's image name from reaching the services
-// of the host: a registry, or where it redirects to, may not be there.
-var errForbiddenAddress = errors.New("it is at a loopback or link-local address, where nodes fetch no images unless their operator allows it")
-
-// newTransport is how registries are reached.
-func newTransport(local bool) http.RoundTripper {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
-		at, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
-		}
-		a := at.Addr().Unmap()
-		if !local && (a.IsLoopback() || a.IsUnspecified()) || a.IsLinkLocalUnicast() || a == metadataIPv6 {
-			return errForbiddenAddress
-		}
-		return nil
-	}}
-	return &boundedTransport{&http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, ForceAttemptHTTP2: true,
-		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: 4,
-	}}
-}
-
-// metadataIPv6 is where clouds serve an instance's secrets, beside the
-// link-local 169.254.169.254.
-var metadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
-
-// A boundedTransport bounds every answer but the layers of a manifest that was
-// checked: the library reads those to their end.
-type boundedTransport struct{ next http.RoundTripper }
-
-func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := t.next.RoundTrip(req)
-	if err == nil && (resp.StatusCode != http.StatusOK || !isLayer(req)) {
-		resp.Body = &boundedBody{body: resp.Body, left: maxManifest}
-	}
-	return resp, err
-}
-
-// isLayer reports whether a request, or the one that it was redirected from,
-// asks for a layer. How much of one is read is save's to bound.
-func isLayer(req *http.Request) bool {
-	layers, ok := req.Context().Value(layersKey{}).(*layerSet)
-	for req.Response != nil && req.Response.Request != nil { // redirected
-		req = req.Response.Request
-	}
-	dir, digest := path.Split(req.URL.Path)
-	return ok && strings.HasSuffix(dir, "/blobs/") && layers.contains(digest)
-}
-
-type boundedBody struct {
-	body io.ReadCloser
-	left int64
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, &RefusedError{Reason: fmt.Sprintf("its registry sends more than %d bytes where no layer was asked for", maxManifest)}
-	}
-	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	return n, err
-}
-
-func (b *boundedBody) Close() error { return b.body.Close() }

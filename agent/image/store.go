@@ -52,7 +52,7 @@ type Store struct {
 	entries map[string]*entry        // by path below Dir
 	aliases map[string]string        // a resolved name → key of its image
 	holds   map[string]string        // who → key
-	making  map[string]chan struct{} // by key or blob: closed when it is done
+	making  map[string]chan struct{} // by repository, and key or blob: closed when it is done
 	// reserved is room promised to what is being fetched and unpacked.
 	reserved int64
 
@@ -99,7 +99,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg.KeepFree = DefaultKeepFree
 	}
 	s := &Store{
-		cfg: cfg, transport: newTransport(cfg.LocalRegistry), entries: map[string]*entry{},
+		cfg: cfg, transport: newTransport(cfg.LocalRegistry, idleTime), entries: map[string]*entry{},
 		aliases: map[string]string{}, holds: map[string]string{}, making: map[string]chan struct{}{},
 		cleared: make(chan struct{}),
 	}
