@@ -241,6 +241,7 @@ func Failure(bundle string) string {
 	if errors.Is(err, fs.ErrNotExist) || err != nil {
 		return ""
 	}
+	why := ""
 	for line := range strings.Lines(string(b)) {
 		_, rest, ok := strings.Cut(line, "level=error msg=")
 		if !ok {
@@ -249,7 +250,7 @@ func Failure(bundle string) string {
 		if msg, err := strconv.QuotedPrefix(rest); err == nil {
 			rest, _ = strconv.Unquote(msg)
 		}
-		return strings.TrimSpace(rest)
+		why = strings.TrimSpace(rest)
 	}
-	return ""
+	return why // the last: what is before it is of clearing up
 }

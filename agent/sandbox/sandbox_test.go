@@ -306,7 +306,7 @@ func TestFailureIsRead(t *testing.T) {
 	if got := Failure(dir); got != "" {
 		t.Errorf("%q of no log", got)
 	}
-	log := `time="2026-01-01T00:00:00Z" level=warning msg="x"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="runc run failed: exec: \"/bin/x\": no such file"` + "\n"
+	log := `time="2026-01-01T00:00:00Z" level=warning msg="x"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="Failed to remove cgroup"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="runc run failed: exec: \"/bin/x\": no such file"` + "\n"
 	if err := os.WriteFile(filepath.Join(dir, logFile), []byte(log), 0o600); err != nil {
 		t.Fatal(err)
 	}
