@@ -371,15 +371,17 @@ func TestCase23NothingOutlivesWatchdogAndAgent(t *testing.T) {
 	if all := inNamespaceOf(b.ids(lease)); len(all) < 3 {
 		t.Fatalf("the family has %d processes", len(all))
 	}
+	// Its control groups wait for the next agent; so do its processes, should this fail.
+	defer func() {
+		if !watchdog.Sweep(b.dir, filepath.Join(b.dir, "tasks"), task, 5*gpuai.Second) {
+			t.Error("something is left")
+		}
+	}()
 	if err := syscall.Kill(parentOf(t, task.PID), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-b.c.Done()
 	b.gone("the end of the sandbox", func() bool { return len(inNamespaceOf(b.ids(lease))) == 0 })
-	// Its control groups wait for the next agent.
-	if !watchdog.Sweep(b.dir, filepath.Join(b.dir, "tasks"), task, 5*gpuai.Second) {
-		t.Error("something is left")
-	}
 }
 
 // parentOf returns the parent of a process.
