@@ -133,6 +133,7 @@ func kernel() []Probe {
 		{"pivot the root", systemCalls, no, sys(unix.SYS_PIVOT_ROOT, str("/tmp"), str("/tmp"))},
 		{"open a mount tree", systemCalls, no, sys(unix.SYS_OPEN_TREE, ^uintptr(0), str("/"), unix.OPEN_TREE_CLONE)},
 		{"open a file system", systemCalls, no, sys(unix.SYS_FSOPEN, str("tmpfs"), 0)},
+		{"trace the first process", namespaces, no, sys(unix.SYS_PTRACE, unix.PTRACE_SEIZE, 1, 0, 0)},
 		{"signal every process", namespaces, []string{"ESRCH"}, sys(unix.SYS_KILL, ^uintptr(0), 0)},
 	}
 }
