@@ -85,8 +85,7 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 		return err
 	}
 	if flaw := r.Flaw(); flaw != "" && !c.AcceptFlaw {
-		return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
-			r.Path, r.Version, r.Package, flaw)
+		return refuseRuntime(r, flaw)
 	}
 	if err := static(a.cfg.Watchdog); err != nil {
 		return err
@@ -118,6 +117,16 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	maps.Copy(labels, a.cfg.Labels)
 	a.cfg.Labels = labels
 	return nil
+}
+
+// refuseRuntime says why a runtime is not used, and what to do.
+func refuseRuntime(r *sandbox.Runtime, flaw string) error {
+	if flaw == sandbox.UnknownOrigin {
+		return fmt.Errorf("%s %s is not of the package %s, which this host has too: remove one of them, or accept it knowing that who gets out is nobody on this host",
+			r.Path, r.Version, r.Name)
+	}
+	return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
+		r.Path, r.Version, r.Package, flaw)
 }
 
 // static reports whether the watchdog, a sandbox's first process, needs no
@@ -261,7 +270,7 @@ func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, erro
 	t := &sandbox.Task{
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
-		Hostname: w.assign.GroupName + "-" + strconv.FormatUint(uint64(w.lease.Task), 10),
+		Hostname: hostname(w.assign.GroupName, uint64(w.lease.Task)),
 		Memory:   w.lease.Memory, PIDs: maxPIDs, NoFile: fileLimit(),
 		Init: w.a.cfg.Watchdog, InitArgs: []string{watchdog.InitArg},
 	}
@@ -273,6 +282,16 @@ func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, erro
 	}
 	t.Args = w.boxArgs(&img.Run, env)
 	return t, grantBox(t, grant)
+}
+
+// maxHostname is what a host's name may have, in bytes: a label of the DNS, and
+// one less than Linux takes.
+const maxHostname = 63
+
+// hostname names a task's sandbox GROUP-TASK; a long group's name is cut.
+func hostname(group string, task uint64) string {
+	number := "-" + strconv.FormatUint(task, 10)
+	return group[:min(len(group), maxHostname-len(number))] + number
 }
 
 // fileLimit is how many files a sandboxed task may open: its runtime cannot
@@ -330,7 +349,7 @@ func (w *worker) boxFiles(hostname string) (map[string]string, error) {
 // grantBox gives the sandbox what its drivers granted.
 func grantBox(t *sandbox.Task, grant plugins.Grant) error {
 	for _, m := range grant.Mounts {
-		t.Mounts = append(t.Mounts, sandbox.Mount{Path: m.ContainerPath, HostPath: m.HostPath})
+		t.Mounts = append(t.Mounts, sandbox.Mount{Path: m.ContainerPath, HostPath: m.HostPath, Options: m.Options})
 	}
 	for _, d := range grant.DeviceNodes {
 		var st unix.Stat_t

@@ -95,14 +95,19 @@ func archiveImage(t *testing.T, dir string, extra ...tar.Header) string {
 	return "docker-archive:" + path
 }
 
-// boxed makes an agent run sandboxes with images of dir.
+// boxed makes an agent run sandboxes with images of dir. Where there can be none
+// the test is skipped, or fails with GPUAI_NEED_SANDBOX=1.
 func boxed(t *testing.T, dir string) func(*Config) {
 	t.Helper()
+	skip := t.Skip
+	if os.Getenv("GPUAI_NEED_SANDBOX") == "1" {
+		skip = t.Fatal
+	}
 	if os.Geteuid() != 0 {
-		t.Skip("a sandbox is made by root")
+		skip("a sandbox is made by root")
 	}
 	if _, err := sandbox.Find(t.Context(), "runc"); err != nil {
-		t.Skip("there is no runtime to test with: ", err)
+		skip("there is no runtime to test with: ", err)
 	}
 	return func(c *Config) {
 		c.AllowProcess = false
@@ -115,6 +120,36 @@ func inImage(image string, args ...string) func(*gpuai.Assignment) {
 	return func(a *gpuai.Assignment) {
 		a.Task.Runtime, a.Task.Image, a.Task.Args = gpuai.RuntimeOCI, image, args
 		a.Lease.CPU, a.Lease.Memory = 1000, 64<<20
+	}
+}
+
+func TestHostnameIsCut(t *testing.T) {
+	for _, c := range []struct {
+		group string
+		task  uint64
+		want  string
+	}{
+		{"train", 3, "train-3"}, {strings.Repeat("x", 61), 7, strings.Repeat("x", 61) + "-7"},
+		{strings.Repeat("x", 100), 12_345, strings.Repeat("x", 57) + "-12345"},
+	} {
+		if got := hostname(c.group, c.task); got != c.want || len(got) > 63 {
+			t.Errorf("%s, %d: %s", c.group, c.task, got)
+		}
+	}
+}
+
+// A group may have a longer name than a host.
+func TestSandboxOfAGroupWithALongName(t *testing.T) {
+	dir := t.TempDir()
+	image := archiveImage(t, dir)
+	f := newFixture(t)
+	f.run(boxed(t, dir))
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		inImage(image)(a)
+		a.GroupName = strings.Repeat("x", gpuai.MaxNameLen)
+	})
+	if r := f.last(lease); r.State != gpuai.ReportDone {
+		t.Errorf("reported %+v", r)
 	}
 }
 

@@ -121,6 +121,23 @@ func (f *filter) judge(h *tar.Header) (bool, error) {
 	return true, nil
 }
 
+// parents charges the n directories that are made on the way to h, as if the
+// archive had them.
+func (f *filter) parents(h *tar.Header, n int64) error {
+	why := ""
+	switch {
+	case n > f.limits.Entries-f.entries:
+		why = fmt.Sprintf("is one too many with its %d directories: an image may have %d files", n, f.limits.Entries)
+	case n*block > f.limits.Unpacked-f.bytes:
+		why = fmt.Sprintf("is too much with its %d directories: the image may unpack to %d bytes in all", n, f.limits.Unpacked)
+	default:
+		f.entries += n
+		f.bytes += n * block
+		return nil
+	}
+	return &RefusedError{Layer: f.layer, Entry: h.Name, Reason: why}
+}
+
 // wrong says why an entry is refused, or "".
 func (f *filter) wrong(h *tar.Header) string {
 	if why := wrongPath(h.Name); why != "" {

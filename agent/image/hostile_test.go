@@ -166,6 +166,29 @@ func TestCase36TooManyEntriesAreRefused(t *testing.T) {
 	checkRefused(t, s, err, "one too many")
 }
 
+// Directories that no entry names are made all the same: they count, by what is
+// made and not by what the name says.
+func TestCase36ImpliedDirectoriesCount(t *testing.T) {
+	deep := func(i int) string { return fmt.Sprint(i) + strings.Repeat("/a", 254) }
+	through := deep(0)
+	for name, entries := range map[string][]entryOf{
+		"Deep":           {file(deep(1)+"/f", ""), file(deep(2)+"/f", ""), file(deep(3)+"/f", ""), file(deep(4)+"/f", "")},
+		"BehindALink":    {link(tar.TypeSymlink, "l", through+through[1:]+through[1:]+through[1:]), file("l/f", "")},
+		"OfDirectories":  {dir(deep(1)), dir(deep(2)), dir(deep(3)), dir(deep(4))},
+		"OfHonestImages": {file(deep(1)+"/f", ""), file(deep(1)+"/g", ""), dir(deep(1)), file(deep(2)+"/f", ""), file(deep(2)+"/g", "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, func(c *Config) { c.Limits = Limits{Entries: 1000, Unpacked: 1 << 30} })
+			img, err := prepareLayers(t, s, archiveOf(t, entries[:len(entries)/2]...), archiveOf(t, entries[len(entries)/2:]...))
+			if name != "OfHonestImages" {
+				checkRefused(t, s, err, "one too many")
+			} else if err != nil || img.Bytes < 510*block {
+				t.Errorf("%+v, %v", img, err)
+			}
+		})
+	}
+}
+
 func TestCase36TooManyLayersAreRefused(t *testing.T) {
 	s := openStore(t, smallLimits)
 	a := archiveOf(t, file("x", "x"))

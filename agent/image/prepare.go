@@ -77,7 +77,9 @@ func (s *Store) Prepare(ctx context.Context, r Request) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.claim(ctx, src.key.Hex)
+	// By its repository: one that sends slowly must not hold up another with
+	// the same content.
+	release, err := s.claim(ctx, src.origin+"@"+src.key.Hex)
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +118,11 @@ const maxNames = 64
 func (s *Store) adopt(src *source, who string) (*Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.take(src, who)
+}
+
+// take is adopt for a caller that holds mu.
+func (s *Store) take(src *source, who string) (*Image, error) {
 	img, err := s.hold(who, src.key.Hex)
 	if err != nil || !src.remote || slices.Contains(img.Names, src.resolved) || len(img.Names) >= maxNames {
 		return img, err
@@ -224,7 +231,7 @@ func (l *pull) blob(ctx context.Context, i int) error {
 	if digest.Algorithm != "sha256" {
 		return &RefusedError{Layer: i + 1, Reason: "is named by " + clip(digest.Algorithm) + ", and only sha256 is known"}
 	}
-	release, err := l.s.claim(ctx, blobsDir+digest.Hex)
+	release, err := l.s.claim(ctx, l.src.origin+"@"+blobsDir+digest.Hex)
 	if err != nil {
 		return err
 	}
@@ -242,7 +249,9 @@ func (l *pull) blob(ctx context.Context, i int) error {
 		return err
 	}
 	l.s.mu.Lock()
-	l.s.add(path, size, time.Now())
+	if l.s.entries[path] == nil { // else another repository's, perhaps pinned
+		l.s.add(path, size, time.Now())
+	}
 	l.s.mu.Unlock()
 	l.pin(i, path)
 	return nil
@@ -378,6 +387,9 @@ func (l *pull) publish(dir string, img *Image, who string) (*Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	place := filepath.Join(imagesDir, img.Key)
+	if s.entries[place] != nil { // from another repository, at the same time
+		return s.take(l.src, who)
+	}
 	if err := os.Rename(dir, s.path(place)); err != nil {
 		return nil, fmt.Errorf("image cache: %w", err)
 	}

@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
-	"time"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -33,7 +29,36 @@ type source struct {
 	// for a file it is KEY.
 	resolved string
 	remote   bool
+	// origin is the repository that it comes from, "" for files.
+	origin string
+	// layers are the blobs that the manifest names as layers, once check has
+	// found it sound; nil for files.
+	layers *layerSet
 }
+
+// A layerSet names blobs by their digests, for the transport of one request.
+type layerSet struct {
+	mu  sync.Mutex // guards below
+	has map[string]bool
+}
+
+func (l *layerSet) add(digest string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.has == nil {
+		l.has = map[string]bool{}
+	}
+	l.has[digest] = true
+}
+
+func (l *layerSet) contains(digest string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.has[digest]
+}
+
+// layersKey is a context's *layerSet.
+type layersKey struct{}
 
 // maxManifest bounds a manifest, an index, a configuration and what a
 // registry's token service says.
@@ -57,6 +82,8 @@ func (s *Store) find(ctx context.Context, r Reference) (*source, error) {
 }
 
 func (s *Store) findRemote(ctx context.Context, r Reference) (*source, error) {
+	layers := &layerSet{}
+	ctx = context.WithValue(ctx, layersKey{}, layers) // the library asks for blobs with it, too
 	d, err := remote.Get(r.registry, s.remote(ctx)...)
 	if err != nil {
 		return nil, s.explain(r, err)
@@ -69,7 +96,10 @@ func (s *Store) findRemote(ctx context.Context, r Reference) (*source, error) {
 	if err != nil {
 		return nil, s.explain(r, err)
 	}
-	return &source{image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(), remote: true}, nil
+	return &source{
+		image: img, key: key, resolved: r.registry.Context().Digest(d.Digest.String()).Name(),
+		remote: true, origin: r.registry.Context().Name(), layers: layers,
+	}, nil
 }
 
 func (s *Store) remote(ctx context.Context) []remote.Option {
@@ -193,12 +223,23 @@ func (src *source) check() error {
 	if err != nil {
 		return &RefusedError{Reason: fmt.Sprintf("its manifest cannot be read: %v", err)}
 	}
-	if m.Config.Size > maxManifest {
+	switch {
+	case m.Config.Size > maxManifest:
 		return &RefusedError{Reason: fmt.Sprintf("its configuration has %d bytes, more than %d", m.Config.Size, maxManifest)}
+	case m.Config.Size < 0: // the library takes -1 for "until the registry ends"
+		return &RefusedError{Reason: fmt.Sprintf("its manifest gives its configuration %d bytes", m.Config.Size)}
 	}
 	for i, l := range m.Layers {
-		if l.Size < 0 || l.MediaType.IsDistributable() && !l.MediaType.IsLayer() {
+		if l.Size < 0 {
+			return &RefusedError{Layer: i + 1, Reason: fmt.Sprintf("has %d bytes, by its manifest", l.Size)}
+		}
+		if l.MediaType.IsDistributable() && !l.MediaType.IsLayer() {
 			return &RefusedError{Layer: i + 1, Reason: fmt.Sprintf("is of type %q: this is not a container image", clip(string(l.MediaType)))}
+		}
+	}
+	if src.layers != nil {
+		for _, l := range m.Layers {
+			src.layers.add(l.Digest.String())
 		}
 	}
 	return nil
@@ -236,6 +277,8 @@ func (s *Store) explain(r Reference, err error) error {
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + " has no such image or tag: look at its name"}
 	case errors.As(err, &answer) && answer.StatusCode/100 == 4 && answer.StatusCode != http.StatusTooManyRequests:
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf("registry %s answers %d", registry, answer.StatusCode)}
+	case errors.As(err, &answer): // and not what it says: it may be a service of the node's network that is no registry
+		return &UnavailableError{Image: r.text, Reason: fmt.Sprintf("registry %s answers %d: it is tried again", registry, answer.StatusCode)}
 	case errors.Is(err, errForbiddenAddress):
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + ": " + errForbiddenAddress.Error()}
 	case strings.Contains(err.Error(), "no child with platform"):
@@ -243,62 +286,3 @@ func (s *Store) explain(r Reference, err error) error {
 	}
 	return &UnavailableError{Image: r.text, Reason: fmt.Sprintf("registry %s: %v", registry, err)}
 }
-
-// errForbiddenAddress keeps a tenant's image name from reaching the services
-// of the host: a registry, or where it redirects to, may not be there.
-var errForbiddenAddress = errors.New("it is at a loopback or link-local address, where nodes fetch no images unless their operator allows it")
-
-// newTransport is how registries are reached.
-func newTransport(local bool) http.RoundTripper {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
-		at, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
-		}
-		a := at.Addr().Unmap()
-		if !local && (a.IsLoopback() || a.IsUnspecified()) || a.IsLinkLocalUnicast() || a == metadataIPv6 {
-			return errForbiddenAddress
-		}
-		return nil
-	}}
-	return &boundedTransport{&http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, ForceAttemptHTTP2: true,
-		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: 4,
-	}}
-}
-
-// metadataIPv6 is where clouds serve an instance's secrets, beside the
-// link-local 169.254.169.254.
-var metadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
-
-// A boundedTransport bounds every answer that is not a layer: the library
-// reads those to their end.
-type boundedTransport struct{ next http.RoundTripper }
-
-func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := t.next.RoundTrip(req)
-	asked := req
-	for asked.Response != nil && asked.Response.Request != nil { // redirected
-		asked = asked.Response.Request
-	}
-	if err == nil && !strings.Contains(asked.URL.Path, "/blobs/") {
-		resp.Body = &boundedBody{body: resp.Body, left: maxManifest}
-	}
-	return resp, err
-}
-
-type boundedBody struct {
-	body io.ReadCloser
-	left int64
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, &RefusedError{Reason: fmt.Sprintf("its registry sends more than %d bytes where a manifest was asked for", maxManifest)}
-	}
-	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	return n, err
-}
-
-func (b *boundedBody) Close() error { return b.body.Close() }

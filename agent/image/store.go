@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,9 +52,11 @@ type Store struct {
 	entries map[string]*entry        // by path below Dir
 	aliases map[string]string        // a resolved name → key of its image
 	holds   map[string]string        // who → key
-	making  map[string]chan struct{} // by key or blob: closed when it is done
+	making  map[string]chan struct{} // by repository, and key or blob: closed when it is done
 	// reserved is room promised to what is being fetched and unpacked.
 	reserved int64
+
+	cleared chan struct{} // closed when what Open found left over is deleted
 }
 
 // An entry is an image or a blob of the cache.
@@ -75,7 +78,11 @@ const (
 	metaFile = "image.json"
 )
 
-// Open opens the store in cfg.Dir, and clears away what was never finished.
+// leftPrefix begins the names of directories that were tmpDir once.
+const leftPrefix = "left-"
+
+// Open opens the store in cfg.Dir. What was never finished is put aside, and
+// deleted while the store is in use already: it may be a million files.
 func Open(cfg Config) (*Store, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("the image store needs a directory")
@@ -92,14 +99,16 @@ func Open(cfg Config) (*Store, error) {
 		cfg.KeepFree = DefaultKeepFree
 	}
 	s := &Store{
-		cfg: cfg, transport: newTransport(cfg.LocalRegistry), entries: map[string]*entry{},
+		cfg: cfg, transport: newTransport(cfg.LocalRegistry, idleTime), entries: map[string]*entry{},
 		aliases: map[string]string{}, holds: map[string]string{}, making: map[string]chan struct{}{},
+		cleared: make(chan struct{}),
 	}
 	s.credentials.path = cfg.Credentials
 	if err := s.credentials.check(); err != nil {
 		return nil, err
 	}
-	if err := os.RemoveAll(s.path(tmpDir)); err != nil {
+	left, err := s.putAside()
+	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	for _, d := range []string{blobsDir, imagesDir, holdsDir, tmpDir} {
@@ -107,34 +116,65 @@ func Open(cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
-	if err := s.load(); err != nil {
+	damaged, err := s.load()
+	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	s.mu.Lock()
 	doomed, _ := s.evict(0) // the bound may be lower than it was
 	s.mu.Unlock()
-	s.remove(doomed)
+	go func() {
+		s.remove(slices.Concat(left, damaged, doomed))
+		close(s.cleared)
+	}()
 	return s, nil
 }
 
-// load reads what there is.
-func (s *Store) load() error {
+// putAside moves what an earlier store left in tmpDir out of the way, and
+// returns all that is to be deleted.
+func (s *Store) putAside() (left []string, err error) {
+	tmp := s.path(tmpDir)
+	if _, err := os.Lstat(tmp); err == nil {
+		to, err := os.MkdirTemp(s.cfg.Dir, leftPrefix)
+		if err == nil {
+			err = os.Rename(tmp, filepath.Join(to, tmpDir))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	all, err := os.ReadDir(s.cfg.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range all {
+		if strings.HasPrefix(e.Name(), leftPrefix) {
+			left = append(left, s.path(e.Name()))
+		}
+	}
+	return left, err
+}
+
+// load reads what there is, and moves away what is damaged.
+func (s *Store) load() (damaged []string, err error) {
 	images, err := os.ReadDir(s.path(imagesDir))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range images {
 		key := e.Name()
 		img, err := s.read(key)
 		if err != nil { // not finished, or damaged: it is fetched again
-			if err := os.RemoveAll(s.path(imagesDir, key)); err != nil {
-				return err
+			to, err := s.bury(&entry{path: filepath.Join(imagesDir, key)})
+			if err != nil {
+				return damaged, err
 			}
+			damaged = append(damaged, to)
 			continue
 		}
 		fi, err := os.Stat(s.path(imagesDir, key, metaFile))
 		if err != nil {
-			return err
+			return damaged, err
 		}
 		s.add(filepath.Join(imagesDir, key), img.Bytes, fi.ModTime())
 		for _, name := range img.Names {
@@ -143,16 +183,16 @@ func (s *Store) load() error {
 	}
 	blobs, err := os.ReadDir(s.path(blobsDir))
 	if err != nil {
-		return err
+		return damaged, err
 	}
 	for _, e := range blobs {
 		fi, err := e.Info()
 		if err != nil {
-			return err
+			return damaged, err
 		}
 		s.add(filepath.Join(blobsDir, e.Name()), fi.Size(), fi.ModTime())
 	}
-	return s.loadHolds()
+	return damaged, s.loadHolds()
 }
 
 func (s *Store) loadHolds() error {

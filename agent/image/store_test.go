@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -205,6 +207,12 @@ func TestPrepareFromFiles(t *testing.T) {
 func TestUnavailableImages(t *testing.T) {
 	r := newRegistry(t)
 	ref := r.push(t, "team/app:v1", plain(t, "x", 10))
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, `{"errors":[{"code":"UNKNOWN","message":"secret"}]}`)
+	}))
+	defer service.Close()
+	talks := strings.TrimPrefix(service.URL, "http://") + "/team/app:v1"
 	cases := []struct {
 		name, image, reason string
 		permanent           bool
@@ -216,6 +224,7 @@ func TestUnavailableImages(t *testing.T) {
 		{"NoRegistry", "127.0.0.1:1/team/app:v1", "registry 127.0.0.1:1", false, nil},
 		{"RegistryFails", ref, "registry " + r.host, false, func() { r.deny = "/blobs/" }},
 		{"WrongCredentials", ref, "credentials are missing or wrong", true, func() { r.user, r.deny = "alice", "" }},
+		{"ServiceThatTalks", talks, "answers 503: it is tried again", false, nil},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -227,6 +236,9 @@ func TestUnavailableImages(t *testing.T) {
 			var not *UnavailableError
 			if !errors.As(err, &not) || not.Permanent != c.permanent || !strings.Contains(err.Error(), c.reason) {
 				t.Fatalf("%#v: %v", not, err)
+			}
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("the tenant reads what another service says: %v", err)
 			}
 		})
 	}
@@ -396,6 +408,32 @@ func TestUnfinishedImageIsFetchedAgain(t *testing.T) {
 	}
 	if img = prepare(t, s, ref, "1"); read(t, img, "x") != "xxxxxxxxxx" {
 		t.Error("it is another")
+	}
+}
+
+// What an earlier store left is out of the way at once, and deleted later, also
+// what the one before could not delete in time.
+func TestLeftoversAreDeletedBesideTheStore(t *testing.T) {
+	s := openStore(t, nil)
+	<-s.cleared
+	for _, dir := range []string{s.path(tmpDir, "image-1", "root", "a"), s.path(leftPrefix+"1", tmpDir), s.path(imagesDir, "damaged", "root")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := openStore(t, func(c *Config) { c.Dir = s.cfg.Dir })
+	if left, err := os.ReadDir(again.path(tmpDir, "image-1")); err == nil {
+		t.Errorf("still in the way: %v", left)
+	}
+	<-again.cleared
+	all, err := os.ReadDir(again.cfg.Dir)
+	if err != nil || len(all) != 4 {
+		t.Errorf("the store has %v, %v", all, err)
+	}
+	for _, d := range []string{tmpDir, imagesDir} {
+		if left, err := os.ReadDir(again.path(d)); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v, %v", d, left, err)
+		}
 	}
 }
 

@@ -14,9 +14,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
+	continuity "github.com/containerd/continuity/fs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/zstd"
 )
@@ -72,8 +74,14 @@ func (u *unpacker) apply(ctx context.Context, packed io.Reader, want v1.Hash) er
 // judge filters an entry, and asks for the room that it takes.
 func (u *unpacker) judge(h *tar.Header) (bool, error) {
 	take, err := u.filter.judge(h)
-	if err != nil || !take || u.filter.bytes <= u.reserved {
+	if err != nil || !take {
 		return take, err
+	}
+	if err := u.filter.parents(h, missingParents(u.root, h.Name)); err != nil {
+		return false, err
+	}
+	if u.filter.bytes <= u.reserved {
+		return true, nil
 	}
 	n := max(chunk, u.filter.bytes-u.reserved)
 	if u.room(n) != nil {
@@ -84,6 +92,23 @@ func (u *unpacker) judge(h *tar.Header) (bool, error) {
 	}
 	u.reserved += n
 	return true, nil
+}
+
+// missingParents counts the directories that the archive package makes for an
+// entry. It looks at the disk: what the name says is not what is made, where a
+// symbolic link of the image leads to directories that are not there.
+func missingParents(root, name string) (n int64) {
+	dir, err := continuity.RootPath(root, filepath.Dir(name))
+	if err != nil {
+		return 0 // nothing is made: the archive package fails alike
+	}
+	for ; len(dir) > len(root); dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		n++
+	}
+	return n
 }
 
 // wrong sorts an error of the archive package: whose fault is it?

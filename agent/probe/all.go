@@ -133,6 +133,7 @@ func kernel() []Probe {
 		{"pivot the root", systemCalls, no, sys(unix.SYS_PIVOT_ROOT, str("/tmp"), str("/tmp"))},
 		{"open a mount tree", systemCalls, no, sys(unix.SYS_OPEN_TREE, ^uintptr(0), str("/"), unix.OPEN_TREE_CLONE)},
 		{"open a file system", systemCalls, no, sys(unix.SYS_FSOPEN, str("tmpfs"), 0)},
+		{"trace the first process", namespaces, no, sys(unix.SYS_PTRACE, unix.PTRACE_SEIZE, 1, 0, 0)},
 		{"signal every process", namespaces, []string{"ESRCH"}, sys(unix.SYS_KILL, ^uintptr(0), 0)},
 	}
 }
@@ -154,6 +155,7 @@ func sockets() []Probe {
 		{"netlink socket", systemCalls, no, socket(unix.AF_NETLINK, unix.SOCK_RAW)},
 		{"vsock socket", systemCalls, no, socket(unix.AF_VSOCK, unix.SOCK_STREAM)},
 		{"alg socket", systemCalls, no, socket(unix.AF_ALG, unix.SOCK_SEQPACKET)},
+		{"tipc socket pair", systemCalls, no, sys(unix.SYS_SOCKETPAIR, unix.AF_TIPC, unix.SOCK_SEQPACKET, 0, uintptr(unsafe.Pointer(&[2]int32{})))},
 		{"raw IPv4 socket", privileges, no, sys(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)},
 		{"raw IPv6 socket", privileges, no, sys(unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6)},
 		{"bind a low port", privileges, []string{"EACCES"}, func() (string, error) {

@@ -50,7 +50,8 @@ func TestMain(m *testing.M) {
 
 const incarnation gpuai.Incarnation = 3
 
-// A bench is a node: a watchdog, a runtime, and an image with gpuai-probe.
+// A bench is a node: a watchdog, a runtime, and an image with gpuai-probe. Where
+// there can be none the test is skipped, or fails with GPUAI_NEED_SANDBOX=1.
 type bench struct {
 	t       testing.TB
 	dir     string
@@ -64,12 +65,16 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
+	skip := t.Skip
+	if os.Getenv("GPUAI_NEED_SANDBOX") == "1" {
+		skip = t.Fatal
+	}
 	if os.Geteuid() != 0 {
-		t.Skip("a sandbox is made by root")
+		skip("a sandbox is made by root")
 	}
 	r, err := sandbox.Find(t.Context(), "runc")
 	if err != nil {
-		t.Skip("there is no runtime to test with: ", err)
+		skip("there is no runtime to test with: ", err)
 	}
 	b := &bench{t: t, dir: t.TempDir(), runtime: r}
 	if b.run, err = os.MkdirTemp("/run", "gpuai-test-"); err != nil {
@@ -257,7 +262,7 @@ func TestCase35ProbesSeeAWeakSandbox(t *testing.T) {
 		open   []string
 	}{
 		{"NoFilter", func(s *specs.Spec) { s.Linux.Seccomp = nil },
-			[]string{"keyctl", "io_uring", "userfaultfd", "netlink socket", "seccomp", "clone into a user namespace"}},
+			[]string{"keyctl", "io_uring", "userfaultfd", "netlink socket", "tipc socket pair", "seccomp", "clone into a user namespace"}},
 		{"Writable", func(s *specs.Spec) { s.Root.Readonly = false }, []string{"write to the root"}},
 		{"Privileges", func(s *specs.Spec) {
 			all := []string{"CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID", "CAP_NET_RAW"}
@@ -354,6 +359,43 @@ func TestKilledBoxLeavesNothing(t *testing.T) {
 			t.Error("a mount is left")
 		}
 	}
+}
+
+// Case 23: the watchdog is killed, and there is no agent to sweep (this test is
+// its agent, and does nothing): the sandbox ends by itself.
+func TestCase23NothingOutlivesWatchdogAndAgent(t *testing.T) {
+	b := newBench(t)
+	const lease gpuai.Token = 41
+	task := b.start(lease, b.task(lease, "family"))
+	b.says(lease, "ready")
+	if all := inNamespaceOf(b.ids(lease)); len(all) < 3 {
+		t.Fatalf("the family has %d processes", len(all))
+	}
+	// Its control groups wait for the next agent; so do its processes, should this fail.
+	defer func() {
+		if !watchdog.Sweep(b.dir, filepath.Join(b.dir, "tasks"), task, 5*gpuai.Second) {
+			t.Error("something is left")
+		}
+	}()
+	if err := syscall.Kill(parentOf(t, task.PID), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-b.c.Done()
+	b.gone("the end of the sandbox", func() bool { return len(inNamespaceOf(b.ids(lease))) == 0 })
+}
+
+// parentOf returns the parent of a process.
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err := strconv.Atoi(strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parent
 }
 
 // ids are the host's users of a lease's sandbox.

@@ -20,9 +20,12 @@ import (
 type Runtime struct {
 	Name string // "runc"
 	Path string
-	// Version is what the runtime says, Package its distribution's version,
-	// "" when no package of the distribution has it.
+	// Version is what the runtime says, Package the version of the
+	// distribution's package that it is of, "" when it is of none.
 	Version, Package string
+	// Stray says that the distribution's package of this name is installed, and
+	// that the runtime in PATH is another's.
+	Stray bool
 }
 
 // Runtimes are the runtimes that are known by name.
@@ -48,10 +51,61 @@ func Find(ctx context.Context, name string) (*Runtime, error) {
 	if r.Version == "" {
 		return nil, fmt.Errorf("%s --version says %q, which is not known to be a version", path, clip(string(out)))
 	}
-	if out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${Version}", name).Output(); err == nil {
-		r.Package = strings.TrimSpace(string(out))
+	if r.Package, err = packageOf(ctx, name); err != nil {
+		return nil, err
+	}
+	if r.Package != "" && !owns(ctx, name, path) {
+		r.Package, r.Stray = "", true
 	}
 	return r, nil
+}
+
+// packageOf returns the version of a Debian package that is installed, "" for
+// none and on other distributions.
+func packageOf(ctx context.Context, name string) (string, error) {
+	out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", name).Output()
+	if err != nil {
+		return "", ctx.Err()
+	}
+	version, ok := strings.CutPrefix(strings.TrimSpace(string(out)), "installed ")
+	if !ok {
+		return "", nil // removed, and its settings are left
+	}
+	return version, nil
+}
+
+// owns reports whether a Debian package has the file behind path. Where /sbin
+// is a link to /usr/sbin the package may name either.
+func owns(ctx context.Context, name, path string) bool {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false
+	}
+	for _, p := range []string{real, strings.TrimPrefix(real, "/usr"), filepath.Join("/usr", real)} {
+		out, err := exec.CommandContext(ctx, "dpkg-query", "-S", p).Output()
+		if err == nil && ownedBy(string(out), name, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// ownedBy reads what dpkg-query -S says: "runc: /usr/sbin/runc", or more
+// packages with commas, each perhaps with its architecture as in "runc:amd64".
+// A diversion is another's file.
+func ownedBy(out, name, path string) bool {
+	for line := range strings.Lines(out) {
+		owners, file, ok := strings.Cut(strings.TrimSpace(line), ": ")
+		if !ok || file != path || strings.HasPrefix(owners, "diversion by ") {
+			continue
+		}
+		for owner := range strings.SplitSeq(owners, ", ") {
+			if owner, _, _ = strings.Cut(owner, ":"); owner == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // parseVersion reads "runc version 1.1.5+ds1", of the first line.
@@ -96,18 +150,34 @@ type flaw struct {
 	debian []string
 }
 
-// flaws are those of the kind that a sandbox does not stop by itself. Later
-// ones, of mounts that race with the image's links (CVE-2025-31133, 52565,
-// 52881), need files that the tenant can change while the runtime mounts: the
-// root is not writable by anyone then.
+// flaws are those that a sandbox's specification does not keep out of reach.
+// Debian 12's package has three later ones, which it does:
+//   - CVE-2025-31133, masked paths: the runtime binds /dev/null over files, and
+//     needs a process of the tenant at the same time that puts a link in its
+//     place. There is none before the task's first instruction, no sandbox
+//     joins another's namespaces, and the root with its /dev is a mount of
+//     this sandbox alone.
+//   - CVE-2025-52565, /dev/console: only with a terminal.
+//   - CVE-2025-52881, redirected writes to /proc: those of LSM labels and of
+//     sysctls, and there are neither.
+//
+// TestSpecKeepsFlawsOutOfReach holds the specification to that.
 var flaws = []flaw{
 	{id: "CVE-2019-5736", runtime: "runc", fixed: [][]int{{1, 0, 0}}},
-	{id: "CVE-2024-21626", runtime: "runc", fixed: [][]int{{1, 1, 12}}, debian: []string{"1.1.5+ds1-1+deb12u1", "1.0.0~rc93+ds1-5+deb11u3"}},
+	{id: "CVE-2024-21626", runtime: "runc", fixed: [][]int{{1, 1, 12}}, debian: []string{"1.1.5+ds1-1+deb12u1"}},
 }
 
-// Flaw names a known way out of the runtime, "" when none is known. A package
-// of the distribution is judged by its own version: distributions mend old ones.
+// UnknownOrigin is the flaw of a runtime that is not of the distribution's
+// package of its name: there are two, and nobody knows which is mended.
+const UnknownOrigin = "an unknown origin"
+
+// Flaw names a known way out of the runtime, or UnknownOrigin; "" when none is
+// known. A package of the distribution is judged by its own version:
+// distributions mend old ones.
 func (r *Runtime) Flaw() string {
+	if r.Stray {
+		return UnknownOrigin
+	}
 	have := numbers(r.Version)
 	for _, f := range flaws {
 		if f.runtime != r.Name || slices.ContainsFunc(f.fixed, func(v []int) bool { return slices.Compare(have, v) >= 0 }) {
@@ -171,6 +241,7 @@ func Failure(bundle string) string {
 	if errors.Is(err, fs.ErrNotExist) || err != nil {
 		return ""
 	}
+	why := ""
 	for line := range strings.Lines(string(b)) {
 		_, rest, ok := strings.Cut(line, "level=error msg=")
 		if !ok {
@@ -179,7 +250,7 @@ func Failure(bundle string) string {
 		if msg, err := strconv.QuotedPrefix(rest); err == nil {
 			rest, _ = strconv.Unquote(msg)
 		}
-		return strings.TrimSpace(rest)
+		why = strings.TrimSpace(rest)
 	}
-	return ""
+	return why // the last: what is before it is of clearing up
 }

@@ -22,6 +22,7 @@ func TestVersionsAndFlaws(t *testing.T) {
 		{"runc version 1.1.12\n", "", "1.1.12", ""},
 		{"runc version 1.3.0\n", "", "1.3.0", ""},
 		{"runc version 1.0.0-rc5\n", "", "1.0.0-rc5", "CVE-2024-21626"},
+		{"runc version 1.0.0~rc93+ds1\n", "1.0.0~rc93+ds1-5+deb11u3", "1.0.0~rc93+ds1", "CVE-2024-21626"}, // it has no run --keep
 		{"runc version 0.1.1\n", "", "0.1.1", "CVE-2019-5736"},
 		{"runsc version release-20250210.0\nspec: 1.1.0\n", "", "20250210.0", ""},
 		{"something else\n", "", "", ""},
@@ -32,6 +33,57 @@ func TestVersionsAndFlaws(t *testing.T) {
 		if r.Version != c.version || r.Flaw() != c.flaw {
 			t.Errorf("%q of package %q: version %q, flaw %q", c.out, c.pack, r.Version, r.Flaw())
 		}
+	}
+}
+
+func TestOwnerOfARuntime(t *testing.T) {
+	const path = "/usr/sbin/runc"
+	for out, want := range map[string]bool{
+		"runc: /usr/sbin/runc\n":                         true,
+		"runc:amd64: /usr/sbin/runc\n":                   true,
+		"other, runc: /usr/sbin/runc\n":                  true,
+		"containerd.io: /usr/sbin/runc\n":                false,
+		"runc: /usr/sbin/runc.old\n":                     false,
+		"diversion by runc from: /usr/sbin/runc\n":       false,
+		"dpkg-query: no path found matching pattern x\n": false,
+	} {
+		if got := ownedBy(out, "runc", path); got != want {
+			t.Errorf("%q: %v", out, got)
+		}
+	}
+}
+
+// A runtime beside the distribution's is not judged by the distribution's.
+func TestRuntimeBesideThePackageIsOfUnknownOrigin(t *testing.T) {
+	own, err := Find(t.Context(), "runc")
+	if err != nil || own.Package == "" {
+		t.Skip("there is no runc of a Debian package: ", err)
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	find := func() *Runtime {
+		t.Helper()
+		r, err := Find(t.Context(), "runc")
+		if err != nil || r.Path != filepath.Join(dir, "runc") {
+			t.Fatal(r, err)
+		}
+		return r
+	}
+	if err := os.Symlink(own.Path, filepath.Join(dir, "runc")); err != nil {
+		t.Fatal(err)
+	}
+	if r := find(); r.Stray || r.Package != own.Package {
+		t.Errorf("a link to the package's: %+v", r)
+	}
+	if err := os.Remove(filepath.Join(dir, "runc")); err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\necho runc version 1.1.5\n"
+	if err := os.WriteFile(filepath.Join(dir, "runc"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if r := find(); !r.Stray || r.Package != "" || r.Flaw() != UnknownOrigin {
+		t.Errorf("%+v has flaw %q", r, r.Flaw())
 	}
 }
 
@@ -144,12 +196,18 @@ func task() *Task {
 
 func TestSpecIsRefused(t *testing.T) {
 	for want, change := range map[string]func(*Task){
-		"no program":       func(t *Task) { t.Args = nil },
-		"is not absolute":  func(t *Task) { t.Cwd = "../x" },
-		"range of users":   func(t *Task) { t.IDs = Range{} },
-		"outside of":       func(t *Task) { t.User = 70_000 },
-		"NUL byte":         func(t *Task) { t.Env = []string{"A=\x00"} },
-		"NUL byte ":        func(t *Task) { t.Args = []string{"x", "\x00"} },
+		"no program":      func(t *Task) { t.Args = nil },
+		"is not absolute": func(t *Task) { t.Cwd = "../x" },
+		"range of users":  func(t *Task) { t.IDs = Range{} },
+		"outside of":      func(t *Task) { t.User = 70_000 },
+		"NUL byte":        func(t *Task) { t.Env = []string{"A=\x00"} },
+		"NUL byte ":       func(t *Task) { t.Args = []string{"x", "\x00"} },
+		"cannot be /dev/nvidia0 in": func(t *Task) {
+			t.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia7", Major: 195, Minor: 7}}
+		},
+		`the option "rw"`: func(t *Task) {
+			t.Mounts = []Mount{{Path: "/a", HostPath: "/b", Options: []string{"ro", "rw"}}}
+		},
 		"range of users  ": func(t *Task) { t.IDs.First = 0 },
 	} {
 		bad := task()
@@ -177,6 +235,39 @@ func TestDevicesOfTheLease(t *testing.T) {
 	}
 }
 
+// What the comment at flaws relies on.
+func TestSpecKeepsFlawsOutOfReach(t *testing.T) {
+	full := task()
+	full.Hostname, full.Init, full.InitArgs = "h", "/usr/bin/init", []string{"--init"}
+	full.Files = map[string]string{"/etc/hosts": "/data/hosts"}
+	full.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia0", Major: 195}}
+	full.Mounts = []Mount{{Path: "/lib/driver", HostPath: "/usr/lib/driver"}, {Path: "/own", HostPath: "/data/own", Writable: true}}
+	s, err := Spec(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Process.Terminal || s.Process.ConsoleSize != nil {
+		t.Error("it has a terminal (CVE-2025-52565)")
+	}
+	if s.Process.SelinuxLabel != "" || s.Process.ApparmorProfile != "" || s.Linux.MountLabel != "" || len(s.Linux.Sysctl) > 0 {
+		t.Error("it has a label or a sysctl (CVE-2025-52881)")
+	}
+	if !s.Root.Readonly || s.Linux.RootfsPropagation != "private" || s.Hooks != nil {
+		t.Errorf("its root is %+v, its hooks %+v", s.Root, s.Hooks)
+	}
+	for _, m := range s.Mounts {
+		own := m.Destination == "/own"
+		if m.Type == "bind" && slices.Contains(m.Options, "ro") == own || slices.Contains(m.Options, "shared") || slices.Contains(m.Options, "rshared") {
+			t.Errorf("another may change %+v (CVE-2025-31133)", m)
+		}
+	}
+	for _, n := range s.Linux.Namespaces {
+		if n.Path != "" {
+			t.Errorf("it joins the namespace %+v of another (CVE-2025-31133)", n)
+		}
+	}
+}
+
 // The filter allows nothing of what is forbidden, whatever moby's profile says
 // in its next version.
 func TestFilterAllowsNothingForbidden(t *testing.T) {
@@ -188,7 +279,7 @@ func TestFilterAllowsNothingForbidden(t *testing.T) {
 	if p.DefaultAction != specs.ActErrno || len(p.Architectures) != 1 {
 		t.Errorf("default %s, for %v", p.DefaultAction, p.Architectures)
 	}
-	sockets := 0
+	ways := map[string]int{}
 	for _, call := range p.Syscalls {
 		for _, name := range call.Names {
 			if call.Action == specs.ActAllow && slices.Contains(forbidden, name) {
@@ -197,13 +288,16 @@ func TestFilterAllowsNothingForbidden(t *testing.T) {
 			if call.Action == specs.ActAllow && name == "clone" && (len(call.Args) != 1 || call.Args[0].Op != specs.OpMaskedEqual || call.Args[0].Value&0x10000000 == 0) {
 				t.Errorf("clone is allowed with %+v", call.Args)
 			}
-			if name == "socket" {
-				sockets++
+			if name == "socket" || name == "socketpair" {
+				ways[name]++
+				if len(call.Args) != 1 || call.Args[0].Index != 0 || call.Args[0].Op != specs.OpEqualTo {
+					t.Errorf("%s is allowed with %+v", name, call.Args)
+				}
 			}
 		}
 	}
-	if sockets != len(domains) {
-		t.Errorf("socket is allowed in %d ways", sockets)
+	if ways["socket"] != len(domains) || ways["socketpair"] != 1 {
+		t.Errorf("sockets are allowed in %v ways", ways)
 	}
 }
 
@@ -212,7 +306,7 @@ func TestFailureIsRead(t *testing.T) {
 	if got := Failure(dir); got != "" {
 		t.Errorf("%q of no log", got)
 	}
-	log := `time="2026-01-01T00:00:00Z" level=warning msg="x"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="runc run failed: exec: \"/bin/x\": no such file"` + "\n"
+	log := `time="2026-01-01T00:00:00Z" level=warning msg="x"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="Failed to remove cgroup"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="runc run failed: exec: \"/bin/x\": no such file"` + "\n"
 	if err := os.WriteFile(filepath.Join(dir, logFile), []byte(log), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/moby/profiles/seccomp"
@@ -23,6 +24,11 @@ var forbidden = []string{
 // domains are the families of sockets that a task may make.
 var domains = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6}
 
+// byDomain are the calls whose first argument is a socket's family, with the
+// families that each may have. A pair of sockets is for the unix family only;
+// TIPC, the other that has pairs, is another network's worth of kernel.
+var byDomain = map[string][]uint64{"socket": domains, "socketpair": {unix.AF_UNIX}}
+
 // systemCalls is moby's profile for a task without capabilities, less what is
 // forbidden, for this machine's own calls only: those of 32-bit programs are
 // another 400, of which the filter sees less.
@@ -36,18 +42,20 @@ func systemCalls(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	for _, call := range p.Syscalls {
 		if call.Action == specs.ActAllow {
 			call.Names = slices.DeleteFunc(slices.Clone(call.Names), func(n string) bool {
-				return n == "socket" || slices.Contains(forbidden, n)
+				return byDomain[n] != nil || slices.Contains(forbidden, n)
 			})
 		}
 		if len(call.Names) > 0 {
 			kept = append(kept, call)
 		}
 	}
-	for _, d := range domains {
-		kept = append(kept, specs.LinuxSyscall{
-			Names: []string{"socket"}, Action: specs.ActAllow,
-			Args: []specs.LinuxSeccompArg{{Index: 0, Value: d, Op: specs.OpEqualTo}},
-		})
+	for _, name := range slices.Sorted(maps.Keys(byDomain)) {
+		for _, d := range byDomain[name] {
+			kept = append(kept, specs.LinuxSyscall{
+				Names: []string{name}, Action: specs.ActAllow,
+				Args: []specs.LinuxSeccompArg{{Index: 0, Value: d, Op: specs.OpEqualTo}},
+			})
+		}
 	}
 	p.Syscalls = kept
 	return p, nil

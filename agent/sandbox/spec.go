@@ -48,7 +48,7 @@ type Task struct {
 // A Device is a device file of the host that the task may open.
 type Device struct {
 	Path         string // in the sandbox
-	HostPath     string
+	HostPath     string // the same: the runtime binds the host's file of that path
 	Block        bool
 	Major, Minor int64
 	Permissions  string // of "rwm"
@@ -58,7 +58,13 @@ type Device struct {
 type Mount struct {
 	Path, HostPath string
 	Writable       bool
+	// Options are what a driver asks for beside; those of mountOptions are
+	// known, and every mount has them.
+	Options []string
 }
+
+// mountOptions are the options that every mount of a driver has.
+var mountOptions = []string{"ro", "bind", "nosuid", "nodev", "private"}
 
 // Directories of a sandbox that its task may write to. They are in memory, and
 // count against the task's memory.
@@ -124,9 +130,29 @@ func (t *Task) check() error {
 	case t.User >= t.IDs.Size || t.Group >= t.IDs.Size:
 		return fmt.Errorf("user %d or group %d is outside of the sandbox's %d", t.User, t.Group, t.IDs.Size)
 	}
+	if err := t.checkGrants(); err != nil {
+		return err
+	}
 	for _, s := range slices.Concat(t.Args, t.Env, []string{t.Cwd}) {
 		if strings.ContainsRune(s, 0) {
 			return errors.New("an argument or a variable has a NUL byte")
+		}
+	}
+	return nil
+}
+
+// checkGrants refuses what a driver grants and a sandbox would not have so.
+func (t *Task) checkGrants() error {
+	for _, d := range t.Devices {
+		if d.HostPath != d.Path {
+			return fmt.Errorf("the device %s of the host cannot be %s in the sandbox: a device has the path there that it has on the host", clip(d.HostPath), clip(d.Path))
+		}
+	}
+	for _, m := range t.Mounts {
+		for _, o := range m.Options {
+			if !slices.Contains(mountOptions, o) {
+				return fmt.Errorf("the mount of %s has the option %q: the sandbox knows %s", clip(m.Path), clip(o), strings.Join(mountOptions, ", "))
+			}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -13,8 +14,8 @@ import (
 // InitArg makes the watchdog's binary the first process of a box. The kernel
 // drops signals to a first process that has no handler for them, and its
 // orphans fall to it: few programs are made for that. This one runs the program
-// behind InitArg, hands it every signal, reaps what falls to it, and ends with
-// the program's code.
+// behind InitArg, hands it signals, reaps what falls to it, and ends with the
+// program's code.
 const InitArg = "--init"
 
 // Exit codes of an init that has nothing to run, as a shell's.
@@ -34,6 +35,10 @@ func runInit(argv []string) int {
 	if len(argv) == 0 {
 		fmt.Fprintln(os.Stderr, "gpuai: there is no program to run")
 		return exitNotFound
+	}
+	if err := dieWithRuntime(); err != nil {
+		fmt.Fprintln(os.Stderr, "gpuai:", err)
+		return exitNotRunnable
 	}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded...)
@@ -55,11 +60,50 @@ func runInit(argv []string) int {
 	go func() {
 		for s := range signals {
 			if s, ok := s.(syscall.Signal); ok {
-				_ = syscall.Kill(-pid, s) // gone already is as good
+				forward(pid, s)
 			}
 		}
 	}()
 	return reapUntil(pid)
+}
+
+// dieWithRuntime has the kernel kill this process when the runtime that made the
+// box dies, which dies with the watchdog: with this process go all of the box,
+// also where no agent is left to sweep. The signal belongs to this thread, which
+// must not end: the caller's goroutine stays on it.
+func dieWithRuntime() error {
+	runtime.LockOSThread()
+	before := os.Getppid()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("bind the box to its runtime: %w", err)
+	}
+	// The tenant's processes have this one's user: they must not trace it, and
+	// take the signal away.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep the first process to itself: %w", err)
+	}
+	if os.Getppid() != before || unread() {
+		return errors.New("the runtime died before the task started")
+	}
+	return nil
+}
+
+// unread reports whether nobody reads what is written to stdout. In a namespace
+// of processes every parent is 0, dead or alive, but runc reads this pipe.
+func unread() bool {
+	fds := []unix.PollFd{{Fd: 1}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLERR != 0
+}
+
+// forward hands a signal to the program. Only SIGTERM is for its whole process
+// group: another, as the one that asks for a checkpoint, kills helpers of the
+// program that do not know it.
+func forward(pid int, s syscall.Signal) {
+	if s == syscall.SIGTERM {
+		pid = -pid
+	}
+	_ = syscall.Kill(pid, s) // gone already is as good
 }
 
 // reapUntil reaps every child until pid has ended.

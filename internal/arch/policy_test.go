@@ -55,6 +55,7 @@ var anything = []string{"integration"}
 var owners = map[string]string{
 	"github.com/coder/websocket":               "httpd client",
 	"github.com/containerd/containerd/v2":      "agent/image",
+	"github.com/containerd/continuity":         "agent/image",
 	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen cmd examples",
 	"github.com/goccy/go-yaml":                 "jobfile",
 	"github.com/google/go-containerregistry":   "agent/image",
