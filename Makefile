@@ -23,6 +23,10 @@ GPUAI_OPENB := $(abspath $(wildcard ../shared/data/openb))
 endif
 export GPUAI_OPENB
 
+# One set of flags for all, so that what is built once is not built again: vet,
+# build and most tests share it.
+export GOFLAGS := -trimpath $(GOFLAGS)
+
 # Of make sim, and of make virtual.
 SEEDS ?= 10000
 FIRST ?= 1
@@ -35,7 +39,7 @@ TIMES ?= 5
 # Only a driver that must load a vendor's C library needs cgo; none here does.
 build:
 	mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
 
 test: arch test-core test-cluster test-rest
 
@@ -48,7 +52,7 @@ test-cluster:
 	$(GO) test -race -p 1 -timeout 15m $(CLUSTER)
 
 test-rest:
-	$(GO) test -p 1 -timeout 15m $$($(GO) list ./... | grep -vE '$(RACED)' | grep -v '/internal/arch$$')
+	CGO_ENABLED=0 $(GO) test -p 1 -timeout 15m $$($(GO) list ./... | grep -vE '$(RACED)' | grep -v '/internal/arch$$')
 
 race:
 	$(GO) test -race -p 1 -timeout 30m ./...
@@ -101,7 +105,7 @@ fmt-check:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; }
 
 vet:
-	$(GO) vet ./...
+	CGO_ENABLED=0 $(GO) vet ./...
 
 demo: build
 	$(GO) run ./integration/demo
