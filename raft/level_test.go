@@ -37,6 +37,7 @@ func TestCase17MemberBelowTheLevel(t *testing.T) {
 			if err := c.nodes["c"].TransferLeadership(context.Background()); err != nil {
 				t.Fatal(err)
 			}
+			until(t, "another one leads", func() bool { return c.leader() != c.nodes["c"] })
 		}
 		c.submit(c.leader())
 		raise(t, c.leader(), 2)
