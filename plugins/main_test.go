@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -53,10 +54,10 @@ func misbehave(mode string) int {
 		fmt.Fprintln(os.Stderr, "cannot open /dev/nvidiactl: no such device")
 		return 7
 	case "silent":
-		select {}
+		hang()
 	case "garbage":
 		fmt.Println("Welcome to the vendor's tool, version 5!")
-		select {}
+		hang()
 	case "long-garbage":
 		for {
 			fmt.Print(strings.Repeat("x", 4096))
@@ -65,10 +66,10 @@ func misbehave(mode string) int {
 		return serveVersion(99)
 	case "plain":
 		fmt.Println("1|1|unix|./sock|grpc|")
-		select {}
+		hang()
 	case "elsewhere":
 		fmt.Println("1|1|tcp|127.0.0.1:1|grpc|" + strings.Repeat("QUJD", 40))
-		select {}
+		hang()
 	case "host":
 		return hostProcess()
 	}
@@ -108,7 +109,8 @@ func hostProcess() int {
 	devices := h.Inventory().Devices
 	_, err = h.Reserve(context.Background(), plugins.Reservation{ID: "left", Devices: []gpuai.DeviceID{devices[0].ID}, Incarnation: 1})
 	fmt.Println(h.Inventory().PID, err)
-	select {}
+	hang()
+	return 0
 }
 
 // A twisted driver is the sim driver with one thing wrong.
@@ -143,7 +145,7 @@ func (d *twisted) Info() plugins.Info {
 // call returns; the caller must not answer meanwhile.
 func stop() {
 	syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-	select {}
+	hang()
 }
 
 func (d *twisted) Configure(ctx context.Context, c plugins.Config) error {
@@ -230,4 +232,12 @@ func (d *twisted) Reserve(ctx context.Context, r plugins.Reservation) (plugins.G
 		stop()
 	}
 	return d.Driver.Reserve(ctx, r)
+}
+
+// hang waits for ever. A process without cgo in which all goroutines only wait is
+// ended by the runtime, unless one of them waits for signals.
+func hang() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGUSR2)
+	<-c
 }
