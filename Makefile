@@ -63,7 +63,7 @@ arch:
 
 test-386:
 	GOARCH=386 CGO_ENABLED=0 $(GO) vet $(CORE)
-	GOARCH=386 CGO_ENABLED=0 $(GO) test -timeout 15m $(CORE)
+	GOARCH=386 CGO_ENABLED=0 $(GO) test -short -timeout 15m $(CORE)
 
 # The goals of a region's speed in one table, some minutes; ONLY=lone,batch for some.
 bench-region: build
@@ -145,6 +145,6 @@ CI_STEPS := fmt-check vet build arch test-core test-cluster test-rest test-386 f
 ci:
 	@for step in $(CI_STEPS); do \
 		start=$$(date +%s); echo "==> $$step"; \
-		$(MAKE) --no-print-directory FUZZTIME=2s "$$step" || exit 1; \
+		$(MAKE) --no-print-directory FUZZTIME=1s "$$step" || exit 1; \
 		echo "    $$step: $$(($$(date +%s) - start)) s"; \
 	done

@@ -34,7 +34,7 @@ func (d *Demand) Validate() []FieldError {
 	size := 0
 	for i := range d.Classes[:min(len(d.Classes), MaxDemand)] {
 		c, at := &d.Classes[i], "/classes/"+strconv.Itoa(i)
-		v.check(c.Tasks >= 1 && c.Tasks <= MaxDemandTasks, at+"/tasks", "must be between 1 and "+strconv.Itoa(MaxDemandTasks))
+		v.check(c.Tasks >= 1 && c.Tasks <= MaxDemandTasks, at+"/tasks", "must be between 1 and "+strconv.FormatInt(MaxDemandTasks, 10))
 		v.check(len(c.Constraints) <= MaxConstraints, at+"/constraints", "must be at most "+strconv.Itoa(MaxConstraints))
 		for j := range c.Constraints[:min(len(c.Constraints), MaxConstraints)] {
 			c.Constraints[j].validate(&v, at+"/constraints/"+strconv.Itoa(j))

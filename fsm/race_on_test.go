@@ -3,5 +3,5 @@
 package fsm
 
 // underRace: the detector makes walks ten times as slow, and there is little for
-// it in a package without goroutines: the walks' other seeds run without it.
+// it in a package without goroutines. A plain go test takes all their seeds.
 const underRace = true
