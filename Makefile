@@ -65,7 +65,7 @@ arch:
 
 test-386:
 	GOARCH=386 CGO_ENABLED=0 $(GO) vet $(CORE)
-	GOARCH=386 CGO_ENABLED=0 $(GO) test -short -timeout 15m $(CORE)
+	GOARCH=386 CGO_ENABLED=0 $(GO) test -timeout 15m $(CORE)
 
 # The goals of a region's speed in one table, some minutes; ONLY=lone,batch for some.
 bench-region: build

@@ -53,12 +53,18 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 // tryFill gives leases to the groups in m.members within a scope, or changes
 // nothing.
 func (m *Machine) tryFill(sc scheduler.Scope) bool {
+	return m.attempt(func() bool { return m.fillAll(sc) })
+}
+
+// attempt takes back all that f did when f reports false, but for the work: that
+// is spent all the same.
+func (m *Machine) attempt(f func() bool) bool {
 	mark, now, events := m.sp.Mark(), m.now, len(m.out.Events)
-	if m.fillAll(sc) {
+	if f() {
 		return true
 	}
 	m.sp.RollbackTo(mark)
-	now.work = m.now.work // spent all the same
+	now.work = m.now.work
 	m.now = now
 	m.out.Events = m.out.Events[:events]
 	return false

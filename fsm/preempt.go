@@ -428,19 +428,6 @@ func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final b
 	return true, true
 }
 
-// attempt takes back all that f did when f reports false, but for the work.
-func (m *Machine) attempt(f func() bool) bool {
-	mark, now, events := m.sp.Mark(), m.now, len(m.out.Events)
-	if f() {
-		return true
-	}
-	m.sp.RollbackTo(mark)
-	now.work = m.now.work
-	m.now = now
-	m.out.Events = m.out.Events[:events]
-	return false
-}
-
 // displaceOnReserved makes room for one task on a node that is reserved for a job
 // of lower priority, where FindReclaim does not look. The reservation stays: to
 // begin it anew with each such task would keep its job waiting for ever.

@@ -3,5 +3,5 @@
 package fsm
 
 // underRace: the detector makes walks ten times as slow, and there is little for
-// it in a package without goroutines. A plain go test takes all their seeds.
+// it in a package without goroutines: their other seeds run without it, for 386.
 const underRace = true

@@ -11,21 +11,6 @@ func StartQuick(ctx context.Context, cfg HostConfig) (*Host, error) {
 	return start(ctx, cfg, quickTiming())
 }
 
-// LaunchQuick is Launch with the times of StartQuick.
-func LaunchQuick(ctx context.Context, cfg HostConfig) (*Process, error) {
-	dir, err := openRunDir(cfg.SocketDir, cfg.Name)
-	if err != nil {
-		return nil, err
-	}
-	p, err := launch(ctx, cfg, dir, quickTiming())
-	if err != nil {
-		dir.close()
-		return nil, err
-	}
-	p.dir = dir
-	return p, nil
-}
-
 // Marker is the variable that marks the processes of a driver's directory.
 func Marker(path string) (string, error) { return marker(path) }
 

@@ -97,7 +97,7 @@ func (r *shapeRec) tasksOn(n uint32) uint64 {
 // counts as work, so it is for the goroutine that changes the state.
 func (s *State) Capacity(id ShapeID, limit uint32) uint32 {
 	q := s.query(id)
-	have := q.capacity(uint64(limit))
+	have := q.capacity(uint64(limit), false)
 	s.charge(&q)
 	return uint32(have)
 }
@@ -105,13 +105,15 @@ func (s *State) Capacity(id ShapeID, limit uint32) uint32 {
 // CapacityNow is Capacity for those who only read: it counts no work.
 func (s *State) CapacityNow(id ShapeID, limit uint32) uint32 {
 	q := s.query(id)
-	return uint32(q.capacity(uint64(limit)))
+	return uint32(q.capacity(uint64(limit), false))
 }
 
 // MayStart reports whether Capacity is not 0. It only reads.
 func (s *State) MayStart(id ShapeID) bool { return s.CapacityNow(id, 1) > 0 }
 
-func (q *query) capacity(limit uint64) uint64 {
+// capacity sums up, to at most limit, for how many tasks there is room in each
+// tree of the index that serves the shape: by a bound, or counted.
+func (q *query) capacity(limit uint64, counted bool) uint64 {
 	sum := q.sums.Get()
 	var have uint64
 	for c := sum.nextClass(q.r.firstClass()); c < numClasses && have < limit; c = sum.nextClass(c + 1) {
@@ -121,7 +123,12 @@ func (q *query) capacity(limit uint64) uint64 {
 		for w := range sum.words {
 			for m := q.passing(c, w); m != 0 && have < limit; m &= m - 1 {
 				q.ticks += tickTree
-				have += q.r.tasks(c, q.trees.Get(spot{poolAt(w, m), c}.tree()))
+				t := q.trees.Get(spot{poolAt(w, m), c}.tree())
+				if counted && c >= wholeClass {
+					have += q.roomBelow(t, c-wholeClass, limit-have)
+					continue
+				}
+				have += q.r.tasks(c, t)
 			}
 		}
 	}
@@ -152,31 +159,9 @@ func (r *shapeRec) tasks(class uint32, t *treeRec) uint64 {
 // task. It counts as work.
 func (s *State) RoomFor(id ShapeID, limit uint32) uint32 {
 	q := s.query(id)
-	have := q.room(uint64(limit))
+	have := q.capacity(uint64(limit), true)
 	s.charge(&q)
 	return uint32(have)
-}
-
-func (q *query) room(limit uint64) uint64 {
-	sum := q.sums.Get()
-	var have uint64
-	for c := sum.nextClass(q.r.firstClass()); c < numClasses && have < limit; c = sum.nextClass(c + 1) {
-		if !q.r.usesClass(c) {
-			continue
-		}
-		for w := range sum.words {
-			for m := q.passing(c, w); m != 0 && have < limit; m &= m - 1 {
-				q.ticks += tickTree
-				t := q.trees.Get(spot{poolAt(w, m), c}.tree())
-				if c < wholeClass {
-					have += q.r.tasks(c, t)
-					continue
-				}
-				have += q.roomBelow(t, c-wholeClass, limit-have)
-			}
-		}
-	}
-	return min(have, limit)
 }
 
 // roomBelow returns how many tasks the units of a tree, with so many whole

@@ -132,10 +132,10 @@ func (s *State) RoomIn(sc Scope, id ShapeID, limit uint32) uint32 {
 func (q *query) roomIn(sc Scope, limit uint64) uint64 {
 	switch sc.level {
 	case gpuai.TopologyNone:
-		return q.capacity(limit)
+		return q.capacity(limit, false)
 	case gpuai.TopologyZone:
 		q.confine(sc.at)
-		return q.capacity(limit)
+		return q.capacity(limit, false)
 	case gpuai.TopologyNode:
 		q.ticks += tickNode
 		return min(q.roomOn(sc.at), limit)

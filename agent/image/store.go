@@ -202,7 +202,7 @@ func (s *Store) loadHolds() error {
 	}
 	for _, e := range holds {
 		if strings.HasPrefix(e.Name(), ".") { // never finished
-			_ = os.Remove(s.path(holdsDir, e.Name()))
+			_ = os.Remove(s.path(holdsDir, e.Name())) // what stays is passed over at the next Open, too
 			continue
 		}
 		b, err := os.ReadFile(s.path(holdsDir, e.Name()))

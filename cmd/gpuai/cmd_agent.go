@@ -59,12 +59,6 @@ func defaultAgentConfig() agentConfig {
 	}
 }
 
-// Validate returns every value that is wrong, with the value.
-func (c *agentConfig) Validate() error {
-	_, err := c.resolve()
-	return err
-}
-
 // resolve returns the agent's configuration, but for its logger, or everything
 // that is wrong.
 func (c *agentConfig) resolve() (agent.Config, error) {

@@ -137,7 +137,7 @@ func TestAgentConfig(t *testing.T) {
 	} {
 		bad := c
 		change(&bad)
-		if err := bad.Validate(); err == nil {
+		if _, err := bad.resolve(); err == nil {
 			t.Errorf("was taken: %+v", bad)
 		}
 	}
