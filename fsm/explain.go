@@ -109,7 +109,7 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 func (m *Machine) roomReasons(group uint32) (out []gpuai.Reason) {
 	if n := m.held(group); n > 0 {
 		out = append(out, gpuai.Reason{Code: gpuai.QueueOrder, Message: fmt.Sprintf(
-			"room is being made for tasks, %d: they start when those have left that must go for them, or sooner where other room comes free", n)})
+			"room is being made for %d of its tasks: they start when those have left that must go for them, or sooner where other room comes free", n)})
 	}
 	by, n := gpuai.JobID{}, 0
 	for t := m.groups.Get(group).first; t != 0; t = m.tasks.Get(t.slot()).next {
@@ -124,7 +124,7 @@ func (m *Machine) roomReasons(group uint32) (out []gpuai.Reason) {
 	}
 	if n > 0 {
 		out = append(out, gpuai.Reason{Code: gpuai.Preempted, Message: fmt.Sprintf(
-			"%d tasks made room for jobs of higher priority, the last one for job %s, and wait to be placed again", n, by)})
+			"%d of its tasks made room for jobs of higher priority, the last one for job %s, and wait to be placed again", n, by)})
 	}
 	return out
 }
