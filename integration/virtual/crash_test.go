@@ -120,8 +120,8 @@ func pausedLeader(r *region, pause time.Duration) {
 		st := old.life.Raft(r.t.Context())
 		return st.Term > before && (st.Leader != old.id || r.leader() == old)
 	})
+	r.converge() // it hears its leader before it has what it missed
 	old.dazed.Store(false)
-	r.converge()
 	load.stop()
 	r.converge()
 }

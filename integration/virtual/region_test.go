@@ -55,7 +55,8 @@ type member struct {
 	id  gpuai.ServerID
 	dir string
 	// dazed says that it was stopped and may not know yet: it takes itself for
-	// the leader, whose stale answers are of no age, until it steps down.
+	// the leader, whose stale answers are of no age, until it has stepped down
+	// and caught up.
 	dazed atomic.Bool
 	lives atomic.Int32 // started so far
 	life  *life        // nil: it is down
