@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"math"
 	"math/bits"
 
 	"github.com/gpuai/gpuai"
@@ -31,14 +32,20 @@ func (s *State) Place(id ShapeID) (Fit, bool) {
 }
 
 // findPacked returns the place with the best score among the nodes in the
-// index: the first alternative that has any.
+// index: the first alternative that has any. There is none while the shape has
+// not been scored in all of them.
 func (s *State) findPacked(id ShapeID) (Fit, bool) {
 	if s.packing.Get().stale {
 		s.demandFrozen()
 	}
-	s.work += workPackSearch + workPackBucket*s.unseen(id)
+	n, whole := s.unseen(id)
+	s.work += workPackSearch + workPackBucket*n
 	c := s.scratch()
 	s.setPrices(c)
+	if !whole {
+		s.approach(c, id)
+		return Fit{}, false
+	}
 	for alt := range s.shapes.Get(uint32(id)).alts {
 		if e, ok := s.best(c, id, alt); ok {
 			return s.fitPacked(s.shapes.Get(uint32(id)), &e, alt), true
@@ -57,11 +64,16 @@ type scoring struct {
 	out  [2]heapEntry // what score made
 }
 
+func (s *State) scoringOf(c *packScratch, id ShapeID, alt uint8) *scoring {
+	q := &scoring{State: s, c: c, r: s.shapes.Get(uint32(id)), alt: alt}
+	q.need = q.r.needOf()
+	return q
+}
+
 // best returns the best entry of an alternative of a shape.
 func (s *State) best(c *packScratch, id ShapeID, alt uint8) (heapEntry, bool) {
 	i := s.heapOf(id, alt)
-	q := &scoring{State: s, c: c, r: s.shapes.Get(uint32(id)), alt: alt}
-	q.need = q.r.needOf()
+	q := s.scoringOf(c, id, alt)
 	if !q.refresh(i) {
 		return q.scan(i)
 	}
@@ -103,6 +115,9 @@ func (q *scoring) refresh(i uint32) bool {
 		q.emptyHeap(i)
 		return false
 	}
+	if r.partial && !q.part(i, math.MaxUint64) {
+		return false // the store was full
+	}
 	if r.prices != sums.prices {
 		q.reprice(i)
 	}
@@ -118,16 +133,14 @@ func (q *scoring) refresh(i uint32) bool {
 // learn adds the buckets that were born since the heap was last used; false
 // when the heap was lost by it.
 func (q *scoring) learn(i uint32) bool {
-	r := *q.heaps.heaps.Get(i)
+	seen := q.heaps.heaps.Get(i).seen
 	births := q.packSums.Get().births
-	if r.seen == births {
+	if seen == births {
 		return true
 	}
-	for at := q.newest(r.seen); at != 0; at = q.olderThan(at, r.seen) {
-		for k := range q.score(at - 1) {
-			if e := &q.out[k]; (!r.floored || !r.floor.precedes(e)) && !q.pushHeap(i, e) {
-				return false
-			}
+	for at := q.newest(seen); at != 0; at = q.olderThan(at, seen) {
+		if !q.addBucket(i, at-1) {
+			return false
 		}
 	}
 	q.heaps.heaps.Mut(i).seen = births

@@ -61,7 +61,9 @@ type heapRec struct {
 	era     uint32 // of the store; of another one, it is empty
 	next    uint32 // heap + 1 of a further alternative of the shape
 	width   uint32 // of the window; 0: never filled
+	cursor  uint32 // bucket
 	floored bool
+	partial bool  // of the buckets that it knows of, those before cursor only are in it
 	size    uint8 // of its extent: 1<<size; 0: none
 	alt     uint8
 }
@@ -159,7 +161,7 @@ func (s *State) allocExtent(size uint8) uint32 {
 // emptyHeap empties a heap.
 func (s *State) emptyHeap(i uint32) {
 	r := s.heaps.heaps.Mut(i)
-	r.n, r.seen, r.width, r.floored = 0, 0, s.scratch().narrow, false
+	r.n, r.seen, r.width, r.floored, r.partial = 0, 0, s.scratch().narrow, false, false
 	r.demand = s.packing.Get().demand
 	r.prices = s.packSums.Get().prices
 	if era := s.packSums.Get().heaps.era; r.era != era {

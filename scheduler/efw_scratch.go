@@ -26,6 +26,7 @@ type packScratch struct {
 	buckets []bucketRec // by bucket
 	window  window
 	narrow  uint32      // width of the windows of new heaps
+	most    uint64      // buckets that a search scores
 	all     []heapEntry // of the scan that runs
 	buf     []uint64
 }
@@ -77,7 +78,7 @@ func (c *packScratch) bucket(s *State, b uint32, key *packKey) (*bucketRec, *pac
 func (s *State) scratch() *packScratch {
 	c := s.pack
 	if c == nil {
-		c = &packScratch{memo: make([]memoRec, memoSize), narrow: minWindow}
+		c = &packScratch{memo: make([]memoRec, memoSize), narrow: minWindow, most: maxUnseen}
 		s.pack = c
 	}
 	p := s.packing.Get()

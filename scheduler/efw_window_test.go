@@ -142,3 +142,53 @@ func TestPackingChargesWhatIsNotSeen(t *testing.T) {
 		t.Fatalf("a search after %d new states is charged %d, want %d", births, got, want)
 	}
 }
+
+// A shape that has not been scored in more states than one search may look at
+// is placed by best fit until it has, and decides the same whatever heaps hold.
+func TestPackingApproachesInParts(t *testing.T) {
+	const most = 16
+	kept, lost := newPackBench(t, 100, gpuai.PackingEFW), newPackBench(t, 100, gpuai.PackingEFW)
+	kept.s.scratch().most, lost.s.scratch().most = most, most
+	byBestFit, packed := 0, 0
+	step := func(x *packBench, forget bool) (Fit, uint64) {
+		if len(x.leases) > 150 {
+			x.end()
+		}
+		kind := x.draw[x.r.IntN(len(x.draw))]
+		if forget {
+			x.s.dropHeaps()
+		}
+		from := x.s.Work()
+		f, ok := x.s.Place(x.ids[kind])
+		if best, _ := x.s.Find(x.ids[kind]); f == best {
+			byBestFit++
+		} else {
+			packed++
+		}
+		work := x.s.Work() - from
+		if ok {
+			x.s.Take(f, x.ids[kind])
+			x.leases = append(x.leases, benchLease{f, kind})
+		}
+		return f, work
+	}
+	for i := range 3_000 {
+		if i%500 == 200 { // all shapes are cold again
+			kept.s.packing.Mut().cold++
+			lost.s.packing.Mut().cold++
+		}
+		a, work := step(kept, false)
+		if b, _ := step(lost, true); a != b {
+			t.Fatalf("step %d: %+v, without heaps %+v", i, a, b)
+		}
+		if work > 2*(workPackSearch+workPackBucket*most) {
+			t.Fatalf("step %d is charged %d", i, work)
+		}
+	}
+	if byBestFit < 100 || packed < 100 {
+		t.Fatalf("%d places by best fit, %d others", byBestFit, packed)
+	}
+	if err := kept.s.Check(); err != nil {
+		t.Fatal(err)
+	}
+}
