@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -280,5 +282,20 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 	if err != nil {
 		return err
 	}
+	tuneCollector()
 	return s.Run(ctx)
+}
+
+// garbagePercent is how much garbage a server gathers before it collects, in
+// percent of what lives. The state has next to no pointers, so that collections
+// are cheap: at 40 instead of Go's 100 a node takes 29 to 30 KB of memory and not
+// 37 to 38, for the same CPU time a placement (integration/goals, rows rss and
+// cpu-small, in turns).
+const garbagePercent = 40
+
+// tuneCollector sets it, unless the operator has said otherwise.
+func tuneCollector() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbagePercent)
+	}
 }
