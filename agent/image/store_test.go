@@ -205,6 +205,7 @@ func TestPrepareFromFiles(t *testing.T) {
 }
 
 func TestUnavailableImages(t *testing.T) {
+	t.Parallel() // it waits for what is tried again
 	r := newRegistry(t)
 	ref := r.push(t, "team/app:v1", plain(t, "x", 10))
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -328,19 +329,19 @@ func TestProgressIsTold(t *testing.T) {
 // The bound holds, the oldest goes first, and what is held stays.
 func TestEvictionNeverTakesWhatRuns(t *testing.T) {
 	r := newRegistry(t)
-	s := openStore(t, func(c *Config) { c.MaxBytes = 64 << 20 })
+	s := openStore(t, func(c *Config) { c.MaxBytes = 64 << 17 })
 	var refs []string
 	for i := range 6 {
-		refs = append(refs, r.push(t, fmt.Sprintf("team/app%d:v1", i), plain(t, fmt.Sprint("f", i), 10<<20)))
+		refs = append(refs, r.push(t, fmt.Sprintf("team/app%d:v1", i), plain(t, fmt.Sprint("f", i), 1<<20)))
 	}
 	running := prepare(t, s, refs[0], "1")
 	for _, ref := range refs[1:] {
 		prepare(t, s, ref, "")
-		if u := s.Usage(); u.Bytes > u.MaxBytes || u.Held < 10<<20 {
+		if u := s.Usage(); u.Bytes > u.MaxBytes || u.Held < 1<<20 {
 			t.Fatalf("%+v", u)
 		}
 	}
-	if len(read(t, running, "f0")) != 10<<20 {
+	if len(read(t, running, "f0")) != 1<<20 {
 		t.Error("the image that runs is gone")
 	}
 	if s.entries[filepath.Join(imagesDir, running.Key)] == nil || s.Usage().Images >= 6 {
@@ -363,7 +364,7 @@ func TestEvictionNeverTakesWhatRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	prepare(t, s, refs[5], "9")
-	if len(read(t, running, "f0")) != 10<<20 {
+	if len(read(t, running, "f0")) != 1<<20 {
 		t.Error("the image that runs is gone")
 	}
 }
