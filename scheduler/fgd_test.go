@@ -36,7 +36,7 @@ func (w packWorld) naiveFGD(t packState, classes []frozenClass) (sum int64) {
 
 // FGD is what looking at every node and device says.
 func TestFGDAgainstBruteForce(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range seeds(6) {
 		w := steady(t, seed)
 		w.s.SetPacking(gpuai.PackingFGD)
 		for !w.s.PackingSettled() {

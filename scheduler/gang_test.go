@@ -153,7 +153,7 @@ func (w *world) pickAll(sh *modelShape, p Picker, level gpuai.Topology, n, least
 // The index knows of each domain what looking at its nodes says, and places
 // gangs where they fit, in one domain.
 func TestGangsAgainstBruteForce(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range seeds(8) {
 		w := newWorld(t, 500+seed)
 		for range 300 {
 			w.step()

@@ -120,7 +120,7 @@ func (w *reclaimWorld) unitPrefix(sh *modelShape, alt int, n *modelNode, begin i
 // FindReclaim and FitsReclaim say what looking at everything says.
 func TestReclaimAgainstBruteForce(t *testing.T) {
 	found := 0
-	for seed := range uint64(120) {
+	for seed := range seeds(120) {
 		w := newReclaimWorld(t, seed)
 		w.check()
 		for i := range w.shapes {
@@ -144,7 +144,7 @@ func TestReclaimAgainstBruteForce(t *testing.T) {
 			}
 		}
 	}
-	if found < 200 {
+	if found < int(2*seeds(100)) {
 		t.Fatalf("only %d searches found a node: the test shows nothing", found)
 	}
 }
@@ -153,7 +153,7 @@ func TestReclaimAgainstBruteForce(t *testing.T) {
 // the first, then the second and so on.
 func TestDisplaceAgainstBruteForce(t *testing.T) {
 	decided := 0
-	for seed := range uint64(200) {
+	for seed := range seeds(200) {
 		w := newReclaimWorld(t, seed)
 		for slot := range uint32(14) {
 			hs := w.bands[slot]
@@ -175,7 +175,7 @@ func TestDisplaceAgainstBruteForce(t *testing.T) {
 			}
 		}
 	}
-	if decided < 200 {
+	if decided < int(seeds(200)) {
 		t.Fatalf("only %d were decided: the test shows nothing", decided)
 	}
 }

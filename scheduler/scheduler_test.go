@@ -175,7 +175,7 @@ func (w *world) check() {
 // Find, FitsOn, CanEver and Explain say what looking at everything says, at
 // each step of many small histories.
 func TestAgainstBruteForce(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range seeds(12) {
 		w := newWorld(t, seed)
 		for range 400 {
 			w.step()
@@ -188,7 +188,7 @@ func TestAgainstBruteForce(t *testing.T) {
 // What is rolled back leaves no trace; a fork and its origin do not see each
 // other; a restored index answers and changes like the original.
 func TestRollbackForkRestore(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range seeds(30) {
 		w := newWorld(t, seed)
 		for range 120 {
 			w.step()
