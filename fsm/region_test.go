@@ -194,3 +194,11 @@ func restored(t testing.TB, m *Machine) *Machine {
 
 // brief reports whether walks are to take few seeds.
 func brief() bool { return underRace || testing.Short() }
+
+// few is how many seeds a walk runs with: all, or where time is short some.
+func few(all, some uint64) uint64 {
+	if brief() {
+		return some
+	}
+	return all
+}
