@@ -68,6 +68,7 @@ type Config struct {
 	Dialer Dialer
 
 	testDrivers []driver // in-memory twins, beside Drivers
+	testCDI     []string // their CDI directories
 }
 
 // DefaultLogBytes is kept of each output stream of a task.

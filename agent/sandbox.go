@@ -12,11 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/cdi"
 	"github.com/gpuai/gpuai/agent/decide"
 	"github.com/gpuai/gpuai/agent/image"
 	"github.com/gpuai/gpuai/agent/sandbox"
@@ -34,6 +36,9 @@ type SandboxConfig struct {
 	// Optional has the agent go without sandboxes where the host lacks
 	// something for them, and say so.
 	Optional bool
+	// CDIDirs are the host's directories of CDI specifications, a later one over
+	// an earlier; nil means cdi.HostDirs. Each driver's own come after them.
+	CDIDirs []string
 	// Images configures the image store; without Dir it is below DataDir.
 	Images ImageConfig
 }
@@ -49,6 +54,10 @@ type boxes struct {
 	// run is where the runtime keeps what must not outlive a boot, and where
 	// tasks' roots are mounted: everybody may pass through it.
 	run string
+	cdi cdi.Finder
+
+	mu   sync.Mutex      // guards below
+	told map[string]bool // specifications whose hooks were told of
 }
 
 // runDir is a directory that a boot empties.
@@ -90,7 +99,7 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	if err := static(a.cfg.Watchdog); err != nil {
 		return err
 	}
-	b := &boxes{runtime: r}
+	b := &boxes{runtime: r, cdi: cdi.Finder{Host: c.CDIDirs, Drivers: a.driverCDI()}, told: map[string]bool{}}
 	images := c.Images
 	if images.Dir == "" {
 		images.Dir = a.path(imagesDir)
@@ -189,7 +198,12 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State = gpuai.ReportGPUError
 		return nil, err
 	}
-	t, err := w.box(img, grant)
+	edits, err := w.resolve(grant.CDI)
+	if err != nil {
+		no.State = gpuai.ReportLost
+		return nil, err
+	}
+	t, err := w.box(img, grant, edits)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +219,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		Argv: b.runtime.Argv(filepath.Join(dir, bundleDir), w.boxState(), w.lease.ID.String()),
 		Env:  []string{"PATH=" + defaultPath}, Cwd: dir, LogDir: dir, LogBytes: w.a.cfg.LogBytes,
 		CPU: w.lease.CPU, Memory: w.lease.Memory + runtimeMemory, PIDs: maxPIDs + runtimePIDs,
-		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size},
+		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t)},
 	}, nil
 }
 
@@ -254,10 +268,7 @@ func imageFault(err error) gpuai.ReportState {
 }
 
 // box is the sandbox of the task in an image.
-func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, error) {
-	if len(grant.CDI) > 0 {
-		return nil, fmt.Errorf("the driver gives its devices by CDI (%s), which sandboxes do not take yet", grant.CDI[0])
-	}
+func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*sandbox.Task, error) {
 	who, err := sandbox.Lookup(img.Root, img.Run.User)
 	if err != nil {
 		return nil, err
@@ -266,7 +277,9 @@ func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	env := taskEnv(&w.assign, imageEnv(img.Run.Env), taskPlace{w.region, sandbox.WorkDir, grant.Env})
+	base := imageEnv(img.Run.Env)
+	edits.granted(base, grant.Env)
+	env := taskEnv(&w.assign, base, taskPlace{w.region, sandbox.WorkDir, grant.Env})
 	t := &sandbox.Task{
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
@@ -281,6 +294,8 @@ func (w *worker) box(img *image.Image, grant plugins.Grant) (*sandbox.Task, erro
 		return nil, err
 	}
 	t.Args = w.boxArgs(&img.Run, env)
+	t.DeviceFiles = filepath.Join(w.a.boxes.path(boxDir), watchdog.NodesDir)
+	edits.add(t)
 	return t, grantBox(t, grant)
 }
 
@@ -344,28 +359,6 @@ func (w *worker) boxFiles(hostname string) (map[string]string, error) {
 		out[at] = path
 	}
 	return out, nil
-}
-
-// grantBox gives the sandbox what its drivers granted.
-func grantBox(t *sandbox.Task, grant plugins.Grant) error {
-	for _, m := range grant.Mounts {
-		t.Mounts = append(t.Mounts, sandbox.Mount{Path: m.ContainerPath, HostPath: m.HostPath, Options: m.Options})
-	}
-	for _, d := range grant.DeviceNodes {
-		var st unix.Stat_t
-		if err := unix.Stat(d.HostPath, &st); err != nil {
-			return fmt.Errorf("the device %s of the lease: %w", d.HostPath, err)
-		}
-		kind := st.Mode & unix.S_IFMT
-		if kind != unix.S_IFCHR && kind != unix.S_IFBLK {
-			return fmt.Errorf("the device %s of the lease is no device file", d.HostPath)
-		}
-		t.Devices = append(t.Devices, sandbox.Device{
-			Path: d.ContainerPath, HostPath: d.HostPath, Block: kind == unix.S_IFBLK, Permissions: d.Permissions,
-			Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
-		})
-	}
-	return nil
 }
 
 // closeBox gives back what a sandboxed task had, when it is gone.

@@ -1,28 +1,43 @@
 package agent
 
 import (
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/plugins"
 )
 
+// simBinary builds gpuai-driver-sim, once.
+var simBinary = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(filepath.Dir(watchdogPath), "gpuai-driver-sim")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/gpuai/gpuai/cmd/gpuai-driver-sim").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+// simDriver has an agent run the real simulation driver with a configuration.
+func simDriver(t *testing.T, config string) func(*Config) {
+	t.Helper()
+	path, err := simBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(c *Config) {
+		c.Drivers = []plugins.HostConfig{{Name: "sim", Path: path, Config: []byte(config)}}
+	}
+}
+
 // The real simulation driver, as a plugin process under its real host.
 func TestRealDriver(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "gpuai-driver-sim")
-	if out, err := exec.Command("go", "build", "-o", path, "github.com/gpuai/gpuai/cmd/gpuai-driver-sim").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 	f := newFixture(t)
-	drivers := func(c *Config) {
-		c.Drivers = []plugins.HostConfig{{
-			Name: "sim", Path: path,
-			Config: []byte(`{"seed":"gpu-a1","devices":[{"vendor":"nvidia","model":"H100-SXM5-80GB","memory_bytes":85899345920,"count":2}]}`),
-		}}
-	}
+	drivers := simDriver(t, `{"seed":"gpu-a1","devices":[{"vendor":"nvidia","model":"H100-SXM5-80GB","memory_bytes":85899345920,"count":2}]}`)
 	a := f.run(drivers)
 	node := f.hellos(testNode)[0].Node
 	if len(node.Devices) != 2 || !node.Simulated || node.Devices[0].Health != gpuai.DeviceHealthy {

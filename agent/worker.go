@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -35,6 +36,8 @@ type worker struct {
 	deadline atomic.Int64
 	ending   atomic.Bool
 	started  atomic.Bool // the watchdog has it
+	// unusable are devices that the start found to be so: set and read in order.
+	unusable []gpuai.DeviceID
 
 	mu      sync.Mutex // guards below
 	orders  []func()
@@ -258,6 +261,7 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 // release gives the devices back.
 func (w *worker) release() {
 	unclean, why := release(context.Background(), w.a.devices.drivers, &w.lease)
+	unclean = slices.Compact(slices.Sorted(slices.Values(append(unclean, w.unusable...))))
 	w.closeBox()
 	w.a.post(func() {
 		w.a.cleaned(&w.lease, unclean)

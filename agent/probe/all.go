@@ -236,6 +236,10 @@ func filesystem() []Probe {
 	}
 }
 
+// OtherDevice is where a probe looks for a device file that the sandbox has, and
+// may not open.
+const OtherDevice = "/dev/gpuai-other"
+
 func deviceNodes() []Probe {
 	node := func(kind uint32, major, minor uint32) func() (string, error) {
 		return func() (string, error) {
@@ -262,6 +266,7 @@ func deviceNodes() []Probe {
 		{"open /dev/net/tun", devices, gone, open("/dev/net/tun")},
 		{"open a disk", devices, gone, open("/dev/vda")},
 		{"open a GPU", devices, gone, open("/dev/nvidia0")},
+		{"open a device without a right to it", devices, []string{"EPERM", "ENOENT"}, open(OtherDevice)},
 	}
 }
 

@@ -60,13 +60,16 @@ func Main(args []string) int {
 	if len(args) > 0 && args[0] == "say" {
 		return say(args[1:])
 	}
+	if len(args) > 0 && args[0] == "open" {
+		return open(args[1:])
+	}
 	if len(args) == 1 {
 		if f, ok := loads[args[0]]; ok {
 			return f()
 		}
 	}
 	if len(args) > 0 {
-		fmt.Fprintln(os.Stderr, "gpuai-probe [say ARGS | forks | memory | disk] tries what a sandbox forbids, says what it is given, or uses up what it limits; run it in one")
+		fmt.Fprintln(os.Stderr, "gpuai-probe [say ARGS | open PATHS | forks | memory | disk] tries what a sandbox forbids, says what it is given, or uses up what it limits; run it in one")
 		return 2
 	}
 	out, code := json.NewEncoder(os.Stdout), 0
@@ -80,6 +83,23 @@ func Main(args []string) int {
 		}
 	}
 	return code
+}
+
+// open opens files to read and write, and prints each with what came of it.
+func open(paths []string) int {
+	for _, path := range paths {
+		got := "open"
+		if fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
+			got = err.Error()
+			if no, ok := err.(syscall.Errno); ok {
+				got = unix.ErrnoName(no)
+			}
+		} else {
+			unix.Close(fd)
+		}
+		fmt.Println(path, got)
+	}
+	return 0
 }
 
 // say prints what the task was given: its arguments, place, user and

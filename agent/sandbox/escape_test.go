@@ -143,7 +143,8 @@ func (b *bench) task(lease gpuai.Token, args ...string) *sandbox.Task {
 	}
 	return &sandbox.Task{
 		Root: filepath.Join(b.run, watchdog.RootDir), Args: append([]string{"gpuai-probe"}, args...), Env: []string{"PATH=/bin"},
-		IDs: ids, Memory: 64 << 20, PIDs: 64, NoFile: 1024, Init: watchdogPath, InitArgs: []string{watchdog.InitArg},
+		DeviceFiles: filepath.Join(b.run, watchdog.NodesDir),
+		IDs:         ids, Memory: 64 << 20, PIDs: 64, NoFile: 1024, Init: watchdogPath, InitArgs: []string{watchdog.InitArg},
 	}
 }
 
@@ -162,11 +163,15 @@ func (b *bench) start(lease gpuai.Token, t *sandbox.Task) watchdog.Task {
 		b.t.Fatal(err)
 	}
 	state := filepath.Join(b.run, "state-"+lease.String())
+	var nodes []watchdog.Node
+	for _, d := range t.Devices {
+		nodes = append(nodes, watchdog.Node{Block: d.Block, Major: d.Major, Minor: d.Minor})
+	}
 	got, err := b.c.Start(&watchdog.Spec{
 		Lease: lease, Incarnation: incarnation, Deadline: watchdog.Boottime() + int64(time.Minute), KillBudget: int64(5 * time.Second),
 		Argv: b.runtime.Argv(filepath.Join(dir, "bundle"), state, lease.String()), Env: []string{"PATH=" + os.Getenv("PATH")},
 		Cwd: dir, LogDir: dir, LogBytes: 1 << 20, CPU: 2000, Memory: t.Memory + 32<<20, PIDs: t.PIDs + 64,
-		Box: &watchdog.Box{Root: b.image, Target: b.run, Base: t.IDs.First, Size: t.IDs.Size},
+		Box: &watchdog.Box{Root: b.image, Target: b.run, Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodes},
 	})
 	if err != nil {
 		b.t.Fatalf("%v\n%s", err, b.log(lease, "stderr"))
@@ -201,7 +206,9 @@ func (b *bench) log(lease gpuai.Token, stream string) string {
 // Case 35: every attempt of the probe ends as docs/isolation.md says.
 func TestCase35EscapesAreDenied(t *testing.T) {
 	b := newBench(t)
-	b.start(1, b.task(1))
+	task := b.task(1)
+	task.Devices = []sandbox.Device{{Path: probe.OtherDevice, Major: 10, Minor: 229}} // the file without the right
+	b.start(1, task)
 	end := b.ended(1)
 	out := b.log(1, "stdout")
 	seen := 0
@@ -250,6 +257,34 @@ func checkTable(t *testing.T, table string) {
 	for line := range strings.Lines(table) {
 		if cells := strings.SplitN(line, "|", 5); !strings.Contains(old, strings.Join(cells[:4], "|")) {
 			t.Errorf("%s lacks %s: run with -rewrite", path, strings.TrimSpace(line))
+		}
+	}
+}
+
+// The file of a device is of the task's own users, and the control groups say
+// whether it may be opened: so none is opened by another way, such as a file that
+// a program was handed.
+func TestCase35DevicesOfAnotherTaskAreDenied(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("this host has no such device to give: ", err)
+	}
+	b := newBench(t)
+	// Those of /dev/fuse and /dev/loop-control.
+	own, other := sandbox.Device{Path: "/dev/own", Major: 10, Minor: 229, Permissions: "rw"}, sandbox.Device{Path: "/dev/other", Major: 10, Minor: 237}
+	for i, c := range []struct {
+		devices []sandbox.Device
+		want    string
+	}{
+		{[]sandbox.Device{own, other}, "/dev/own open\n/dev/other EPERM\n/dev/null open\n"},
+		{[]sandbox.Device{{Path: "/dev/own", Major: 10, Minor: 237, Permissions: "rw"}}, "/dev/own open\n/dev/other ENOENT\n/dev/null open\n"},
+		{[]sandbox.Device{{Path: "/dev/own", Major: 10, Minor: 229, Permissions: "r"}}, "/dev/own EPERM\n/dev/other ENOENT\n/dev/null open\n"},
+	} {
+		lease := gpuai.Token(60 + i)
+		task := b.task(lease, "open", "/dev/own", "/dev/other", "/dev/null")
+		task.Devices, task.User, task.Group = c.devices, 7, 8
+		b.start(lease, task)
+		if end := b.ended(lease); b.log(lease, "stdout") != c.want {
+			t.Errorf("%d: %+v\n%s%s", i, end, b.log(lease, "stdout"), b.log(lease, "stderr"))
 		}
 	}
 }

@@ -202,8 +202,8 @@ func TestSpecIsRefused(t *testing.T) {
 		"outside of":      func(t *Task) { t.User = 70_000 },
 		"NUL byte":        func(t *Task) { t.Env = []string{"A=\x00"} },
 		"NUL byte ":       func(t *Task) { t.Args = []string{"x", "\x00"} },
-		"cannot be /dev/nvidia0 in": func(t *Task) {
-			t.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia7", Major: 195, Minor: 7}}
+		"no absolute path": func(t *Task) {
+			t.Devices = []Device{{Path: "dev/nvidia0", Major: 195, Minor: 7}}
 		},
 		`the option "rw"`: func(t *Task) {
 			t.Mounts = []Mount{{Path: "/a", HostPath: "/b", Options: []string{"ro", "rw"}}}
@@ -221,7 +221,8 @@ func TestSpecIsRefused(t *testing.T) {
 // Only the lease's devices, by their numbers, and nothing before the denial.
 func TestDevicesOfTheLease(t *testing.T) {
 	with := task()
-	with.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia0", Major: 195}}
+	with.DeviceFiles = "/nodes"
+	with.Devices = []Device{{Path: "/dev/nvidia0", Major: 195, Permissions: "rw"}}
 	s, err := Spec(with)
 	if err != nil {
 		t.Fatal(err)
@@ -230,8 +231,8 @@ func TestDevicesOfTheLease(t *testing.T) {
 	if len(rules) != 2 || rules[0].Allow || rules[0].Access != "rwm" || !rules[1].Allow || *rules[1].Major != 195 || *rules[1].Minor != 0 || rules[1].Access != "rw" {
 		t.Errorf("%+v", rules)
 	}
-	if len(s.Linux.Devices) != 1 || s.Linux.Devices[0].Path != "/dev/nvidia0" {
-		t.Errorf("%+v", s.Linux.Devices)
+	if i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/nvidia0" }); i < 0 || s.Mounts[i].Source != "/nodes/0" || slices.Contains(s.Mounts[i].Options, "nodev") {
+		t.Errorf("%+v", s.Mounts)
 	}
 }
 
@@ -240,7 +241,8 @@ func TestSpecKeepsFlawsOutOfReach(t *testing.T) {
 	full := task()
 	full.Hostname, full.Init, full.InitArgs = "h", "/usr/bin/init", []string{"--init"}
 	full.Files = map[string]string{"/etc/hosts": "/data/hosts"}
-	full.Devices = []Device{{Path: "/dev/nvidia0", HostPath: "/dev/nvidia0", Major: 195}}
+	full.DeviceFiles = "/nodes"
+	full.Devices = []Device{{Path: "/dev/nvidia0", Major: 195, Permissions: "rw"}}
 	full.Mounts = []Mount{{Path: "/lib/driver", HostPath: "/usr/lib/driver"}, {Path: "/own", HostPath: "/data/own", Writable: true}}
 	s, err := Spec(full)
 	if err != nil {
@@ -256,7 +258,7 @@ func TestSpecKeepsFlawsOutOfReach(t *testing.T) {
 		t.Errorf("its root is %+v, its hooks %+v", s.Root, s.Hooks)
 	}
 	for _, m := range s.Mounts {
-		own := m.Destination == "/own"
+		own := m.Destination == "/own" || m.Source == "/nodes/0" // which nobody shares
 		if m.Type == "bind" && slices.Contains(m.Options, "ro") == own || slices.Contains(m.Options, "shared") || slices.Contains(m.Options, "rshared") {
 			t.Errorf("another may change %+v (CVE-2025-31133)", m)
 		}

@@ -36,7 +36,10 @@ type Task struct {
 	NoFile uint64
 
 	Devices []Device // of its lease
-	Mounts  []Mount  // of its lease's drivers, and never of its tenant
+	// DeviceFiles is the host's directory with the file of the i-th device as
+	// its entry i. The task's are of its own users, whatever the host's are.
+	DeviceFiles string
+	Mounts      []Mount // of its lease's drivers, and never of its tenant
 	// Files are the host's files that it sees read-only, by their path in it.
 	Files map[string]string
 	// Init is the host's program that is the sandbox's first process, with
@@ -48,10 +51,9 @@ type Task struct {
 // A Device is a device file of the host that the task may open.
 type Device struct {
 	Path         string // in the sandbox
-	HostPath     string // the same: the runtime binds the host's file of that path
 	Block        bool
-	Major, Minor int64
-	Permissions  string // of "rwm"
+	Major, Minor uint32
+	Permissions  string // of "rwm"; "" permits nothing
 }
 
 // A Mount is a path of the host that the task sees.
@@ -63,8 +65,11 @@ type Mount struct {
 	Options []string
 }
 
-// mountOptions are the options that every mount of a driver has.
-var mountOptions = []string{"ro", "bind", "nosuid", "nodev", "private"}
+// mountOptions are the options that a driver's mount may have: all of them have
+// them, but for noexec.
+var mountOptions = []string{"ro", "bind", "nosuid", "nodev", "private", noExec}
+
+const noExec = "noexec"
 
 // Directories of a sandbox that its task may write to. They are in memory, and
 // count against the task's memory.
@@ -98,9 +103,6 @@ func Spec(t *Task) (*specs.Spec, error) {
 			// The task sees how many CPUs it has, not the host's other groups.
 			RootfsPropagation: "private",
 		},
-	}
-	for _, d := range t.Devices {
-		s.Linux.Devices = append(s.Linux.Devices, d.node())
 	}
 	var err error
 	if s.Linux.Seccomp, err = systemCalls(s); err != nil {
@@ -144,8 +146,11 @@ func (t *Task) check() error {
 // checkGrants refuses what a driver grants and a sandbox would not have so.
 func (t *Task) checkGrants() error {
 	for _, d := range t.Devices {
-		if d.HostPath != d.Path {
-			return fmt.Errorf("the device %s of the host cannot be %s in the sandbox: a device has the path there that it has on the host", clip(d.HostPath), clip(d.Path))
+		if path.Clean(d.Path) != d.Path || !path.IsAbs(d.Path) || d.Path == "/" {
+			return fmt.Errorf("the device %q has no absolute path in the sandbox", clip(d.Path))
+		}
+		if strings.Trim(d.Permissions, "rwm") != "" {
+			return fmt.Errorf("the device %s has the permissions %q: they are of r, w and m", clip(d.Path), clip(d.Permissions))
 		}
 	}
 	for _, m := range t.Mounts {
@@ -219,8 +224,18 @@ func (t *Task) mounts() []specs.Mount {
 		tmpfs("/run", "755", "noexec", size),
 		tmpfs(WorkDir, "700", own...),
 	}
+	for i, d := range t.Devices {
+		out = append(out, specs.Mount{
+			Destination: d.Path, Type: "bind", Source: path.Join(t.DeviceFiles, strconv.Itoa(i)),
+			Options: []string{"bind", "nosuid", noExec, "private"},
+		})
+	}
 	for _, m := range t.Mounts {
-		out = append(out, bind(m.Path, m.HostPath, m.Writable))
+		b := bind(m.Path, m.HostPath, m.Writable)
+		if slices.Contains(m.Options, noExec) {
+			b.Options = append(b.Options, noExec)
+		}
+		out = append(out, b)
 	}
 	if t.Init != "" {
 		out = append(out, bind(initPath, t.Init, false))
@@ -253,9 +268,10 @@ func (t *Task) resources() *specs.LinuxResources {
 		r.Pids = &specs.LinuxPids{Limit: &limit}
 	}
 	for _, d := range t.Devices {
-		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{
-			Allow: true, Type: d.kind(), Major: &d.Major, Minor: &d.Minor, Access: cmp.Or(d.Permissions, "rw"),
-		})
+		if d.Permissions != "" {
+			major, minor := int64(d.Major), int64(d.Minor)
+			r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.kind(), Major: &major, Minor: &minor, Access: d.Permissions})
+		}
 	}
 	return r
 }
@@ -265,10 +281,4 @@ func (d *Device) kind() string {
 		return "b"
 	}
 	return "c"
-}
-
-// node is the device's file; with a user namespace the runtime binds the
-// host's in its place.
-func (d *Device) node() specs.LinuxDevice {
-	return specs.LinuxDevice{Path: d.Path, Type: d.kind(), Major: d.Major, Minor: d.Minor}
 }

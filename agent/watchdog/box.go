@@ -62,6 +62,7 @@ const (
 	lowerDir = "lower"
 	upperDir = "upper"
 	ownDir   = "own" // overlayfs's
+	NodesDir = "nodes"
 	// upperBytes is the room for mount points.
 	upperBytes = "size=4m"
 )
@@ -86,6 +87,35 @@ func (b *Box) layer(tree int) error {
 	layers := "lowerdir=" + at(lowerDir) + ",upperdir=" + at(upperDir) + ",workdir=" + at(ownDir)
 	if err := unix.Mount("overlay", at(RootDir), "overlay", unix.MS_NOSUID|unix.MS_NODEV, layers); err != nil {
 		return fmt.Errorf("lay it under an overlay (Linux 5.19 can): %w", err)
+	}
+	return b.makeNodes()
+}
+
+// makeNodes makes the task's own device files, in a file system where they can be
+// opened: the host's may be open to root or to a group alone, which no user of
+// the task's range is. What may be opened is for the control groups to say.
+func (b *Box) makeNodes() error {
+	if len(b.Nodes) == 0 {
+		return nil
+	}
+	dir := filepath.Join(b.Target, NodesDir)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=711,"+upperBytes); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", dir, err)
+	}
+	for i, n := range b.Nodes {
+		path, kind := filepath.Join(dir, strconv.Itoa(i)), uint32(unix.S_IFCHR)
+		if n.Block {
+			kind = unix.S_IFBLK
+		}
+		if err := unix.Mknod(path, kind|0o666, int(unix.Mkdev(n.Major, n.Minor))); err != nil {
+			return fmt.Errorf("make the device file %d:%d: %w", n.Major, n.Minor, err)
+		}
+		if err := errors.Join(os.Chmod(path, 0o666), os.Chown(path, int(b.Base), int(b.Base))); err != nil { // whatever the umask is
+			return fmt.Errorf("make the device file %d:%d: %w", n.Major, n.Minor, err)
+		}
 	}
 	return nil
 }

@@ -45,6 +45,16 @@ type Box struct {
 	// as theirs.
 	Base uint32 `json:"base"`
 	Size uint32 `json:"size"`
+	// Nodes are the device files of the task: the i-th is NodesDir/i below
+	// Target, of its user 0, and may be opened by all of its users.
+	Nodes []Node `json:"nodes,omitempty"`
+}
+
+// A Node is a device file to make.
+type Node struct {
+	Block bool   `json:"block,omitzero"`
+	Major uint32 `json:"major"`
+	Minor uint32 `json:"minor"`
 }
 
 // State is what a task is doing.

@@ -40,6 +40,7 @@ type agentConfig struct {
 	AllowProcess bool     // the process runtime, which has no isolation
 	OCIRuntime   string   // name of the OCI runtime, "auto" or "none"
 	AcceptFlaw   bool     // use an OCI runtime with a known way out of it
+	CDIDirs      []string // the host's CDI specifications; none means the usual places
 	ImageCache   string   // "100GiB"
 	ImageDirs    []string // whose images may be named by path
 	Credentials  string   // file of registry credentials; "" for none
@@ -113,13 +114,18 @@ func (c *agentConfig) sandbox(out *agent.Config) error {
 	if err != nil {
 		err = fmt.Errorf("--image-cache %w, not %q", err, c.ImageCache)
 	}
+	for _, dir := range c.CDIDirs {
+		if !filepath.IsAbs(dir) {
+			err = errors.Join(err, fmt.Errorf("--cdi-dir is an absolute path, not %q", dir))
+		}
+	}
 	for _, dir := range c.ImageDirs {
 		if !filepath.IsAbs(dir) {
 			err = errors.Join(err, fmt.Errorf("--image-dir is an absolute path, not %q", dir))
 		}
 	}
 	out.Sandbox = &agent.SandboxConfig{
-		Runtime: c.OCIRuntime, AcceptFlaw: c.AcceptFlaw,
+		Runtime: c.OCIRuntime, AcceptFlaw: c.AcceptFlaw, CDIDirs: c.CDIDirs,
 		Images: agent.ImageConfig{MaxBytes: int64(size), Credentials: c.Credentials, Files: c.ImageDirs, LocalRegistry: c.LocalImages},
 	}
 	if c.OCIRuntime == ociAuto {
@@ -299,6 +305,7 @@ tasks.`,
 	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
 	f.StringVar(&cfg.OCIRuntime, "oci-runtime", cfg.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
 	f.BoolVar(&cfg.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
+	f.StringArrayVar(&cfg.CDIDirs, "cdi-dir", nil, "directory of the host's CDI specifications, which go before the drivers' own; repeatable, a later one over an earlier (default /etc/cdi and /var/run/cdi)")
 	f.StringVar(&cfg.ImageCache, "image-cache", cfg.ImageCache, "room for images in the data directory; those that run are never evicted")
 	f.StringArrayVar(&cfg.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
 	f.StringVar(&cfg.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")

@@ -34,6 +34,7 @@ var layers = map[string]string{
 	"arch":       "",
 
 	"fsm/wire":             ".",
+	"agent/cdi":            "",
 	"agent/image":          "",
 	"agent/probe":          "",
 	"agent/sandbox":        ".",
@@ -81,6 +82,9 @@ var owners = map[string]string{
 	"golang.org/x/time":                        "httpd plugins agent server loadgen",
 	"google.golang.org/grpc":                   "plugins",
 	"google.golang.org/protobuf":               "plugins",
+
+	"tags.cncf.io/container-device-interface":          "agent/cdi",
+	"tags.cncf.io/container-device-interface/specs-go": "agent/cdi",
 
 	"github.com/anishathalye/porcupine": "integration",
 

@@ -16,6 +16,11 @@ type Config struct {
 	Seed   string  `json:"seed"`
 	Groups []Group `json:"devices"`
 	Faults []Fault `json:"faults,omitempty"`
+	// CDINodes are device files of the host that stand for the devices': the
+	// i-th for that of the i-th whole device and its partitions. With them the
+	// driver writes a CDI specification, in which it is /dev/gpuai-sim<i>, and
+	// grants by it. Absolute paths, one for each whole device.
+	CDINodes []string `json:"cdi_nodes,omitempty"`
 }
 
 // A Group is a number of equal devices.
@@ -104,6 +109,14 @@ func parse(src []byte) (*Config, error) {
 	}
 	if total > gpuai.MaxGPUs {
 		return nil, invalid("/devices", "are %d with their partitions, a node has at most %d", total, gpuai.MaxGPUs)
+	}
+	if n := uint64(len(c.CDINodes)); n > 0 && n != whole {
+		return nil, invalid("/cdi_nodes", "must name a device file for each of the %d whole devices, not %d", whole, n)
+	}
+	for i, path := range c.CDINodes {
+		if !filepath.IsAbs(path) {
+			return nil, invalid(fmt.Sprintf("/cdi_nodes/%d", i), "must be an absolute path, not %q", path)
+		}
 	}
 	for i := range c.Faults {
 		if err := c.Faults[i].check(fmt.Sprintf("/faults/%d", i), whole); err != nil {

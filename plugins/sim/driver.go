@@ -63,6 +63,9 @@ func (d *Driver) Configure(_ context.Context, c plugins.Config) error {
 		return err
 	}
 	d.config, d.all, d.book = config, config.devices(), book
+	if err := d.writeCDI(c.StateDir); err != nil {
+		return err
+	}
 	d.log.Warn("these devices are SIMULATED", "devices", len(d.all), "seed", config.Seed)
 	d.update(d.now())
 	go d.play()
@@ -197,7 +200,7 @@ func (d *Driver) reserve(r plugins.Reservation) (plugins.Grant, time.Duration, e
 			delay = max(delay, f.Delay)
 		}
 	}
-	grant := plugins.Grant{Env: environment(ds)}
+	grant := plugins.Grant{Env: environment(ds), CDI: names(ds)}
 	wait := time.Duration(delay) * time.Millisecond
 	if held, err := d.book.held(r); held || err != nil {
 		return grant, wait, err
