@@ -301,6 +301,11 @@ const (
 	LabelYes = "yes"
 )
 
+// LabelScratch is the label, a number of bytes, of nodes that lend scratch space:
+// a constraint that it is at least what a task asks for is part of every group
+// that asks for some.
+const LabelScratch = "scratch.bytes"
+
 // JobStatus is the state of a job.
 type JobStatus uint8
 

@@ -100,11 +100,14 @@ type Assignment struct {
 	Lease   Lease  `json:"lease"`
 	JobName string `json:"job_name"`
 	// GroupName is the name of the task's group.
-	GroupName string    `json:"group_name"`
-	Task      TaskSpec  `json:"task"`
-	Attempt   uint32    `json:"attempt,omitzero"`
-	Array     uint32    `json:"array_size,omitzero"` // 0: not an array
-	Gang      *GangInfo `json:"gang,omitzero"`
+	GroupName string   `json:"group_name"`
+	Task      TaskSpec `json:"task"`
+	// Scratch and Shm are as in Resources.
+	Scratch Bytes     `json:"scratch_bytes,omitzero"`
+	Shm     Bytes     `json:"shm_bytes,omitzero"`
+	Attempt uint32    `json:"attempt,omitzero"`
+	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
+	Gang    *GangInfo `json:"gang,omitzero"`
 }
 
 // A GangInfo tells a gang's member of the others.

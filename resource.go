@@ -41,7 +41,16 @@ type Resources struct {
 	GPU    GPURequest `json:"gpu,omitzero"`
 	CPU    MilliCPU   `json:"cpu_milli,omitzero"`
 	Memory Bytes      `json:"memory_bytes,omitzero"`
+	// Scratch is the room on the node's disk that a task with an image has at
+	// /work and /tmp, at least MinScratch; 0 leaves them in its memory.
+	Scratch Bytes `json:"scratch_bytes,omitzero"`
+	// Shm bounds what a task with an image may have in /dev/shm, which is part of
+	// Memory; 0 means half of it.
+	Shm Bytes `json:"shm_bytes,omitzero"`
 }
+
+// MinScratch is the least scratch space: a file system needs some for itself.
+const MinScratch Bytes = 64 << 20
 
 // A GPURequest asks for whole devices, or for a share of one.
 type GPURequest struct {

@@ -92,6 +92,9 @@ func (g *Group) defaults(i int, array uint32) {
 	if g.Task.Runtime == RuntimeOCI && !slices.ContainsFunc(g.Constraints, func(c Constraint) bool { return c.Attribute == LabelPrefix+LabelOCI }) {
 		g.Constraints = append(slices.Clip(g.Constraints), Constraint{Attribute: LabelPrefix + LabelOCI, Op: Equal, Values: []string{LabelYes}})
 	}
+	if n := g.Resources.Scratch; n > 0 && !slices.ContainsFunc(g.Constraints, func(c Constraint) bool { return c.Attribute == LabelPrefix+LabelScratch }) {
+		g.Constraints = append(slices.Clip(g.Constraints), Constraint{Attribute: LabelPrefix + LabelScratch, Op: AtLeast, Values: []string{strconv.FormatInt(int64(n), 10)}})
+	}
 	if g.Task.StopGrace == 0 {
 		g.Task.StopGrace = 5 * Second
 	}
@@ -262,6 +265,8 @@ func (g *Group) validate(v *fieldErrors, at string) {
 		}
 	}
 	g.Task.validate(v, at+"/task")
+	v.check(g.Task.Runtime != RuntimeProcess || g.Resources.Scratch == 0 && g.Resources.Shm == 0, at+"/resources",
+		"scratch and shm are for tasks with an image: a plain process has its node's disk and memory")
 	if g.Gang && g.Count > 1 && g.Task.Runtime == RuntimeOCI {
 		v.add(at+"/task/runtime", "the tasks of a gang cannot reach one another from their sandboxes yet: use the runtime \"process\" without an image")
 	}
@@ -343,6 +348,8 @@ func (r *Resources) validate(v *fieldErrors, at string) {
 	if !(r.Memory >= 1 && r.Memory < MaxMemory) {
 		v.add(at+"/memory_bytes", "must be between 1 and "+strconv.FormatInt(int64(MaxMemory)-1, 10))
 	}
+	v.check(r.Scratch == 0 || r.Scratch >= MinScratch && r.Scratch < MaxMemory, at+"/scratch_bytes", "must be at least 64 MiB and less than 1 PiB")
+	v.check(r.Shm >= 0 && r.Shm <= r.Memory, at+"/shm_bytes", "must be at most memory, which it is part of")
 }
 
 func (t *TaskSpec) validate(v *fieldErrors, at string) {

@@ -63,6 +63,11 @@ var jobCases = []struct {
 	{"times", func(s *gpuai.JobSpec, g *gpuai.Group) {
 		s.Limits, s.LeaseTTL = gpuai.Limits{QueueTime: -1, RunTime: gpuai.MaxDuration + 1}, gpuai.Hour+1
 	}, []string{"/limits/queue_time_ms", "/limits/run_time_ms", "/lease_ttl_ms"}},
+	{"scratch of a plain process", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Scratch = 1 << 30 }, []string{"/groups/0/resources"}},
+	{"little scratch and much shm", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image = gpuai.RuntimeOCI, "debian:12"
+		g.Resources.Scratch, g.Resources.Shm = gpuai.MinScratch-1, g.Resources.Memory+1
+	}, []string{"/groups/0/resources/scratch_bytes", "/groups/0/resources/shm_bytes"}},
 	{"no group", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Groups = nil }, []string{"/groups"}},
 	{"array and count", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, g.Count = 2, 3 }, []string{"/groups/0/count"}},
 	{"array of a gang", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Array.Size, g.Count, g.Gang = 2, 2, true }, []string{"/groups/0/gang"}},

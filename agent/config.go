@@ -155,8 +155,8 @@ func (c *Config) fill() error {
 		return errors.New("the agent needs the address of at least one server")
 	}
 	for k := range c.Labels {
-		if k == gpuai.LabelOCI || strings.HasPrefix(k, gpuai.LabelOCI+".") {
-			return fmt.Errorf("label %s is the agent's own: it says what runs images here", k)
+		if k == gpuai.LabelOCI || k == gpuai.LabelScratch || strings.HasPrefix(k, gpuai.LabelOCI+".") {
+			return fmt.Errorf("label %s is the agent's own: it says what runs images here, and with how much scratch space", k)
 		}
 	}
 	spec := c.spec(nil, false)

@@ -39,6 +39,9 @@ type SandboxConfig struct {
 	// CDIDirs are the host's directories of CDI specifications, a later one over
 	// an earlier; nil means cdi.HostDirs. Each driver's own come after them.
 	CDIDirs []string
+	// Scratch is how much of the data directory's disk is lent to tasks; 0 means
+	// half of what is free.
+	Scratch gpuai.Bytes
 	// Images configures the image store; without Dir it is below DataDir.
 	Images ImageConfig
 }
@@ -53,8 +56,9 @@ type boxes struct {
 	ranges  *sandbox.Ranges
 	// run is where the runtime keeps what must not outlive a boot, and where
 	// tasks' roots are mounted: everybody may pass through it.
-	run string
-	cdi cdi.Finder
+	run     string
+	cdi     cdi.Finder
+	scratch *sandbox.Scratches // nil: the node lends none
 
 	mu   sync.Mutex      // guards below
 	told map[string]bool // specifications whose hooks were told of
@@ -64,11 +68,12 @@ type boxes struct {
 const runDir = "/run/gpuai"
 
 const (
-	imagesDir = "images"
-	rangesDir = "ranges"
-	bundleDir = "bundle"
-	stateDir  = "state"
-	boxDir    = "box"
+	imagesDir  = "images"
+	scratchDir = "scratch"
+	rangesDir  = "ranges"
+	bundleDir  = "bundle"
+	stateDir   = "state"
+	boxDir     = "box"
 )
 
 // openBoxes prepares the node for sandboxes.
@@ -121,6 +126,11 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	if b.ranges, err = sandbox.OpenRanges(filepath.Join(runDir, rangesDir), name); err != nil {
 		return err
 	}
+	if b.scratch, err = sandbox.OpenScratches(a.path(scratchDir), c.Scratch); err != nil && c.Scratch > 0 {
+		return err
+	} else if err != nil {
+		a.log.Warn("this node lends no scratch space", "why", err)
+	}
 	a.boxes = b
 	labels := b.labels()
 	maps.Copy(labels, a.cfg.Labels)
@@ -165,7 +175,11 @@ func (a *Agent) keepBoxes() error {
 		var t gpuai.Token
 		return t.UnmarshalText([]byte(who)) == nil && a.records[t] != nil
 	}
-	return errors.Join(a.boxes.images.Retain(keep), a.boxes.ranges.Return(keep))
+	err := errors.Join(a.boxes.images.Retain(keep), a.boxes.ranges.Return(keep))
+	if a.boxes.scratch != nil {
+		err = errors.Join(err, a.boxes.scratch.Keep(keep))
+	}
+	return err
 }
 
 // labels are what the node says of its runtimes.
@@ -173,6 +187,9 @@ func (b *boxes) labels() map[string]string {
 	out := map[string]string{gpuai.LabelOCI: gpuai.LabelYes, gpuai.LabelOCI + ".name": b.runtime.Name, gpuai.LabelOCI + ".version": b.runtime.Version}
 	if b.runtime.Package != "" {
 		out[gpuai.LabelOCI+".package"] = b.runtime.Package
+	}
+	if b.scratch != nil && b.scratch.Room() > 0 {
+		out[gpuai.LabelScratch] = strconv.FormatInt(int64(b.scratch.Room()), 10)
 	}
 	return out
 }
@@ -207,6 +224,11 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 	if err != nil {
 		return nil, err
 	}
+	scratch, err := w.scratch(t)
+	if err != nil {
+		no.State = gpuai.ReportLost
+		return nil, err
+	}
 	spec, err := sandbox.Spec(t)
 	if err == nil {
 		err = sandbox.WriteBundle(filepath.Join(dir, bundleDir), spec)
@@ -219,7 +241,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		Argv: b.runtime.Argv(filepath.Join(dir, bundleDir), w.boxState(), w.lease.ID.String()),
 		Env:  []string{"PATH=" + defaultPath}, Cwd: dir, LogDir: dir, LogBytes: w.a.cfg.LogBytes,
 		CPU: w.lease.CPU, Memory: w.lease.Memory + runtimeMemory, PIDs: maxPIDs + runtimePIDs,
-		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t)},
+		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t), Scratch: scratch},
 	}, nil
 }
 
@@ -284,7 +306,7 @@ func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*s
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
 		Hostname: hostname(w.assign.GroupName, uint64(w.lease.Task)),
-		Memory:   w.lease.Memory, PIDs: maxPIDs, NoFile: fileLimit(),
+		Shm:      w.assign.Shm, Memory: w.lease.Memory, PIDs: maxPIDs, NoFile: fileLimit(),
 		Init: w.a.cfg.Watchdog, InitArgs: []string{watchdog.InitArg},
 	}
 	if w.assign.Task.Cwd != "" {
@@ -302,6 +324,22 @@ func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*s
 // maxHostname is what a host's name may have, in bytes: a label of the DNS, and
 // one less than Linux takes.
 const maxHostname = 63
+
+// scratch makes the task's room on the disk, if it asks for some.
+func (w *worker) scratch(t *sandbox.Task) (*watchdog.Scratch, error) {
+	if w.assign.Scratch == 0 {
+		return nil, nil
+	}
+	if w.a.boxes.scratch == nil {
+		return nil, errors.New("scratch: this node lends no scratch space; its agent's log says why")
+	}
+	image, err := w.a.boxes.scratch.Make(w.ctx, w.lease.ID.String(), w.assign.Scratch)
+	if err != nil {
+		return nil, err
+	}
+	t.Scratch = filepath.Join(w.a.boxes.path(boxDir), watchdog.ScratchDir)
+	return &watchdog.Scratch{Image: image, User: t.IDs.First + t.User, Group: t.IDs.First + t.Group}, nil
+}
 
 // hostname names a task's sandbox GROUP-TASK; a long group's name is cut.
 func hostname(group string, task uint64) string {
@@ -368,7 +406,12 @@ func (w *worker) closeBox() {
 		return
 	}
 	who := w.lease.ID.String()
-	err := errors.Join(
+	var err error
+	if b.scratch != nil {
+		err = b.scratch.Keep(func(other string) bool { return other != who })
+	}
+	err = errors.Join(
+		err,
 		b.images.Release(who),
 		b.ranges.Return(func(other string) bool { return other != who }),
 		os.RemoveAll(w.boxState()),

@@ -214,7 +214,7 @@ func checkClosed(t *testing.T, a *Agent, lease gpuai.Token) {
 	t.Helper()
 	eventually(t, "the sandbox to be cleared away", func() bool {
 		var left []string
-		for _, glob := range []string{a.boxes.path(stateDir) + "/*", a.path(imagesDir) + "/holds/*", a.taskDir(lease) + "/" + bundleDir} {
+		for _, glob := range []string{a.boxes.path(stateDir) + "/*", a.path(imagesDir) + "/holds/*", a.path(scratchDir) + "/*", a.taskDir(lease) + "/" + bundleDir} {
 			found, err := filepath.Glob(glob)
 			if err != nil {
 				t.Fatal(err)
@@ -253,11 +253,15 @@ func TestSandboxOutlivesTheAgent(t *testing.T) {
 	dir := t.TempDir()
 	image := archiveImage(t, dir)
 	f := newFixture(t)
-	change := boxed(t, dir)
+	sandboxes := boxed(t, dir)
+	change := func(c *Config) {
+		sandboxes(c)
+		c.Sandbox.Scratch = 128 << 20
+	}
 	first := f.run(change)
 	lease := f.grant(testNode, func(a *gpuai.Assignment) {
 		inImage(image)(a)
-		a.Task.Command = []string{"gpuai-probe", "family"}
+		a.Task.Command, a.Scratch = []string{"gpuai-probe", "family"}, gpuai.MinScratch
 	})
 	f.running(lease)
 	eventually(t, "its output", func() bool {
@@ -269,6 +273,9 @@ func TestSandboxOutlivesTheAgent(t *testing.T) {
 	holds, err := filepath.Glob(second.path(imagesDir) + "/holds/*")
 	if err != nil || !slices.Equal(holds, []string{second.path(imagesDir) + "/holds/" + lease.String()}) {
 		t.Errorf("held: %v, %v", holds, err)
+	}
+	if _, err := os.Stat(second.path(scratchDir) + "/" + lease.String()); err != nil {
+		t.Error("its scratch space is gone: ", err)
 	}
 	f.revoke(testNode, lease)
 	if r := f.last(lease); r.State != gpuai.ReportStopped || r.ExitCode != 128+15 {

@@ -37,6 +37,34 @@ func TestImageGoesToTheNodeWithARuntime(t *testing.T) {
 	}
 }
 
+// Scratch space is placed where there is that much, and the agent is told of it.
+func TestScratchGoesToANodeThatHasIt(t *testing.T) {
+	r := newest(t, nil)
+	for id, room := range map[string]string{"a": "", "b": "1073741824", "c": "2147483648"} {
+		n := nodeSpec(id, 8, "H100")
+		n.Labels = map[string]string{gpuai.LabelOCI: gpuai.LabelYes, gpuai.LabelScratch: room}
+		r.register(n)
+	}
+	s := imageSpec("scratch")
+	s.Groups[0].Resources.Scratch, s.Groups[0].Resources.Shm = 2<<30, 1<<20
+	s.Defaults()
+	s.Defaults() // idempotent
+	id := r.submit(s)
+	l := r.wantLive(id, 1)[0]
+	if l.Node != "c" || len(s.Groups[0].Constraints) != 2 {
+		t.Fatalf("it is leased to %s by %+v", l.Node, s.Groups[0].Constraints)
+	}
+	for name, m := range map[string]*Machine{"": r.m, "restored": restored(t, r.m)} {
+		if a, ok := m.Assignment(l.ID); !ok || a.Scratch != 2<<30 || a.Shm != 1<<20 {
+			t.Errorf("%s: the agent is told %+v", name, a)
+		}
+	}
+	big := imageSpec("too-large")
+	big.Groups[0].Resources.Scratch = 4 << 30
+	big.Defaults()
+	r.refuse(&SubmitJob{ID: r.newID(), Spec: big}, gpuai.Unschedulable)
+}
+
 func TestImageNeedsItsLevel(t *testing.T) {
 	r := newRegion(t)
 	r.do(&SetFeatureLevel{Level: LevelPlacement - 1})
@@ -44,6 +72,9 @@ func TestImageNeedsItsLevel(t *testing.T) {
 	r.refuse(&SubmitJob{ID: r.newID(), Spec: imageSpec("image")}, gpuai.InvalidSpec)
 	s := jobSpec("args", 1, 1)
 	s.Groups[0].Task.Args = []string{"x"}
+	r.refuse(&SubmitJob{ID: r.newID(), Spec: s}, gpuai.InvalidSpec)
+	s = jobSpec("shm", 1, 1)
+	s.Groups[0].Resources.Shm = 1
 	r.refuse(&SubmitJob{ID: r.newID(), Spec: s}, gpuai.InvalidSpec)
 }
 

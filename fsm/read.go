@@ -261,6 +261,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 		if spec, err := v.Groups[g.idx].ReadTask(); err == nil {
 			a.Task = spec
 		}
+		a.Scratch, a.Shm = v.Groups[g.idx].Scratch, v.Groups[g.idx].Shm
 	}
 	if g.gang {
 		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx)

@@ -236,6 +236,30 @@ func TestDevicesOfTheLease(t *testing.T) {
 	}
 }
 
+func TestSharedMemoryAndScratch(t *testing.T) {
+	with := task()
+	with.Memory, with.Shm, with.Scratch = 8<<30, 6<<30, "/run/box/scratch"
+	s, err := Spec(with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := map[string]specs.Mount{}
+	for _, m := range s.Mounts {
+		at[m.Destination] = m
+	}
+	if m := at["/dev/shm"]; !slices.Contains(m.Options, "size=6442450944") {
+		t.Errorf("%+v", m)
+	}
+	if m := at["/run"]; !slices.Contains(m.Options, "size=4294967296") {
+		t.Errorf("%+v", m)
+	}
+	for _, dir := range []string{"/work", "/tmp"} {
+		if m := at[dir]; m.Type != "bind" || m.Source != "/run/box/scratch"+dir || slices.Contains(m.Options, "ro") || !slices.Contains(m.Options, "nodev") {
+			t.Errorf("%+v", m)
+		}
+	}
+}
+
 // What the comment at flaws relies on.
 func TestSpecKeepsFlawsOutOfReach(t *testing.T) {
 	full := task()

@@ -32,8 +32,12 @@ type Task struct {
 	IDs Range
 
 	Memory gpuai.Bytes // 0 sets no limit
-	PIDs   int64
-	NoFile uint64
+	Shm    gpuai.Bytes // bounds /dev/shm; 0 is half of Memory
+	// Scratch is the host's directory of the task's room on the disk, with an
+	// entry for WorkDir and one for TmpDir; "" has them in memory.
+	Scratch string
+	PIDs    int64
+	NoFile  uint64
 
 	Devices []Device // of its lease
 	// DeviceFiles is the host's directory with the file of the i-th device as
@@ -211,18 +215,22 @@ func (t *Task) mounts() []specs.Mount {
 		return specs.Mount{Destination: at, Type: "tmpfs", Source: "tmpfs", Options: append([]string{"nosuid", "nodev", "mode=" + mode}, more...)}
 	}
 	size := "size=" + strconv.FormatInt(scratch, 10)
+	shm := "size=" + strconv.FormatInt(cmp.Or(int64(t.Shm), scratch), 10)
 	own := []string{size, "uid=" + strconv.FormatUint(uint64(t.User), 10), "gid=" + strconv.FormatUint(uint64(t.Group), 10)}
 	out := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		tmpfs("/dev", "755", "noexec", "strictatime", "size=65536k"),
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
-		tmpfs("/dev/shm", "1777", "noexec", size),
+		tmpfs("/dev/shm", "1777", "noexec", shm),
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
-		tmpfs(TmpDir, "1777", size),
 		tmpfs("/run", "755", "noexec", size),
-		tmpfs(WorkDir, "700", own...),
+	}
+	if t.Scratch != "" {
+		out = append(out, bind(WorkDir, t.Scratch+WorkDir, true), bind(TmpDir, t.Scratch+TmpDir, true))
+	} else {
+		out = append(out, tmpfs(TmpDir, "1777", size), tmpfs(WorkDir, "700", own...))
 	}
 	for i, d := range t.Devices {
 		out = append(out, specs.Mount{

@@ -88,6 +88,11 @@ func (b *Box) layer(tree int) error {
 	if err := unix.Mount("overlay", at(RootDir), "overlay", unix.MS_NOSUID|unix.MS_NODEV, layers); err != nil {
 		return fmt.Errorf("lay it under an overlay (Linux 5.19 can): %w", err)
 	}
+	if b.Scratch != nil {
+		if err := b.Scratch.mount(b.Target); err != nil {
+			return err
+		}
+	}
 	return b.makeNodes()
 }
 

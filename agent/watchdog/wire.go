@@ -48,6 +48,8 @@ type Box struct {
 	// Nodes are the device files of the task: the i-th is NodesDir/i below
 	// Target, of its user 0, and may be opened by all of its users.
 	Nodes []Node `json:"nodes,omitempty"`
+	// Scratch is the task's room on the disk, nil without.
+	Scratch *Scratch `json:"scratch,omitempty"`
 }
 
 // A Node is a device file to make.

@@ -41,6 +41,7 @@ type agentConfig struct {
 	OCIRuntime   string   // name of the OCI runtime, "auto" or "none"
 	AcceptFlaw   bool     // use an OCI runtime with a known way out of it
 	CDIDirs      []string // the host's CDI specifications; none means the usual places
+	Scratch      string   // "1TiB"; "" is half of what is free
 	ImageCache   string   // "100GiB"
 	ImageDirs    []string // whose images may be named by path
 	Credentials  string   // file of registry credentials; "" for none
@@ -114,6 +115,13 @@ func (c *agentConfig) sandbox(out *agent.Config) error {
 	if err != nil {
 		err = fmt.Errorf("--image-cache %w, not %q", err, c.ImageCache)
 	}
+	scratch := gpuai.Bytes(0)
+	if c.Scratch != "" {
+		var bad error
+		if scratch, bad = jobfile.ParseSize(c.Scratch); bad != nil {
+			err = errors.Join(err, fmt.Errorf("--scratch %w, not %q", bad, c.Scratch))
+		}
+	}
 	for _, dir := range c.CDIDirs {
 		if !filepath.IsAbs(dir) {
 			err = errors.Join(err, fmt.Errorf("--cdi-dir is an absolute path, not %q", dir))
@@ -125,7 +133,7 @@ func (c *agentConfig) sandbox(out *agent.Config) error {
 		}
 	}
 	out.Sandbox = &agent.SandboxConfig{
-		Runtime: c.OCIRuntime, AcceptFlaw: c.AcceptFlaw, CDIDirs: c.CDIDirs,
+		Runtime: c.OCIRuntime, AcceptFlaw: c.AcceptFlaw, CDIDirs: c.CDIDirs, Scratch: scratch,
 		Images: agent.ImageConfig{MaxBytes: int64(size), Credentials: c.Credentials, Files: c.ImageDirs, LocalRegistry: c.LocalImages},
 	}
 	if c.OCIRuntime == ociAuto {
@@ -306,6 +314,7 @@ tasks.`,
 	f.StringVar(&cfg.OCIRuntime, "oci-runtime", cfg.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
 	f.BoolVar(&cfg.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
 	f.StringArrayVar(&cfg.CDIDirs, "cdi-dir", nil, "directory of the host's CDI specifications, which go before the drivers' own; repeatable, a later one over an earlier (default /etc/cdi and /var/run/cdi)")
+	f.StringVar(&cfg.Scratch, "scratch", "", "room in the data directory to lend to tasks that ask for resources.scratch, such as 1TiB (default: half of what is free, rounded down to a power of two)")
 	f.StringVar(&cfg.ImageCache, "image-cache", cfg.ImageCache, "room for images in the data directory; those that run are never evicted")
 	f.StringArrayVar(&cfg.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
 	f.StringVar(&cfg.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")

@@ -64,6 +64,12 @@ func drawGroup(t *rapid.T) gpuai.Group {
 	}
 	if !g.Gang && rapid.Bool().Draw(t, "sandboxed") {
 		g.Task.Image = rapid.StringMatching(`[a-z]{1,9}(/[a-z]{1,9}){0,3}(:[a-z0-9.]{1,9})?`).Draw(t, "image")
+		if rapid.Bool().Draw(t, "on disk") {
+			g.Resources.Scratch = gpuai.Bytes(rapid.Int64Range(int64(gpuai.MinScratch), int64(gpuai.MaxMemory)-1).Draw(t, "scratch"))
+		}
+		if g.Resources.Memory > 0 && rapid.Bool().Draw(t, "shared memory") {
+			g.Resources.Shm = gpuai.Bytes(rapid.Int64Range(0, int64(g.Resources.Memory)).Draw(t, "shm"))
+		}
 		if rapid.Bool().Draw(t, "as the image says") {
 			g.Task.Command, g.Task.Script = nil, ""
 		}

@@ -11,11 +11,12 @@ const (
 	extAfter       = 2
 	extMaxParallel = 3
 	extPreemptible = 4
-	extCheckpoint  = 5 // of a group: signal:u8 grace:i64
-	extMinCount    = 6 // of a group: u32
-	extPlacement   = 7 // same:u8 near:u8
-	extTogether    = 8 // 1:u8
-	extImage       = 9 // of a group: image args:u16 arg …
+	extCheckpoint  = 5  // of a group: signal:u8 grace:i64
+	extMinCount    = 6  // of a group: u32
+	extPlacement   = 7  // same:u8 near:u8
+	extTogether    = 8  // 1:u8
+	extImage       = 9  // of a group: image args:u16 arg …
+	extDisk        = 11 // of a group: scratch shm:i64
 )
 
 // extJob stands for the job itself in place of a group.
@@ -66,6 +67,9 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 		var buf [512]byte
 		b = AppendBytes(append(b, extImage, group), appendImage(buf[:0], t))
 	}
+	if r := &g.Resources; r.Scratch != 0 || r.Shm != 0 {
+		b = appendI64(appendI64(append(b, extDisk, group, 16), int64(r.Scratch)), int64(r.Shm))
+	}
 	return b
 }
 
@@ -106,6 +110,7 @@ func (r *Reader) extensions(v *JobView) {
 	v.Begin, v.NumAfter, v.MaxParallel, v.Same, v.Near, v.Together, v.Preemptible = 0, 0, 0, 0, 0, false, SaidNothing
 	for i := range v.Groups[:v.NumGroups] {
 		v.Groups[i].MinCount, v.Groups[i].Checkpoint, v.Groups[i].Image = 0, gpuai.Checkpoint{}, nil
+		v.Groups[i].Scratch, v.Groups[i].Shm = 0, 0
 	}
 	if !v.Extended {
 		return
@@ -171,6 +176,11 @@ func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 		}
 	case extImage:
 		g.Image = r.image()
+	case extDisk:
+		g.Scratch = gpuai.Bytes(r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1))
+		if g.Shm = gpuai.Bytes(r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1)); g.Scratch|g.Shm == 0 {
+			r.Fail("neither scratch space nor shared memory is said")
+		}
 	case extCheckpoint:
 		g.Checkpoint.Signal = gpuai.Signal(r.within(int64(r.U8()), 1, int64(gpuai.NumSignals)-1))
 		g.Checkpoint.Grace = gpuai.Duration(r.within(r.I64(), 0, int64(gpuai.Hour)))

@@ -71,6 +71,8 @@ type GroupView struct {
 	Checkpoint gpuai.Checkpoint
 	// Image is the task's image and arguments, for ReadTask; nil without.
 	Image []byte
+	// Scratch and Shm are as in gpuai.Resources.
+	Scratch, Shm gpuai.Bytes
 }
 
 // AppendJobSpec appends a spec, which must be valid after Defaults. Of what has
@@ -240,6 +242,7 @@ func (v *GroupView) spec() (gpuai.Group, error) {
 	if g.Resources, g.Constraints, err = ReadShape(v.Shape); err != nil {
 		return g, err
 	}
+	g.Resources.Scratch, g.Resources.Shm = v.Scratch, v.Shm
 	g.Task, err = v.ReadTask()
 	return g, err
 }

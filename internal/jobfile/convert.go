@@ -121,7 +121,10 @@ func digits(s string) bool {
 }
 
 func (c converter) resources(n *node, at string) gpuai.Resources {
-	r := gpuai.Resources{Memory: c.size(n.get("memory"), at+"/memory")}
+	r := gpuai.Resources{
+		Memory:  c.size(n.get("memory"), at+"/memory"),
+		Scratch: c.size(n.get("scratch"), at+"/scratch"), Shm: c.size(n.get("shm"), at+"/shm"),
+	}
 	if cpu := n.get("cpu"); cpu != nil && cpu.kind == number {
 		milli, err := ParseCPU(cpu.text)
 		c.problem(err, at+"/cpu", cpu)

@@ -13,7 +13,7 @@ var laterFields = map[string]string{
 	"matrix": "array matrices",
 	"mounts": "mounts", "launcher": "launchers",
 	"service": "services", "update": "rolling updates", "call": "functions",
-	"shm": "a size of /dev/shm", "scratch": "scratch disks", "network": "network classes",
+	"network": "network classes",
 	"profile": "partition profiles", "secrets": "secrets", "user": "users of tasks",
 	"mode": "sharing modes", "scale": "autoscaling", "capability": "GPU capabilities",
 	"disk": "scratch disks", "queue": "named queues",
@@ -24,8 +24,7 @@ var laterFields = map[string]string{
 var instead = map[string]string{
 	"launcher": `; a gang's task finds MASTER_ADDR, MASTER_PORT and GPUAI_NODE_RANK in its environment`,
 	"profile":  `; use share: {milli: 1…999}`,
-	"scratch":  `; GPUAI_TASK_DIR names the task's own directory`,
-	"disk":     `; GPUAI_TASK_DIR names the task's own directory`,
+	"disk":     `; use resources: {scratch: 20GiB}`,
 	"mounts":   `; a plain process sees its node's files`,
 }
 
@@ -49,7 +48,7 @@ func unknown(pointer, name string, known []string) string {
 // fileExample shows how a file writes what the wire names with a unit.
 var fileExample = map[string]string{
 	"cpu": ": 0.5", "memory": ": 24GiB", "run_time": ": 2h", "queue_time": ": 12h",
-	"lease_ttl": ": 1m", "backoff": ": 15s", "stop_grace": ": 5s", "grace": ": 30s",
+	"scratch": ": 20GiB", "shm": ": 8GiB", "lease_ttl": ": 1m", "backoff": ": 15s", "stop_grace": ": 5s", "grace": ": 30s",
 }
 
 // laterValue says that a value of a known field belongs to a later capability;

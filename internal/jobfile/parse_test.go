@@ -344,7 +344,7 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		{"/$defs/group", "constraints count gang name resources restart task"},
 		{"/properties/placement", "near same"},
 		{"/$defs/group/properties/count", "max min"},
-		{"/$defs/resources", "cpu gpu memory"},
+		{"/$defs/resources", "cpu gpu memory scratch shm"},
 		{"/$defs/resources/properties/gpu", "any count memory model share vendor"},
 		{"/$defs/alternative", "memory model vendor"},
 		{"/$defs/constraint", "attribute op value"},
