@@ -422,19 +422,30 @@ func (w *worker) closeBox() {
 	}
 }
 
-// explain adds to what the watchdog says of a sandboxed task's end why its
-// sandbox did not come up, and tells the task's user: the region keeps no reasons,
-// so the last line of stderr has it.
+// explain adds to what the watchdog says of a task's end which limit it reached, or
+// why its sandbox did not come up, and tells the task's user, too, in the last line
+// of a sandboxed one's stderr.
 func (w *worker) explain(task *watchdog.Task) {
-	if w.assign.Task.Runtime != gpuai.RuntimeOCI || task.Code == 0 || task.By != watchdog.ByItself {
+	if task.Code == 0 || task.By != watchdog.ByItself {
 		return
 	}
-	if why := sandbox.Failure(filepath.Join(w.a.taskDir(w.lease.ID), bundleDir)); why != "" {
-		task.Reason = "the sandbox could not be started: " + why
+	plain := task.Reason == fmt.Sprintf("exit code %d", task.Code)
+	if why := w.limited(task); why != "" {
+		task.Reason, plain = why, false
+	} else if why := w.notUp(); why != "" {
+		task.Reason, plain = w.who()+": the sandbox could not be started: "+why, false
 	}
-	if task.Reason != fmt.Sprintf("exit code %d", task.Code) {
+	if !plain {
 		w.note(task.Reason)
 	}
+}
+
+// notUp says why a task's sandbox did not come up, or "".
+func (w *worker) notUp() string {
+	if w.assign.Task.Runtime != gpuai.RuntimeOCI {
+		return ""
+	}
+	return sandbox.Failure(filepath.Join(w.a.taskDir(w.lease.ID), bundleDir))
 }
 
 // note writes a line to what a sandboxed task wrote to stderr.

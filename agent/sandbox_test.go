@@ -175,12 +175,16 @@ func TestSandboxedTask(t *testing.T) {
 		"with a command":        {command("/bin/gpuai-probe", "say", "x"), gpuai.ReportDone, 0, "", []string{`args ["x"]`}},
 		"missing program":       {command("none"), gpuai.ReportFailed, 127, "exit code 127", nil},
 		"directory in the root": {func(a *gpuai.Assignment) { inImage(image)(a); a.Task.Cwd = "/none/../../../etc/new" }, gpuai.ReportDone, 0, "", []string{"dir /etc/new"}},
-		"failure":               {func(a *gpuai.Assignment) { command("gpuai-probe", "disk")(a); a.Task.Cwd = "/work" }, gpuai.ReportFailed, 5, "exit code 5", []string{"no space left"}},
-		"out of memory":         {command("gpuai-probe", "memory"), gpuai.ReportFailed, 137, "out of memory", nil},
-		"no such image":         {inImage("docker-archive:" + dir + "/none.tar"), gpuai.ReportFailed, 0, "none.tar", nil},
-		"not allowed":           {inImage("oci:/etc"), gpuai.ReportFailed, 0, "has not allowed", nil},
-		"hostile image":         {inImage(archiveImage(t, dir, tar.Header{Name: "dev/mem", Typeflag: tar.TypeChar})), gpuai.ReportFailed, 0, `entry "dev/mem" is a device node`, nil},
-		"no script shell":       {func(a *gpuai.Assignment) { inImage(image)(a); a.Task.Script = "true" }, gpuai.ReportFailed, 127, "exit code 127", nil},
+		"failure":               {func(a *gpuai.Assignment) { command("gpuai-probe", "disk")(a); a.Task.Cwd = "/work" }, gpuai.ReportFailed, 5, "scratch: task 0 filled /work of 32 MiB, which is in half of its memory; ask for resources.scratch", []string{"no space left"}},
+		"shared memory full": {func(a *gpuai.Assignment) {
+			command("gpuai-probe", "disk")(a)
+			a.Task.Cwd, a.Shm, a.Gang = "/dev/shm", 4<<20, &gpuai.GangInfo{Rank: 3, Size: 4}
+		}, gpuai.ReportFailed, 5, "shm: rank 3 filled /dev/shm of 4 MiB; ask for more resources.shm", []string{"no space left"}},
+		"out of memory":   {command("gpuai-probe", "memory"), gpuai.ReportFailed, 137, "memory: task 0 used its 64 MiB", nil},
+		"no such image":   {inImage("docker-archive:" + dir + "/none.tar"), gpuai.ReportFailed, 0, "task 0: image docker-archive:" + dir + "/none.tar", nil},
+		"not allowed":     {inImage("oci:/etc"), gpuai.ReportFailed, 0, "has not allowed", nil},
+		"hostile image":   {inImage(archiveImage(t, dir, tar.Header{Name: "dev/mem", Typeflag: tar.TypeChar})), gpuai.ReportFailed, 0, `entry "dev/mem" is a device node`, nil},
+		"no script shell": {func(a *gpuai.Assignment) { inImage(image)(a); a.Task.Script = "true" }, gpuai.ReportFailed, 127, "exit code 127", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

@@ -32,7 +32,7 @@ func TestScratchIsOnTheDiskAndBounded(t *testing.T) {
 		r := f.last(lease)
 		out := string(f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stdout", Limit: 10_000}).Data)
 		written, _ := strconv.Atoi(strings.SplitN(out, " ", 2)[0]) // MiB
-		if r.State != gpuai.ReportFailed || r.ExitCode != 5 || written < 140 || written > 160 || !strings.Contains(out, "no space left") {
+		if r.State != gpuai.ReportFailed || r.ExitCode != 5 || !strings.HasPrefix(r.Reason, "scratch: task 0 filled its 160 MiB") || written < 140 || written > 160 || !strings.Contains(out, "no space left") {
 			t.Errorf("%s: reported %+v\n%s%s", cwd, r, out, f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stderr", Limit: 10_000}).Data)
 		}
 		checkClosed(t, a.Agent, lease)
@@ -42,7 +42,7 @@ func TestScratchIsOnTheDiskAndBounded(t *testing.T) {
 			inImage(image)(a)
 			a.Scratch = size
 		}))
-		if r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "scratch: ") || !strings.Contains(r.Reason, "of 256 MiB that this node lends 0 MiB are taken") {
+		if r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "task 0: scratch: ") || !strings.Contains(r.Reason, "of 256 MiB that this node lends 0 MiB are taken") {
 			t.Errorf("%d: reported %+v", size, r)
 		}
 	}

@@ -98,7 +98,7 @@ func (w *worker) start(act decide.Start) {
 		no.State, err = gpuai.ReportStopped, errors.New("stopped before it was started")
 	}
 	if err != nil {
-		no.Reason = err.Error()
+		no.Reason = w.who() + ": " + err.Error()
 		w.note(no.Reason)
 		w.a.setLive(w.lease.ID, false)
 		w.tell(no)

@@ -133,7 +133,7 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 		t.Errorf("%+v, %v", leases, err)
 	}
 	p = start(t, "gpuai logs", "gpuai", "logs", "hungry", "--addr", "http://"+d.addr)
-	if code := p.exit(patience); code != 0 || !strings.Contains(p.err.String(), "gpuai: out of memory") {
+	if code := p.exit(patience); code != 0 || !strings.Contains(p.err.String(), "gpuai: memory: task 0 used its") {
 		t.Errorf("exit code %d, its user reads %q", code, p.err.String())
 	}
 }

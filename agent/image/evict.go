@@ -69,9 +69,9 @@ func (s *Store) evict(n int64) (doomed []string, err error) {
 	case n == 0:
 		return doomed, nil
 	case total > s.cfg.MaxBytes:
-		return doomed, fmt.Errorf("%w: %d bytes are needed, and running tasks and fetches leave %d of %d", errFull, n, s.cfg.MaxBytes-(total-n), s.cfg.MaxBytes)
+		return doomed, fmt.Errorf("%w: %d bytes are needed, and running tasks and fetches leave %d of %d: give the node a larger image cache, or wait until other tasks end", errFull, n, s.cfg.MaxBytes-(total-n), s.cfg.MaxBytes)
 	case missing > 0:
-		return doomed, fmt.Errorf("%w: %d bytes are needed, and the disk of %s has %d free, of which %d stay free", errFull, n, s.cfg.Dir, free, s.cfg.KeepFree)
+		return doomed, fmt.Errorf("%w: %d bytes are needed, and the disk of %s has %d free, of which %d stay free: free some, or give the node another directory", errFull, n, s.cfg.Dir, free, s.cfg.KeepFree)
 	}
 	return doomed, nil
 }

@@ -80,6 +80,8 @@ const noExec = "noexec"
 const (
 	WorkDir = "/work" // GPUAI_TASK_DIR and HOME
 	TmpDir  = "/tmp"
+	RunDir  = "/run"
+	ShmDir  = "/dev/shm" // shared memory
 )
 
 // defaultScratch bounds each writable directory of a task without a memory
@@ -221,11 +223,11 @@ func (t *Task) mounts() []specs.Mount {
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		tmpfs("/dev", "755", "noexec", "strictatime", "size=65536k"),
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
-		tmpfs("/dev/shm", "1777", "noexec", shm),
+		tmpfs(ShmDir, "1777", "noexec", shm),
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
-		tmpfs("/run", "755", "noexec", size),
+		tmpfs(RunDir, "755", "noexec", size),
 	}
 	if t.Scratch != "" {
 		out = append(out, bind(WorkDir, t.Scratch+WorkDir, true), bind(TmpDir, t.Scratch+TmpDir, true))

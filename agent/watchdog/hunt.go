@@ -174,6 +174,11 @@ func (s *Server) settle(t *task) {
 	t.timer.close()
 	t.State = Exited
 	t.Code, t.Reason = outcome(t.status, t.By, oom)
+	if oom {
+		t.Limit = LimitMemory
+	} else if crowded {
+		t.Limit = LimitProcesses
+	}
 	if crowded && t.By == ByItself && t.Code != 0 && !oom {
 		t.Reason += fmt.Sprintf("; it reached its limit of %d processes", t.spec.PIDs)
 	}

@@ -64,8 +64,34 @@ func runInit(argv []string) int {
 			}
 		}
 	}()
-	return reapUntil(pid)
+	code := reapUntil(pid)
+	if code != 0 {
+		noteFull()
+	}
+	return code
 }
+
+// FullNote precedes, in a line of stderr, the directory that was full when the
+// program of a box failed. Only a process of the box sees what is in it.
+const FullNote = "gpuai: no space left in "
+
+// noteFull says which directory of the box that programs write to is full.
+func noteFull() {
+	for _, dir := range []string{"/work", "/tmp", "/run", "/dev/shm"} {
+		var st unix.Statfs_t
+		if unix.Statfs(dir, &st) != nil || st.Blocks == 0 {
+			continue
+		}
+		// The last write found less than it asked for, which may be a block of some size.
+		if st.Bavail <= min(st.Blocks/100, fullBytes/uint64(st.Bsize)) || st.Files > 0 && st.Ffree == 0 {
+			fmt.Fprintln(os.Stderr, FullNote+dir)
+			return
+		}
+	}
+}
+
+// fullBytes is how much a directory that is full may still have free.
+const fullBytes = 1 << 20
 
 // dieWithRuntime has the kernel kill this process when the runtime that made the
 // box dies, which dies with the watchdog: with this process go all of the box,

@@ -96,7 +96,18 @@ type Task struct {
 	By     By     `json:"by,omitzero"`
 	Code   int32  `json:"code,omitzero"` // 128+n for signal n
 	Reason string `json:"reason,omitzero"`
+	// Limit is the one that it reached; "" for none.
+	Limit Limit `json:"limit,omitzero"`
 }
+
+// A Limit is one that the control groups keep.
+type Limit string
+
+// The limits.
+const (
+	LimitMemory    Limit = "memory"
+	LimitProcesses Limit = "processes"
+)
 
 // op is what a request asks for.
 type op string
