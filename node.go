@@ -93,7 +93,8 @@ type Device struct {
 	Model  string       `json:"model"`  // "H100-SXM5-80GB"
 	Memory Bytes        `json:"memory_bytes"`
 	Health DeviceHealth `json:"health,omitzero"`
-	// HealthCode is the driver's reason, such as "xid:79".
+	// HealthCode is the driver's reason, such as "xid:79", or the agent's, such as
+	// "agent:unclean"; behind a colon and a space it may say why.
 	HealthCode string `json:"health_code,omitzero"`
 	// Free is what no lease holds, filled by the region only.
 	Free Milli `json:"free_milli,omitzero"`

@@ -192,6 +192,7 @@ func (a *Agent) recoverDrivers(ctx context.Context) error {
 		for _, id := range orphaned {
 			if clean, detail, err := d.Release(ctx, id, true); err != nil || !clean {
 				a.log.Warn("devices of an old lease are not clean", "lease", id, "detail", detail, "error", err)
+				a.orphans(d, detail)
 			}
 		}
 	}

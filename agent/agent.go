@@ -191,6 +191,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { a.connect(inner) })
 	wg.Go(func() { a.guardWatchdog(inner) })
+	wg.Go(func() { a.watchClean(inner) })
 	for _, d := range a.devices.drivers {
 		wg.Go(func() { a.watchDriver(inner, d) })
 		if a.cfg.Metrics != nil {

@@ -67,8 +67,8 @@ type Config struct {
 	// Dialer opens sessions; nil means a client of Servers.
 	Dialer Dialer
 
-	testDrivers []driver // in-memory twins, beside Drivers
-	testCDI     []string // their CDI directories
+	testDrivers []driver      // in-memory twins, beside Drivers
+	testAgain   time.Duration // in place of againMin
 }
 
 // DefaultLogBytes is kept of each output stream of a task.

@@ -46,7 +46,9 @@ func (d *devices) list(drained string) []gpuai.Device {
 			case drained != "":
 				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeDrained
 			case d.masked(&dev):
-				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeUnclean
+				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, healthCode("", d.unclean[dev.ID])
+			case d.unclean[dev.ID] != "":
+				dev.HealthCode = healthCode(dev.HealthCode, d.unclean[dev.ID])
 			}
 			out = append(out, dev)
 		}
@@ -118,26 +120,6 @@ func reserve(ctx context.Context, drivers []driver, l *gpuai.Lease) (all plugins
 
 // releaseTries bounds how often a driver is asked that does not answer.
 const releaseTries = 3
-
-// release gives a lease's devices back, and returns those that are not clean.
-func release(ctx context.Context, drivers []driver, l *gpuai.Lease) (unclean []gpuai.DeviceID, why string) {
-	by, err := owners(drivers, l.Devices)
-	if err != nil {
-		return nil, "" // nothing was reserved
-	}
-	for _, i := range slices.Sorted(maps.Keys(by)) {
-		clean, detail, err := releaseFrom(ctx, drivers[i], l.ID.String())
-		if err != nil {
-			clean, detail = false, err.Error()
-		}
-		if !clean {
-			unclean = append(unclean, by[i]...)
-			why = "devices are not clean: " + detail
-		}
-	}
-	slices.Sort(unclean)
-	return unclean, why
-}
 
 func releaseFrom(ctx context.Context, d driver, id string) (clean bool, detail string, err error) {
 	for try := range releaseTries {

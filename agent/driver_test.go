@@ -34,6 +34,7 @@ type memDriver struct {
 	reserved map[string]plugins.Reservation
 	unclean  string // release says this
 	err      error  // reserve says this
+	mute     error  // release fails so
 }
 
 var _ Driver = (*memDriver)(nil)
@@ -72,6 +73,9 @@ func (d *memDriver) Reserve(_ context.Context, r plugins.Reservation) (plugins.G
 func (d *memDriver) Release(_ context.Context, id string, _ bool) (bool, string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.mute != nil {
+		return false, "", d.mute
+	}
 	delete(d.reserved, id)
 	return d.unclean == "", d.unclean, nil
 }
@@ -195,13 +199,17 @@ func TestUncleanDeviceStaysOut(t *testing.T) {
 	if f.health("GPU-1") != gpuai.DeviceUnhealthy {
 		t.Error("a restart forgot it")
 	}
-	d.change(func(s *plugins.Snapshot) { s.Devices[0].Health = gpuai.DeviceUnhealthy })
+	d.change(func(s *plugins.Snapshot) {
+		s.Devices[0].Health, s.Devices[0].HealthCode = gpuai.DeviceUnhealthy, "xid:1"
+	})
 	eventually(t, "the driver's word", func() bool {
 		f.region.mu.Lock()
 		defer f.region.mu.Unlock()
-		return f.region.node[testNode].devices[0].HealthCode == ""
+		return f.region.node[testNode].devices[0].HealthCode == "xid:1: not clean: a process holds it"
 	})
-	d.change(func(s *plugins.Snapshot) { s.Devices[0].Health = gpuai.DeviceHealthy })
+	d.change(func(s *plugins.Snapshot) {
+		s.Devices[0].Health, s.Devices[0].HealthCode = gpuai.DeviceHealthy, ""
+	})
 	eventually(t, "the device to come back", func() bool { return f.health("GPU-1") == gpuai.DeviceHealthy })
 }
 

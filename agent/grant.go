@@ -26,7 +26,7 @@ func (a *Agent) driverCDI() (dirs []string) {
 	for _, c := range a.cfg.Drivers {
 		dirs = append(dirs, filepath.Join(cmp.Or(c.SocketDir, a.path(driversDir)), c.Name, "state", "cdi"))
 	}
-	return append(dirs, a.cfg.testCDI...)
+	return dirs
 }
 
 // resolve looks up the CDI names of a lease's devices. Those of a name that
@@ -38,7 +38,7 @@ func (w *worker) resolve(names []string) (*cdiEdits, error) {
 	e, err := w.a.boxes.cdi.Resolve(names)
 	var no *cdi.UnresolvedError
 	if errors.As(err, &no) {
-		w.unusable = namedBy(no.Name, w.lease.Devices)
+		w.unusable, w.unusableWhy = namedBy(no.Name, w.lease.Devices), err.Error()
 		return nil, fmt.Errorf("device %s: %w", w.unusable[0], err)
 	}
 	if err != nil {

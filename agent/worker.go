@@ -37,7 +37,8 @@ type worker struct {
 	ending   atomic.Bool
 	started  atomic.Bool // the watchdog has it
 	// unusable are devices that the start found to be so: set and read in order.
-	unusable []gpuai.DeviceID
+	unusable    []gpuai.DeviceID
+	unusableWhy string
 
 	mu      sync.Mutex // guards below
 	orders  []func()
@@ -260,10 +261,19 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 
 // release gives the devices back.
 func (w *worker) release() {
-	unclean, why := release(context.Background(), w.a.devices.drivers, &w.lease)
-	unclean = slices.Compact(slices.Sorted(slices.Values(append(unclean, w.unusable...))))
+	left := releaseAll(context.Background(), w.a.devices.drivers, &w.lease)
+	if len(w.unusable) > 0 {
+		left = append(left, dirt{devices: w.unusable, why: w.unusableWhy})
+	}
+	var unclean []gpuai.DeviceID
+	why := ""
+	for _, d := range left {
+		unclean, why = append(unclean, d.devices...), "devices are out of use: "+d.why
+	}
+	unclean = slices.Compact(slices.Sorted(slices.Values(unclean)))
 	w.closeBox()
 	w.a.post(func() {
+		w.soil(left)
 		w.a.cleaned(&w.lease, unclean)
 		w.a.step(decide.Released{Lease: w.lease.ID, Unclean: unclean, Reason: why})
 	})

@@ -270,7 +270,7 @@ func executable(path string) error {
 }
 
 func newAgentCmd(a *app) *cobra.Command {
-	return group("agent", "Run a node's agent", newAgentRunCmd(a))
+	return group("agent", "Run a node's agent", newAgentRunCmd(a), newAgentCleanCmd(a))
 }
 
 func newAgentRunCmd(a *app) *cobra.Command {

@@ -132,6 +132,11 @@ func nodePairs(n *gpuai.Node) [][]string {
 		{"memory", bytesText(n.Memory) + ", " + bytesText(n.FreeMemory) + " free"},
 		{"leases", num(n.Leases)}, {"price per GPU hour", price(n.Price)},
 	}
+	for i := range n.Devices {
+		if d := &n.Devices[i]; d.Health != gpuai.DeviceHealthy {
+			rows = append(rows, []string{"out of use", strings.TrimSpace(fmt.Sprintf("%s is %s %s", d.ID, d.Health, d.HealthCode))})
+		}
+	}
 	if n.State == gpuai.NodeQuarantined {
 		rows = append(rows, []string{"quarantined until", instant(n.QuarantineUntil)})
 	}

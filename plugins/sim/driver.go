@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -255,7 +256,7 @@ func (d *Driver) Release(_ context.Context, id string, scrub bool) (clean bool, 
 			continue // the configuration changed since
 		}
 		if struck(faults, FaultUncleanRelease, v) != nil {
-			clean, detail = false, fmt.Sprintf("simulated: %s could not be cleaned", one)
+			clean, detail = false, strings.TrimPrefix(detail+fmt.Sprintf("; simulated: %s could not be cleaned", one), "; ")
 			d.unclean[one] = true
 		}
 	}
