@@ -2,6 +2,8 @@ package agent
 
 import (
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,6 +48,16 @@ func TestScratchIsOnTheDiskAndBounded(t *testing.T) {
 			t.Errorf("%d: reported %+v", size, r)
 		}
 	}
+	eventually(t, "the loop devices to be free", func() bool {
+		backs, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !slices.ContainsFunc(backs, func(file string) bool {
+			b, _ := os.ReadFile(file) // one that is freed has none
+			return strings.Contains(string(b), a.path(scratchDir))
+		})
+	})
 	if left, err := os.ReadDir(a.path(scratchDir)); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
