@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -72,14 +73,11 @@ func (b *boxes) tell(spec string) bool {
 	return first
 }
 
-// granted adds the edits' variables to what the drivers granted, which is over
-// them, and their libraries' directories to base, the image's variables.
+// granted adds the edits' variables to what the drivers granted, and their
+// libraries' directories to base, the image's variables. The edits are over the
+// grant: that is right for the host, where a device may have another place.
 func (e *cdiEdits) granted(base, granted map[string]string) {
-	for k, v := range e.Env {
-		if _, ok := granted[k]; !ok {
-			granted[k] = v
-		}
-	}
+	maps.Copy(granted, e.Env)
 	if len(e.Libraries) > 0 {
 		const name = "LD_LIBRARY_PATH"
 		paths := e.Libraries

@@ -81,6 +81,17 @@ func TestSandboxHasItsOwnDevicesByCDI(t *testing.T) {
 	}
 }
 
+// What CDI says of a device's place is of the sandbox, what a grant says of the host.
+func TestVariablesOfCDIAreOverTheGrant(t *testing.T) {
+	base := map[string]string{"LD_LIBRARY_PATH": "/image/lib"}
+	grant := map[string]string{"ROCR_VISIBLE_DEVICES": "5", "OTHER": "x"}
+	e := &cdiEdits{Env: map[string]string{"ROCR_VISIBLE_DEVICES": "0"}, Libraries: []string{"/usr/lib/gpu"}}
+	e.granted(base, grant)
+	if !maps.Equal(grant, map[string]string{"ROCR_VISIBLE_DEVICES": "0", "OTHER": "x"}) || base["LD_LIBRARY_PATH"] != "/image/lib:/usr/lib/gpu" {
+		t.Errorf("%v, %v", grant, base)
+	}
+}
+
 // A name that nothing resolves takes its device out of use, and the task is
 // placed again.
 func TestUnresolvedDeviceIsQuarantined(t *testing.T) {
