@@ -362,6 +362,12 @@ func TestNoGPU(t *testing.T) {
 	tr.Set("dev/kfd", "")
 	d.look()
 	expect(t, d, "", "", "", "")
+	tr.Remove("dev/kfd")
+	d.look()
+	expect(t, d, codeNoKFD, codeNoKFD, codeNoKFD, codeNoKFD)
+	if now, _ := d.current(); !strings.Contains(now.health[now.inventory.Devices[0].ID].Message, "/dev/kfd") {
+		t.Errorf("health is %+v", now.health)
+	}
 }
 
 func TestStreamsFollow(t *testing.T) {

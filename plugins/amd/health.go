@@ -1,6 +1,7 @@
 package amd
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/gpuai/gpuai/plugins"
@@ -119,7 +120,7 @@ func lost(g *gpu, now finding) plugins.Health {
 		h.Code, h.Action = codeUnbound, plugins.ActionWarn
 		h.Message = fmt.Sprintf("the GPU %s is bound to %q, not to amdgpu", g.PCIBusID, f.driver)
 	default:
-		h.Code, h.Message = codeNoKFD, fmt.Sprintf("KFD does not list the GPU %s any more", g.PCIBusID)
+		h.Code, h.Message = codeNoKFD, cmp.Or(now.why, fmt.Sprintf("KFD does not list the GPU %s any more", g.PCIBusID))
 	}
 	return h
 }
