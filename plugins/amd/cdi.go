@@ -22,14 +22,11 @@ const (
 	kfdNode = "dev/kfd"
 )
 
-// hostDirs are the host's own, in the order of their weight.
-var hostDirs = []string{"etc/cdi", "var/run/cdi"}
-
 // nameCDI gives every device its CDI name: the host's, where a specification of
 // the host gives just this device to a container; else ours. It returns the
 // specification for the latter, nil if there is none.
-func (t tree) nameCDI(gpus []gpu) *specs.Spec {
-	host := t.hostNames()
+func (t tree) nameCDI(gpus []gpu, hostDirs []string) *specs.Spec {
+	host := t.hostNames(hostDirs)
 	var ours []gpu
 	for i := range gpus {
 		g := &gpus[i]
@@ -50,7 +47,7 @@ func (t tree) nameCDI(gpus []gpu) *specs.Spec {
 
 // hostNames maps render nodes to the host's names for them. A device that brings
 // hooks, other render nodes or no /dev/kfd is not one of those.
-func (t tree) hostNames() map[string]string {
+func (t tree) hostNames(hostDirs []string) map[string]string {
 	var dirs []string
 	for _, d := range hostDirs {
 		dirs = append(dirs, t.path(d))

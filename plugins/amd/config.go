@@ -18,6 +18,9 @@ type Config struct {
 	Root string `json:"root,omitzero"`
 	// Exclude lists PCI addresses of GPUs that are not offered.
 	Exclude []string `json:"exclude,omitzero"`
+	// CDIDirs are the host's directories of CDI specifications, below Root; nil
+	// means those of the CDI specification. The agent must look there too.
+	CDIDirs []string `json:"cdi_dirs,omitzero"`
 	// Period is how often devices and health are looked at; 2 s when left out.
 	Period gpuai.Duration `json:"period_ms,omitzero"`
 }
@@ -36,7 +39,7 @@ var pciAddress = regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]
 // parse reads and checks a configuration. Errors wrap plugins.ErrInvalid and name
 // the field.
 func parse(src []byte) (*Config, error) {
-	c := &Config{Root: "/", Period: defaultPeriod}
+	c := &Config{Root: "/", Period: defaultPeriod, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}}
 	if err := plugins.DecodeConfig(src, c); err != nil {
 		return nil, err
 	}
@@ -49,6 +52,11 @@ func parse(src []byte) (*Config, error) {
 	for i, addr := range c.Exclude {
 		if !pciAddress.MatchString(addr) {
 			return nil, invalid(fmt.Sprintf("/exclude/%d", i), "must be a PCI address such as 0000:03:00.0, not %q", addr)
+		}
+	}
+	for i, dir := range c.CDIDirs {
+		if !filepath.IsAbs(dir) {
+			return nil, invalid(fmt.Sprintf("/cdi_dirs/%d", i), "must be an absolute path, not %q", dir)
 		}
 	}
 	if c.Period < minPeriod || c.Period > maxPeriod {

@@ -415,6 +415,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"root":""}`:                    "/root",
 		`{"exclude":["03:00.0"]}`:        "/exclude/0",
 		`{"exclude":["0000:03:00.0",1]}`: "exclude",
+		`{"cdi_dirs":["/a","b"]}`:        "/cdi_dirs/1",
 		`{"period_ms":99}`:               "/period_ms",
 		`{"period_ms":60001}`:            "/period_ms",
 		`{"shares":true}`:                "shares",

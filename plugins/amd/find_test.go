@@ -124,6 +124,22 @@ func TestPartitionsWithUniqueIDs(t *testing.T) {
 	}
 }
 
+// There are kernels that add a partition's number to the address instead.
+func TestPartitionsInTheAddress(t *testing.T) {
+	tr := amdtest.MI300XParts(t)
+	for n := range uint64(8) {
+		file := fmt.Sprintf("sys/class/kfd/kfd/topology/nodes/%d/properties", n+1)
+		text, err := tree(tr.Root).text(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr.Set(file, strings.Replace(text, fmt.Sprintf("location_id %d\n", 0x500|n<<28), fmt.Sprintf("location_id %d\n", 0x500|n), 1))
+	}
+	if f := find(tr); len(f.gpus) != 16 || f.gpus[7].ID != "GPU-a1b2c3d4e5f60000-cpx7" || f.gpus[7].PCIBusID != "0000:05:00.0" {
+		t.Errorf("found %+v", f.gpus)
+	}
+}
+
 func TestModelName(t *testing.T) {
 	for _, c := range []struct {
 		product  string

@@ -46,9 +46,9 @@ func (t tree) find(exclude []string) finding {
 	nodes, kfd := t.nodes()
 	byAddr := map[string][]node{}
 	for _, n := range nodes {
-		f := out.fns[n.addr]
-		if f != nil && f.driver == kernelBound && !slices.Contains(exclude, n.addr) {
-			byAddr[n.addr] = append(byAddr[n.addr], n)
+		f := out.function(n.addr)
+		if f != nil && f.driver == kernelBound && !slices.Contains(exclude, f.addr) {
+			byAddr[f.addr] = append(byAddr[f.addr], n)
 		}
 	}
 	unique := uniqueIDs(nodes)
@@ -69,6 +69,15 @@ func (t tree) find(exclude []string) finding {
 		out.why = t.whyNone(out.fns, kfd)
 	}
 	return out
+}
+
+// function returns the function at an address. There are kernels that add a
+// partition's number to its GPU's address, where there is no function then.
+func (f *finding) function(addr string) *function {
+	if fn := f.fns[addr]; fn != nil {
+		return fn
+	}
+	return f.fns[addr[:len(addr)-1]+"0"]
 }
 
 // uniqueIDs returns the IDs that name one node only: there are kernels that give

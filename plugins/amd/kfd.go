@@ -18,16 +18,15 @@ const ioLinkXGMI = 11
 
 // A node is one GPU, or one partition of a GPU, in KFD's topology.
 type node struct {
-	number    uint64 // of the directory
-	place     int    // among the GPUs: the index that ROCm counts by
-	gpuID     uint64
-	addr      string // PCI address
-	partition uint64 // of the GPU, where the kernel says so
-	render    uint64 // minor of renderD
-	gfx       string // "gfx942"
-	uniqueID  uint64 // 0: none
-	memory    uint64 // bytes of its own
-	links     []ioLink
+	number   uint64 // of the directory
+	place    int    // among the GPUs: the index that ROCm counts by
+	gpuID    uint64
+	addr     string // PCI address
+	render   uint64 // minor of renderD
+	gfx      string // "gfx942"
+	uniqueID uint64 // 0: none
+	memory   uint64 // bytes of its own
+	links    []ioLink
 }
 
 // An ioLink is one direction of a link to another node.
@@ -65,7 +64,7 @@ func (t tree) node(number uint64) (node, bool) {
 		return node{}, false
 	}
 	n := node{
-		number: number, gpuID: gpuID, addr: pciAddr(p["domain"], p["location_id"]), partition: p["location_id"] >> 28 & 0xf,
+		number: number, gpuID: gpuID, addr: pciAddr(p["domain"], p["location_id"]),
 		render: p["drm_render_minor"], gfx: gfxTarget(p["gfx_target_version"]), uniqueID: p["unique_id"],
 	}
 	n.memory = t.bankMemory(dir)
@@ -87,8 +86,8 @@ func parseProperties(text string) map[string]uint64 {
 	return out
 }
 
-// pciAddr makes an address of KFD's domain and location: bus, device, function
-// in 16 bits; the uppermost hold the partition's number.
+// pciAddr makes an address of KFD's domain and location: bus, device and function
+// in the lower 16 bits. The uppermost four hold a partition's number.
 func pciAddr(domain, location uint64) string {
 	return fmt.Sprintf("%04x:%02x:%02x.%x", domain, location>>8&0xff, location>>3&0x1f, location&7)
 }

@@ -52,7 +52,7 @@ func (d *Driver) look() {
 // nameCDI names the devices and writes what a container needs to know of them,
 // when it has changed.
 func (d *Driver) nameCDI(gpus []gpu) {
-	s := d.tree.nameCDI(gpus)
+	s := d.tree.nameCDI(gpus, d.config.CDIDirs)
 	_, err := os.Stat(filepath.Join(d.stateDir, cdiDir, cdiFile))
 	if reflect.DeepEqual(s, d.spec) && (err == nil || s == nil) {
 		return
