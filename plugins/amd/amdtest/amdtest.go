@@ -49,7 +49,7 @@ const firstRender = 128
 // New builds a tree with one CPU and the given cards.
 func New(t testing.TB, cards ...Card) *Tree {
 	t.Helper()
-	tr := &Tree{t: t, Root: t.TempDir(), first: map[uint64]uint64{}}
+	tr := &Tree{t: t, Root: newRoot(t), first: map[uint64]uint64{}}
 	tr.node(properties{{"cpu_cores_count", 64}, {"simd_count", 0}}, 0)
 	tr.Set("dev/kfd", "")
 	tr.Set("sys/module/amdgpu/version", "6.12.12")
@@ -64,6 +64,18 @@ func New(t testing.TB, cards ...Card) *Tree {
 		tr.add(c)
 	}
 	return tr
+}
+
+// newRoot makes a directory in memory where there is such a place: a tree has
+// hundreds of small files.
+func newRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "amdtest-*")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // MI300X builds a host with eight of them, each joined to each by XGMI.
