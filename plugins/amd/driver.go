@@ -31,7 +31,7 @@ type Driver struct {
 
 	mu      sync.Mutex // guards below
 	book    *plugins.Book
-	moves   uint64 // counts what changes the book
+	ends    uint64 // counts releases
 	view    view
 	unclean map[gpuai.DeviceID]soiled
 	changed chan struct{} // closed and replaced when view changes
@@ -176,7 +176,6 @@ func (d *Driver) Reserve(_ context.Context, r plugins.Reservation) (plugins.Gran
 	if err := d.book.Reserve(r, nil); err != nil {
 		return plugins.Grant{}, err
 	}
-	d.moves++
 	d.remember()
 	return d.tree.grant(gpus), nil
 }
@@ -202,7 +201,7 @@ func (d *Driver) Release(ctx context.Context, id string, _ bool) (clean bool, de
 	if _, err := d.book.Release(id); err != nil {
 		return false, "", err
 	}
-	d.moves++
+	d.ends++
 	for _, one := range e.Devices {
 		if why := dirt[one]; why != "" {
 			detail = fmt.Sprintf("%s: %s", one, why)

@@ -308,23 +308,35 @@ func TestForeignProcess(t *testing.T) {
 	if _, err := reserve(d, "3", 2); err != nil {
 		t.Fatal(err)
 	}
+	if clean, detail, err := d.Release(t.Context(), "3", true); !clean || err != nil {
+		t.Fatalf("released: %t, %q, %v", clean, detail, err)
+	}
 	expect(t, d, "", codeForeign, "", "")
 	tr.End(7)
 	d.look()
 	expect(t, d, "", "", "", "")
 }
 
-// A look that began before a reservation does not call its processes foreign.
-func TestLookBesideReserve(t *testing.T) {
-	d := driver(t, amdtest.MI210(t, 1), t.TempDir())
-	now, _ := d.current()
-	id := now.inventory.Devices[0].ID
+// A look that began before a lease got its device, or gave it back, does not call
+// the lease's process a stranger's.
+func TestLookBesideLease(t *testing.T) {
+	tr := amdtest.MI210(t, 1)
+	d := driver(t, tr, t.TempDir())
+	before := d.glance()
 	if _, err := reserve(d, "1", 0); err != nil {
 		t.Fatal(err)
 	}
-	d.mu.Lock()
-	d.show(now, map[gpuai.DeviceID]string{id: "process 7 computes"})
-	d.mu.Unlock()
+	d.take(before)
+	expect(t, d, "")
+	tr.Run(amdtest.Process{PID: 7, Memory: map[int]uint64{0: 1}})
+	during := d.glance()
+	d.take(during)
+	expect(t, d, "")
+	tr.End(7)
+	if clean, detail, err := d.Release(t.Context(), "1", true); !clean || err != nil {
+		t.Fatalf("released: %t, %q, %v", clean, detail, err)
+	}
+	d.take(during)
 	expect(t, d, "")
 }
 

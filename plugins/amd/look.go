@@ -16,12 +16,22 @@ import (
 	"github.com/gpuai/gpuai/plugins"
 )
 
+// A sight is what one look at the tree showed.
+type sight struct {
+	view  view
+	users map[gpuai.DeviceID]string // see show
+	ends  uint64                    // of the driver, when it began
+}
+
 // look brings what the driver knows up to date: devices, links, names, health.
-// The tree is read without the lock, so that a kernel that is slow to answer
-// holds up no reservation. One look at a time.
-func (d *Driver) look() {
+// One look at a time.
+func (d *Driver) look() { d.take(d.glance()) }
+
+// glance reads the tree, without the lock, so that a kernel that is slow to answer
+// holds up no reservation.
+func (d *Driver) glance() sight {
 	d.mu.Lock()
-	before, moves, unclean := d.view, d.moves, maps.Clone(d.unclean)
+	before, ends, unclean := d.view, d.ends, maps.Clone(d.unclean)
 	d.mu.Unlock()
 	now := d.tree.find(d.config.Exclude)
 	if len(now.gpus) > gpuai.MaxGPUs {
@@ -41,12 +51,17 @@ func (d *Driver) look() {
 			users[id] = d.tree.computing(&g)
 		}
 	}
+	return sight{next, users, ends}
+}
+
+// take makes a sight what the driver shows.
+func (d *Driver) take(s sight) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if moves != d.moves {
-		users = nil // of before a reservation or a release
+	if s.ends != d.ends {
+		s.users = nil // of a lease that has ended since, it may be
 	}
-	d.show(next, users)
+	d.show(s.view, s.users)
 }
 
 // nameCDI names the devices and writes what a container needs to know of them,
