@@ -30,6 +30,9 @@ func (t tree) nameCDI(gpus []gpu, hostDirs []string) *specs.Spec {
 	var ours []gpu
 	for i := range gpus {
 		g := &gpus[i]
+		if g.Partitioned {
+			continue
+		}
 		// ROCm finds an indexed device by its place, which is another one in a
 		// container: only our specification puts that right.
 		if name := host["/"+g.renderNode()]; name != "" && !g.indexed() {

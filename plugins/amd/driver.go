@@ -59,10 +59,9 @@ func New(log *slog.Logger) *Driver {
 }
 
 // Info says who the driver is. It has no shares: the kernel has no bound on what
-// a process takes of a GPU. Nor do its partitions exclude one another: those of
-// one mode are there at a time.
+// a process takes of a GPU.
 func (d *Driver) Info() plugins.Info {
-	return plugins.Info{Name: "amd", Version: Version, ConfigSchema: schema, Capabilities: []string{plugins.CapTopology}}
+	return plugins.Info{Name: "amd", Version: Version, ConfigSchema: schema, Capabilities: []string{plugins.CapTopology, plugins.CapPartition}}
 }
 
 // Configure reads the reservations, looks at the devices, and goes on looking.
@@ -169,6 +168,9 @@ func (d *Driver) Reserve(_ context.Context, r plugins.Reservation) (plugins.Gran
 		return d.tree.grant(gpus), nil
 	}
 	for _, g := range gpus {
+		if g.Partitioned {
+			return plugins.Grant{}, fmt.Errorf("%w: %s is partitioned: its partitions are to be had", plugins.ErrUnusable, g.ID)
+		}
 		if h := d.view.health[g.ID]; h.State == plugins.HealthUnhealthy || h.State == plugins.HealthLost {
 			return plugins.Grant{}, fmt.Errorf("%w: %s: %s (%s)", plugins.ErrUnusable, g.ID, h.Message, h.Code)
 		}

@@ -209,10 +209,34 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// A partition that is held and gone excludes nothing that the driver does not
+// list: the host would take that for garbage.
+func TestLostPartition(t *testing.T) {
+	tr, dir := amdtest.MI300XParts(t), t.TempDir()
+	if _, err := reserve(driver(t, tr, dir), "1", 3); err != nil {
+		t.Fatal(err)
+	}
+	tr.Vanish(0)
+	d := driver(t, tr, dir)
+	now, _ := d.current()
+	if ds := now.inventory.Devices; len(ds) != 10 || ds[0].ID != "GPU-a1b2c3d4e5f60000-cpx2" || len(ds[0].Conflicts) > 0 || len(ds[1].Conflicts) != 8 {
+		t.Errorf("devices are %+v", ds)
+	}
+	if codes(d)[0] != codeGone {
+		t.Errorf("health is %q", codes(d))
+	}
+}
+
 // A GPU whose operator chooses other partitions is not lost: it is other devices.
 func TestRepartitioned(t *testing.T) {
 	tr := amdtest.MI300XParts(t)
 	d := driver(t, tr, t.TempDir())
+	if _, err := reserve(d, "1", 0); !errors.Is(err, plugins.ErrUnusable) {
+		t.Errorf("a GPU that is partitioned gets %v", err)
+	}
+	if stats, err := d.Stats(t.Context(), nil); err != nil || len(stats) != 18 || stats[0].PowerWatts == nil || stats[1].PowerWatts != nil {
+		t.Errorf("stats are %+v, %v", stats, err)
+	}
 	tr.Set(tr.PCI(0)+"/current_compute_partition", "SPX\n")
 	tr.Remove(strings.TrimSuffix(tr.Node(0), "1")+"2", tr.Node(0)[:len(tr.Node(0))-1]+"3")
 	for _, n := range []string{"4", "5", "6", "7", "8"} {
@@ -220,10 +244,13 @@ func TestRepartitioned(t *testing.T) {
 	}
 	d.look()
 	now, _ := d.current()
-	if len(now.inventory.Devices) != 9 || now.inventory.Devices[0].ID != "GPU-a1b2c3d4e5f60000" || now.inventory.Devices[0].Model != "MI300X" {
+	if len(now.inventory.Devices) != 10 || now.inventory.Devices[0].ID != "GPU-a1b2c3d4e5f60000" || now.inventory.Devices[0].Partitioned {
 		t.Errorf("devices are %+v", now.inventory.Devices)
 	}
-	expect(t, d, make([]string, 9)...)
+	expect(t, d, make([]string, 10)...)
+	if v := now.inventory.DriverVersion; v != "6.12.12" {
+		t.Errorf("the version of amdgpu is %q", v)
+	}
 }
 
 // Who holds a device keeps it from being clean; who only looks, or computes

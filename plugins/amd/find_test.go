@@ -85,13 +85,17 @@ func TestRadeon(t *testing.T) {
 // unique ID, so ROCm finds them by their place.
 func TestPartitions(t *testing.T) {
 	f := find(amdtest.MI300XParts(t))
-	if len(f.gpus) != 16 {
+	if len(f.gpus) != 18 {
 		t.Fatalf("found %d devices", len(f.gpus))
 	}
-	p := f.gpus[11]
+	whole, p := f.gpus[9], f.gpus[13]
+	if !whole.Partitioned || whole.ID != "GPU-a1b2c3d4e5f60001" || whole.Memory != 192<<30 || len(whole.Conflicts) != 8 || whole.Model != "MI300X" {
+		t.Errorf("the GPU is %+v", whole.Device)
+	}
 	want := plugins.Device{
 		ID: "GPU-a1b2c3d4e5f60001-cpx3", Vendor: "amd", Kind: "partition", Model: "MI300X-CPX", Memory: 24 << 30, Index: 11,
 		PCIBusID: "0000:15:00.0", Serial: "PCB000021", Parent: "GPU-a1b2c3d4e5f60001",
+		Conflicts: []gpuai.DeviceID{"GPU-a1b2c3d4e5f60001"},
 	}
 	if !reflect.DeepEqual(p.Device, want) || p.Token != "11" {
 		t.Errorf("got  %+v, ROCm's name %s\nwant %+v", p.Device, p.Token, want)
@@ -119,7 +123,7 @@ func TestPartitionsWithUniqueIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr.Set(dir, strings.ReplaceAll(text, fmt.Sprintf("unique_id %d", uint64(0xa1b2c3d4e5f60000)), "unique_id 255"))
-	if g := find(tr).gpus[0]; g.Token != "GPU-00000000000000ff" || g.ID != "GPU-a1b2c3d4e5f60000-cpx0" {
+	if g := find(tr).gpus[1]; g.Token != "GPU-00000000000000ff" || g.ID != "GPU-a1b2c3d4e5f60000-cpx0" {
 		t.Errorf("the partition is %s, ROCm's name is %s", g.ID, g.Token)
 	}
 }
@@ -135,8 +139,26 @@ func TestPartitionsInTheAddress(t *testing.T) {
 		}
 		tr.Set(file, strings.Replace(text, fmt.Sprintf("location_id %d\n", 0x500|n<<28), fmt.Sprintf("location_id %d\n", 0x500|n), 1))
 	}
-	if f := find(tr); len(f.gpus) != 16 || f.gpus[7].ID != "GPU-a1b2c3d4e5f60000-cpx7" || f.gpus[7].PCIBusID != "0000:05:00.0" {
+	if f := find(tr); len(f.gpus) != 18 || f.gpus[8].ID != "GPU-a1b2c3d4e5f60000-cpx7" || f.gpus[8].PCIBusID != "0000:05:00.0" {
 		t.Errorf("found %+v", f.gpus)
+	}
+}
+
+// Eight GPUs in CPX mode have as many partitions as a node may have devices: they
+// themselves are left out.
+func TestMostPartitions(t *testing.T) {
+	var cards []amdtest.Card
+	for i := range uint64(8) {
+		cards = append(cards, amdtest.Card{Bus: i + 1, Above: []string{"pci0000:00"}, Device: 0x74a1, UniqueID: i + 1, VRAM: 192 << 30, Parts: 8, Mode: "CPX"})
+	}
+	f := find(amdtest.New(t, cards...))
+	if len(f.gpus) != gpuai.MaxGPUs {
+		t.Fatalf("found %d devices", len(f.gpus))
+	}
+	for _, g := range f.gpus {
+		if g.Partitioned || len(g.Conflicts) > 0 || g.Parent == "" {
+			t.Errorf("found %+v", g.Device)
+		}
 	}
 }
 

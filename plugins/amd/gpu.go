@@ -56,6 +56,9 @@ func (t tree) find(exclude []string) finding {
 	for addr, parts := range byAddr {
 		out.gpus = append(out.gpus, t.gpus(out.fns[addr], parts, chips[addr])...)
 	}
+	if len(out.gpus) > gpuai.MaxGPUs {
+		out.gpus = withoutWholes(out.gpus)
+	}
 	for i := range out.gpus {
 		g := &out.gpus[i]
 		n := nodes[slices.IndexFunc(nodes, func(n node) bool { return n.number == g.Node })]
@@ -116,7 +119,18 @@ func (t tree) chipIDs(fns map[string]*function) map[string]uint64 {
 	return out
 }
 
-// gpus returns the devices of one GPU: itself, or its partitions.
+// withoutWholes leaves out the GPUs that are partitioned: eight MI300X in CPX mode
+// have as many partitions as a node may have devices.
+func withoutWholes(gpus []gpu) []gpu {
+	gpus = slices.DeleteFunc(gpus, func(g gpu) bool { return g.Partitioned })
+	for i := range gpus {
+		gpus[i].Conflicts = nil
+	}
+	return gpus
+}
+
+// gpus returns the devices of one GPU: itself, or its partitions and itself as
+// partitioned, which is for its health and what it measures.
 func (t tree) gpus(f *function, parts []node, chip uint64) []gpu {
 	id := gpuai.DeviceID(fmt.Sprintf("PCI-%s-%04x", f.addr, f.device))
 	if chip == 0 && len(parts) == 1 {
@@ -125,10 +139,10 @@ func (t tree) gpus(f *function, parts []node, chip uint64) []gpu {
 	if chip != 0 {
 		id = gpuai.DeviceID(fmt.Sprintf("GPU-%016x", chip))
 	}
-	total, hasTotal := t.number(f.dir(), "mem_info_vram_total")
+	total, hasTotal := t.number(f.dir(), "mem_info_vram_total") // 0 if not
 	model := modelName(t.word(f.dir(), "product_name"), f.device, f.revision)
 	var out []gpu
-	for i, n := range parts {
+	for _, n := range parts {
 		g := gpu{
 			Device: plugins.Device{
 				ID: id, Vendor: "amd", Kind: "gpu", Model: model, Memory: memoryOf(n.memory), Index: uint32(n.place),
@@ -139,15 +153,29 @@ func (t tree) gpus(f *function, parts []node, chip uint64) []gpu {
 		if hasTotal && len(parts) == 1 {
 			g.Memory = memoryOf(total)
 		}
-		if len(parts) > 1 {
-			mode := t.partitionMode(f, len(parts))
-			g.Kind, g.Parent = "partition", id
-			g.ID = gpuai.DeviceID(fmt.Sprintf("%s-%s%d", id, strings.ToLower(mode), i))
-			g.Model = model + "-" + mode
-		}
 		out = append(out, g)
 	}
+	if len(out) > 1 {
+		out = partitions(out, t.partitionMode(f, len(parts)), memoryOf(total))
+	}
 	return out
+}
+
+// partitions makes equal devices the partitions of one, which comes first.
+func partitions(parts []gpu, mode string, total gpuai.Bytes) []gpu {
+	whole := parts[0]
+	whole.Partitioned, whole.links, whole.GPUID = true, nil, 0
+	sum := gpuai.Bytes(0)
+	for i := range parts {
+		p := &parts[i]
+		p.Kind, p.Parent, p.Conflicts = "partition", whole.ID, []gpuai.DeviceID{whole.ID}
+		p.ID = gpuai.DeviceID(fmt.Sprintf("%s-%s%d", whole.ID, strings.ToLower(mode), i))
+		p.Model += "-" + mode
+		whole.Conflicts = append(whole.Conflicts, p.ID)
+		sum += p.Memory
+	}
+	whole.Memory = cmp.Or(total, memoryOf(uint64(sum)))
+	return append([]gpu{whole}, parts...)
 }
 
 // partitionMode returns "CPX" and the like: what the card says, or the number of
@@ -185,13 +213,15 @@ func (t tree) whyNone(fns map[string]*function, kfd bool) string {
 	return fmt.Sprintf("KFD lists none of the AMD GPUs (%d) that are to be offered: they are excluded, or the kernel does not support them for compute", bound)
 }
 
-// linksOf joins every pair of devices, in the contract's normal form: by XGMI
+// linksOf joins every pair of devices that can be had, in the contract's normal form: by XGMI
 // where the topology says so, else by the way through PCIe.
 func linksOf(gpus []gpu) []plugins.Link {
 	var out []plugins.Link
 	for i := range gpus {
 		for j := i + 1; j < len(gpus); j++ {
-			out = append(out, linkOf(&gpus[i], &gpus[j]))
+			if !gpus[i].Partitioned && !gpus[j].Partitioned {
+				out = append(out, linkOf(&gpus[i], &gpus[j]))
+			}
 		}
 	}
 	return out

@@ -99,10 +99,14 @@ func (d *Driver) seen(before view, now finding) view {
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(next.gpus)) {
-		g := next.gpus[id]
-		next.inventory.Devices = append(next.inventory.Devices, g.Device)
+		one := next.gpus[id].Device
+		one.Conflicts = slices.DeleteFunc(slices.Clone(one.Conflicts), func(o gpuai.DeviceID) bool {
+			_, here := next.gpus[o]
+			return !here
+		})
+		next.inventory.Devices = append(next.inventory.Devices, one)
 	}
-	next.inventory.Links = linksOf(now.gpus)
+	next.inventory.Links, next.inventory.DriverVersion = linksOf(now.gpus), d.tree.driverVersion()
 	if len(next.gpus) == 0 {
 		next.inventory.Err = now.why
 	}
@@ -127,7 +131,7 @@ func (d *Driver) show(next view, users map[gpuai.DeviceID]string) {
 		}
 		if _, known := old.health[id]; !known {
 			d.log.Info("device", "id", id, "model", g.Model, "gfx", g.GFX, "pci", g.PCIBusID, "render", g.Render,
-				"memory_bytes", g.Memory, "cdi", g.CDIName, "amdgpu", d.tree.driverVersion())
+				"memory_bytes", g.Memory, "cdi", g.CDIName, "amdgpu", next.inventory.DriverVersion)
 		}
 	}
 	if reflect.DeepEqual(old.inventory, next.inventory) && maps.Equal(old.health, next.health) {
