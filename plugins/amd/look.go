@@ -131,7 +131,7 @@ func (d *Driver) show(next view, users map[gpuai.DeviceID]string) {
 		}
 		if _, known := old.health[id]; !known {
 			d.log.Info("device", "id", id, "model", g.Model, "gfx", g.GFX, "pci", g.PCIBusID, "render", g.Render,
-				"memory_bytes", g.Memory, "cdi", g.CDIName, "amdgpu", next.inventory.DriverVersion)
+				"memory_gib", g.Memory>>30, "cdi", g.CDIName, "amdgpu", next.inventory.DriverVersion)
 		}
 	}
 	if reflect.DeepEqual(old.inventory, next.inventory) && maps.Equal(old.health, next.health) {
