@@ -160,6 +160,18 @@ func TestHostCDI(t *testing.T) {
 	}
 }
 
+// A device that ROCm finds by its place needs our specification.
+func TestHostCDIOfIndexedDevice(t *testing.T) {
+	tr := amdtest.Radeon(t)
+	tr.Set("etc/cdi/amd.json", `{"cdiVersion":"0.6.0","kind":"amd.com/gpu","containerEdits":{"deviceNodes":[{"path":"/dev/kfd"}]},"devices":[
+		{"name":"0","containerEdits":{"deviceNodes":[{"path":"/dev/dri/renderD128"}]}},
+		{"name":"1","containerEdits":{"deviceNodes":[{"path":"/dev/dri/renderD129"}]}}]}`)
+	now, _ := driver(t, tr, t.TempDir()).current()
+	if ds := now.inventory.Devices; ds[0].CDIName != "amd.com/gpu=0" || ds[1].CDIName != "amd.com/gpu=PCI-0000:08:00.0-6fdf" {
+		t.Errorf("devices are %+v", ds)
+	}
+}
+
 // A device that vanishes is lost with the reason, keeps its grant over a new
 // process, and gets well when it is back.
 func TestLost(t *testing.T) {

@@ -220,6 +220,28 @@ func TestPCILink(t *testing.T) {
 	}
 }
 
+// Radeon cards have a switch of their own, which does not set two of them apart.
+func TestCardsOwnSwitches(t *testing.T) {
+	var cards []amdtest.Card
+	var bridges []string
+	for i := range uint64(2) {
+		above := []string{"pci0000:20", "0000:20:01.1", "0000:21:00.0", fmt.Sprintf("0000:22:0%d.0", i), fmt.Sprintf("0000:3%d:00.0", i), fmt.Sprintf("0000:4%d:00.0", i)}
+		bridges = append(bridges, "sys/devices/"+strings.Join(above, "/"), "sys/devices/"+strings.Join(above[:5], "/"))
+		cards = append(cards, amdtest.Card{Bus: 0x50 + i, Above: above, Device: 0x744c, Revision: 0xc8, UniqueID: i + 1, VRAM: 24 << 30, GFX: 110000})
+	}
+	tr := amdtest.New(t, cards...)
+	kind := func() plugins.LinkKind { return linksOf(find(tr).gpus)[0].Kind }
+	if got := kind(); got != plugins.LinkPCIeMultiSwitch {
+		t.Errorf("switches of somebody else's join them as %d", got)
+	}
+	for _, b := range bridges {
+		tr.Set(b+"/vendor", "0x1002\n")
+	}
+	if got := kind(); got != plugins.LinkPCIeSwitch {
+		t.Errorf("switches of their own join them as %d", got)
+	}
+}
+
 // Whatever a tree lacks or says, what is left is offered, and it keeps to the
 // contract.
 func TestOddTrees(t *testing.T) {
@@ -263,6 +285,7 @@ func TestOddTrees(t *testing.T) {
 		{"another vendor's card", func(tr *amdtest.Tree) { tr.Set(tr.PCI(0)+"/vendor", "0x10de\n") }, 1, nil},
 		{"a class of no GPU", func(tr *amdtest.Tree) { tr.Set(tr.PCI(0)+"/class", "0x040300\n") }, 1, nil},
 		{"an unbound card", func(tr *amdtest.Tree) { tr.Unbind(0) }, 1, nil},
+		{"a card of another driver that KFD still lists", func(tr *amdtest.Tree) { tr.Remove(tr.PCI(0) + "/driver") }, 1, nil},
 		{"no NUMA node", func(tr *amdtest.Tree) { tr.Set(tr.PCI(0)+"/numa_node", "99999999999\n") }, 2, func(f finding) bool { return f.gpus[0].NUMANode == -1 }},
 		{"a product name of control characters", func(tr *amdtest.Tree) { tr.Set(tr.PCI(0)+"/product_name", "MI300X\x07\n") }, 2, func(f finding) bool { return f.gpus[0].Model == "MI210" }},
 	} {
