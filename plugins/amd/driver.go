@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -204,14 +205,16 @@ func (d *Driver) Release(ctx context.Context, id string, _ bool) (clean bool, de
 		return false, "", err
 	}
 	d.ends++
+	var dirty []string
 	for _, one := range e.Devices {
 		if why := dirt[one]; why != "" {
-			detail = fmt.Sprintf("%s: %s", one, why)
+			dirty = append(dirty, fmt.Sprintf("%s: %s", one, why))
 			d.unclean[one] = soiled{e.SinceBoot, why}
 		}
 	}
 	d.show(d.view, nil)
 	d.remember()
+	detail = strings.Join(dirty, "; ")
 	d.log.Info("released", "reservation", id, "devices", e.Devices, "unclean", detail)
 	return detail == "", detail, nil
 }

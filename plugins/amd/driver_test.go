@@ -316,6 +316,22 @@ func TestReleaseFindsHolders(t *testing.T) {
 	}
 }
 
+// The reason names each device that is not clean, and no other.
+func TestReleaseNamesTheUnclean(t *testing.T) {
+	tr := amdtest.MI210(t, 4)
+	d := driver(t, tr, t.TempDir())
+	if _, err := reserve(d, "1", 0, 1, 2); err != nil {
+		t.Fatal(err)
+	}
+	tr.Run(amdtest.Process{PID: 7, Memory: map[int]uint64{0: 1, 2: 2}})
+	clean, detail, err := d.Release(t.Context(), "1", true)
+	want := `GPU-7c0ffee000000000: process 7 ("task") has 1 bytes and 0 queues on it; GPU-7c0ffee000000002: process 7 ("task") has 2 bytes and 0 queues on it`
+	if clean || err != nil || detail != want {
+		t.Errorf("released: %t, %v, %q", clean, err, detail)
+	}
+	expect(t, d, codeUnclean, "", codeUnclean, "")
+}
+
 // A killed process takes a moment to give its memory back: Release waits for it.
 func TestReleaseWaits(t *testing.T) {
 	tr := amdtest.MI210(t, 1)
