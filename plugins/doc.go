@@ -13,6 +13,6 @@
 //     what a task needs to use them.
 //
 // The contract itself is plugins/proto/driver.proto. DESIGN.md says why things
-// are as they are, WRITING-A-DRIVER.md how to write a driver. The package runs
+// are as they are, docs/drivers.md how to write a driver. The package runs
 // on Linux only: it relies on Pdeathsig, pidfds and /proc.
 package plugins

@@ -28,13 +28,16 @@ type Snapshot struct {
 	// Devices are those to offer to the region, sorted by ID. A device that
 	// was offered once stays in the list, as lost, when its driver reports it
 	// no more. Of devices that exclude one another only whole ones are
-	// offered, not their partitions.
+	// offered, not their partitions; one that is partitioned is not.
 	Devices   []gpuai.Device
 	Simulated bool
 	// Err says, in a sentence, why there is no device or why the driver is
 	// down; "" when all is well.
-	Err   string
-	Links []Link
+	Err string
+	// DriverVersion and RuntimeVersion are as in Inventory.
+	DriverVersion  string
+	RuntimeVersion string
+	Links          []Link
 	// Health is the driver's last word on each device.
 	Health map[gpuai.DeviceID]Health
 	// Details are the devices in the driver's own terms.
@@ -94,6 +97,11 @@ func (v *view) devices(unstable bool) []gpuai.Device {
 		here[d.ID] = true
 		v.offered[d.ID] = d
 	}
+	for _, d := range v.inventory.Devices {
+		if d.Partitioned {
+			delete(v.offered, d.ID) // not lost: its partitions stand for it
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(v.offered)) {
 		if !here[id] && len(all) < gpuai.MaxGPUs {
 			all = append(all, v.offered[id])
@@ -114,9 +122,11 @@ func (v *view) devices(unstable bool) []gpuai.Device {
 
 // offerable leaves out what must not be placed beside something else in the
 // list: until the region knows of conflicts, whole devices go first and a
-// device that excludes one already taken is not offered.
+// device that excludes one already taken is not offered. One that is partitioned
+// is not there to be placed at all.
 func offerable(ds []Device) []Device {
-	sorted := slices.SortedFunc(slices.Values(ds), func(a, b Device) int {
+	sorted := slices.DeleteFunc(slices.Clone(ds), func(d Device) bool { return d.Partitioned })
+	slices.SortFunc(sorted, func(a, b Device) int {
 		if whole, partition := a.Parent == "", b.Parent == ""; whole != partition {
 			if whole {
 				return -1

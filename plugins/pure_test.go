@@ -117,6 +117,11 @@ func TestOfferable(t *testing.T) {
 	d := func(id, parent, conflicts string) Device {
 		return Device{ID: gpuai.DeviceID(id), Parent: gpuai.DeviceID(parent), Conflicts: toIDs(strings.Fields(conflicts))}
 	}
+	split := func(id, conflicts string) Device {
+		one := d(id, "", conflicts)
+		one.Partitioned = true
+		return one
+	}
 	for _, c := range []struct {
 		name string
 		in   []Device
@@ -126,6 +131,8 @@ func TestOfferable(t *testing.T) {
 		{"free", []Device{d("b", "", ""), d("a", "", "")}, "a b"},
 		{"whole and partitions", []Device{d("a1", "z", "z"), d("a2", "z", "z"), d("z", "", "a1 a2")}, "z"},
 		{"partitions alone", []Device{d("a1", "z", ""), d("a2", "z", "")}, "a1 a2"},
+		{"partitioned", []Device{d("a1", "z", "z"), d("a2", "z", "z"), split("z", "a1 a2")}, "a1 a2"},
+		{"partitioned, without partitions", []Device{split("z", ""), d("a", "", "")}, "a"},
 		{"overlapping partitions", []Device{d("a1", "z", "a2"), d("a2", "z", "a1 a3"), d("a3", "z", "a2")}, "a1 a3"},
 	} {
 		var got []string
@@ -135,6 +142,21 @@ func TestOfferable(t *testing.T) {
 		if s := strings.Join(got, " "); s != c.want {
 			t.Errorf("%s: %s, want %s", c.name, s, c.want)
 		}
+	}
+}
+
+// A whole device that was offered and is partitioned now is not lost.
+func TestViewOfPartitioned(t *testing.T) {
+	v := newView()
+	v.inventory.Devices = []Device{{ID: "z", Vendor: "v", Model: "m"}}
+	v.setHealth([]Health{{Device: "z", State: HealthOK}, {Device: "z1", State: HealthOK}})
+	v.devices(false)
+	v.inventory.Devices = []Device{
+		{ID: "z", Vendor: "v", Model: "m", Partitioned: true, Conflicts: []gpuai.DeviceID{"z1"}},
+		{ID: "z1", Vendor: "v", Model: "m1", Parent: "z", Conflicts: []gpuai.DeviceID{"z"}},
+	}
+	if got := v.devices(false); len(got) != 1 || got[0].ID != "z1" {
+		t.Errorf("offered are %+v", got)
 	}
 }
 

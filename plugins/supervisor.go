@@ -240,6 +240,7 @@ func (s *supervisor) publish(down error) {
 	snap := Snapshot{
 		Devices: s.view.devices(unstable), Simulated: s.view.inventory.Simulated,
 		Err: s.view.inventory.Err, Links: s.view.inventory.Links,
+		DriverVersion: s.view.inventory.DriverVersion, RuntimeVersion: s.view.inventory.RuntimeVersion,
 		Health: maps.Clone(s.view.health), Details: s.view.inventory.Devices,
 		Driver: s.session.process.info, Restarts: s.restarts,
 	}

@@ -43,6 +43,10 @@ type Inventory struct {
 	Links      []Link
 	Simulated  bool
 	Err        string // why there is no device, "" when all is well
+	// DriverVersion is the vendor's kernel driver's, RuntimeVersion what it
+	// supports ("CUDA 12.4"); "" if not known.
+	DriverVersion  string
+	RuntimeVersion string
 }
 
 // A Device is one allocatable accelerator as its driver describes it.
@@ -61,6 +65,9 @@ type Device struct {
 	// Conflicts are the devices that exclude this one; the relation is
 	// symmetric.
 	Conflicts []gpuai.DeviceID
+	// Partitioned says that it is split into partitions, which are handed out
+	// in its place: it is listed for its measurements and its health.
+	Partitioned bool
 }
 
 // LinkKind says how two devices are joined.

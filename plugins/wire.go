@@ -30,13 +30,15 @@ func fromWireInfo(m *pb.InfoResponse) (Info, error) {
 }
 
 func toWireInventory(v Inventory) *pb.FingerprintResponse {
-	m := &pb.FingerprintResponse{Generation: v.Generation, Simulated: v.Simulated, DriverError: v.Err}
+	m := &pb.FingerprintResponse{Generation: v.Generation, Simulated: v.Simulated, DriverError: v.Err,
+		DriverVersion: v.DriverVersion, RuntimeVersion: v.RuntimeVersion}
 	for _, d := range v.Devices {
 		m.Devices = append(m.Devices, &pb.Device{
 			Id: string(d.ID), Vendor: d.Vendor, Kind: d.Kind, Model: d.Model,
 			MemoryBytes: uint64(d.Memory), Index: d.Index, PciBusId: d.PCIBusID,
 			NumaNode: d.NUMANode, CdiName: d.CDIName, Serial: d.Serial,
 			ParentId: string(d.Parent), ConflictsWith: toStrings(d.Conflicts),
+			Partitioned: d.Partitioned,
 		})
 	}
 	for _, l := range v.Links {
@@ -46,7 +48,8 @@ func toWireInventory(v Inventory) *pb.FingerprintResponse {
 }
 
 func fromWireInventory(m *pb.FingerprintResponse) (Inventory, error) {
-	v := Inventory{Generation: m.GetGeneration(), Simulated: m.GetSimulated(), Err: m.GetDriverError()}
+	v := Inventory{Generation: m.GetGeneration(), Simulated: m.GetSimulated(), Err: m.GetDriverError(),
+		DriverVersion: m.GetDriverVersion(), RuntimeVersion: m.GetRuntimeVersion()}
 	for _, d := range m.GetDevices() {
 		if d.GetMemoryBytes() >= uint64(gpuai.MaxMemory) {
 			return v, fmt.Errorf("%w: device %s has %d bytes of memory", ErrGarbage, clip(d.GetId()), d.GetMemoryBytes())
@@ -56,6 +59,7 @@ func fromWireInventory(m *pb.FingerprintResponse) (Inventory, error) {
 			Memory: gpuai.Bytes(d.GetMemoryBytes()), Index: d.GetIndex(), PCIBusID: d.GetPciBusId(),
 			NUMANode: d.GetNumaNode(), CDIName: d.GetCdiName(), Serial: d.GetSerial(),
 			Parent: gpuai.DeviceID(d.GetParentId()), Conflicts: toIDs(d.GetConflictsWith()),
+			Partitioned: d.GetPartitioned(),
 		})
 	}
 	for _, l := range m.GetLinks() {

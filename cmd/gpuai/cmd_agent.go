@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +36,7 @@ type agentConfig struct {
 	Memory       string   // "64GiB"; "" detects
 	Ports        string   // MIN-MAX lent to gangs; "" for none
 	Price        string   // US dollars per GPU and hour; "" for nothing
-	Drivers      []string // name[=path][,config-file]
+	Drivers      []string // "auto", or name[=path][,config-file]
 	Watchdog     string   // path; "" is beside this binary
 	AllowProcess bool     // the process runtime, which has no isolation
 	OCIRuntime   string   // name of the OCI runtime, "auto" or "none"
@@ -214,11 +215,15 @@ func (c *agentConfig) labels(out *agent.Config) error {
 	return nil
 }
 
-// drivers reads --driver name[=path][,config-file].
+// driverAuto is the --driver that stands for one driver of each vendor whose
+// devices the host has.
+const driverAuto = "auto"
+
+// drivers reads --driver auto and --driver name[=path][,config-file].
 func (c *agentConfig) drivers(out *agent.Config) error {
 	var errs []error
 	seen := map[string]bool{}
-	for _, s := range c.Drivers {
+	for _, s := range c.driverFlags("/") {
 		spec, file, hasFile := strings.Cut(s, ",")
 		name, path, _ := strings.Cut(spec, "=")
 		if path == "" {
@@ -243,6 +248,25 @@ func (c *agentConfig) drivers(out *agent.Config) error {
 		out.Drivers = append(out.Drivers, d)
 	}
 	return errors.Join(errs...)
+}
+
+// driverFlags returns --driver with what auto stands for on the host below root.
+// A driver that is named keeps its path and configuration.
+func (c *agentConfig) driverFlags(root string) []string {
+	named := slices.DeleteFunc(slices.Clone(c.Drivers), func(s string) bool { return s == driverAuto })
+	if len(named) == len(c.Drivers) {
+		return named
+	}
+	for _, found := range plugins.Detect(root) {
+		if !slices.ContainsFunc(named, func(s string) bool {
+			spec, _, _ := strings.Cut(s, ",")
+			name, _, _ := strings.Cut(spec, "=")
+			return name == found
+		}) {
+			named = append(named, found)
+		}
+	}
+	return named
 }
 
 // beside returns the path of a binary in the directory of this one.
@@ -283,7 +307,8 @@ it. Tasks go on when the agent restarts; the watchdog ends them at their lease's
 deadline whatever becomes of the agent.
 
 A driver is named once for each vendor: --driver sim=/path/to/driver,/path/to/config.json.
-The path defaults to gpuai-driver-NAME beside this binary.
+The path defaults to gpuai-driver-NAME beside this binary. --driver auto stands for
+the drivers of all vendors whose GPUs this host has, bound to their kernel driver.
 
 Tasks with an image run in a sandbox of an OCI runtime, for which the agent must
 be root; docs/isolation.md says what it stops. Without one the node takes no such
@@ -291,7 +316,7 @@ tasks.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
       --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
-  gpuai agent run --id gpu-c13 --data /var/lib/gpuai/agent --oci-runtime runc --image-cache 500GiB \
+  gpuai agent run --id gpu-c13 --data /var/lib/gpuai/agent --driver auto --oci-runtime runc --image-cache 500GiB \
       --registry-credentials /etc/gpuai/registries.json
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
@@ -308,7 +333,7 @@ tasks.`,
 	f.StringVar(&cfg.Memory, "memory", "", "memory to lend, such as 64GiB (default: all)")
 	f.StringVar(&cfg.Ports, "ports", "", "ports MIN-MAX lent to gangs; agents on one host need ranges apart")
 	f.StringVar(&cfg.Price, "price", "", "US dollars for one GPU and hour")
-	f.StringArrayVar(&cfg.Drivers, "driver", nil, "driver as name[=path][,config-file]; repeatable")
+	f.StringArrayVar(&cfg.Drivers, "driver", nil, "driver as name[=path][,config-file], or auto; repeatable")
 	f.StringVar(&cfg.Watchdog, "watchdog", "", "path of gpuai-watchdog (default: beside this binary)")
 	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
 	f.StringVar(&cfg.OCIRuntime, "oci-runtime", cfg.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")

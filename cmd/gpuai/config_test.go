@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -161,5 +162,42 @@ func TestFreePorts(t *testing.T) {
 	base, err := freePorts(64)
 	if err != nil || base < 1024 || base+64 > 32_768 {
 		t.Errorf("got %d, %v", base, err)
+	}
+}
+
+// --driver auto names what the host has; who is named already keeps his
+// configuration.
+func TestDriverAuto(t *testing.T) {
+	root := t.TempDir()
+	for addr, gpu := range map[string][2]string{"0000:03:00.0": {"0x1002", "amdgpu"}, "0000:04:00.0": {"0x10de", "nvidia"}} {
+		dir := filepath.Join(root, "sys/bus/pci/devices", addr)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"vendor": gpu[0], "class": "0x120000"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Symlink("/sys/bus/pci/drivers/"+gpu[1], filepath.Join(dir, "driver")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ given, want []string }{
+		{nil, nil},
+		{[]string{"sim"}, []string{"sim"}},
+		{[]string{"auto"}, []string{"amd", "nvidia"}},
+		{[]string{"auto", "sim,x.json", "auto"}, []string{"sim,x.json", "amd", "nvidia"}},
+		{[]string{"nvidia=/opt/d,n.json", "auto"}, []string{"nvidia=/opt/d,n.json", "amd"}},
+		{[]string{"amd,a.json", "auto"}, []string{"amd,a.json", "nvidia"}},
+	} {
+		cfg := agentConfig{Drivers: c.given}
+		if got := cfg.driverFlags(root); !slices.Equal(got, c.want) {
+			t.Errorf("%q stands for %q, want %q", c.given, got, c.want)
+		}
+	}
+	cfg := agentConfig{Drivers: []string{"auto"}}
+	if got := cfg.driverFlags(t.TempDir()); len(got) > 0 {
+		t.Errorf("on a host without GPUs auto is %q", got)
 	}
 }

@@ -43,6 +43,7 @@ var layers = map[string]string{
 	"plugins/proto":        "",
 	"cmd/gpuai-watchdog":   "agent/watchdog",
 	"cmd/gpuai-probe":      "agent/probe",
+	"cmd/gpuai-driver-amd": ". plugins plugins/amd",
 	"cmd/gpuai-driver-sim": ". plugins plugins/sim",
 }
 
@@ -73,6 +74,7 @@ var owners = map[string]string{
 	"github.com/oklog/ulid/v2":                 "server client",
 	"github.com/opencontainers/runtime-spec":   "agent/sandbox",
 	"github.com/prometheus/client_golang":      "telemetry raft server httpd plugins agent",
+	"github.com/prometheus/procfs":             "plugins",
 	"github.com/santhosh-tekuri/jsonschema/v6": "jobfile",
 	"github.com/sethvargo/go-retry":            "client agent",
 	"github.com/spf13/cobra":                   "cmd",
@@ -83,8 +85,8 @@ var owners = map[string]string{
 	"google.golang.org/grpc":                   "plugins",
 	"google.golang.org/protobuf":               "plugins",
 
-	"tags.cncf.io/container-device-interface":          "agent/cdi",
-	"tags.cncf.io/container-device-interface/specs-go": "agent/cdi",
+	"tags.cncf.io/container-device-interface":          "agent/cdi plugins",
+	"tags.cncf.io/container-device-interface/specs-go": "agent/cdi plugins",
 
 	"github.com/anishathalye/porcupine": "integration",
 

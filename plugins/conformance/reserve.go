@@ -166,7 +166,8 @@ func checkShares(t TB, s Subject) {
 	}
 }
 
-// checkPartitions: of devices that exclude one another one is held at a time.
+// checkPartitions: of devices that exclude one another one is held at a time, and
+// one that is partitioned is never held.
 func checkPartitions(t TB, s Subject) {
 	b := launch(t, s, s.hostConfig(t))
 	byID := map[gpuai.DeviceID]plugins.Device{}
@@ -178,13 +179,29 @@ func checkPartitions(t TB, s Subject) {
 			if !b.process.Info().Can(plugins.CapPartition) {
 				t.Fatalf("it has devices that exclude one another without the capability %q", plugins.CapPartition)
 			}
-			b.must("reserving "+string(d.ID), b.reserve("1", d))
-			if err := b.reserve("2", byID[other]); !errors.Is(err, plugins.ErrHeld) {
-				t.Errorf("%s while %s is held gets %v, want RESOURCE_EXHAUSTED", other, d.ID, err)
-			}
-			b.release("1", false)
+			b.excludes(d, byID[other])
 		}
 	}
+}
+
+// excludes checks that d and other are not held at the same time.
+func (b *bench) excludes(d, other plugins.Device) {
+	b.t.Helper()
+	if d.Partitioned {
+		if err := b.reserve("1", d); !errors.Is(err, plugins.ErrUnusable) {
+			b.t.Errorf("%s, which is partitioned, gets %v, want FAILED_PRECONDITION", d.ID, err)
+		}
+		return
+	}
+	b.must("reserving "+string(d.ID), b.reserve("1", d))
+	want := plugins.ErrHeld
+	if other.Partitioned {
+		want = plugins.ErrUnusable
+	}
+	if err := b.reserve("2", other); !errors.Is(err, want) {
+		b.t.Errorf("%s while %s is held gets %v, want %v", other.ID, d.ID, err, want)
+	}
+	b.release("1", false)
 }
 
 func (b *bench) release(id string, scrub bool) {

@@ -116,7 +116,7 @@ func launch(t TB, s Subject, cfg plugins.HostConfig) *bench {
 	health := b.health()
 	for _, d := range v.Devices {
 		excluded := slices.ContainsFunc(b.devices, func(taken plugins.Device) bool { return slices.Contains(taken.Conflicts, d.ID) })
-		if !excluded && health[d.ID].State == plugins.HealthOK {
+		if !excluded && !d.Partitioned && health[d.ID].State == plugins.HealthOK {
 			b.devices = append(b.devices, d)
 		}
 	}

@@ -7,7 +7,7 @@
 // The contract between the agent and a driver: a process that knows the
 // devices of one vendor. It is served over hashicorp/go-plugin (gRPC, AutoMTLS,
 // handshake in plugins/handshake.go). plugins/DESIGN.md says why it is as it is,
-// plugins/WRITING-A-DRIVER.md how to implement it.
+// docs/drivers.md how to implement it.
 //
 // Rules for every driver:
 //   - Configure comes first and once. Info may be called at any time.
@@ -464,14 +464,16 @@ func (x *FingerprintRequest) GetPeriodMs() uint32 {
 }
 
 type FingerprintResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // from 1, +1 whenever anything below changed
-	Devices       []*Device              `protobuf:"bytes,2,rep,name=devices,proto3" json:"devices,omitempty"`
-	Links         []*Link                `protobuf:"bytes,3,rep,name=links,proto3" json:"links,omitempty"`
-	Simulated     bool                   `protobuf:"varint,4,opt,name=simulated,proto3" json:"simulated,omitempty"`
-	DriverError   string                 `protobuf:"bytes,5,opt,name=driver_error,json=driverError,proto3" json:"driver_error,omitempty"` // why there is no device, "" when all is well
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Generation     uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // from 1, +1 whenever anything below changed
+	Devices        []*Device              `protobuf:"bytes,2,rep,name=devices,proto3" json:"devices,omitempty"`
+	Links          []*Link                `protobuf:"bytes,3,rep,name=links,proto3" json:"links,omitempty"`
+	Simulated      bool                   `protobuf:"varint,4,opt,name=simulated,proto3" json:"simulated,omitempty"`
+	DriverError    string                 `protobuf:"bytes,5,opt,name=driver_error,json=driverError,proto3" json:"driver_error,omitempty"`          // why there is no device, "" when all is well
+	DriverVersion  string                 `protobuf:"bytes,6,opt,name=driver_version,json=driverVersion,proto3" json:"driver_version,omitempty"`    // of the vendor's kernel driver, "" if not known
+	RuntimeVersion string                 `protobuf:"bytes,7,opt,name=runtime_version,json=runtimeVersion,proto3" json:"runtime_version,omitempty"` // that it supports: "CUDA 12.4", "ROCm 6.2"
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *FingerprintResponse) Reset() {
@@ -539,6 +541,20 @@ func (x *FingerprintResponse) GetDriverError() string {
 	return ""
 }
 
+func (x *FingerprintResponse) GetDriverVersion() string {
+	if x != nil {
+		return x.DriverVersion
+	}
+	return ""
+}
+
+func (x *FingerprintResponse) GetRuntimeVersion() string {
+	if x != nil {
+		return x.RuntimeVersion
+	}
+	return ""
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`         // stable across reboots: the GPU's or slice's UUID
@@ -553,6 +569,9 @@ type Device struct {
 	Serial        string                 `protobuf:"bytes,10,opt,name=serial,proto3" json:"serial,omitempty"`
 	ParentId      string                 `protobuf:"bytes,11,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`                // the physical device of a partition
 	ConflictsWith []string               `protobuf:"bytes,12,rep,name=conflicts_with,json=conflictsWith,proto3" json:"conflicts_with,omitempty"` // devices that exclude this one, both ways
+	// It is split into partitions, which are handed out in its place: Reserve of it
+	// is refused. It is listed for its measurements and its health.
+	Partitioned   bool `protobuf:"varint,13,opt,name=partitioned,proto3" json:"partitioned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,6 +688,13 @@ func (x *Device) GetConflictsWith() []string {
 		return x.ConflictsWith
 	}
 	return nil
+}
+
+func (x *Device) GetPartitioned() bool {
+	if x != nil {
+		return x.Partitioned
+	}
+	return false
 }
 
 // A Link joins two devices. It has no direction: a < b, sorted by (a, b), so
@@ -1716,7 +1742,7 @@ const file_plugins_proto_driver_proto_rawDesc = "" +
 	"\tstate_dir\x18\x02 \x01(\tR\bstateDir\"\x13\n" +
 	"\x11ConfigureResponse\"1\n" +
 	"\x12FingerprintRequest\x12\x1b\n" +
-	"\tperiod_ms\x18\x01 \x01(\rR\bperiodMs\"\xd6\x01\n" +
+	"\tperiod_ms\x18\x01 \x01(\rR\bperiodMs\"\xa6\x02\n" +
 	"\x13FingerprintResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -1724,7 +1750,9 @@ const file_plugins_proto_driver_proto_rawDesc = "" +
 	"\adevices\x18\x02 \x03(\v2\x17.gpuai.driver.v1.DeviceR\adevices\x12+\n" +
 	"\x05links\x18\x03 \x03(\v2\x15.gpuai.driver.v1.LinkR\x05links\x12\x1c\n" +
 	"\tsimulated\x18\x04 \x01(\bR\tsimulated\x12!\n" +
-	"\fdriver_error\x18\x05 \x01(\tR\vdriverError\"\xc5\x02\n" +
+	"\fdriver_error\x18\x05 \x01(\tR\vdriverError\x12%\n" +
+	"\x0edriver_version\x18\x06 \x01(\tR\rdriverVersion\x12'\n" +
+	"\x0fruntime_version\x18\a \x01(\tR\x0eruntimeVersion\"\xe7\x02\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x12\n" +
@@ -1739,7 +1767,8 @@ const file_plugins_proto_driver_proto_rawDesc = "" +
 	"\x06serial\x18\n" +
 	" \x01(\tR\x06serial\x12\x1b\n" +
 	"\tparent_id\x18\v \x01(\tR\bparentId\x12%\n" +
-	"\x0econflicts_with\x18\f \x03(\tR\rconflictsWith\"\x89\x02\n" +
+	"\x0econflicts_with\x18\f \x03(\tR\rconflictsWith\x12 \n" +
+	"\vpartitioned\x18\r \x01(\bR\vpartitioned\"\x89\x02\n" +
 	"\x04Link\x12\f\n" +
 	"\x01a\x18\x01 \x01(\tR\x01a\x12\f\n" +
 	"\x01b\x18\x02 \x01(\tR\x01b\x12.\n" +

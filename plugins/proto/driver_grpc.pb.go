@@ -7,7 +7,7 @@
 // The contract between the agent and a driver: a process that knows the
 // devices of one vendor. It is served over hashicorp/go-plugin (gRPC, AutoMTLS,
 // handshake in plugins/handshake.go). plugins/DESIGN.md says why it is as it is,
-// plugins/WRITING-A-DRIVER.md how to implement it.
+// docs/drivers.md how to implement it.
 //
 // Rules for every driver:
 //   - Configure comes first and once. Info may be called at any time.

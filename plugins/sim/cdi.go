@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"github.com/go-json-experiment/json"
+
+	"github.com/gpuai/gpuai/plugins"
 )
 
 // cdiKind qualifies the names of simulated devices.
@@ -53,7 +55,7 @@ func (d *Driver) writeCDI(stateDir string) error {
 		err = os.MkdirAll(dir, 0o755)
 	}
 	if err == nil {
-		err = replace(filepath.Join(dir, "sim.json"), src)
+		err = plugins.ReplaceFile(filepath.Join(dir, "sim.json"), src)
 	}
 	if err != nil {
 		return fmt.Errorf("writing the CDI specification: %w", err)

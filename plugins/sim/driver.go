@@ -28,7 +28,7 @@ type Driver struct {
 	all    []device
 
 	mu      sync.Mutex // guards below
-	book    *book
+	book    *plugins.Book
 	gone    map[gpuai.DeviceID]bool // vanished
 	unclean map[gpuai.DeviceID]bool
 	health  map[gpuai.DeviceID]plugins.Health
@@ -59,7 +59,7 @@ func (d *Driver) Configure(_ context.Context, c plugins.Config) error {
 	if err != nil {
 		return err
 	}
-	book, err := openBook(c.StateDir)
+	book, err := plugins.OpenBook(c.StateDir)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (d *Driver) reserve(r plugins.Reservation) (plugins.Grant, time.Duration, e
 	}
 	grant := plugins.Grant{Env: environment(ds), CDI: names(ds)}
 	wait := time.Duration(delay) * time.Millisecond
-	if held, err := d.book.held(r); held || err != nil {
+	if held, err := d.book.Answer(r); held || err != nil {
 		return grant, wait, err
 	}
 	for _, v := range ds {
@@ -211,7 +211,7 @@ func (d *Driver) reserve(r plugins.Reservation) (plugins.Grant, time.Duration, e
 			return plugins.Grant{}, 0, err
 		}
 	}
-	return grant, wait, d.book.reserve(r, d.conflicts)
+	return grant, wait, d.book.Reserve(r, d.conflicts)
 }
 
 func (d *Driver) find(id gpuai.DeviceID) (device, error) {
@@ -245,7 +245,7 @@ func (d *Driver) Release(_ context.Context, id string, scrub bool) (clean bool, 
 	faults := d.now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e, err := d.book.release(id)
+	e, err := d.book.Release(id)
 	if err != nil {
 		return false, "", err
 	}
@@ -269,7 +269,7 @@ func (d *Driver) Release(_ context.Context, id string, scrub bool) (clean bool, 
 func (d *Driver) Recover(_ context.Context, ids []string) (known, orphaned []string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	known, orphaned = d.book.split(ids)
+	known, orphaned = d.book.Recover(ids)
 	return known, orphaned, nil
 }
 
@@ -283,7 +283,7 @@ func (d *Driver) Stats(_ context.Context, ids []gpuai.DeviceID) ([]plugins.Stats
 		if d.gone[v.ID] || len(ids) > 0 && !slices.Contains(ids, v.ID) {
 			continue
 		}
-		busy := float64(d.book.share(v.ID)) / float64(gpuai.WholeDevice)
+		busy := float64(d.book.Share(v.ID)) / float64(gpuai.WholeDevice)
 		out = append(out, plugins.Stats{
 			Device: v.ID, GPUUtilization: &busy,
 			MemoryUsedBytes: new(uint64(0)), MemoryTotalBytes: new(uint64(v.Memory)),

@@ -189,51 +189,8 @@ func TestShares(t *testing.T) {
 			t.Errorf("%s: %d/1000 gets %v, want %v", c.id, c.share, err, c.want)
 		}
 	}
-	if got := d.book.share(d.all[0].ID); got != 1000 {
+	if got := d.book.Share(d.all[0].ID); got != 1000 {
 		t.Errorf("%d/1000 are held", got)
-	}
-}
-
-func TestBookSurvives(t *testing.T) {
-	dir := t.TempDir()
-	d := New(slog.New(slog.DiscardHandler))
-	configure(t, d, "", dir)
-	if _, err := reserve(d, "1", 400, 0); err != nil {
-		t.Fatal(err)
-	}
-	next := New(slog.New(slog.DiscardHandler))
-	configure(t, next, "", dir)
-	if !reflect.DeepEqual(next.book.page, d.book.page) {
-		t.Errorf("wrote %+v, read %+v", d.book.page, next.book.page)
-	}
-	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
-		t.Errorf("the directory has %v, %v", files, err)
-	}
-}
-
-func TestDamagedBook(t *testing.T) {
-	for _, src := range []string{"", "{", `{"held":{},"more":1}`, `{"held":{}} x`} {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "reservations.json")
-		if err := os.WriteFile(path, []byte(src), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		err := New(slog.New(slog.DiscardHandler)).Configure(t.Context(), plugins.Config{JSON: []byte(mixed + "}"), StateDir: dir})
-		if !errors.Is(err, plugins.ErrInvalid) || !strings.Contains(err.Error(), path) {
-			t.Errorf("%q: %v", src, err)
-		}
-	}
-}
-
-// A reservation that cannot be written down is refused and not held.
-func TestBookCannotBeWritten(t *testing.T) {
-	d := driver(t, "")
-	d.book.path = filepath.Join(t.TempDir(), "none", "reservations.json")
-	if _, err := reserve(d, "1", 0, 0); err == nil {
-		t.Error("reserved without writing it down")
-	}
-	if len(d.book.Held) > 0 {
-		t.Errorf("it holds %v", d.book.Held)
 	}
 }
 
