@@ -45,6 +45,9 @@ var layers = map[string]string{
 	"cmd/gpuai-probe":      "agent/probe",
 	"cmd/gpuai-driver-amd": ". plugins plugins/amd",
 	"cmd/gpuai-driver-sim": ". plugins plugins/sim",
+
+	"plugins/nvidia":          ". plugins",
+	"cmd/gpuai-driver-nvidia": ". plugins plugins/nvidia",
 }
 
 // anything lists the layers that may import all others, and that nobody
@@ -87,6 +90,9 @@ var owners = map[string]string{
 
 	"tags.cncf.io/container-device-interface":          "agent/cdi plugins",
 	"tags.cncf.io/container-device-interface/specs-go": "agent/cdi plugins",
+
+	"github.com/NVIDIA/go-nvml":                  "plugins/nvidia",
+	"github.com/NVIDIA/nvidia-container-toolkit": "plugins/nvidia",
 
 	"github.com/anishathalye/porcupine": "integration",
 
