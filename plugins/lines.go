@@ -22,7 +22,8 @@ const (
 	maxHandshake   = 16 << 10
 	linesPerSecond = 100
 	lineBurst      = 400
-	lastWords      = 4 // lines kept for the error when the driver dies
+	lastWords      = 4   // lines kept for the error when the driver dies
+	maxWords       = 100 // bytes of them, but for the last
 )
 
 // lines logs what a driver writes, line by line, and remembers the last ones.
@@ -74,8 +75,10 @@ func (l *lines) add(line []byte, stream string) {
 func (l *lines) remember(text string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.last = append(l.last, text[:min(len(text), 300)]); len(l.last) > lastWords {
-		l.last = l.last[1:]
+	if said := spoken(text); said != "" {
+		if l.last = append(l.last, said[:min(len(said), 300)]); len(l.last) > lastWords {
+			l.last = l.last[1:]
+		}
 	}
 	if plainLevel(text) == slog.LevelError {
 		l.panic = l.last[len(l.last)-1]
@@ -101,7 +104,11 @@ func (l *lines) words() string {
 	if len(l.last) == 0 {
 		return ""
 	}
-	return "; its last words: " + clip(strings.Join(l.last, " / "))
+	words := l.last[len(l.last)-1]
+	for i := len(l.last) - 2; i >= 0 && len(words)+len(l.last[i]) < maxWords; i-- {
+		words = l.last[i] + " / " + words
+	}
+	return "; its last words: " + clip(words)
 }
 
 // Write takes what the driver writes to its os.Stdout and os.Stderr after the
@@ -141,6 +148,21 @@ func parseLine(text string) (slog.Level, string, []slog.Attr) {
 	return level, msg, attrs
 }
 
+// spoken is a line as it goes into an error: of a JSON line the message and the
+// cause; "" for one that is there for debugging.
+func spoken(text string) string {
+	level, msg, attrs := parseLine(text)
+	if level < slog.LevelInfo {
+		return ""
+	}
+	for _, a := range attrs {
+		if a.Key == "err" || a.Key == "error" {
+			msg += ": " + a.Value.String()
+		}
+	}
+	return msg
+}
+
 func parseLevel(v any) slog.Level {
 	s, _ := v.(string)
 	var level slog.Level
@@ -151,8 +173,10 @@ func parseLevel(v any) slog.Level {
 }
 
 func plainLevel(text string) slog.Level {
-	if strings.HasPrefix(text, "panic: ") || strings.HasPrefix(text, "fatal error: ") {
-		return slog.LevelError
+	for _, crash := range []string{"panic: ", "fatal error: ", "SIGSEGV: ", "SIGBUS: ", "SIGABRT: "} { // of Go, and of C under it
+		if strings.HasPrefix(text, crash) {
+			return slog.LevelError
+		}
 	}
 	return slog.LevelInfo
 }

@@ -235,8 +235,18 @@ func TestLastWords(t *testing.T) {
 	if got := l.words(); got != `; its last words: "two / three / four / five"` {
 		t.Error(got)
 	}
+	l.add([]byte(strings.Repeat("long ", 30)), "stderr")
+	l.add([]byte(`{"level":"ERROR","msg":"gave up","err":"no library"}`), "stderr")
+	l.add([]byte(`{"level":"DEBUG","msg":"tidying"}`), "stderr")
+	if got := l.words(); got != `; its last words: "gave up: no library"` {
+		t.Errorf("after a long line and JSON: %s", got)
+	}
 	l.copy(strings.NewReader("panic: cause\n\ngoroutine 1\na\nb\nc\nd\ne\n"), "stderr")
 	if got := l.words(); got != `; its last words: "panic: cause"` {
+		t.Error(got)
+	}
+	l.copy(strings.NewReader("SIGSEGV: segmentation violation\nPC=0x1 m=3\na\nb\nc\nd\n"), "stderr")
+	if got := l.words(); got != `; its last words: "SIGSEGV: segmentation violation"` {
 		t.Error(got)
 	}
 }
