@@ -3,6 +3,7 @@
 package nvidia
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -223,7 +224,13 @@ func (d *Driver) take(s scan) {
 		d.settle(&s.gpus[i])
 	}
 	first := !d.known || d.err != ""
+	if s.unread != "" && s.unread != d.now.unread {
+		d.log.Error("GPUs are missing", "why", s.unread)
+	}
 	d.now, d.err = s, ""
+	if len(s.gpus) == 0 {
+		d.err = cmp.Or(strings.TrimSuffix(s.unread, "; "), "NVML is there and reports no GPU")
+	}
 	d.know()
 	if first {
 		d.log.Info("devices", "devices", len(s.gpus), "driver_version", s.driver, "runtime", s.runtime)
@@ -231,30 +238,37 @@ func (d *Driver) take(s scan) {
 	d.tell() // who waits compares
 }
 
-// keep adds the GPUs that were there before and cannot be read now. An instance
-// is gone when its GPU is there without it.
+// vanished is the fault of a GPU that NVML does not list any more.
+var vanished = fault{"nvml:vanished", "NVML does not report the GPU any more", plugins.HealthLost, plugins.ActionRebootNode}
+
+// keep has the GPUs that were there before and are lost now as they were, with
+// their instances and links. An instance is gone when its GPU is there without it.
 func (s *scan) keep(before scan) {
-	here := func(id gpuai.DeviceID) bool {
-		return slices.ContainsFunc(s.gpus, func(g gpu) bool { return g.ID == id })
-	}
-	gone := map[gpuai.DeviceID]bool{}
+	gone := map[gpuai.DeviceID][]fault{}
 	for _, g := range before.gpus {
-		if g.mig == nil && !here(g.ID) {
-			gone[g.ID] = true
+		i := slices.IndexFunc(s.gpus, func(now gpu) bool { return now.ID == g.ID })
+		switch {
+		case g.mig != nil:
+		case i < 0:
+			gone[g.ID] = []fault{vanished}
+		case s.gpus[i].lost():
+			gone[g.ID] = s.gpus[i].faults
 		}
 	}
+	s.gpus = slices.DeleteFunc(s.gpus, func(g gpu) bool { return gone[g.ID] != nil || gone[g.Parent] != nil })
 	for _, g := range before.gpus {
-		if gone[g.ID] || gone[g.Parent] {
-			g.faults = nil
-			g.note(fault{"nvml:vanished", "NVML does not report the GPU any more", plugins.HealthLost, plugins.ActionRebootNode})
+		if why := slices.Concat(gone[g.ID], gone[g.Parent]); why != nil {
+			g.faults = why
 			s.gpus = append(s.gpus, g)
 		}
 	}
+	s.links = slices.DeleteFunc(s.links, func(l plugins.Link) bool { return gone[l.A] != nil || gone[l.B] != nil })
 	for _, l := range before.links {
-		if gone[l.A] || gone[l.B] {
+		if gone[l.A] != nil || gone[l.B] != nil {
 			s.links = append(s.links, l)
 		}
 	}
+	slices.SortStableFunc(s.gpus, func(a, b gpu) int { return cmp.Compare(a.Index, b.Index) })
 	slices.SortFunc(s.links, func(a, b plugins.Link) int {
 		return strings.Compare(string(a.A)+"\x00"+string(a.B), string(b.A)+"\x00"+string(b.B))
 	})
@@ -302,9 +316,6 @@ func (d *Driver) inventory() (plugins.Inventory, <-chan struct{}) {
 		for i := range d.now.gpus {
 			v.Devices = append(v.Devices, d.now.gpus[i].Device)
 		}
-	}
-	if v.Err == "" && len(v.Devices) == 0 {
-		v.Err = "NVML is there and reports no GPU"
 	}
 	return v, d.changed
 }

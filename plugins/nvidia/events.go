@@ -13,7 +13,7 @@ import (
 
 // Waiting for events.
 const (
-	eventWait  = time.Second     // for one
+	eventWait  = time.Second     // for one, if the watch allows
 	eventPause = 5 * time.Second // after an error
 )
 
@@ -76,9 +76,10 @@ func (d *Driver) register(gpus []gpu) (set nvml.EventSet, n int) {
 
 // hear waits for events until the GPUs are not those any more, or waiting fails.
 func (d *Driver) hear(set nvml.EventSet, gpus []gpu) {
+	wait := min(eventWait, d.watch.limit/4)
 	for {
 		done := d.watch.enter("waiting for an event")
-		e, ret := d.lib.EventSetWait(set, uint32(eventWait.Milliseconds()))
+		e, ret := d.lib.EventSetWait(set, uint32(wait.Milliseconds()))
 		done()
 		switch ret {
 		case nvml.SUCCESS:

@@ -14,6 +14,11 @@ import (
 // examine reads what a GPU says of its own health.
 func (l *library) examine(g *gpu) {
 	l.examineMemory(g)
+	if l.has("nvmlDeviceGetComputeMode") {
+		if mode, ret := g.handle.GetComputeMode(); g.ok(ret) && mode == nvml.COMPUTEMODE_PROHIBITED {
+			g.note(fault{"mode:prohibited", "its compute mode is PROHIBITED: nvidia-smi -c 0 lets tasks use it", plugins.HealthUnhealthy, plugins.ActionWarn})
+		}
+	}
 	if l.has("nvmlDeviceGetGpuFabricInfo") {
 		info, ret := g.handle.GetGpuFabricInfo()
 		if g.ok(ret) && (info.State == nvml.GPU_FABRIC_STATE_NOT_STARTED || info.State == nvml.GPU_FABRIC_STATE_IN_PROGRESS) {

@@ -90,7 +90,7 @@ func newMachine(t *testing.T, library string, lines ...string) *machine {
 	t.Helper()
 	m := &machine{t: t, dir: t.TempDir()}
 	m.config = map[string]any{
-		"library_path": filepath.Join(m.dir, defaultLibrary), "scan_ms": 100, "hang_after_ms": 1000, "release_wait_ms": 200,
+		"library_path": filepath.Join(m.dir, defaultLibrary), "scan_ms": 100, "hang_after_ms": 20000, "release_wait_ms": 200,
 		"cdi_dirs": []string{m.path("etc-cdi")}, "driver_root": m.path("root"), "dev_root": m.path("root"),
 		"mps_pipe_directory": m.path("mps"),
 	}

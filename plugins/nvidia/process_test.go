@@ -131,7 +131,9 @@ func TestCase29BadLibrary(t *testing.T) {
 		{"exits with 127", nil, "lookup nvmlDeviceGetName", "exit status 127: "},
 		{"crashes", nil, "crash nvmlDeviceGetCount_v2", "NVML ends the process that calls it: exit status 2: SIGSEGV"},
 		{"hangs", nil, "hang nvmlDeviceGetMemoryInfo", "NVML does not answer within 1s"},
-		{"no device", nil, "fail nvmlDeviceGetHandleByIndex_v2 3", "reports no GPU"},
+		{"no device can be read", nil, "fail nvmlDeviceGetHandleByIndex_v2 3", "GPU 0 cannot be read: NVML error 3; GPU 1 cannot"},
+		{"hangs for longer than it is waited for", nil, "hang nvmlInit_v2", "NVML has not answered for 3s"},
+		{"no device", nil, "", "reports no GPU"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -139,6 +141,12 @@ func TestCase29BadLibrary(t *testing.T) {
 				c.library = func(t *testing.T) string { return fakeLibrary(t) }
 			}
 			m := newMachine(t, c.library(t), append(slices.Clone(good), c.bad)...)
+			if strings.Contains(c.want, "within 1s") {
+				m.config["hang_after_ms"] = 1000
+			}
+			if c.name == "no device" {
+				m.set(versions)
+			}
 			h := m.start()
 			s := await(t, h, "why there is no device", says(c.want))
 			if !s.Up || len(s.Devices) > 0 || s.Restarts > 0 {
@@ -216,6 +224,9 @@ func TestCase29LibraryGoesBad(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, fakeLibrary(t), good...)
+			if c.name == "hang" {
+				m.config["hang_after_ms"] = 1000
+			}
 			h := m.start()
 			await(t, h, "devices", well(2))
 			if _, err := h.Reserve(t.Context(), reservation("held", 0)); err != nil {
@@ -308,6 +319,24 @@ func TestHealthByReading(t *testing.T) {
 	if h := s.Health[gpuai.DeviceID(uuid(2))]; h.Action != plugins.ActionReplace || !strings.Contains(h.Message, "also remap:pending") {
 		t.Errorf("with two faults: %+v", h)
 	}
+	// Those that are lost while the driver runs stay what they were, with their instances.
+	mig := []string{versions, line(0, ""), line(1, ""), strings.Replace(line(2, ""), "mig=0", "mig=1", 1), "mig 2 0 uuid=MIG-a name=MIG_1g gi=7 ci=0 memory=1000",
+		line(3, ""), line(4, ""), line(5, ""), line(6, "")}
+	m.write("mode.6", "2")
+	m.set(mig...)
+	before := await(t, h, "well", func(s plugins.Snapshot) bool {
+		return len(s.Details) == 8 && s.Details[7].Memory > 0 && s.Health["MIG-a"].State == plugins.HealthOK && s.Health[gpuai.DeviceID(uuid(6))].Code == "mode:prohibited"
+	})
+	m.set(append(mig, "fail nvmlDeviceGetName 15 2", "fail nvmlDeviceGetMemoryInfo 15 2", "fail nvmlDeviceGetMigMode 15 2", "fail nvmlDeviceGetUUID 15 1")...)
+	s = await(t, h, "lost", func(s plugins.Snapshot) bool {
+		return s.Health["MIG-a"].State == plugins.HealthLost && s.Health[gpuai.DeviceID(uuid(1))].Code == "nvml:vanished"
+	})
+	if !reflect.DeepEqual(s.Details, before.Details) {
+		t.Errorf("with two GPUs lost the devices are %+v, they were %+v", s.Details, before.Details)
+	}
+	if err := os.Remove(m.path("mode.6")); err != nil {
+		t.Fatal(err)
+	}
 	// A GPU that NVML does not list any more is lost, and well when it is back.
 	lines := []string{versions, line(0, ""), line(1, "")}
 	m.set(lines...)
@@ -315,7 +344,9 @@ func TestHealthByReading(t *testing.T) {
 		return s.Health[gpuai.DeviceID(uuid(4))].Code == "nvml:vanished" && s.Health[gpuai.DeviceID(uuid(1))].State == plugins.HealthOK
 	})
 	m.set(append(lines, line(2, ""), line(3, ""), line(4, ""), line(5, ""), line(6, ""))...)
-	await(t, h, "back", well(7))
+	await(t, h, "back", func(s plugins.Snapshot) bool {
+		return len(s.Details) == 7 && !slices.ContainsFunc(s.Details, func(d plugins.Device) bool { return s.Health[d.ID].State != plugins.HealthOK })
+	})
 }
 
 func TestStats(t *testing.T) {

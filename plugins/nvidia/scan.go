@@ -24,7 +24,7 @@ type scan struct {
 	links   []plugins.Link
 	driver  string // version
 	runtime string // "CUDA 12.4"
-	blind   bool   // a device could not be read: what lacks may be there
+	unread  string // which GPUs could not be read, and why
 }
 
 // A gpu is one device, or one MIG instance of it.
@@ -67,13 +67,12 @@ func (l *library) scan() (scan, error) {
 	}
 	for i := range n {
 		h, ret := l.DeviceGetHandleByIndex(i)
-		if ret != nvml.SUCCESS {
-			s.blind = true
-			continue
+		var g gpu
+		if ret == nvml.SUCCESS {
+			g, ret = l.whole(h, i)
 		}
-		g, ok := l.whole(h, i)
-		if !ok {
-			s.blind = true
+		if ret != nvml.SUCCESS {
+			s.unread += fmt.Sprintf("GPU %d cannot be read: %v; ", i, ret)
 			continue
 		}
 		s.gpus = append(s.gpus, l.split(g)...)
@@ -85,12 +84,13 @@ func (l *library) scan() (scan, error) {
 	return s, nil
 }
 
-// whole reads the GPU of an index; false if it cannot be told which one it is.
-func (l *library) whole(h nvml.Device, index int) (gpu, bool) {
+// whole reads the GPU of an index; an error says that it cannot be told which one
+// it is.
+func (l *library) whole(h nvml.Device, index int) (gpu, nvml.Return) {
 	g := gpu{handle: h, minor: -1}
 	id, ret := h.GetUUID()
-	if ret != nvml.SUCCESS || id == "" {
-		return g, false
+	if ret != nvml.SUCCESS {
+		return g, ret
 	}
 	g.Device = plugins.Device{ID: gpuai.DeviceID(clip(id)), Vendor: "nvidia", Kind: "gpu", Index: uint32(index), NUMANode: -1, Model: "unknown"}
 	if name, ret := h.GetName(); g.ok(ret) {
@@ -113,7 +113,7 @@ func (l *library) whole(h nvml.Device, index int) (gpu, bool) {
 	}
 	g.NUMANode = l.numa(&g)
 	l.examine(&g)
-	return g, true
+	return g, nvml.SUCCESS
 }
 
 // ok notes what an answer says of the device itself, and reports whether it is one.
@@ -125,6 +125,11 @@ func (g *gpu) ok(ret nvml.Return) bool {
 		g.note(fault{"nvml:reset_required", "NVML: the GPU must be reset", plugins.HealthUnhealthy, plugins.ActionResetDevice})
 	}
 	return ret == nvml.SUCCESS
+}
+
+// lost reports whether reading the device says that it is gone.
+func (g *gpu) lost() bool {
+	return slices.ContainsFunc(g.faults, func(f fault) bool { return f.State == plugins.HealthLost })
 }
 
 // note adds a fault once.

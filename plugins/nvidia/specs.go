@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/NVIDIA/nvidia-container-toolkit/pkg/nvcdi"
+	"github.com/NVIDIA/nvidia-container-toolkit/pkg/nvcdi/spec"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 	cdispec "tags.cncf.io/container-device-interface/specs-go"
 )
@@ -104,7 +105,7 @@ func (s *specs) update(lib *library, gpus []gpu, w *watch) {
 	s.mu.Unlock()
 	var need, lack []string
 	for i := range gpus {
-		if gpus[i].Partitioned {
+		if gpus[i].Partitioned || gpus[i].lost() {
 			continue
 		}
 		need = append(need, string(gpus[i].ID))
@@ -118,7 +119,7 @@ func (s *specs) update(lib *library, gpus []gpu, w *watch) {
 	}
 	s.made = devices
 	defer w.enter("writing a CDI specification")()
-	own, err := s.write(lib)
+	own, err := s.write(lib, need)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.own = own
@@ -130,9 +131,9 @@ func (s *specs) update(lib *library, gpus []gpu, w *watch) {
 	}
 }
 
-// write makes the own specification by NVIDIA's generator, without its hooks, and
-// returns its devices.
-func (s *specs) write(lib *library) (map[string]bool, error) {
+// write makes the own specification of devices by NVIDIA's generator, without its
+// hooks, and returns those that are in it.
+func (s *specs) write(lib *library, ids []string) (map[string]bool, error) {
 	if missing := lacking(lib.has, forCDI); len(missing) > 0 {
 		return nil, fmt.Errorf("NVML lacks %s", strings.Join(missing, ", "))
 	}
@@ -149,18 +150,32 @@ func (s *specs) write(lib *library) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec, err := made.GetSpec("all")
+	common, err := made.GetCommonEdits()
 	if err != nil {
 		return nil, err
 	}
-	raw := spec.Raw()
-	strip(&raw.ContainerEdits)
+	strip(common.ContainerEdits)
 	own := map[string]bool{}
-	for i := range raw.Devices {
-		strip(&raw.Devices[i].ContainerEdits)
-		own[raw.Devices[i].Name] = true
+	var devices []cdispec.Device
+	for _, id := range ids { // one by one: a GPU in trouble must not take the others with it
+		ds, err := made.GetDeviceSpecsByID(id)
+		if err != nil || len(ds) != 1 {
+			s.log.Warn("no CDI specification of a device: its tasks get device files, and no libraries of the driver", "device", id, "err", err)
+			continue
+		}
+		strip(&ds[0].ContainerEdits)
+		devices = append(devices, ds[0])
+		own[id] = true
 	}
-	return own, spec.Save(s.path)
+	if len(devices) == 0 {
+		return nil, errors.New("no device can be described")
+	}
+	vendor, class, _ := strings.Cut(cdiKind, "/")
+	file, err := spec.New(spec.WithDeviceSpecs(devices), spec.WithEdits(*common.ContainerEdits), spec.WithVendor(vendor), spec.WithClass(class))
+	if err != nil {
+		return nil, err
+	}
+	return own, file.Save(s.path)
 }
 
 // strip takes out of edits what a task must not have: hooks, which run programs of
@@ -178,10 +193,10 @@ func strip(e *cdispec.ContainerEdits) {
 // quiet is a logger for nvcdi, which tells of each file that a host lacks.
 type quiet struct{ log *slog.Logger }
 
-func (q quiet) Debugf(string, ...any)       {}
-func (q quiet) Tracef(string, ...any)       {}
-func (q quiet) Info(...any)                 {}
-func (q quiet) Infof(string, ...any)        {}
-func (q quiet) Warning(a ...any)            { q.log.Debug(fmt.Sprint(a...)) }
-func (q quiet) Warningf(f string, a ...any) { q.log.Debug(fmt.Sprintf(f, a...)) }
-func (q quiet) Errorf(f string, a ...any)   { q.log.Warn(fmt.Sprintf(f, a...)) }
+func (q quiet) Debugf(string, ...any)     {}
+func (q quiet) Tracef(string, ...any)     {}
+func (q quiet) Info(...any)               {}
+func (q quiet) Infof(string, ...any)      {}
+func (q quiet) Warning(...any)            {}
+func (q quiet) Warningf(string, ...any)   {}
+func (q quiet) Errorf(f string, a ...any) { q.log.Warn(fmt.Sprintf(f, a...)) }

@@ -12,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sys/unix"
 
+	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/plugins"
 )
 
@@ -103,6 +104,26 @@ func TestOwnCDI(t *testing.T) {
 		if st, err := os.Stat(m.path(path)); err != nil || st.Mode() != wants {
 			t.Errorf("%s has mode %v, want %v", path, st.Mode(), wants)
 		}
+	}
+}
+
+// A GPU that cannot be described does not take the others' names with it.
+func TestOwnCDIWithALostGPU(t *testing.T) {
+	t.Parallel()
+	gpus := []string{versions, line(0, ""), line(1, ""), line(2, "")}
+	m := newMachine(t, fakeLibrary(t), append(slices.Clone(gpus), "fail nvmlDeviceGetMinorNumber 3 2")...)
+	m.install(3)
+	h := m.start()
+	s := await(t, h, "devices", well(3))
+	if s.Details[0].CDIName == "" || s.Details[2].CDIName != "" {
+		t.Errorf("the CDI names are %q and %q", s.Details[0].CDIName, s.Details[2].CDIName)
+	}
+	m.set(append(gpus, "fail nvmlDeviceGetUUID 15 1")...)
+	s = await(t, h, "lost", func(s plugins.Snapshot) bool {
+		return s.Devices[1].Health == gpuai.DeviceLost && s.Details[2].CDIName != ""
+	})
+	if s.Details[0].CDIName == "" {
+		t.Errorf("with a GPU lost, the others have no CDI name: %+v", s.Details)
 	}
 }
 
