@@ -145,14 +145,14 @@ func (d *Driver) tell() {
 	d.changed = make(chan struct{})
 }
 
-// retryMost bounds the back-off of looking for a library.
-const retryMost = time.Minute
+// retryMost bounds the back-off of looking for a library, in scans.
+const retryMost = 12
 
 // follow looks for the library, and then at the devices, for as long as the
 // process lives.
 func (d *Driver) follow() {
 	every := milliseconds(d.config.Scan)
-	for wait := every; ; wait = min(2*wait, retryMost) {
+	for wait := every; ; wait = min(2*wait, retryMost*every) {
 		lib, err := d.open()
 		if err == nil {
 			d.mu.Lock()
@@ -281,15 +281,23 @@ func (d *Driver) settle(g *gpu) {
 		// NVML has nothing against the GPU: what another process has noted, which
 		// ended, was cured by a reset since. The own notes may be ahead of NVML.
 		err = d.faults.drop(g.ID, func(f fault) bool {
-			return f.Action == plugins.ActionResetDevice && strings.HasPrefix(f.Code, "xid:") && !d.faults.news[key(g.ID, f.Code)]
+			return f.Action == plugins.ActionResetDevice && strings.HasPrefix(f.Code, "xid:") && d.faults.noted[key(g.ID, f.Code)].IsZero()
 		})
 	}
-	if d.book.Share(g.ID) == 0 {
-		err = errors.Join(err, d.faults.drop(g.ID, func(f fault) bool { return f.Code == codeUnclean && d.holders(g) == "" }))
+	if !d.held(g) {
+		now := time.Now()
+		err = errors.Join(err, d.faults.drop(g.ID, func(f fault) bool {
+			return f.Code == codeUnclean && d.holders(g) == "" || d.faults.over(g.ID, f, now)
+		}))
 	}
 	if err != nil {
 		d.log.Error("faults", "err", err)
 	}
+}
+
+// held reports whether a device, or an instance of it, is reserved; the caller locks.
+func (d *Driver) held(g *gpu) bool {
+	return d.book.Share(g.ID) > 0 || slices.ContainsFunc(g.Conflicts, func(id gpuai.DeviceID) bool { return g.Partitioned && d.book.Share(id) > 0 })
 }
 
 // Fingerprint sends what there is.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -39,11 +40,12 @@ func worse(a, b fault) int {
 // forgotten. The caller locks.
 type faults struct {
 	path string
-	news map[string]bool // those of this process, see key
+	// noted is when those of this process were noted, see key.
+	noted map[string]time.Time
 	faultsFile
 }
 
-// key names a fault of a device in news.
+// key names a fault of a device in noted.
 func key(id gpuai.DeviceID, code string) string { return string(id) + " " + code }
 
 // A faultsFile is its form on disk.
@@ -55,7 +57,7 @@ type faultsFile struct {
 // openFaults reads the faults of a state directory; boot is the boot's ID. Damage
 // is no reason not to start: they are forgotten, and the error says so.
 func openFaults(dir, boot string) (*faults, error) {
-	f := &faults{path: filepath.Join(dir, "faults.json"), news: map[string]bool{}}
+	f := &faults{path: filepath.Join(dir, "faults.json"), noted: map[string]time.Time{}}
 	src, err := os.ReadFile(f.path)
 	if err == nil {
 		err = json.Unmarshal(src, &f.faultsFile, json.RejectUnknownMembers(true))
@@ -75,8 +77,17 @@ func (f *faults) add(id gpuai.DeviceID, one fault) error {
 		f.By[id] = map[string]fault{}
 	}
 	f.By[id][one.Code] = one
-	f.news[key(id, one.Code)] = true
+	f.noted[key(id, one.Code)] = time.Now()
 	return f.write()
+}
+
+// passing is how long a fault that does not last stays on a device that nobody
+// holds: the region places nothing on it, so no release would end it.
+const passing = 10 * time.Minute
+
+// over reports whether a fault of a device that nobody holds has passed.
+func (f *faults) over(id gpuai.DeviceID, one fault, now time.Time) bool {
+	return !one.lasting() && now.Sub(f.noted[key(id, one.Code)]) > passing
 }
 
 // drop forgets the faults of a device that match.

@@ -122,15 +122,19 @@ func TestFaultsSurvive(t *testing.T) {
 		t.Fatal(err)
 	}
 	reset := fault{"xid:95", "m", plugins.HealthUnhealthy, plugins.ActionResetDevice}
-	passing := fault{"xid:94", "m", plugins.HealthDegraded, plugins.ActionRestartTask}
-	for _, one := range []fault{reset, passing} {
+	passing94 := fault{"xid:94", "m", plugins.HealthDegraded, plugins.ActionRestartTask}
+	for _, one := range []fault{reset, passing94} {
 		if err := f.add("a", one); err != nil {
 			t.Fatal(err)
 		}
 	}
 	next, err := openFaults(dir, "boot-1")
-	if err != nil || !reflect.DeepEqual(next.By, f.By) || len(next.news) > 0 {
+	if err != nil || !reflect.DeepEqual(next.By, f.By) || len(next.noted) > 0 {
 		t.Errorf("read %+v, %v", next, err)
+	}
+	now := time.Now()
+	if f.over("a", passing94, now) || !f.over("a", passing94, now.Add(time.Hour)) || f.over("a", reset, now.Add(time.Hour)) || !next.over("a", passing94, now) {
+		t.Error("what passes, passes after 10 minutes, or with the process that noted it; what lasts does not")
 	}
 	if err := next.drop("a", func(f fault) bool { return !f.lasting() }); err != nil || !slices.Equal(next.of("a"), []fault{reset}) {
 		t.Errorf("of those that last there are %+v, %v", next.of("a"), err)
