@@ -130,7 +130,7 @@ func TestCase29BadLibrary(t *testing.T) {
 		{"no kernel module", nil, "fail nvmlInit_v2 9", "Driver Not Loaded: load the kernel module"},
 		{"exits with 127", nil, "lookup nvmlDeviceGetName", "exit status 127: "},
 		{"crashes", nil, "crash nvmlDeviceGetCount_v2", "NVML ends the process that calls it: exit status 2: SIGSEGV"},
-		{"hangs", nil, "hang nvmlDeviceGetMemoryInfo", "NVML does not answer within 2s"},
+		{"hangs", nil, "hang nvmlDeviceGetMemoryInfo", "NVML does not answer within 3s"},
 		{"no device can be read", nil, "fail nvmlDeviceGetHandleByIndex_v2 3", "GPU 0 cannot be read: NVML error 3; GPU 1 cannot"},
 		{"hangs for longer than it is waited for", nil, "hang nvmlInit_v2", "NVML has not answered for 3s"},
 		{"no device", nil, "", "reports no GPU"},
@@ -141,8 +141,8 @@ func TestCase29BadLibrary(t *testing.T) {
 				c.library = func(t *testing.T) string { return fakeLibrary(t) }
 			}
 			m := newMachine(t, c.library(t), append(slices.Clone(good), c.bad)...)
-			if strings.Contains(c.want, "within 2s") {
-				m.config["hang_after_ms"] = 2000
+			if strings.Contains(c.want, "within 3s") {
+				m.config["hang_after_ms"] = 3000
 			}
 			if c.name == "no device" {
 				m.set(versions)
@@ -218,14 +218,14 @@ func TestCase29LibraryGoesBad(t *testing.T) {
 	for _, c := range []struct{ name, bad, want string }{
 		{"crash", "crash nvmlDeviceGetName", "SIGSEGV"},
 		{"exit 127", "lookup nvmlDeviceGetMigMode", "symbol lookup error"},
-		{"hang", "hang nvmlDeviceGetMinorNumber", "does not answer within 2s"},
+		{"hang", "hang nvmlDeviceGetMinorNumber", "does not answer within 3s"},
 		{"module unloaded", "fail nvmlDeviceGetCount_v2 9", "Driver Not Loaded"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, fakeLibrary(t), good...)
 			if c.name == "hang" {
-				m.config["hang_after_ms"] = 2000
+				m.config["hang_after_ms"] = 3000
 			}
 			h := m.start()
 			await(t, h, "devices", well(2))
@@ -418,6 +418,7 @@ func TestRelease(t *testing.T) {
 	if clean, why := release("3", "proc 0 2147483647 5000 graphics"); clean || !strings.Contains(why, "gone") {
 		t.Errorf("with a process of a display: clean %t, %s", clean, why)
 	}
+	await(t, h, "held by a display", unclean)
 	m.set(gpus...)
 	await(t, h, "not held", well(2))
 	m.write("broken", "")
