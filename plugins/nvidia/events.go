@@ -110,7 +110,7 @@ func (d *Driver) event(e nvml.EventData, gpus []gpu) {
 	if e.EventType != nvml.EventTypeXidCriticalError {
 		return
 	}
-	i := slices.IndexFunc(gpus, func(g gpu) bool { return g.handle == e.Device })
+	i := d.met(e.Device, gpus)
 	if i < 0 {
 		d.log.Error("an Xid error of an unknown GPU", "xid", e.EventData)
 		return
@@ -130,6 +130,20 @@ func (d *Driver) event(e nvml.EventData, gpus []gpu) {
 		}
 	}
 	d.tell()
+}
+
+// met finds the GPU of an event: by the handle, which a lost GPU has too, else by
+// the UUID; -1 if it is none of them.
+func (d *Driver) met(h nvml.Device, gpus []gpu) int {
+	if i := slices.IndexFunc(gpus, func(g gpu) bool { return g.handle == h }); i >= 0 {
+		return i
+	}
+	defer d.watch.enter("finding the GPU of an event")()
+	id, ret := h.GetUUID()
+	if ret != nvml.SUCCESS {
+		return -1
+	}
+	return slices.IndexFunc(gpus, func(g gpu) bool { return string(g.ID) == id })
 }
 
 // hit returns the devices that an event concerns: the instances of a GPU instance,

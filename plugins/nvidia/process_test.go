@@ -250,7 +250,7 @@ func TestCase29LibraryGoesBad(t *testing.T) {
 // the driver; the reservation that met one that passes ends it.
 func TestXidErrors(t *testing.T) {
 	t.Parallel()
-	conf := []string{versions, line(0, ""), line(1, ""), line(2, ""),
+	conf := []string{versions, line(0, ""), line(1, ""), line(2, "elsewhere=1"),
 		strings.Replace(line(3, ""), "mig=0", "mig=1", 1),
 		"mig 3 0 uuid=MIG-a name=MIG_1g gi=7 ci=0 memory=1000", "mig 3 1 uuid=MIG-b name=MIG_1g gi=9 ci=0 memory=1000"}
 	m := newMachine(t, fakeLibrary(t), append(slices.Clone(conf), "event 1 8 95 4294967295")...) // an old one

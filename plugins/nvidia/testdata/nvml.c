@@ -35,6 +35,7 @@ struct nvmlEventSet_st {
 };
 
 static struct nvmlDevice_st devices[GPUS][MIGS + 1];
+static struct nvmlDevice_st elsewhere[GPUS]; // handles of their own for events
 static char text[1 << 16];
 static int initialised, seen; // seen events
 
@@ -472,7 +473,13 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *e, unsigne
 		if (events(seen, line, sizeof line)) {
 			seen++;
 			if (sscanf(line, "event %d %llu %llu %llu", &gpu, &type, &data, &gi) == 4 && set.handle->gpus >> gpu & 1) {
-				*e = (nvmlEventData_t){.device = handle(gpu, -1), .eventType = type, .eventData = data, .gpuInstanceId = gi, .computeInstanceId = 0xffffffff};
+				nvmlDevice_t d = handle(gpu, -1);
+				unsigned own;
+				if (!value(d, "elsewhere", &own)) {
+					elsewhere[gpu] = *d.handle;
+					d.handle = &elsewhere[gpu];
+				}
+				*e = (nvmlEventData_t){.device = d, .eventType = type, .eventData = data, .gpuInstanceId = gi, .computeInstanceId = 0xffffffff};
 				return NVML_SUCCESS;
 			}
 			continue;
