@@ -276,19 +276,33 @@ func (m *Machine) checkWaits() error {
 }
 
 func (m *Machine) checkReservation() error {
-	nodes := 0
+	tasks, group := uint32(0), m.meta.Get().reserve.group
 	for s := range m.nodes.Len() {
 		n := m.nodes.Get(s)
 		if m.reserved.Has(s) != (n.reserved > 0) || n.reserved > 0 && !n.open() {
 			return fmt.Errorf("node %s is reserved for %d tasks, and not open or not known as that", m.nodeName(s), n.reserved)
 		}
-		if n.reserved > 0 {
-			nodes++
+		tasks += uint32(n.reserved)
+		if n.reserved > 0 && group != 0 {
+			if same := m.groups.Get(group.slot()).same; m.sched.ScopeOf(same, s) != m.reservedScope(same) {
+				return fmt.Errorf("node %s is reserved for what must be in another domain", m.nodeName(s))
+			}
 		}
 	}
-	group := m.meta.Get().reserve.group
-	if (group != 0) != (nodes > 0) || group != 0 && m.groups.Get(group.slot()).bucket == 0 {
-		return fmt.Errorf("%d nodes are reserved for group %d, which waits or not", nodes, group)
+	want := uint32(0)
+	if group != 0 {
+		g := m.groups.Get(group.slot())
+		if want = g.least(); g.bucket == 0 {
+			return fmt.Errorf("group %d has a reservation and does not wait", group)
+		}
+		for x := m.jobs.Get(g.job.slot()).group; x != 0 && g.together != 0; x = m.groups.Get(x.slot()).next {
+			if x != group {
+				want += m.groups.Get(x.slot()).least()
+			}
+		}
+	}
+	if tasks != want {
+		return fmt.Errorf("nodes are reserved for %d tasks of group %d, which needs them for %d", tasks, group, want)
 	}
 	return nil
 }

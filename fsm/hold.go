@@ -256,6 +256,7 @@ func (m *Machine) lostDevices(node uint32, devices uint64) {
 		}
 	}
 	m.relisted(node)
+	m.checkReserved(node)
 }
 
 // claimDue gives leases to those whose room has become vacant. What the entry's

@@ -80,6 +80,8 @@ type Machine struct {
 	cands    []candidate
 	needs    []scheduler.Members
 	members  []uint32 // groups that start together
+	scan     []uint32 // nodes that are looked at
+	openings []opening
 	free     scheduler.Free
 	view     wire.JobView
 	texts    wire.Texts
@@ -101,6 +103,8 @@ type entryState struct {
 	work        int64  // left of the budget
 	looks       int64  // at leafs of a turn, not charged yet
 	group       ref    // that is being placed
+	reserved    uint32 // the reserved nodes before it have no room for the group that is being placed
+	onReserved  bool   // its groups may have the nodes that are reserved for them
 }
 
 // A policyRec is the region's policy.

@@ -267,7 +267,7 @@ func (m *Machine) dequeue(group, n uint32) {
 		b.last = g.qprev
 	}
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
-	if m.reservedFor(refTo(group)) {
+	if m.reservedFor(refTo(group)) && !m.now.onReserved { // else when all that start with it have
 		m.unreserve()
 		b = m.buckets.Mut(slot)
 	}
