@@ -111,14 +111,8 @@ func (m *Machine) fillAll(sc scheduler.Scope) bool {
 // fill gives leases to the tasks of one group, and takes it out of the queue; an
 // elastic gang that has room for more joins those that grow.
 func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
+	m.leaveTogether(group)
 	g := *m.groups.Get(group)
-	if g.together != 0 {
-		w := m.groups.Mut(group)
-		w.together, w.waiting = 0, 0
-		g.waiting = 0
-		m.leaveKind(group)
-		m.joinKind(group)
-	}
 	p := scheduler.Picker{Scope: sc, Near: g.near}
 	m.now.reserved = 0
 	ready, n := g.ready(), uint32(0)

@@ -55,6 +55,16 @@ func (m *Machine) placeTogether(group uint32) (placed, final bool) {
 	return m.startTogether(m.groups.Get(group).same), true
 }
 
+// leaveTogether has a group be by itself from now on, which starts.
+func (m *Machine) leaveTogether(group uint32) {
+	if m.groups.Get(group).together != 0 {
+		g := m.groups.Mut(group)
+		g.together, g.waiting = 0, 0
+		m.leaveKind(group)
+		m.joinKind(group)
+	}
+}
+
 // gather puts the groups that start with one into m.members: of a job whose
 // groups start together all of them, the hardest to place first, with the most
 // devices for a task.

@@ -351,12 +351,14 @@ const maxReclaimRows = 1 << 14
 // would be room once all holdings of bands below limit had gone, on nodes that
 // have such. It takes nothing and counts as work.
 func (s *State) ReclaimRoom(id ShapeID, limit Band, most uint32) uint32 {
-	return s.ReclaimRoomIn(Scope{}, id, limit, most)
+	room, _ := s.ReclaimRoomIn(Scope{}, id, limit, most)
+	return room
 }
 
-func (q *query) reclaimRoom(limit Band, most uint32) (room uint32) {
+// reclaimRoom returns up to which band it counted too.
+func (q *query) reclaimRoom(limit Band, most uint32) (room uint32, upTo Band) {
 	if q.r.share != 0 {
-		return most // of a device there may be room for many
+		return most, 0 // of a device there may be room for many
 	}
 	rows := maxReclaimRows
 	bands := q.reclaim.bands.Get()
@@ -369,13 +371,13 @@ func (q *query) reclaimRoom(limit Band, most uint32) (room uint32) {
 				for ; m != 0; m &= m - 1 {
 					room += q.reclaimRoomIn(&q.reclaim.trees.Get(place*MaxPools+uint32(poolAt(w, m))).whole, most-room, &rows)
 					if room >= most || rows <= 0 {
-						return most
+						return most, b
 					}
 				}
 			}
 		}
 	}
-	return room
+	return room, limit
 }
 
 // reclaimRoomIn is ReclaimRoom of one tree.

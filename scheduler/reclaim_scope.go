@@ -11,13 +11,14 @@ func (s *State) FindReclaimIn(sc Scope, id ShapeID, limit Band) (node uint32, ok
 	return node, ok
 }
 
-// ReclaimRoomIn is ReclaimRoom in a zone, or everywhere.
-func (s *State) ReclaimRoomIn(sc Scope, id ShapeID, limit Band, most uint32) uint32 {
+// ReclaimRoomIn is ReclaimRoom in a zone, or everywhere. It says too which is the
+// highest band that it counted.
+func (s *State) ReclaimRoomIn(sc Scope, id ShapeID, limit Band, most uint32) (room uint32, upTo Band) {
 	q := s.query(id)
 	q.confineTo(sc)
-	room := q.reclaimRoom(limit, most)
+	room, upTo = q.reclaimRoom(limit, most)
 	s.charge(&q)
-	return room
+	return room, upTo
 }
 
 // confineTo has the search look at a zone only, if the scope is one.
