@@ -64,6 +64,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	m.begin()
 	m.guard((*Machine).fireTimers)
+	m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) })
 	m.guard((*Machine).packStep)
 	m.guard((*Machine).ripenDue)
 	for c, ok := e.Next(); ok; c, ok = e.Next() {

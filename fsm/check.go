@@ -42,7 +42,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation, m.checkHalting,
 		m.checkHolds, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
@@ -150,13 +150,13 @@ func (m *Machine) checkGroup(group uint32) error {
 		return fmt.Errorf("group %d: tasks by state %v with %d waiting, recorded %v with %d", g.idx, n, waiting, g.n, g.waiting)
 	}
 	j := m.jobs.Get(g.job.slot())
-	if (g.bucket != 0) != (g.ready() > 0 && !g.ended && !m.waitOf(j).held && !m.throttled(j)) {
+	if (g.bucket != 0) != (g.ready() > 0 && !g.ended && !j.stopping && !m.waitOf(j).held && !m.throttled(j)) {
 		return fmt.Errorf("group %d: %d tasks ready, queued %v", g.idx, g.ready(), g.bucket != 0)
 	}
 	if err := checkElastic(g); err != nil {
 		return err
 	}
-	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 {
+	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 && !j.stopping {
 		return fmt.Errorf("group %d: a gang with %d leases has %d tasks ready", g.idx, g.live(), g.ready())
 	}
 	return nil

@@ -68,6 +68,8 @@ type Machine struct {
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
 	news   *mem.Bitmap // jobs of which others must be told; derived
+	// halting are the groups of which tasks are still to be told that they stop; derived.
+	halting *mem.Bitmap
 	// reserved are the nodes of the reservation; derived.
 	reserved *mem.Bitmap
 	timers   *timers
@@ -137,7 +139,7 @@ func New(o Options) *Machine {
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
-		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
+		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), halting: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
@@ -176,7 +178,7 @@ func (m *Machine) Fork() *Machine {
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
-		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), reserved: m.reserved.Fork(s),
+		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace
@@ -227,6 +229,9 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 		at = max(m.Time(), m.QuietUntil())
 	}
 	if _, ok := m.news.Next(0); ok {
+		at = m.Time()
+	}
+	if _, ok := m.halting.Next(0); ok {
 		at = m.Time()
 	}
 	if e, ok := m.timers.next(); ok {

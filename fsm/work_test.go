@@ -153,10 +153,15 @@ func TestWorkOfEnds(t *testing.T) {
 		drains = append(drains, &SetNodeEligibility{Node: gpuai.NodeID(fmt.Sprintf("node-%06d", i)), Drained: true})
 	}
 	within(t, "1,000 nodes are drained", r.spent(drains...), perCommand+8_000*workEnd)
-	// A stop is the one command that is as large as its job.
-	within(t, "a job of 40,000 leases is stopped", r.spent(&StopJob{Job: ids[0]}), perCommand+live*(workEnd+workLook))
+	// A stop goes on in the entries that follow.
+	within(t, "a job of 40,000 leases is stopped", r.spent(&StopJob{Job: ids[0]}), WorkPerEntry+2*workEnd)
 	for _, g := range []int{1, 2} { // again: it is being stopped
-		within(t, fmt.Sprint("stop ", g, " of a stopping job"), r.spent(&StopJob{Job: ids[0]}), perCommand)
+		within(t, fmt.Sprint("stop ", g, " of a stopping job"), r.spent(&StopJob{Job: ids[0]}), WorkPerEntry/2+perCommand)
+	}
+	entries, most := r.catchUp()
+	within(t, "it is stopped on", most, WorkPerEntry/2+perCommand)
+	if got := int64(r.m.Counts().Revoking); got != live || entries < 2 {
+		t.Errorf("%d of %d leases are revoked after %d entries", got, live, entries)
 	}
 }
 
