@@ -287,3 +287,34 @@ func (w *walk) inDomain(group ref) bool {
 	g := w.m.groups.Get(group.slot())
 	return g.same != gpuai.TopologyNone || g.together != 0
 }
+
+// Room that could not be given to whom it was kept for, because that panicked, is
+// given up: what a restored machine would look at again is what this one does.
+func TestPanicInAClaim(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 1)
+	low := r.submit(jobSpec("low", 1, 1))
+	high := r.submit(at(jobSpec("high", 1, 1), 60))
+	l := r.revoking(low)[0]
+	r.check = false
+	slot, _ := r.m.jobSlot(high)
+	group := r.m.jobs.Get(slot).group.slot()
+	r.m.groups.Mut(group).again = 1 << 20 // points nowhere
+	r.m.sp.Commit()
+	r.index++
+	out := &Output{}
+	cmd := (&ReportLease{Node: "a", Report: gpuai.Report{Lease: l.ID, Seq: 1, Incarnation: l.Incarnation, State: gpuai.ReportStopped}}).Append(nil, Envelope{})
+	if err := r.m.Apply(r.index, 1, AppendEntry(nil, Header{Term: 1}, cmd), out); err != nil || out.Panics == 0 {
+		t.Fatalf("%v, %+v", err, out)
+	}
+	r.m.groups.Mut(group).again = 0
+	r.m.sp.Commit()
+	if _, due := r.m.vacated.Next(0); due || r.m.holdSlots.Len() > 0 {
+		t.Fatalf("%d holds, due to be looked at: %v", r.m.holdSlots.Len(), due)
+	}
+	other := restored(t, r.m)
+	r.do(&Tick{})
+	if err := other.Apply(r.index, r.term, r.log[len(r.log)-1], &Output{}); err != nil || other.Digest() != r.m.Digest() {
+		t.Fatalf("%v; digests %s and %s", err, other.Digest(), r.m.Digest())
+	}
+}

@@ -44,6 +44,15 @@ func (m *Machine) goOnStopping(left int64) {
 	}
 }
 
+// giveUpStopping leaves the tasks of one group as they are: to tell them panicked,
+// and would again in each entry.
+func (m *Machine) giveUpStopping() {
+	if group, ok := m.halting.Next(0); ok {
+		m.halting.Clear(group)
+		m.groups.Mut(group).stop = 0
+	}
+}
+
 // stopTasks is goOnStopping of one group.
 func (m *Machine) stopTasks(group uint32, left int64) {
 	t := m.groups.Get(group).stop
