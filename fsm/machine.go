@@ -106,6 +106,7 @@ type entryState struct {
 	looks       int64  // at leafs of a turn, not charged yet
 	group       ref    // that is being placed
 	reserved    uint32 // the reserved nodes before it have no room for the group that is being placed
+	emptying    ref    // node of which victims go: it is listed anew once all have been told
 	onReserved  bool   // its groups may have the nodes that are reserved for them
 }
 

@@ -177,6 +177,16 @@ func (m *Machine) unprotect(slot uint32) {
 // ripen lists the room of leases up to a priority that are no longer safe. It
 // reports whether there were any, and whether the budget sufficed.
 func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
+	last := ref(0) // the node of the last lease: those granted one after the other are on one
+	any, all = m.ripenOn(most, &last)
+	if last != 0 {
+		m.relist(last.slot())
+	}
+	return any, all
+}
+
+// ripenOn is ripen but for the list of the last node.
+func (m *Machine) ripenOn(most gpuai.Priority, last *ref) (any, all bool) {
 	for at, ok := m.ripening.Next(0); ok && at < unripeUpTo(most); at, ok = m.ripening.Next(at + 1) {
 		for {
 			first := m.unripe.Get(at).first
@@ -190,7 +200,11 @@ func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
 			l := m.leases.Mut(first.slot())
 			l.yields, any = true, true
 			m.nodes.Mut(l.node).yielding++
-			m.relist(l.node)
+			m.now.work -= workLook
+			if *last != 0 && *last != refTo(l.node) {
+				m.relist(last.slot())
+			}
+			*last = refTo(l.node)
 		}
 	}
 	return any, true
@@ -321,7 +335,7 @@ func (m *Machine) leaving(slot uint32) {
 		l.yields = true
 		m.nodes.Mut(l.node).yielding++
 	}
-	if l.yields {
+	if l.yields && m.now.emptying != refTo(l.node) {
 		m.relist(l.node)
 	}
 }
@@ -417,12 +431,14 @@ func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
 		return false
 	}
 	by := m.jobs.Get(m.groups.Get(group).job.slot()).id
+	m.now.emptying = refTo(node)
 	for i := range m.victims {
 		if m.gone[i] {
 			m.preempt(&m.victims[i], by)
 		}
 	}
-	m.keep(group, &fit)
+	m.now.emptying = 0
+	m.keep(group, &fit) // lists the node
 	return true
 }
 

@@ -208,3 +208,26 @@ func TestWorkOfALostRack(t *testing.T) {
 		t.Errorf("a fork: %v", fork.Check())
 	}
 }
+
+// Leases of one node that are no longer safe all at once are listed once.
+func TestWorkOfRipening(t *testing.T) {
+	r := newest(t, func(p *gpuai.Policy) { p.PreemptionProtect = gpuai.Minute })
+	s := nodeSpec("a", 1, "H100")
+	r.register(s)
+	r.check = false
+	low := jobSpec("low", 1_000, 0)
+	low.Groups[0].Resources.CPU, low.Groups[0].Resources.Memory = 60, 1<<20
+	r.submit(low)
+	r.catchUp()
+	high := at(jobSpec("high", 1, 0), 60)
+	high.Groups[0].Resources.CPU = 30_000
+	r.submit(high)
+	r.time = r.time.Add(2 * gpuai.Minute)
+	within(t, "1,000 leases of a node ripen, and half of them go", r.spent(&Tick{}), 150_000)
+	if n := r.m.Counts().Revoking; n < 400 {
+		t.Errorf("%d leases are being revoked", n)
+	}
+	if err := r.m.Check(); err != nil {
+		t.Error(err)
+	}
+}
