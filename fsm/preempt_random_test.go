@@ -179,7 +179,9 @@ func TestPreemptionAmongAll(t *testing.T) {
 				beside++
 			}
 			w.mustDisplace()
-			w.mustDisplaceWhole()
+			if !underRace || w.index%8 == 0 {
+				w.mustDisplaceWhole()
+			}
 			holds, has := w.domainHolds()
 			if kept += holds; has {
 				reserved++
