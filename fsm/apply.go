@@ -64,6 +64,9 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	m.begin()
 	m.guard((*Machine).fireTimers)
+	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
+		m.guard((*Machine).giveUpStopping)
+	}
 	m.guard((*Machine).packStep)
 	m.guard((*Machine).ripenDue)
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
@@ -220,6 +223,7 @@ func (m *Machine) panicked(r any) {
 	}
 	if slot, ok := m.vacated.Next(0); ok {
 		m.vacated.Clear(slot)
+		m.guard(func(m *Machine) { m.loseHolds(slot) }) // a restored machine would look at them
 	}
 }
 

@@ -42,7 +42,7 @@ func (m *Machine) checkIndexes() error {
 // checkTables is Check without the hash and the indexes of jobs and leases.
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
-		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation,
+		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation, m.checkHalting,
 		m.checkHolds, m.checkTimers, m.checkServers, m.sched.Check,
 	} {
 		if err := f(); err != nil {
@@ -150,13 +150,13 @@ func (m *Machine) checkGroup(group uint32) error {
 		return fmt.Errorf("group %d: tasks by state %v with %d waiting, recorded %v with %d", g.idx, n, waiting, g.n, g.waiting)
 	}
 	j := m.jobs.Get(g.job.slot())
-	if (g.bucket != 0) != (g.ready() > 0 && !g.ended && !m.waitOf(j).held && !m.throttled(j)) {
+	if (g.bucket != 0) != (g.ready() > 0 && !g.ended && !j.stopping && !m.waitOf(j).held && !m.throttled(j)) {
 		return fmt.Errorf("group %d: %d tasks ready, queued %v", g.idx, g.ready(), g.bucket != 0)
 	}
 	if err := checkElastic(g); err != nil {
 		return err
 	}
-	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 {
+	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 && !j.stopping {
 		return fmt.Errorf("group %d: a gang with %d leases has %d tasks ready", g.idx, g.live(), g.ready())
 	}
 	return nil
@@ -276,19 +276,33 @@ func (m *Machine) checkWaits() error {
 }
 
 func (m *Machine) checkReservation() error {
-	nodes := 0
+	tasks, group := uint32(0), m.meta.Get().reserve.group
 	for s := range m.nodes.Len() {
 		n := m.nodes.Get(s)
 		if m.reserved.Has(s) != (n.reserved > 0) || n.reserved > 0 && !n.open() {
 			return fmt.Errorf("node %s is reserved for %d tasks, and not open or not known as that", m.nodeName(s), n.reserved)
 		}
-		if n.reserved > 0 {
-			nodes++
+		tasks += uint32(n.reserved)
+		if n.reserved > 0 && group != 0 {
+			if same := m.groups.Get(group.slot()).same; m.sched.ScopeOf(same, s) != m.reservedScope(same) {
+				return fmt.Errorf("node %s is reserved for what must be in another domain", m.nodeName(s))
+			}
 		}
 	}
-	group := m.meta.Get().reserve.group
-	if (group != 0) != (nodes > 0) || group != 0 && m.groups.Get(group.slot()).bucket == 0 {
-		return fmt.Errorf("%d nodes are reserved for group %d, which waits or not", nodes, group)
+	want := uint32(0)
+	if group != 0 {
+		g := m.groups.Get(group.slot())
+		if want = g.least(); g.bucket == 0 {
+			return fmt.Errorf("group %d has a reservation and does not wait", group)
+		}
+		for x := m.jobs.Get(g.job.slot()).group; x != 0 && g.together != 0; x = m.groups.Get(x.slot()).next {
+			if x != group {
+				want += m.groups.Get(x.slot()).least()
+			}
+		}
+	}
+	if tasks != want {
+		return fmt.Errorf("nodes are reserved for %d tasks of group %d, which needs them for %d", tasks, group, want)
 	}
 	return nil
 }

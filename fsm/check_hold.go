@@ -20,9 +20,11 @@ func (m *Machine) checkHolds() error {
 		for h := refTo(s); h != 0; h = m.holds.Get(h.slot()).older {
 			n++
 		}
-		g := m.groups.Get(group)
-		if most := m.wants(group); m.newestHold(group) != refTo(s) || m.held(group) != n || n > most || g.gang && n != most {
+		if most := m.wants(group); m.newestHold(group) != refTo(s) || m.held(group) != n || n > most || m.startsWhole(group) && n != most {
 			return fmt.Errorf("room is kept for %d tasks of a group, which counts %d and may have it for %d", n, m.held(group), most)
+		}
+		if err := m.checkWholeHolds(group); err != nil {
+			return err
 		}
 		ofGroup += n
 	}
@@ -40,6 +42,31 @@ func (m *Machine) checkHolds() error {
 		return fmt.Errorf("%d holds, %d are listed by nodes", m.holdSlots.Len(), ofNode)
 	}
 	return m.checkSafe()
+}
+
+// checkWholeHolds verifies that room is kept for all that starts together with a
+// group, in one domain when it must be.
+func (m *Machine) checkWholeHolds(group uint32) error {
+	g := m.groups.Get(group)
+	var sc scheduler.Scope
+	for x := m.jobs.Get(g.job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
+		if g.together == 0 && x != refTo(group) {
+			continue
+		}
+		if m.held(x.slot()) == 0 {
+			return fmt.Errorf("room is kept for group %d, and none for one that starts with it", g.idx)
+		}
+		for h := m.newestHold(x.slot()); h != 0 && m.startsWhole(group); h = m.holds.Get(h.slot()).older {
+			at := m.sched.ScopeOf(g.same, m.holds.Get(h.slot()).node)
+			if sc == (scheduler.Scope{}) {
+				sc = at
+			}
+			if at != sc {
+				return fmt.Errorf("room is kept for group %d in two domains", g.idx)
+			}
+		}
+	}
+	return nil
 }
 
 // checkRoom verifies what is free of a node, and returns its holds.

@@ -177,6 +177,7 @@ func (m *Machine) tellScheduler(slot uint32, body *nodeBody) gpuai.Code {
 	}
 	m.retake(slot)
 	m.setOpen(slot)
+	m.checkReserved(slot)
 	return gpuai.OK
 }
 

@@ -7,7 +7,8 @@ import (
 
 // RetireJobs takes ended jobs out of the machine, with their tasks and leases:
 // Output.Retired is all that is left of them. Jobs that are unknown or have not
-// ended are passed over.
+// ended are passed over, and so are those behind the one with which the command has
+// cost half of an entry's budget: they are to be named again.
 type RetireJobs struct{ Jobs []gpuai.JobID }
 
 // Append appends the encoded command to dst.
@@ -30,7 +31,10 @@ func (m *Machine) applyRetireJobs(r *wire.Reader) Result {
 	if r.Done() != nil {
 		return malformed
 	}
-	for i := range n {
+	for i, before := 0, m.now.work; i < n; i++ {
+		if before-m.now.work > WorkPerEntry/2 && m.Level() >= LevelPlacement {
+			break
+		}
 		slot, ok := m.jobSlot(gpuai.JobID(ids[16*i : 16*i+16]))
 		if ok && m.jobs.Get(slot).status.Final() && m.jobs.Get(slot).live == 0 && m.due(slot) == 0 {
 			m.retireJob(slot)

@@ -6,7 +6,8 @@ import (
 )
 
 // StopJob ends a job: tasks without a lease at once, the others when their
-// agents report the end, or their nodes fall silent.
+// agents report the end, or their nodes fall silent. What an entry's budget does
+// not reach of a large job is left to those that follow; none of it is placed again.
 //
 // Rejected: NotFound. Stopping a job that has ended, or is being stopped, is OK
 // and changes nothing.

@@ -165,7 +165,7 @@ func (m *Machine) backOffOver(task uint32) {
 	group := t.group.slot()
 	t.retryAt = 0
 	m.groups.Mut(group).waiting--
-	if t.status == gpuai.TaskPending {
+	if t.status == gpuai.TaskPending && !m.jobs.Get(m.groups.Get(group).job.slot()).stopping {
 		m.putAgain(task)
 		m.enqueue(group, 1)
 	}
@@ -182,7 +182,8 @@ func (m *Machine) groupSettle(group uint32) {
 // endGroup marks a group as ended, and its job when it was the last.
 func (m *Machine) endGroup(group uint32) {
 	g := m.groups.Mut(group)
-	g.ended = true
+	g.ended, g.stop = true, 0
+	m.halting.Clear(group)
 	m.timers.clear(&g.timer)
 	m.dequeue(group, 0)
 	m.leaveKind(group)
@@ -226,20 +227,27 @@ func (m *Machine) queueTimeOver(job uint32) {
 	}
 }
 
-// stopJob ends every task of a job that has no lease and revokes the others.
+// stopJob ends every task of a job that has no lease and revokes the others, from
+// LevelPlacement on as far as the entry's budget goes.
 func (m *Machine) stopJob(job uint32) {
 	j := m.jobs.Mut(job)
 	j.stopping, j.modified = true, m.now.index
 	m.release(job)
 	for g := j.group; g != 0; {
 		next := m.groups.Get(g.slot()).next
-		if !m.groups.Get(g.slot()).ended {
+		switch {
+		case m.groups.Get(g.slot()).ended:
+		case m.Level() < LevelPlacement:
 			m.stopGroup(g.slot())
+		default:
+			m.beginStop(g.slot())
 		}
 		g = next
 	}
+	m.goOnStopping(0)
 }
 
+// stopGroup stops a group in one step: below LevelPlacement.
 func (m *Machine) stopGroup(group uint32) {
 	g := m.groups.Mut(group)
 	fresh := g.count - g.made // never had a lease

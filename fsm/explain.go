@@ -5,6 +5,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/scheduler"
 )
 
 // explainTasks is how many tasks an explanation lists.
@@ -25,16 +26,31 @@ func (m *Machine) Explain(id gpuai.JobID) (gpuai.Explanation, bool) {
 	if j.Counts.Pending > 0 && !j.Status.Final() {
 		x.PendingFor = gpuai.Duration(m.Time() - j.SubmittedAt)
 	}
+	m.openReserved(slot, true)
 	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
 		m.explainGroup(&x, g.slot(), &j)
 	}
+	m.openReserved(slot, false)
 	return x, true
+}
+
+// openReserved has the scheduler judge nodes that are reserved for a job as open,
+// or as closed again.
+func (m *Machine) openReserved(job uint32, open bool) {
+	v := m.meta.Get().reserve
+	if v.group == 0 || m.groups.Get(v.group.slot()).job != refTo(job) {
+		return
+	}
+	for n, ok := m.reserved.Next(0); ok; n, ok = m.reserved.Next(n + 1) {
+		m.sched.SetOpen(n, open)
+	}
+	m.sp.Commit()
 }
 
 // explainGroup adds what there is to say of one group that waits.
 func (m *Machine) explainGroup(x *gpuai.Explanation, group uint32, j *gpuai.Job) {
 	g := m.groups.Get(group)
-	if g.ended || g.pending() == 0 {
+	if g.ended || g.pending() == 0 || m.jobs.Get(g.job.slot()).stopping {
 		return
 	}
 	why := m.sched.Explain(g.shape)
@@ -160,8 +176,18 @@ func (m *Machine) togetherFits(group uint32) bool {
 	return true
 }
 
-// leastOf returns how many tasks of a bucket's gangs are enough.
-func (m *Machine) leastOf(b *bucketRec) uint32 { return m.groups.Get(b.first.slot()).least() }
+// mayStartApart reports whether there is room for the gangs of a bucket, but
+// perhaps not in one domain.
+func (m *Machine) mayStartApart(b *bucketRec) bool {
+	least := m.groups.Get(b.first.slot()).least()
+	room := m.sched.CapacityNow(b.shape, least)
+	for n, ok := m.reserved.Next(0); ok && room < least && m.reservedFor(b.first); n, ok = m.reserved.Next(n + 1) {
+		var free scheduler.Free
+		m.sched.FreeOf(n, &free)
+		room += m.sched.TasksIn(b.shape, n, &free)
+	}
+	return room >= least
+}
 
 func ruleMessage(r *gpuai.Rule, why *gpuai.GroupWhy) string {
 	s := fmt.Sprintf("%d of %d nodes fail %s, %d of them nothing else", r.Nodes, why.Nodes, r.Name, r.Alone)
@@ -195,7 +221,7 @@ func (m *Machine) whyBucket(b *bucketRec) gpuai.ReasonCode {
 		return gpuai.NoNodes
 	case b.unseen:
 		return gpuai.QueueOrder
-	case b.same != gpuai.TopologyNone && m.sched.MayStart(b.shape) && m.sched.CapacityNow(b.shape, m.leastOf(b)) >= m.leastOf(b):
+	case b.same != gpuai.TopologyNone && m.mayStartApart(b):
 		return gpuai.TopologyUnsatisfied
 	case b.gang > 0 && m.sched.MayStart(b.shape):
 		return gpuai.GangIncomplete

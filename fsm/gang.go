@@ -32,8 +32,10 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 		}
 		m.needs = append(m.needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
 	}
-	if m.reservedFor(refTo(m.members[0])) { // what is kept for it the index does not count
-		return m.tryFill(scheduler.Scope{})
+	if m.reservedFor(m.now.group) { // what is kept for it the index does not count
+		if filled := m.fillReserved(same); filled || same == gpuai.TopologyNone {
+			return filled
+		}
 	}
 	x := scheduler.Search{Level: same, Needs: m.needs}
 	for range maxTries {
@@ -54,6 +56,20 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 // nothing.
 func (m *Machine) tryFill(sc scheduler.Scope) bool {
 	return m.attempt(func() bool { return m.fillAll(sc) })
+}
+
+// fillReserved is tryFill in the domain of the reserved nodes, and on these
+// first. The reservation ends with it.
+func (m *Machine) fillReserved(same gpuai.Topology) bool {
+	return m.attempt(func() bool {
+		m.now.onReserved = true
+		if !m.fillAll(m.reservedScope(same)) {
+			return false
+		}
+		m.now.onReserved = false
+		m.unreserve()
+		return true
+	})
 }
 
 // attempt takes back all that f did when f reports false, but for the work: that
@@ -95,15 +111,10 @@ func (m *Machine) fillAll(sc scheduler.Scope) bool {
 // fill gives leases to the tasks of one group, and takes it out of the queue; an
 // elastic gang that has room for more joins those that grow.
 func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
+	m.leaveTogether(group)
 	g := *m.groups.Get(group)
-	if g.together != 0 {
-		w := m.groups.Mut(group)
-		w.together, w.waiting = 0, 0
-		g.waiting = 0
-		m.leaveKind(group)
-		m.joinKind(group)
-	}
 	p := scheduler.Picker{Scope: sc, Near: g.near}
+	m.now.reserved = 0
 	ready, n := g.ready(), uint32(0)
 	for ; n < ready; n++ {
 		fit, ok := m.pick(&p, g.shape, ready-n)
@@ -128,6 +139,11 @@ func (m *Machine) gangStarted(group, ready, n uint32) {
 
 // pick finds the place of the next of rest tasks.
 func (m *Machine) pick(p *scheduler.Picker, sh scheduler.ShapeID, rest uint32) (scheduler.Fit, bool) {
+	if m.now.onReserved {
+		if fit, ok := m.findReserved(sh); ok {
+			return fit, true
+		}
+	}
 	if p.Scope.Everywhere() && (p.Near == gpuai.TopologyNone || m.reservedFor(m.now.group)) {
 		return m.find(sh)
 	}
@@ -140,18 +156,10 @@ func (m *Machine) pick(p *scheduler.Picker, sh scheduler.ShapeID, rest uint32) (
 // wakes reports whether a node that gained room may be what the first group of
 // a bucket waits for.
 func (m *Machine) wakes(b *bucketRec, node uint32) bool {
-	g := m.groups.Get(b.first.slot())
-	if g.together == 0 {
-		_, fits := m.sched.FitsOn(b.shape, node)
+	return m.anyOf(b, func(sh scheduler.ShapeID) bool {
+		_, fits := m.sched.FitsOn(sh, node)
 		return fits
-	}
-	for x := m.jobs.Get(g.job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
-		m.now.work -= workLook
-		if _, fits := m.sched.FitsOn(m.groups.Get(x.slot()).shape, node); fits {
-			return true
-		}
-	}
-	return false
+	})
 }
 
 // openRendezvous lends the gang a port on the node of its rank 0.

@@ -217,7 +217,8 @@ func TestGangStaysInOneRack(t *testing.T) {
 	second := r.submit(s)
 	r.wantLive(second, 0)
 	x, _ := r.m.Explain(second)
-	if len(x.Reasons) == 0 || x.Reasons[0].Code != gpuai.TopologyUnsatisfied || !strings.Contains(x.Reasons[0].Message, "rack r1 of zone z1, has room for 2") {
+	if len(x.Reasons) < 2 || x.Reasons[0].Code != gpuai.QueueOrder || !strings.Contains(x.Reasons[0].Message, "3 nodes of one rack are reserved for it") ||
+		x.Reasons[1].Code != gpuai.TopologyUnsatisfied || !strings.Contains(x.Reasons[1].Message, "rack r1 of zone z1, has room for 2") {
 		t.Fatalf("%+v", x.Reasons)
 	}
 	if q := r.m.Queue(); q.Shapes[0].Reason != gpuai.TopologyUnsatisfied {

@@ -41,6 +41,7 @@ type groupRec struct {
 	near     gpuai.Topology
 	together uint8              // of a job whose groups have not started together yet
 	done     bool               // elastic gang that succeeded: the tasks it did without are stopped
+	stop     ref                // first task that is to be told that its job is being stopped
 	lanes    [numLanes]laneLink // derived
 	kind     ref                // until it has ended; derived
 }
@@ -76,12 +77,13 @@ func (r *groupRec) put(b []byte) []byte {
 	b = append(b, bool8(r.ended)|flagTail)
 	b = le.AppendUint32(b, r.min)
 	b = le.AppendUint16(b, r.shrinks)
-	return append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done))
+	b = append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done))
+	return r.stop.put(b)
 }
 
 // placed reports whether any field of LevelPlacement is set.
 func (r *groupRec) placed() bool {
-	return r.min != 0 || r.shrinks != 0 || r.same != 0 || r.near != 0 || r.together != 0 || r.done
+	return r.min != 0 || r.shrinks != 0 || r.same != 0 || r.near != 0 || r.together != 0 || r.done || r.stop != 0
 }
 
 func (r *groupRec) get(rd *wire.Reader) {
@@ -112,6 +114,7 @@ func (r *groupRec) get(rd *wire.Reader) {
 		r.shrinks = rd.U16()
 		r.same, r.near = gpuai.Topology(rd.U8()), gpuai.Topology(rd.U8())
 		r.together, r.done = rd.U8(), rd.U8() != 0
+		r.stop = ref(rd.U32())
 	}
 }
 

@@ -208,10 +208,14 @@ func (m *Machine) wants(group uint32) uint32 {
 	g := m.groups.Get(group)
 	j := m.jobs.Get(g.job.slot())
 	n := g.ready()
+	if g.together != 0 { // only the first is in a queue
+		n = g.pending()
+	}
+	whole := m.startsWhole(group)
 	switch {
-	case g.ended || g.together != 0 || g.grows() || g.gang && n < g.least():
+	case g.ended || j.stopping || g.grows() || whole && n < g.least():
 		return 0
-	case g.gang:
+	case whole:
 		return g.least()
 	}
 	if w := m.waitOf(j); w.parallel > 0 {
@@ -224,7 +228,7 @@ func (m *Machine) wants(group uint32) uint32 {
 // found room elsewhere, or the group ends.
 func (m *Machine) trimHolds(group uint32) {
 	for h := m.newestHold(group); h != 0; h = m.newestHold(group) {
-		if n, most := m.holds.Get(h.slot()).count, m.wants(group); n == most || n < most && !m.groups.Get(group).gang {
+		if n, most := m.holds.Get(h.slot()).count, m.wants(group); n == most || n < most && !m.startsWhole(group) {
 			return
 		}
 		m.unhold(h.slot())
@@ -238,11 +242,25 @@ func (m *Machine) loseHolds(node uint32) {
 		group := m.holds.Get(h.slot()).group.slot()
 		m.unhold(h.slot())
 		g := m.groups.Get(group)
-		for x := m.newestHold(group); x != 0 && g.gang; x = m.newestHold(group) {
-			m.unhold(x.slot())
+		if m.startsWhole(group) {
+			m.dropHolds(group)
+		}
+		if g.together != 0 {
+			g = m.groups.Get(m.jobs.Get(g.job.slot()).group.slot())
 		}
 		if g.bucket != 0 {
 			m.look(g.bucket.slot())
+		}
+	}
+}
+
+// dropHolds ends the holds of a gang, and of all groups that start together with
+// it.
+func (m *Machine) dropHolds(group uint32) {
+	m.gather(group)
+	for _, x := range m.members {
+		for h := m.newestHold(x); h != 0; h = m.newestHold(x) {
+			m.unhold(h.slot())
 		}
 	}
 }
@@ -256,6 +274,7 @@ func (m *Machine) lostDevices(node uint32, devices uint64) {
 		}
 	}
 	m.relisted(node)
+	m.checkReserved(node)
 }
 
 // claimDue gives leases to those whose room has become vacant. What the entry's
@@ -295,13 +314,13 @@ func (m *Machine) firstVacant(node uint32) ref {
 	return 0
 }
 
-// claim places the task that room was kept for; of a gang once all of it is
-// vacant. It reports false when the entry has no tokens left for it.
+// claim places the task that room was kept for; what starts as a whole once all
+// of it is vacant. It reports false when the entry has no tokens left for it.
 func (m *Machine) claim(slot uint32) bool {
 	r := *m.holds.Get(slot)
 	group := r.group.slot()
-	if m.groups.Get(group).gang {
-		return m.claimGang(slot, group)
+	if m.startsWhole(group) {
+		return m.claimWhole(slot, group)
 	}
 	fit := r.fit()
 	m.unhold(slot)
@@ -311,34 +330,49 @@ func (m *Machine) claim(slot uint32) bool {
 	return true
 }
 
-// claimGang notes that room of a gang is vacant, and places the gang when all
-// of it is.
-func (m *Machine) claimGang(slot, group uint32) bool {
-	oldest := ref(0)
-	for h := m.newestHold(group); h != 0; h = m.holds.Get(h.slot()).older {
-		m.now.work -= workLook
-		if h != refTo(slot) && !m.holds.Get(h.slot()).vacant {
-			m.holds.Mut(slot).vacant = true
-			return true
+// claimWhole notes that room of a gang, or of groups that start together, is
+// vacant, and places them when all of it is.
+func (m *Machine) claimWhole(slot, group uint32) bool {
+	m.gather(group)
+	tasks := uint32(0)
+	for _, x := range m.members {
+		for h := m.newestHold(x); h != 0; h = m.holds.Get(h.slot()).older {
+			m.now.work -= workLook
+			if h != refTo(slot) && !m.holds.Get(h.slot()).vacant {
+				m.holds.Mut(slot).vacant = true
+				return true
+			}
 		}
-		oldest = h
+		tasks += m.held(x)
 	}
-	if m.now.ordinal+m.held(group) > MaxLeasesPerEntry && m.now.ordinal > 0 {
+	if m.now.ordinal+tasks > MaxLeasesPerEntry && m.now.ordinal > 0 {
 		return false
 	}
-	if m.attempt(func() bool { return m.claimHolds(group, oldest) }) {
-		return true
-	}
-	for h := m.newestHold(group); h != 0; h = m.newestHold(group) {
-		m.unhold(h.slot()) // there is no port for it, or the machine is full: it waits as others do
+	if !m.attempt(m.claimMembers) { // there is no port for it, or the machine is full: it waits as others do
+		m.dropHolds(group)
 	}
 	return true
 }
 
-// claimHolds gives leases to the tasks of a gang where room was kept for them.
-// After false the caller rolls back.
-func (m *Machine) claimHolds(group uint32, oldest ref) bool {
+// claimMembers gives leases to the tasks of m.members where room was kept for
+// them. After false the caller rolls back.
+func (m *Machine) claimMembers() bool {
+	for _, group := range m.members {
+		m.leaveTogether(group)
+		if !m.claimHolds(group) {
+			return false
+		}
+	}
+	return true
+}
+
+// claimHolds is claimMembers for one of them.
+func (m *Machine) claimHolds(group uint32) bool {
 	ready, n := m.groups.Get(group).ready(), uint32(0)
+	oldest := m.newestHold(group)
+	for m.holds.Get(oldest.slot()).older != 0 {
+		oldest = m.holds.Get(oldest.slot()).older
+	}
 	for h := oldest; h != 0; n++ {
 		r := *m.holds.Get(h.slot())
 		m.unhold(h.slot())
@@ -347,7 +381,7 @@ func (m *Machine) claimHolds(group uint32, oldest ref) bool {
 		}
 		h = r.newer
 	}
-	if !m.openRendezvous(group) {
+	if m.groups.Get(group).gang && !m.openRendezvous(group) {
 		return false
 	}
 	m.gangStarted(group, ready, n)

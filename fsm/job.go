@@ -219,6 +219,9 @@ func (m *Machine) job(slot uint32, withSpec bool) gpuai.Job {
 		SubmitIndex: r.submitIndex, ModifyIndex: r.modified, SubmittedAt: r.submittedAt,
 		SubmitTime: r.submitTime, StartedAt: r.startedAt, EndedAt: r.endedAt,
 	}
+	if r.stopping && !r.status.Final() {
+		j.Reason = "stopping: " + j.Reason
+	}
 	raw := m.blobs.Append(nil, uint32(r.spec))
 	if withSpec {
 		if s, err := wire.ReadJobSpec(raw); err == nil {

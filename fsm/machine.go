@@ -68,6 +68,8 @@ type Machine struct {
 	dirty  *mem.Bitmap // nodes that gained room
 	unseen *mem.Bitmap // buckets that nobody has tried
 	news   *mem.Bitmap // jobs of which others must be told; derived
+	// halting are the groups of which tasks are still to be told that they stop; derived.
+	halting *mem.Bitmap
 	// reserved are the nodes of the reservation; derived.
 	reserved *mem.Bitmap
 	timers   *timers
@@ -80,6 +82,8 @@ type Machine struct {
 	cands    []candidate
 	needs    []scheduler.Members
 	members  []uint32 // groups that start together
+	scan     []uint32 // nodes that are looked at
+	openings []opening
 	free     scheduler.Free
 	view     wire.JobView
 	texts    wire.Texts
@@ -101,6 +105,9 @@ type entryState struct {
 	work        int64  // left of the budget
 	looks       int64  // at leafs of a turn, not charged yet
 	group       ref    // that is being placed
+	reserved    uint32 // the reserved nodes before it have no room for the group that is being placed
+	emptying    ref    // node of which victims go: it is listed anew once all have been told
+	onReserved  bool   // its groups may have the nodes that are reserved for them
 }
 
 // A policyRec is the region's policy.
@@ -133,7 +140,7 @@ func New(o Options) *Machine {
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
-		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
+		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), halting: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
@@ -172,7 +179,7 @@ func (m *Machine) Fork() *Machine {
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
-		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), reserved: m.reserved.Fork(s),
+		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace
@@ -223,6 +230,9 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 		at = max(m.Time(), m.QuietUntil())
 	}
 	if _, ok := m.news.Next(0); ok {
+		at = m.Time()
+	}
+	if _, ok := m.halting.Next(0); ok {
 		at = m.Time()
 	}
 	if e, ok := m.timers.next(); ok {

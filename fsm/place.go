@@ -212,7 +212,7 @@ func (m *Machine) drain() bool {
 // the answer is: false when the entry's tokens or budget ended.
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
-	m.now.group = refTo(group)
+	m.now.group, m.now.reserved, m.now.onReserved = refTo(group), 0, false
 	switch {
 	case g.together != 0:
 		return m.placeTogether(group)

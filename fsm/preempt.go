@@ -49,10 +49,9 @@ func (m *Machine) displaceable(p gpuai.Priority) gpuai.Priority {
 }
 
 // displaces returns up to which priority those who wait in a bucket may displace
-// others; 0: none. What must be in one domain or starts together with others may
-// not, nor may an elastic gang that wants to grow.
+// others; 0: none, as for an elastic gang that wants to grow.
 func (m *Machine) displaces(b *bucketRec) gpuai.Priority {
-	if b.grows || b.same != gpuai.TopologyNone || b.sig != 0 {
+	if b.grows {
 		return 0
 	}
 	return m.displaceable(b.priority)
@@ -178,6 +177,16 @@ func (m *Machine) unprotect(slot uint32) {
 // ripen lists the room of leases up to a priority that are no longer safe. It
 // reports whether there were any, and whether the budget sufficed.
 func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
+	last := ref(0) // the node of the last lease: those granted one after the other are on one
+	any, all = m.ripenOn(most, &last)
+	if last != 0 {
+		m.relist(last.slot())
+	}
+	return any, all
+}
+
+// ripenOn is ripen but for the list of the last node.
+func (m *Machine) ripenOn(most gpuai.Priority, last *ref) (any, all bool) {
 	for at, ok := m.ripening.Next(0); ok && at < unripeUpTo(most); at, ok = m.ripening.Next(at + 1) {
 		for {
 			first := m.unripe.Get(at).first
@@ -191,7 +200,11 @@ func (m *Machine) ripen(most gpuai.Priority) (any, all bool) {
 			l := m.leases.Mut(first.slot())
 			l.yields, any = true, true
 			m.nodes.Mut(l.node).yielding++
-			m.relist(l.node)
+			m.now.work -= workLook
+			if *last != 0 && *last != refTo(l.node) {
+				m.relist(last.slot())
+			}
+			*last = refTo(l.node)
 		}
 	}
 	return any, true
@@ -291,10 +304,15 @@ func (m *Machine) lookAtHungry() {
 func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 	b := m.buckets.Get(bucket)
 	most := m.displaces(b)
-	if b.starved && most > 0 && m.nodes.Get(node).reserved > 0 { // it lists nobody: see displaceGroup
-		return m.sched.Admits(b.shape, node) && (m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot()))
+	if !b.starved || most == 0 {
+		return false
 	}
-	return b.starved && most > 0 && m.sched.FitsReclaim(b.shape, node, bandsUpTo(most))
+	if m.nodes.Get(node).reserved > 0 { // it lists nobody: see displaceGroup
+		return (m.reservedFor(b.first) || b.priority > m.priorityOf(m.meta.Get().reserve.group.slot())) &&
+			m.anyOf(b, func(sh scheduler.ShapeID) bool { return m.sched.Admits(sh, node) })
+	}
+	limit := bandsUpTo(most)
+	return m.anyOf(b, func(sh scheduler.ShapeID) bool { return m.sched.FitsReclaim(sh, node, limit) }) && m.mayDisplaceAround(b, node, limit)
 }
 
 // lookAtDisplacers has those tried again who found nothing to take and would find
@@ -317,7 +335,7 @@ func (m *Machine) leaving(slot uint32) {
 		l.yields = true
 		m.nodes.Mut(l.node).yielding++
 	}
-	if l.yields {
+	if l.yields && m.now.emptying != refTo(l.node) {
 		m.relist(l.node)
 	}
 }
@@ -387,98 +405,16 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 	return true
 }
 
-// displaceGroup makes room for all tasks of a group that have none; ok says
-// whether it could, for a gang for all or for none. Nodes that are reserved list
-// nobody who may have to go, so the reservation ends when it is for the group.
-func (m *Machine) displaceGroup(group uint32, limit scheduler.Band) (ok, final bool) {
-	m.now.group = refTo(group)
-	if m.held(group) >= m.wants(group) {
-		return true, true
-	}
-	if m.reservedFor(m.now.group) {
-		m.attempt(func() bool {
-			m.unreserve()
-			ok, final = m.displaceTasks(group, limit)
-			return ok || !final || m.held(group) > 0
-		})
-		return ok, final
-	}
-	ok, final = m.displaceTasks(group, limit)
-	if v := m.meta.Get().reserve; !ok && final && v.group != 0 && m.groups.Get(group).gang && m.priorityOf(group) > m.priorityOf(v.group.slot()) {
-		ok = m.attempt(func() bool {
-			m.unreserve()
-			return m.displaceGang(group, limit)
-		})
-	}
-	return ok, final
-}
-
-func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final bool) {
-	if m.groups.Get(group).gang {
-		return m.attempt(func() bool { return m.displaceGang(group, limit) }), true
-	}
-	for n := m.wants(group) - m.held(group); n > 0; n-- {
-		if m.now.work <= 0 {
-			return false, false
-		}
-		if !m.displaceOne(group, limit) && !m.displaceOnReserved(group, limit) {
-			return false, true
-		}
-	}
-	return true, true
-}
-
-// displaceOnReserved makes room for one task on a node that is reserved for a job
-// of lower priority, where FindReclaim does not look. The reservation stays: to
-// begin it anew with each such task would keep its job waiting for ever.
-func (m *Machine) displaceOnReserved(group uint32, limit scheduler.Band) bool {
-	v := m.meta.Get().reserve
-	if v.group == 0 || m.priorityOf(group) <= m.priorityOf(v.group.slot()) {
-		return false
-	}
-	for n, ok := m.reserved.Next(0); ok; n, ok = m.reserved.Next(n + 1) {
-		if m.displaceOn(group, n, limit) {
-			return true
-		}
-	}
-	return false
-}
-
-// displaceGang makes room for as many tasks of a gang as must start together, of
-// which some may be free. After false the caller rolls back.
-func (m *Machine) displaceGang(group uint32, limit scheduler.Band) bool {
-	g := *m.groups.Get(group)
-	room := m.capacity(g.shape, g.least())
-	if room < g.least() {
-		before := m.sched.Work()
-		room += m.sched.ReclaimRoom(g.shape, limit, g.least()-room)
-		m.now.work -= int64(m.sched.Work() - before)
-	}
-	if room < g.least() {
-		return false // before anything is written
-	}
-	lacked := false // else it was no lack of room that it waits for
-	for i := range g.least() {
-		if fit, ok := m.find(g.shape); ok {
-			if !m.mayKeep(fit.Node) || m.holdSlots.Len() >= MaxHolds {
-				return false
-			}
-			m.keep(group, &fit)
-		} else if lacked = m.displaceOne(group, limit); !lacked {
-			return false
-		}
-		if i == 0 && !m.holdPort(group) {
-			return false
-		}
-	}
-	return lacked
-}
-
 // displaceOne makes room for one task of a group: it finds the node, decides who
 // goes, tells them, and keeps the room.
 func (m *Machine) displaceOne(group uint32, limit scheduler.Band) bool {
+	return m.displaceOneIn(scheduler.Scope{}, group, limit)
+}
+
+// displaceOneIn is displaceOne in a zone, or everywhere.
+func (m *Machine) displaceOneIn(sc scheduler.Scope, group uint32, limit scheduler.Band) bool {
 	before := m.sched.Work()
-	node, ok := m.sched.FindReclaim(m.groups.Get(group).shape, limit)
+	node, ok := m.sched.FindReclaimIn(sc, m.groups.Get(group).shape, limit)
 	m.now.work -= int64(m.sched.Work()-before) + workLook
 	return ok && m.displaceOn(group, node, limit)
 }
@@ -495,12 +431,14 @@ func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
 		return false
 	}
 	by := m.jobs.Get(m.groups.Get(group).job.slot()).id
+	m.now.emptying = refTo(node)
 	for i := range m.victims {
 		if m.gone[i] {
 			m.preempt(&m.victims[i], by)
 		}
 	}
-	m.keep(group, &fit)
+	m.now.emptying = 0
+	m.keep(group, &fit) // lists the node
 	return true
 }
 

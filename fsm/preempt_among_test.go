@@ -53,24 +53,6 @@ func TestPreemptionNotForGrowth(t *testing.T) {
 	}
 }
 
-// What must be in one domain, or starts together with others, takes no room.
-func TestPreemptionNotForPlacement(t *testing.T) {
-	for _, together := range []bool{false, true} {
-		r := newest(t, nil)
-		r.node("a", 2)
-		low := r.submit(jobSpec("low", 2, 1))
-		s := gangOf(at(jobSpec("near", 2, 1), 60))
-		s.Together = together
-		if !together {
-			s.Placement.Same = gpuai.TopologyNode
-		}
-		r.submit(s)
-		if n := len(r.revoking(low)); n != 0 {
-			t.Fatalf("together %v: %d tasks make room", together, n)
-		}
-	}
-}
-
 // An array takes room for as many of its elements as may run at a time.
 func TestPreemptionWithinMaxParallel(t *testing.T) {
 	r := newest(t, nil)

@@ -136,7 +136,7 @@ func (m *Machine) enqueue(group, n uint32) {
 	if g.together == togetherOther {
 		return // the first group stands for the job
 	}
-	if m.throttled(m.jobs.Get(g.job.slot())) {
+	if j := m.jobs.Get(g.job.slot()); j.stopping || m.throttled(j) {
 		return // until a lease of the array ends
 	}
 	k := m.keyOf(group)
@@ -251,7 +251,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	slot := g.bucket.slot()
 	b := m.buckets.Mut(slot)
 	b.tasks -= uint64(n)
-	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && j.status < gpuai.JobSucceeded && !m.throttled(j) {
+	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && !j.stopping && j.status < gpuai.JobSucceeded && !m.throttled(j) {
 		return
 	}
 	b.tasks -= uint64(g.ready())
@@ -267,7 +267,7 @@ func (m *Machine) dequeue(group, n uint32) {
 		b.last = g.qprev
 	}
 	g.bucket, g.qprev, g.qnext = 0, 0, 0
-	if m.reservedFor(refTo(group)) {
+	if m.reservedFor(refTo(group)) && !m.now.onReserved { // else when all that start with it have
 		m.unreserve()
 		b = m.buckets.Mut(slot)
 	}

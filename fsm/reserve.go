@@ -2,16 +2,15 @@ package fsm
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/scheduler"
 )
 
 // A reservation keeps nodes for the first group of the queue that needs more
-// than one device and waits: all its tasks when it is a gang, else its next one.
-// Without it, jobs that need less would take each device that comes free. There
-// is one in a region.
+// than one device and waits: all its tasks when it is a gang, all groups of its
+// job when they start together, else its next task. Without it, jobs that need
+// less would take each device that comes free. There is one in a region.
 //
 // Its nodes are those that can hold the group soonest, going by the run-time
 // limits of what runs there. Of them, others take only what does not delay it:
@@ -20,7 +19,7 @@ import (
 // the group beside it. Where some lease without a limit is in the way the shadow
 // is not known, and no limit is short enough.
 type reservation struct {
-	group  ref           // 0: none
+	group  ref           // 0: none; the first of those that start together
 	shadow gpuai.Instant // MaxInstant: not known
 	wanted bool          // a group may be there that needs one
 }
@@ -32,34 +31,29 @@ const (
 	reserveNodesMax = 8_192  // for any
 	reserveTries    = 4      // groups for which there may be no such nodes; and of each tenant, such that no node can ever hold
 	reserveTenants  = 16     // tenants that may have so many of those
+	reserveGiven    = 4_096  // leases on the nodes for groups that start together
 )
 
 // needsReservation reports whether what waits in a bucket could be kept from
-// starting for ever by jobs that need less, and may be anywhere.
+// starting for ever by jobs that need less.
 func (m *Machine) needsReservation(r *bucketRec) bool {
 	n := m.needOf(r)
 	return r.isBig(&n)
 }
 
-// isBig is needsReservation of a bucket whose least need is n. What must be in
-// one domain or starts together with others has none: the nodes that would be
-// kept for it are chosen one by one.
+// isBig is needsReservation of a bucket whose least need is n. What grows has
+// started.
 func (r *bucketRec) isBig(n *scheduler.Need) bool {
-	anywhere := !r.grows && r.same == gpuai.TopologyNone && r.sig == 0
-	return anywhere && (r.gang > 0 || n.Size > 2)
+	return !r.grows && (r.gang > 0 || n.Size > 2)
 }
 
 // wantReservation notes that a bucket was tried and waits.
 func (m *Machine) wantReservation(bucket uint32) {
-	r := m.buckets.Get(bucket)
-	if m.Level() < LevelPlacement || !m.needsReservation(r) || !m.everHolds(r.first.slot()) {
+	r, v := m.buckets.Get(bucket), m.meta.Get().reserve
+	if m.Level() < LevelPlacement || v.wanted || v.group != 0 && r.priority <= m.priorityOf(v.group.slot()) {
 		return
 	}
-	v := m.meta.Get().reserve
-	switch {
-	case v.group == 0 && !v.wanted:
-		m.meta.Mut().reserve.wanted = true
-	case v.group != 0 && !v.wanted && r.priority > m.priorityOf(v.group.slot()):
+	if m.needsReservation(r) && m.everHolds(r.first.slot()) {
 		m.meta.Mut().reserve.wanted = true
 	}
 }
@@ -161,11 +155,14 @@ func (h *hopelessGroups) enough(tenant uint32) bool {
 }
 
 // everHolds reports whether the registered nodes, empty and healthy, could run a
-// group that waits.
+// group that waits, and all that start together with it.
 func (m *Machine) everHolds(group uint32) bool {
 	g := m.groups.Get(group)
 	m.now.work -= workLook
-	if !g.gang {
+	switch {
+	case g.together != 0:
+		return m.togetherEver(g.job.slot())
+	case !g.gang:
 		return m.sched.CanEver(g.shape)
 	}
 	one := [1]scheduler.Members{{Shape: g.shape, Count: g.count, Min: g.least()}}
@@ -204,147 +201,6 @@ func (m *Machine) firstBig(after *candidate, hopeless *hopelessGroups) (best can
 	return best, ok
 }
 
-// An opening is when a node can take more tasks of a group.
-type opening struct {
-	at    gpuai.Instant
-	wait  uint32 // for so many leases whose end is not known
-	node  uint32
-	tasks uint32
-}
-
-func (a *opening) before(b *opening) bool {
-	switch {
-	case a.at != b.at:
-		return a.at < b.at
-	case a.wait != b.wait:
-		return a.wait < b.wait
-	}
-	return a.node < b.node
-}
-
-// reserveFor reserves the nodes that can hold a group soonest. It reports
-// whether there are any.
-func (m *Machine) reserveFor(group uint32) bool {
-	g := m.groups.Get(group)
-	tasks := uint32(1)
-	if g.gang {
-		tasks = g.least()
-	}
-	all := m.openings(g, tasks)
-	slices.SortFunc(all, func(a, b opening) int {
-		if a.before(&b) {
-			return -1
-		}
-		return 1
-	})
-	have, n := uint32(0), 0
-	for ; n < len(all) && have < tasks; n++ {
-		have += all[n].tasks
-	}
-	if have < tasks {
-		return false
-	}
-	all[n-1].tasks -= have - tasks
-	m.meta.Mut().reserve = reservation{group: refTo(group), shadow: all[n-1].at}
-	for _, o := range all[:n] {
-		m.reserved.Set(o.node)
-		m.nodes.Mut(o.node).reserved += uint16(o.tasks)
-		m.sched.SetOpen(o.node, false)
-	}
-	return true
-}
-
-// openings returns when nodes can take tasks of a group. It looks at a bounded
-// number of nodes, beginning with another for each job.
-func (m *Machine) openings(g *groupRec, tasks uint32) []opening {
-	nodes := m.nodes.Len()
-	if nodes == 0 {
-		return nil
-	}
-	var all []opening
-	suitable := int(min(max(4*tasks, reserveNodesMin), reserveNodesMax))
-	j := m.jobs.Get(g.job.slot())
-	at, most := uint32(m.place(j)%uint64(nodes)), m.displaceable(j.priority)
-	for n := uint32(0); n < min(nodes, reserveScan) && suitable > 0; n++ {
-		m.now.work -= workLook
-		if m.nodes.Get(at).open() && m.firstHold(at) == 0 && m.sched.Admits(g.shape, at) {
-			all = m.nodeOpenings(all, &opening{node: at, tasks: tasks}, g.shape, most)
-			suitable--
-		}
-		if at++; at == nodes {
-			at = 0
-		}
-	}
-	return all
-}
-
-// nodeOpenings appends when one node can take tasks, as its leases end, or make
-// room that are of a priority up to most.
-func (m *Machine) nodeOpenings(all []opening, of *opening, shape scheduler.ShapeID, most gpuai.Priority) []opening {
-	node, tasks := of.node, of.tasks
-	type end struct {
-		at    gpuai.Instant
-		lease uint32
-	}
-	var buf [16]end
-	ends := buf[:0]
-	for l := m.nodes.Get(node).first; l != 0; l = m.leases.Get(l.slot()).next {
-		m.now.work -= workLook
-		ends = append(ends, end{m.leavesBy(l.slot(), most), l.slot()})
-	}
-	slices.SortFunc(ends, func(a, b end) int {
-		x, y := m.leases.Get(a.lease), m.leases.Get(b.lease)
-		switch {
-		case a.at != b.at && a.at < b.at, a.at == b.at && x.token < y.token:
-			return -1
-		default:
-			return 1
-		}
-	})
-	free := &m.free
-	m.sched.FreeOf(node, free)
-	have, at, wait := uint32(0), m.now.time, uint32(0)
-	for i := 0; ; i++ {
-		if n := min(m.sched.TasksIn(shape, node, free), tasks); n > have {
-			all = append(all, opening{at, wait, node, n - have})
-			have = n
-		}
-		if have == tasks || i == len(ends) {
-			return all
-		}
-		l := m.leases.Get(ends[i].lease)
-		free.Give(l.devices, l.share, int64(l.cpu), l.memory)
-		if at = max(ends[i].at, m.now.time); at == gpuai.MaxInstant {
-			wait++
-		}
-	}
-}
-
-// leavesBy returns when a lease ends at the latest: now when it is being revoked,
-// when it is no longer safe if it is of a priority up to most and gives its room
-// up, else by its limit.
-func (m *Machine) leavesBy(lease uint32, most gpuai.Priority) gpuai.Instant {
-	l := m.leases.Get(lease)
-	if l.state == gpuai.LeaseRevoking {
-		return m.now.time
-	}
-	j := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot())
-	if j.preemptible && j.priority <= most {
-		return min(m.endOf(l), max(m.ripeAt(lease), m.now.time))
-	}
-	return m.endOf(l)
-}
-
-// endOf returns when a lease ends at the latest by its limit; MaxInstant when it
-// has none.
-func (m *Machine) endOf(l *leaseRec) gpuai.Instant {
-	limit := m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot()).runTime
-	if limit == 0 {
-		return gpuai.MaxInstant
-	}
-	return max(l.started, l.granted).Add(limit)
-}
-
 // mayPass reports whether a group may take a place on a reserved node that is
 // not reserved for it.
 func (m *Machine) mayPass(group uint32, fit *scheduler.Fit) bool {
@@ -362,9 +218,13 @@ func (m *Machine) mayPass(group uint32, fit *scheduler.Fit) bool {
 }
 
 // fitsBeside reports whether a reserved node has room for what it is reserved
-// for beside a task: at the shadow, or now when that is not known.
+// for beside a task: at the shadow, or now when that is not known. It is false
+// where that is tasks of several shapes.
 func (m *Machine) fitsBeside(shape scheduler.ShapeID, fit *scheduler.Fit) bool {
 	v := m.meta.Get().reserve
+	if m.mixed(v.group.slot()) {
+		return false
+	}
 	free := &m.free
 	m.sched.FreeOf(fit.Node, free)
 	cpu, memory, _ := m.sched.Demand(shape)
@@ -381,14 +241,17 @@ func (m *Machine) fitsBeside(shape scheduler.ShapeID, fit *scheduler.Fit) bool {
 	return m.sched.TasksIn(holder.shape, fit.Node, free) >= uint32(n.reserved)
 }
 
-// findReserved returns a place on the nodes that are reserved for a group.
+// findReserved returns a place on the nodes that are reserved for a group: on
+// none before the one of the last task of the group that is being placed.
 func (m *Machine) findReserved(sh scheduler.ShapeID) (scheduler.Fit, bool) {
-	for n, ok := m.reserved.Next(0); ok; n, ok = m.reserved.Next(n + 1) {
+	for n, ok := m.reserved.Next(m.now.reserved); ok; n, ok = m.reserved.Next(n + 1) {
 		m.now.work -= workLook
 		if fit, fits := m.sched.FitsIn(sh, n); fits && m.nodes.Get(n).open() {
+			m.now.reserved = n
 			return fit, true
 		}
 	}
+	m.now.reserved = MaxNodes
 	return scheduler.Fit{}, false
 }
 
@@ -412,7 +275,7 @@ func (m *Machine) findPast(group uint32) (scheduler.Fit, bool) {
 
 // reservedRoom bounds how many tasks of a group the nodes reserved for it take.
 func (m *Machine) reservedRoom(group uint32) (tasks uint32) {
-	if !m.reservedFor(refTo(group)) {
+	if !m.reservedFor(m.now.group) {
 		return 0
 	}
 	g := m.groups.Get(group)
@@ -432,11 +295,14 @@ func (m *Machine) mayServe(b *bucketRec, node uint32) bool {
 	if m.nodes.Get(node).reserved == 0 {
 		return m.wakes(b, node)
 	}
-	fit, fits := m.sched.FitsIn(b.shape, node)
-	if !fits || m.reservedFor(b.first) {
-		return fits
+	if m.reservedFor(b.first) {
+		return m.anyOf(b, func(sh scheduler.ShapeID) bool {
+			_, fits := m.sched.FitsIn(sh, node)
+			return fits
+		})
 	}
-	return b.gang == 0 && m.mayPass(b.first.slot(), &fit)
+	fit, fits := m.sched.FitsIn(b.shape, node)
+	return fits && b.gang == 0 && m.mayPass(b.first.slot(), &fit)
 }
 
 // reasonReserved says what the reservation means for a group that waits.
@@ -453,10 +319,15 @@ func (m *Machine) reasonReserved(group uint32) (gpuai.Reason, bool) {
 	if v.shadow < gpuai.MaxInstant {
 		by = fmt.Sprintf("in %s at the latest, by the run-time limits of what runs there", gpuai.Duration(max(v.shadow-m.Time(), 0)))
 	}
-	if v.group == refTo(group) {
-		return gpuai.Reason{Code: gpuai.QueueOrder, Nodes: nodes, Message: fmt.Sprintf("%d nodes are reserved for it: it starts %s", nodes, by)}, true
+	of := m.groups.Get(v.group.slot())
+	if v.group == refTo(group) || of.together != 0 && of.job == m.groups.Get(group).job {
+		in := ""
+		if of.same != gpuai.TopologyNone {
+			in = fmt.Sprintf(" of one %s", of.same)
+		}
+		return gpuai.Reason{Code: gpuai.QueueOrder, Nodes: nodes, Message: fmt.Sprintf("%d nodes%s are reserved for it: it starts %s", nodes, in, by)}, true
 	}
-	holder := m.jobs.Get(m.groups.Get(v.group.slot()).job.slot())
+	holder := m.jobs.Get(of.job.slot())
 	return gpuai.Reason{
 		Code: gpuai.QueueOrder, Nodes: nodes, Fix: "a run-time limit short enough to end before",
 		Message: fmt.Sprintf("%d nodes are reserved for job %s, which starts %s", nodes, holder.id, by),

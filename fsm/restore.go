@@ -419,7 +419,11 @@ func (m *Machine) rebuildTimers() {
 		}
 	}
 	for s, ok := m.groupSlots.Next(0); ok; s, ok = m.groupSlots.Next(s + 1) {
-		if g := m.groups.Get(s); g.retryAt != 0 && !g.ended {
+		g := m.groups.Get(s)
+		if g.stop != 0 {
+			m.halting.Set(s)
+		}
+		if g.retryAt != 0 && !g.ended {
 			m.timers.set(g.retryAt, timerGroup, s)
 		}
 	}

@@ -89,7 +89,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 	}
 	if m.mayServe(b, node) {
 		placed, final := m.placeGroup(c.group)
-		if b := m.buckets.Get(c.bucket); b.used && (!final || !placed && b.gang > 0 && b.starved) {
+		if b := m.buckets.Get(c.bucket); b.used && (!final || !placed && m.mayDisplaceBeside(b, node)) {
 			m.look(c.bucket) // cut short, or a gang for which part of the room may be taken: it must be tried everywhere
 		}
 		if !final {

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -36,5 +38,125 @@ func TestStopWithATaskInItsBackOff(t *testing.T) {
 			r.status(id, gpuai.JobStopped)
 			restored(t, r.m)
 		})
+	}
+}
+
+// A large job is stopped in slices: nothing of it is placed again meanwhile,
+// whatever becomes of its tasks before they are told, it says that it is being
+// stopped, and machines that are restored or forked on the way agree.
+func TestStopInSlices(t *testing.T) {
+	kinds := []string{"array", "with a gang", "tasks", "elastic"}
+	if brief() {
+		kinds = kinds[:2]
+	}
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			r := &stopping{newest(t, nil), rand.New(rand.NewPCG(3, 5))}
+			for i := range 20 {
+				s := nodeSpec(fmt.Sprintf("n-%02d", i), 1, "H100")
+				s.CPU = 64_000_000
+				r.register(s)
+			}
+			r.check = false
+			id := r.submit(manyTasks(kind))
+			r.catchUp()
+			r.apply(r.some(gpuai.ReportFailed)...)
+			r.apply(r.some(gpuai.ReportDone)...)
+			r.do(&StopJob{Job: id})
+			r.mustCheck()
+			if j := r.job(id); j.Status != gpuai.JobRunning || j.Reason != "stopping: stopped by its user" {
+				t.Fatalf("%+v", j)
+			}
+			r.stops()
+			var ends []Command
+			for _, s := range r.m.liveLeases() {
+				ends = append(ends, r.end(s, gpuai.ReportStopped))
+			}
+			for ; len(ends) > 0; ends = ends[min(len(ends), MaxCommands):] {
+				r.apply(ends[:min(len(ends), MaxCommands)]...)
+			}
+			r.status(id, gpuai.JobStopped)
+			r.mustCheck()
+		})
+	}
+}
+
+// stopping is a region in which a job of many tasks is stopped.
+type stopping struct {
+	*region
+	r *rand.Rand
+}
+
+// manyTasks returns a job whose stop takes several entries.
+func manyTasks(kind string) *gpuai.JobSpec {
+	spec := jobSpec("large", 15_000, 0)
+	g := &spec.Groups[0]
+	g.Resources.Memory = 1 << 20
+	g.Restart = gpuai.Restart{Attempts: 3, Backoff: 2 * gpuai.Second, On: []gpuai.RestartCause{gpuai.CauseFailure, gpuai.CauseNodeLost}}
+	switch kind {
+	case "array":
+		spec.Array = gpuai.Array{Size: g.Count, MaxParallel: 14_000}
+	case "elastic":
+		g.Gang, g.Count, g.MinCount = true, gpuai.MaxGangTasks, 100
+		for i := range 3 {
+			more := *g
+			more.Name = fmt.Sprint("more", i)
+			spec.Groups = append(spec.Groups, more)
+		}
+	case "with a gang":
+		more := *g
+		more.Name, more.Count, more.Gang = "gang", gpuai.MaxGangTasks, true
+		spec.Groups = append(spec.Groups, more)
+	}
+	return spec
+}
+
+func (r *stopping) end(lease uint32, state gpuai.ReportState) Command {
+	l := r.m.leases.Get(lease)
+	return &ReportLease{Node: r.m.nodeName(l.node), Report: gpuai.Report{
+		Lease: l.token, Incarnation: l.incarnation, Seq: l.seq + 1, State: state,
+	}}
+}
+
+// some returns reports of a few tasks.
+func (r *stopping) some(state gpuai.ReportState) (cmds []Command) {
+	ls := r.m.liveLeases()
+	for range 20 {
+		cmds = append(cmds, r.end(ls[r.r.IntN(len(ls))], state))
+	}
+	return cmds
+}
+
+func (r *stopping) mustCheck() {
+	r.t.Helper()
+	if err := r.m.Check(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// stops lets entries go by, with ends of tasks and drains among them, until all
+// have been told.
+func (r *stopping) stops() {
+	r.t.Helper()
+	states := []gpuai.ReportState{gpuai.ReportFailed, gpuai.ReportStopped, gpuai.ReportFenced}
+	granted, other := r.m.Counts().Leases, restored(r.t, r.m)
+	for n := 0; r.m.NextDeadline() <= r.time || n < 4; n++ {
+		r.time = r.time.Add(gpuai.Second)
+		drain := &SetNodeEligibility{Node: gpuai.NodeID(fmt.Sprintf("n-%02d", n)), Drained: true}
+		for _, e := range r.apply(append(r.some(states[n%3]), drain)...).Events {
+			if e.Kind == gpuai.LeaseGrantedEvent {
+				r.t.Fatalf("%+v", e)
+			}
+		}
+		r.mustCheck()
+		if err := other.Apply(r.index, r.term, r.log[len(r.log)-1], &Output{}); err != nil || other.Digest() != r.m.Digest() || other.NextDeadline() != r.m.NextDeadline() {
+			r.t.Fatalf("%v; digests %s and %s", err, other.Digest(), r.m.Digest())
+		}
+		if other = other.Fork(); n == 1 {
+			other = restored(r.t, other)
+		}
+	}
+	if c := r.m.Counts(); c.Revoking != c.Leases || c.TasksPending != 0 || c.Leases > granted {
+		r.t.Fatalf("%+v", c)
 	}
 }

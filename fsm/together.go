@@ -51,25 +51,46 @@ func (m *Machine) placeTogether(group uint32) (placed, final bool) {
 	if m.now.ordinal+m.jobs.Get(job).tasks > MaxLeasesPerEntry {
 		return false, m.now.ordinal == 0
 	}
-	m.members = m.members[:0]
-	for x := m.jobs.Get(job).group; x != 0; x = m.groups.Get(x.slot()).next {
+	m.gather(group)
+	return m.startTogether(m.groups.Get(group).same), true
+}
+
+// leaveTogether has a group be by itself from now on, which starts.
+func (m *Machine) leaveTogether(group uint32) {
+	if m.groups.Get(group).together != 0 {
+		g := m.groups.Mut(group)
+		g.together, g.waiting = 0, 0
+		m.leaveKind(group)
+		m.joinKind(group)
+	}
+}
+
+// gather puts the groups that start with one into m.members: of a job whose
+// groups start together all of them, the hardest to place first, with the most
+// devices for a task.
+func (m *Machine) gather(group uint32) {
+	g := m.groups.Get(group)
+	if m.members = m.members[:0]; g.together == 0 {
+		m.members = append(m.members, group)
+		return
+	}
+	for x := m.jobs.Get(g.job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
 		m.members = append(m.members, x.slot())
 		for i := len(m.members) - 1; i > 0 && m.groups.Get(m.members[i]).gpus > m.groups.Get(m.members[i-1]).gpus; i-- {
 			m.members[i], m.members[i-1] = m.members[i-1], m.members[i]
 		}
 	}
-	return m.startTogether(m.groups.Get(group).same), true
 }
 
 // togetherEver reports whether the registered nodes, empty and healthy, may hold
 // all groups of a job at a time.
 func (m *Machine) togetherEver(job uint32) bool {
-	m.needs = m.needs[:0]
-	same := gpuai.TopologyNone
+	var buf [gpuai.MaxGroups]scheduler.Members
+	needs, same := buf[:0], gpuai.TopologyNone
 	for x := m.jobs.Get(job).group; x != 0; x = m.groups.Get(x.slot()).next {
 		g := m.groups.Get(x.slot())
 		same = g.same
-		m.needs = append(m.needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
+		needs = append(needs, scheduler.Members{Shape: g.shape, Count: g.count, Min: g.least()})
 	}
-	return m.sched.EverHolds(same, m.needs)
+	return m.sched.EverHolds(same, needs)
 }

@@ -153,10 +153,15 @@ func TestWorkOfEnds(t *testing.T) {
 		drains = append(drains, &SetNodeEligibility{Node: gpuai.NodeID(fmt.Sprintf("node-%06d", i)), Drained: true})
 	}
 	within(t, "1,000 nodes are drained", r.spent(drains...), perCommand+8_000*workEnd)
-	// A stop is the one command that is as large as its job.
-	within(t, "a job of 40,000 leases is stopped", r.spent(&StopJob{Job: ids[0]}), perCommand+live*(workEnd+workLook))
+	// A stop goes on in the entries that follow.
+	within(t, "a job of 40,000 leases is stopped", r.spent(&StopJob{Job: ids[0]}), WorkPerEntry+2*workEnd)
 	for _, g := range []int{1, 2} { // again: it is being stopped
-		within(t, fmt.Sprint("stop ", g, " of a stopping job"), r.spent(&StopJob{Job: ids[0]}), perCommand)
+		within(t, fmt.Sprint("stop ", g, " of a stopping job"), r.spent(&StopJob{Job: ids[0]}), WorkPerEntry/2+perCommand)
+	}
+	entries, most := r.catchUp()
+	within(t, "it is stopped on", most, WorkPerEntry/2+perCommand)
+	if got := int64(r.m.Counts().Revoking); got != live || entries < 2 {
+		t.Errorf("%d of %d leases are revoked after %d entries", got, live, entries)
 	}
 }
 
@@ -201,5 +206,28 @@ func TestWorkOfALostRack(t *testing.T) {
 	}
 	if fork := r.m.Fork(); fork.Check() != nil {
 		t.Errorf("a fork: %v", fork.Check())
+	}
+}
+
+// Leases of one node that are no longer safe all at once are listed once.
+func TestWorkOfRipening(t *testing.T) {
+	r := newest(t, func(p *gpuai.Policy) { p.PreemptionProtect = gpuai.Minute })
+	s := nodeSpec("a", 1, "H100")
+	r.register(s)
+	r.check = false
+	low := jobSpec("low", 1_000, 0)
+	low.Groups[0].Resources.CPU, low.Groups[0].Resources.Memory = 60, 1<<20
+	r.submit(low)
+	r.catchUp()
+	high := at(jobSpec("high", 1, 0), 60)
+	high.Groups[0].Resources.CPU = 30_000
+	r.submit(high)
+	r.time = r.time.Add(2 * gpuai.Minute)
+	within(t, "1,000 leases of a node ripen, and half of them go", r.spent(&Tick{}), 150_000)
+	if n := r.m.Counts().Revoking; n < 400 {
+		t.Errorf("%d leases are being revoked", n)
+	}
+	if err := r.m.Check(); err != nil {
+		t.Error(err)
 	}
 }

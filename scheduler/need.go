@@ -172,3 +172,52 @@ func (s *State) TasksIn(id ShapeID, node uint32, f *Free) uint32 {
 	}
 	return uint32(min(tasks, most))
 }
+
+// TakeTasks takes what some tasks of a shape need off what is free of a node: of
+// each unit the first devices that do, for a share the one with the least left.
+// It reports false when there is not enough, and what is free is then no more of
+// use.
+func (s *State) TakeTasks(id ShapeID, node uint32, f *Free, tasks uint32) bool {
+	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
+	if s.TasksIn(id, node, f) < tasks {
+		return false
+	}
+	f.cpu -= int64(tasks) * r.cpu
+	f.memory -= int64(tasks) * int64(r.mem)
+	for u := &n.unit; u != nil && tasks > 0 && r.count > 0; u = s.next(u) {
+		if !s.passesAny(r, uint32(u.pool)) {
+			continue
+		}
+		for tasks > 0 {
+			devices := f.pick(r, u.usable)
+			if devices == 0 {
+				break
+			}
+			f.move(devices, -milli(r.share), 0, 0)
+			tasks--
+		}
+	}
+	return tasks == 0 || r.count == 0
+}
+
+// pick returns the devices of a unit that a task would have; 0 when it has none.
+func (f *Free) pick(r *shapeRec, usable uint64) uint64 {
+	var whole uint64
+	best, at := int16(gpuai.WholeDevice), -1
+	for m := usable; m != 0; m &= m - 1 {
+		d := bits.TrailingZeros64(m)
+		switch left := f.left[d]; {
+		case left >= int16(gpuai.WholeDevice):
+			whole |= 1 << d
+		case r.share != 0 && left >= int16(r.share) && left < best:
+			best, at = left, d
+		}
+	}
+	switch {
+	case at >= 0:
+		return 1 << at
+	case bits.OnesCount64(whole) < int(r.count):
+		return 0
+	}
+	return lowest(whole, r.count)
+}

@@ -271,10 +271,7 @@ const maxPrefixes = gpuai.MaxGPUs + 1
 //
 // It takes nothing and counts as work.
 func (s *State) FindReclaim(id ShapeID, limit Band) (node uint32, ok bool) {
-	q := s.query(id)
-	node, ok = q.findReclaim(limit)
-	s.charge(&q)
-	return node, ok
+	return s.FindReclaimIn(Scope{}, id, limit)
 }
 
 func (q *query) findReclaim(limit Band) (uint32, bool) {
@@ -304,12 +301,11 @@ func (q *query) reclaimIn(place uint32, alt uint8) (uint64, bool) {
 // least prefix, then the first pool by tier and number.
 func (q *query) reclaimLeast(place uint32, alt uint8, parts bool, prefix uint64) (best uint64, ok bool) {
 	sum, x := q.sums.Get(), &q.reclaim
-	mask := q.r.filters[alt] * poolWords
 	for t := sum.tiers; t != 0; t &= t - 1 {
 		tier := uint32(bits.TrailingZeros64(t)) * poolWords
 		for w := range sum.words {
 			q.ticks++
-			m := *x.filled.Get(place*poolWords + w) & *q.masks.Get(mask + w) & *q.tiers.Get(tier + w)
+			m := *x.filled.Get(place*poolWords + w) & q.passingOf(w, alt) & *q.tiers.Get(tier + w)
 			for ; m != 0; m &= m - 1 {
 				trees := x.trees.Get(place*MaxPools + uint32(poolAt(w, m)))
 				at := &trees.whole
@@ -355,35 +351,33 @@ const maxReclaimRows = 1 << 14
 // would be room once all holdings of bands below limit had gone, on nodes that
 // have such. It takes nothing and counts as work.
 func (s *State) ReclaimRoom(id ShapeID, limit Band, most uint32) uint32 {
-	q := s.query(id)
-	room := q.reclaimRoom(limit, most)
-	s.charge(&q)
+	room, _ := s.ReclaimRoomIn(Scope{}, id, limit, most)
 	return room
 }
 
-func (q *query) reclaimRoom(limit Band, most uint32) (room uint32) {
+// reclaimRoom returns up to which band it counted too.
+func (q *query) reclaimRoom(limit Band, most uint32) (room uint32, upTo Band) {
 	if q.r.share != 0 {
-		return most // of a device there may be room for many
+		return most, 0 // of a device there may be room for many
 	}
 	rows := maxReclaimRows
 	bands := q.reclaim.bands.Get()
 	for b := bands.next(0); b < limit; b = bands.next(b + 1) {
 		place := uint32(bands.place[b])
 		for alt := range q.r.alts {
-			mask := q.r.filters[alt] * poolWords
 			for w := range q.sums.Get().words {
 				q.ticks++
-				m := *q.reclaim.filled.Get(place*poolWords + w) & *q.masks.Get(mask + w)
+				m := *q.reclaim.filled.Get(place*poolWords + w) & q.passingOf(w, alt)
 				for ; m != 0; m &= m - 1 {
 					room += q.reclaimRoomIn(&q.reclaim.trees.Get(place*MaxPools+uint32(poolAt(w, m))).whole, most-room, &rows)
 					if room >= most || rows <= 0 {
-						return most
+						return most, b
 					}
 				}
 			}
 		}
 	}
-	return room
+	return room, limit
 }
 
 // reclaimRoomIn is ReclaimRoom of one tree.
