@@ -103,7 +103,7 @@ func New(cfg Config) *Core {
 			l.phase, l.final = Unkillable, true
 		case h.Running:
 			l.phase = Running
-		case len(h.Unsent) > 0 && h.Unsent[len(h.Unsent)-1].State != gpuai.ReportRunning:
+		case len(h.Unsent) > 0 && h.Unsent[len(h.Unsent)-1].State.Ends():
 			l.phase = Reported
 		default:
 			l.phase = Running // a TaskEnded follows

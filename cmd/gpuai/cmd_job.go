@@ -119,6 +119,9 @@ func (a *app) jobHead(w io.Writer, j *gpuai.Job) error {
 	if j.Archived {
 		fmt.Fprint(w, "  [archived]")
 	}
+	for _, g := range j.Images {
+		fmt.Fprintf(w, "\nimage of %s  %s", printable(groupName(j, g.Group)), g.Digest)
+	}
 	_, err := fmt.Fprintf(w, "\n%s\ntype %v  class %v  priority %d  restarts %d  tenant %s  region %s  submitted %s ago\n\n",
 		countsText(j), j.Type, j.Class, j.Priority, j.Restarts, j.Tenant, j.Region, a.age(j.SubmitTime))
 	return err
@@ -141,6 +144,9 @@ func (a *app) jobText(w io.Writer, j *gpuai.Job, tasks []gpuai.Task) error {
 		rows = append(rows, []string{taskName(j, t.TaskRef), t.Status.String(), string(t.Node), lease, exit, num(t.Attempts)})
 	}
 	if err := columns(w, rows); err != nil {
+		return err
+	}
+	if err := endsText(w, j, tasks); err != nil {
 		return err
 	}
 	if int(j.Tasks) > len(tasks) {
@@ -170,11 +176,14 @@ func countsText(j *gpuai.Job) string {
 // taskName returns "worker[3]"; the group's number stands in for its name when
 // the spec is not at hand.
 func taskName(j *gpuai.Job, t gpuai.TaskRef) string {
-	group := num(t.Group)
-	if j.Spec != nil && int(t.Group) < len(j.Spec.Groups) {
-		group = j.Spec.Groups[t.Group].Name
+	return groupName(j, t.Group) + "[" + num(t.Task) + "]"
+}
+
+func groupName(j *gpuai.Job, group uint16) string {
+	if j.Spec != nil && int(group) < len(j.Spec.Groups) {
+		return j.Spec.Groups[group].Name
 	}
-	return group + "[" + num(t.Task) + "]"
+	return num(group)
 }
 
 func newJobStopCmd(a *app) *cobra.Command {
