@@ -211,12 +211,16 @@ type Reported struct {
 type LogRequest struct {
 	ID     uint64 `json:"id"` // names the request within the session
 	Lease  Token  `json:"lease"`
-	Stream string `json:"stream"` // "stdout" or "stderr"
+	Stream string `json:"stream"` // "stdout", "stderr" or StreamProgress
 	Offset int64  `json:"offset"` // bytes from the start; negative: from the end
 	Limit  int64  `json:"limit"`  // bytes at most
 	// Wait lets the agent hold the answer until there is something new.
 	Wait Duration `json:"wait_ms,omitzero"`
 }
+
+// StreamProgress is a text that says how far the start of a task is, such as
+// "pulling 40 % of 812.0 MiB in 9 layers": what it is now, "" for nothing to say.
+const StreamProgress = "progress"
 
 // A LogChunk answers a LogRequest.
 type LogChunk struct {

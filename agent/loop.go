@@ -287,6 +287,10 @@ func (a *Agent) do(act decide.Action) {
 			w.deadline.Store(act.Deadline)
 			w.extend()
 		}
+	case decide.UseImage:
+		if w := a.workers[act.Lease]; w != nil {
+			w.agree(act.Digest)
+		}
 	case decide.Stop:
 		a.end(act.Lease, func(w *worker) { w.stop(act) })
 	case decide.Kill:

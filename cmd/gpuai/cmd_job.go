@@ -85,12 +85,14 @@ func newJobStatusCmd(a *app) *cobra.Command {
 			var tasks []gpuai.Task
 			var raw []byte
 			var est *gpuai.StartEstimate
+			var starts []string
 			j, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (j gpuai.Job, err error) {
 				j, est, err = c.JobAndStart(ctx, args[0])
 				if raw = a.rec.last(); err != nil || a.objects() {
 					return j, err
 				}
 				tasks, _, err = c.Tasks(ctx, j.ID.String(), client.Page{Limit: 100})
+				starts = startsOf(ctx, c, &j, tasks)
 				return j, err
 			})
 			if err != nil {
@@ -99,8 +101,14 @@ func newJobStatusCmd(a *app) *cobra.Command {
 			return a.showRaw(ctx, func() []byte { return raw }, &view{
 				names: []string{j.ID.String()},
 				text: func(w io.Writer) error {
-					if err := a.jobText(w, &j, tasks); err != nil || est == nil {
+					if err := a.jobText(w, &j, tasks); err != nil {
 						return err
+					}
+					for _, s := range starts {
+						fmt.Fprintln(w, printable(s))
+					}
+					if est == nil {
+						return nil
 					}
 					_, err := fmt.Fprintf(w, "starts  %s\n", printable(estimateText(est)))
 					return err
