@@ -80,11 +80,23 @@ func (a *Agent) openBoxes(ctx context.Context) error {
 		return nil
 	}
 	err := a.makeBoxes(ctx, a.cfg.Sandbox)
-	if err != nil && a.cfg.Sandbox.Optional {
+	if a.lacks = err; err != nil && a.cfg.Sandbox.Optional {
 		a.log.Warn("this node runs no images", "why", err)
 		return nil
 	}
 	return err
+}
+
+// Sandboxes returns the runtime that runs this node's tasks with images, with its
+// version, or why it runs none.
+func (a *Agent) Sandboxes() (string, error) {
+	switch {
+	case a.boxes != nil:
+		return a.boxes.runtime.Name + " " + a.boxes.runtime.Version, nil
+	case a.lacks != nil:
+		return "", a.lacks
+	}
+	return "", errors.New("its operator has turned sandboxes off")
 }
 
 // makeBoxes prepares the node for sandboxes, or says what it lacks.
