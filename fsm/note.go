@@ -158,15 +158,20 @@ func (m *Machine) whyFailed(job uint32) string {
 	return ""
 }
 
-// reasonOfEnds says how the tasks of a group that wait to be placed again last
-// ended, by the first of them that has something to say.
+// reasonOfEnds says how the tasks of a group last ended that are in their
+// back-off, or wait since their image could not be had: by the first of them that
+// has something to say.
 func (m *Machine) reasonOfEnds(group uint32) (gpuai.Reason, bool) {
-	for t := m.groups.Get(group).first; t != 0; t = m.tasks.Get(t.slot()).next {
+	g := m.groups.Get(group)
+	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		x := m.tasks.Get(t.slot())
 		if x.status != gpuai.TaskPending || x.note == 0 {
 			continue
 		}
 		n := m.notes.Get(x.note.slot())
+		if n.code != gpuai.EndImagePull && x.retryAt == 0 && g.retryAt == 0 {
+			continue // it waits for other reasons now
+		}
 		r := gpuai.Reason{Code: gpuai.BackOff, Message: fmt.Sprintf("task %d last ended on %s (%s): %s", x.idx, m.nodeName(n.node), n.cause, m.noteText(x.note))}
 		if n.code == gpuai.EndImagePull {
 			r.Code = gpuai.ImagePull
