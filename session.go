@@ -219,7 +219,7 @@ type LogRequest struct {
 }
 
 // StreamProgress is a text that says how far the start of a task is, such as
-// "pulling 40 % of 812.0 MiB in 9 layers": what it is now, "" for nothing to say.
+// "pulling 40 % of 812 MiB in 9 layers": what it is now, "" for nothing to say.
 const StreamProgress = "progress"
 
 // A LogChunk answers a LogRequest.

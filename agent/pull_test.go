@@ -17,9 +17,9 @@ func TestPullingSaysHowFar(t *testing.T) {
 	}{
 		{image.Progress{}, ""},
 		{image.Progress{Phase: image.Resolve}, "resolving the image"},
-		{image.Progress{Phase: image.Download, Done: 40 << 20, Total: 100 << 20, Layers: 3}, "pulling 40 % of 100.0 MiB in 3 layers"},
+		{image.Progress{Phase: image.Download, Done: 40 << 20, Total: 100 << 20, Layers: 3}, "pulling 40 % of 100 MiB in 3 layers"},
 		{image.Progress{Phase: image.Download}, "pulling"},
-		{image.Progress{Phase: image.Unpack, Done: 1, Total: 3 << 20, Layers: 1}, "unpacking 0 % of 3.0 MiB in 1 layers"},
+		{image.Progress{Phase: image.Unpack, Done: 1, Total: 3 << 20, Layers: 1}, "unpacking 0 % of 3 MiB in 1 layers"},
 		{image.Progress{Phase: image.Ready, Done: 1, Total: 1}, ""},
 	} {
 		var p pulling

@@ -156,7 +156,7 @@ func TestSandboxOfAGroupWithALongName(t *testing.T) {
 // endCodes are what ended the tasks of TestSandboxedTask.
 var endCodes = map[string]gpuai.EndCode{
 	"out of memory": gpuai.EndOutOfMemory, "no such image": gpuai.EndImagePull, "not allowed": gpuai.EndImagePull,
-	"hostile image": gpuai.EndImagePull,
+	"hostile image": gpuai.EndImagePull, "failure": gpuai.EndScratchFull, "shared memory full": gpuai.EndScratchFull,
 }
 
 func TestSandboxedTask(t *testing.T) {
