@@ -19,13 +19,15 @@ const (
 	PolicySet
 	LevelSet
 	RegionRestored
+	// ImageResolved tells the digest that a group's image was resolved to.
+	ImageResolved
 	numEventKinds
 )
 
 var eventKindNames = [numEventKinds]string{
 	"", "job_submitted", "job_ended", "lease_granted", "lease_started", "lease_revoking",
 	"lease_ended", "lease_adopted", "task_requeued", "node_registered", "node_changed",
-	"policy_set", "level_set", "region_restored",
+	"policy_set", "level_set", "region_restored", "image_resolved",
 }
 
 // String returns the kind's text.
@@ -59,4 +61,9 @@ type Event struct {
 	Drained  bool       `json:"drained,omitzero"`
 	Cause    LeaseCause `json:"cause,omitzero"`
 	ExitCode int32      `json:"exit_code,omitzero"`
+	// EndCode and Reason are what an agent said of a lease's end.
+	EndCode EndCode `json:"end_code,omitzero"`
+	Reason  string  `json:"reason,omitzero"`
+	// Image is a digest.
+	Image string `json:"image,omitzero"`
 }

@@ -397,8 +397,10 @@ type Job struct {
 	SubmitTime  WallTime   `json:"submit_time_unix_ms"`
 	StartedAt   Instant    `json:"started_at_ms,omitzero"` // first lease; 0 = not yet
 	EndedAt     Instant    `json:"ended_at_ms,omitzero"`
-	Archived    bool       `json:"archived,omitzero"` // it has left the machine for the history archive
-	Spec        *JobSpec   `json:"spec,omitzero"`     // absent in lists
+	// Images are the digests that the images of its groups were resolved to.
+	Images   []GroupImage `json:"images,omitempty"`
+	Archived bool         `json:"archived,omitzero"` // it has left the machine for the history archive
+	Spec     *JobSpec     `json:"spec,omitzero"`     // absent in lists
 }
 
 // A Task is one task of a job.
@@ -410,4 +412,6 @@ type Task struct {
 	Node     NodeID     `json:"node,omitzero"`     // of the latest lease
 	ExitCode int32      `json:"exit_code,omitzero"`
 	RetryAt  Instant    `json:"retry_at_ms,omitzero"` // end of the back-off
+	// LastEnd is how it last ended, where its agent said something of it.
+	LastEnd *TaskEnd `json:"last_end,omitzero"`
 }

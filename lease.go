@@ -103,8 +103,11 @@ type Assignment struct {
 	GroupName string   `json:"group_name"`
 	Task      TaskSpec `json:"task"`
 	// Scratch and Shm are as in Resources.
-	Scratch Bytes     `json:"scratch_bytes,omitzero"`
-	Shm     Bytes     `json:"shm_bytes,omitzero"`
+	Scratch Bytes `json:"scratch_bytes,omitzero"`
+	Shm     Bytes `json:"shm_bytes,omitzero"`
+	// Image is the digest that the group's image was resolved to; "" while
+	// none of its tasks has told one.
+	Image   string    `json:"image_digest,omitzero"`
 	Attempt uint32    `json:"attempt,omitzero"`
 	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
 	Gang    *GangInfo `json:"gang,omitzero"`

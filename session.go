@@ -139,7 +139,7 @@ type LeaseSet struct {
 // ReportState is what an agent says of a lease's task.
 type ReportState uint8
 
-// The states. All but ReportRunning end the lease.
+// The states. All but ReportRunning and ReportResolved end the lease.
 const (
 	ReportRunning ReportState = iota + 1
 	ReportDone
@@ -155,6 +155,9 @@ const (
 	ReportUnkillable
 	// ReportGPUError: a device failed under the task.
 	ReportGPUError
+	// ReportResolved: the task's image has a digest, and nothing runs yet. The
+	// answer says which digest the group's tasks run; the task waits for it.
+	ReportResolved
 	numReportStates
 )
 
@@ -162,7 +165,7 @@ const (
 const NumReportStates = int(numReportStates)
 
 var reportStateNames = [numReportStates]string{
-	"", "running", "done", "failed", "fenced", "stopped", "lost", "unkillable", "gpu_error",
+	"", "running", "done", "failed", "fenced", "stopped", "lost", "unkillable", "gpu_error", "resolved",
 }
 
 // String returns the state's text.
@@ -176,6 +179,9 @@ func (s *ReportState) UnmarshalText(b []byte) error {
 	return enumParse(reportStateNames[:], "report state", b, (*uint8)(s))
 }
 
+// Ends reports whether the state is an end of the lease.
+func (s ReportState) Ends() bool { return s != ReportRunning && s != ReportResolved }
+
 // A Report says what became of a lease's task. It is idempotent by
 // (Lease, Seq); the agent repeats it until it is answered.
 type Report struct {
@@ -184,7 +190,10 @@ type Report struct {
 	Incarnation Incarnation `json:"incarnation"`
 	State       ReportState `json:"state"`
 	ExitCode    int32       `json:"exit_code,omitzero"` // 128+n for signal n
+	EndCode     EndCode     `json:"end_code,omitzero"`
 	Reason      string      `json:"reason,omitzero"`
+	// Image is the digest of ReportResolved.
+	Image string `json:"image,omitzero"`
 	// Unclean lists devices that could not be cleaned: they are quarantined.
 	Unclean []DeviceID `json:"unclean,omitempty"`
 }
@@ -194,18 +203,24 @@ type Reported struct {
 	Lease Token  `json:"lease"`
 	Seq   uint32 `json:"seq"`
 	Code  Code   `json:"code"`
+	// Image answers ReportResolved: the digest that the group's tasks run.
+	Image string `json:"image,omitzero"`
 }
 
 // A LogRequest asks the agent for a task's output.
 type LogRequest struct {
 	ID     uint64 `json:"id"` // names the request within the session
 	Lease  Token  `json:"lease"`
-	Stream string `json:"stream"` // "stdout" or "stderr"
+	Stream string `json:"stream"` // "stdout", "stderr" or StreamProgress
 	Offset int64  `json:"offset"` // bytes from the start; negative: from the end
 	Limit  int64  `json:"limit"`  // bytes at most
 	// Wait lets the agent hold the answer until there is something new.
 	Wait Duration `json:"wait_ms,omitzero"`
 }
+
+// StreamProgress is a text that says how far the start of a task is, such as
+// "pulling 40 % of 812 MiB in 9 layers": what it is now, "" for nothing to say.
+const StreamProgress = "progress"
 
 // A LogChunk answers a LogRequest.
 type LogChunk struct {

@@ -229,11 +229,12 @@ func (a *Agent) news(task watchdog.Task) {
 func (a *Agent) settle(task watchdog.Task) {
 	switch task.State {
 	case watchdog.Exited:
+		end := gpuai.EndOther
 		if w := a.workers[task.Lease]; w != nil {
-			w.explain(&task)
+			end = w.explain(&task)
 		}
 		a.setLive(task.Lease, false)
-		a.step(decide.TaskEnded{Lease: task.Lease, By: endedBy(task.By), Code: task.Code, Reason: task.Reason})
+		a.step(decide.TaskEnded{Lease: task.Lease, By: endedBy(task.By), Code: task.Code, End: end, Reason: task.Reason})
 	case watchdog.Unkillable:
 		a.step(decide.TaskUnkillable{Lease: task.Lease, Reason: task.Reason})
 	}

@@ -57,6 +57,7 @@ type Agent struct {
 	workers  map[gpuai.Token]*worker
 	devices  devices
 	boxes    *boxes // nil: no images; not changed after Open
+	lacks    error  // why there are none, where that is known
 	line     *line  // the current session, nil when there is none
 	lines    uint64 // sessions so far
 	takeOver bool

@@ -46,6 +46,10 @@ func (a *Agent) readLog(r gpuai.LogRequest) gpuai.LogChunk {
 // had, the lease.
 func (a *Agent) readLogOnce(r gpuai.LogRequest, live bool) (c gpuai.LogChunk, known bool) {
 	c.ID = r.ID
+	if r.Stream == gpuai.StreamProgress {
+		c.Data, c.EOF = []byte(a.progressOf(r.Lease)), true
+		return c, true
+	}
 	if r.Stream != "stdout" && r.Stream != "stderr" {
 		c.Error = "a task has the streams stdout and stderr, not " + r.Stream
 		return c, true

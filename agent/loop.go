@@ -209,7 +209,7 @@ func (a *Agent) recordReport(r gpuai.Report) {
 	rec.Seq = r.Seq
 	rec.Unsent = append(rec.Unsent, r)
 	switch r.State {
-	case gpuai.ReportRunning:
+	case gpuai.ReportRunning, gpuai.ReportResolved:
 	case gpuai.ReportUnkillable:
 		rec.State = store.JournalUnkillable
 		a.taint(r.Unclean, unkillable(r.Lease))
@@ -287,6 +287,10 @@ func (a *Agent) do(act decide.Action) {
 			w.deadline.Store(act.Deadline)
 			w.extend()
 		}
+	case decide.UseImage:
+		if w := a.workers[act.Lease]; w != nil {
+			w.agree(act.Digest)
+		}
 	case decide.Stop:
 		a.end(act.Lease, func(w *worker) { w.stop(act) })
 	case decide.Kill:
@@ -328,7 +332,7 @@ func (a *Agent) end(t gpuai.Token, f func(*worker)) {
 
 func (a *Agent) sendReport(act decide.SendReport) {
 	r := act.Report
-	if act.First && r.State != gpuai.ReportRunning {
+	if act.First && r.State.Ends() {
 		if r.State == gpuai.ReportFenced {
 			a.counts.fences.Inc()
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -81,6 +82,7 @@ type region struct {
 	deaf    bool // beats are not answered
 	logs    map[uint64]chan gpuai.LogChunk
 	refuse  *gpuai.SessionError
+	image   string // digest that it has for every task's image; "" for what the first tells
 }
 
 type fakeNode struct {
@@ -245,6 +247,8 @@ func (r *region) judge(w *wire, n *fakeNode, rep *gpuai.Report) {
 	switch {
 	case !ok || a.Lease.Incarnation != rep.Incarnation:
 		out.Code = gpuai.Conflict
+	case rep.State == gpuai.ReportResolved:
+		out.Image = cmp.Or(r.image, rep.Image)
 	case rep.State == gpuai.ReportRunning:
 		a.Lease.State = max(a.Lease.State, gpuai.LeaseRunning)
 		n.leases[rep.Lease] = a
@@ -347,7 +351,7 @@ func (r *region) last(t gpuai.Token) gpuai.Report {
 			return false
 		}
 		out = all[len(all)-1]
-		return out.State != gpuai.ReportRunning
+		return out.State.Ends()
 	})
 	return out
 }

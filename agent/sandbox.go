@@ -7,13 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -82,11 +80,23 @@ func (a *Agent) openBoxes(ctx context.Context) error {
 		return nil
 	}
 	err := a.makeBoxes(ctx, a.cfg.Sandbox)
-	if err != nil && a.cfg.Sandbox.Optional {
+	if a.lacks = err; err != nil && a.cfg.Sandbox.Optional {
 		a.log.Warn("this node runs no images", "why", err)
 		return nil
 	}
 	return err
+}
+
+// Sandboxes returns the runtime that runs this node's tasks with images, with its
+// version, or why it runs none.
+func (a *Agent) Sandboxes() (string, error) {
+	switch {
+	case a.boxes != nil:
+		return a.boxes.runtime.Name + " " + a.boxes.runtime.Version, nil
+	case a.lacks != nil:
+		return "", a.lacks
+	}
+	return "", errors.New("its operator has turned sandboxes off")
 }
 
 // makeBoxes prepares the node for sandboxes, or says what it lacks.
@@ -207,17 +217,18 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 	}
 	img, err := w.pull()
 	if err != nil {
-		no.State = imageFault(err)
+		no.State, no.End = imageFault(err), gpuai.EndImagePull
 		return nil, err
 	}
+	no.End = gpuai.EndSandbox // what fails from here on
 	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
 	if err != nil {
-		no.State = gpuai.ReportGPUError
+		no.State, no.End = gpuai.ReportGPUError, gpuai.EndDevice
 		return nil, err
 	}
 	edits, err := w.resolve(grant.CDI)
 	if err != nil {
-		no.State = gpuai.ReportLost
+		no.State, no.End = gpuai.ReportLost, gpuai.EndDevice
 		return nil, err
 	}
 	t, err := w.box(img, grant, edits)
@@ -253,40 +264,6 @@ const (
 
 func (w *worker) boxState() string {
 	return filepath.Join(w.a.boxes.path(stateDir), w.lease.ID.String())
-}
-
-// pullNews is how often the agent's log tells of a download.
-const pullNews = 10 * time.Second
-
-// pull gets the task's image, and holds it until the task is gone.
-func (w *worker) pull() (*image.Image, error) {
-	log := w.a.log.With("lease", w.lease.ID, "image", w.assign.Task.Image)
-	var told time.Time
-	img, err := w.a.boxes.images.Prepare(w.ctx, image.Request{
-		Image: w.assign.Task.Image, Hold: w.lease.ID.String(),
-		Progress: func(p image.Progress) {
-			if p.Phase != image.Ready && time.Since(told) >= pullNews {
-				told = time.Now()
-				log.Info("getting an image", "phase", string(p.Phase), "bytes", p.Done, "of", p.Total, "layers", p.Layers)
-			}
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	log.Info("the image is there", slog.String("digest", img.Resolved))
-	return img, nil
-}
-
-// imageFault says what an image that cannot be had means for its task: one
-// that no node can get fails it, a network or disk of this node does not.
-func imageFault(err error) gpuai.ReportState {
-	var refused *image.RefusedError
-	var not *image.UnavailableError
-	if errors.As(err, &refused) || errors.As(err, &not) && not.Permanent {
-		return gpuai.ReportFailed
-	}
-	return gpuai.ReportLost
 }
 
 // box is the sandbox of the task in an image.
@@ -423,20 +400,36 @@ func (w *worker) closeBox() {
 }
 
 // explain adds to what the watchdog says of a task's end which limit it reached, or
-// why its sandbox did not come up, and tells the task's user, too, in the last line
-// of a sandboxed one's stderr.
-func (w *worker) explain(task *watchdog.Task) {
+// why its sandbox did not come up, tells the task's user, too, in the last line
+// of a sandboxed one's stderr, and returns the code of what it found.
+func (w *worker) explain(task *watchdog.Task) (code gpuai.EndCode) {
 	if task.Code == 0 || task.By != watchdog.ByItself {
-		return
+		return gpuai.EndOther
 	}
 	plain := task.Reason == fmt.Sprintf("exit code %d", task.Code)
 	if why := w.limited(task); why != "" {
 		task.Reason, plain = why, false
+		code = limitCode(task.Limit)
 	} else if why := w.notUp(); why != "" {
 		task.Reason, plain = w.who()+": the sandbox could not be started: "+why, false
+		code = gpuai.EndSandbox
 	}
 	if !plain {
 		w.note(task.Reason)
+	}
+	return code
+}
+
+// limitCode is the code of a limit that a task reached; what has no limit of the
+// control groups is its room in files.
+func limitCode(l watchdog.Limit) gpuai.EndCode {
+	switch l {
+	case watchdog.LimitMemory:
+		return gpuai.EndOutOfMemory
+	case watchdog.LimitProcesses:
+		return gpuai.EndProcessLimit
+	default:
+		return gpuai.EndScratchFull
 	}
 }
 

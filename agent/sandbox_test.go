@@ -153,6 +153,12 @@ func TestSandboxOfAGroupWithALongName(t *testing.T) {
 	}
 }
 
+// endCodes are what ended the tasks of TestSandboxedTask.
+var endCodes = map[string]gpuai.EndCode{
+	"out of memory": gpuai.EndOutOfMemory, "no such image": gpuai.EndImagePull, "not allowed": gpuai.EndImagePull,
+	"hostile image": gpuai.EndImagePull, "failure": gpuai.EndScratchFull, "shared memory full": gpuai.EndScratchFull,
+}
+
 func TestSandboxedTask(t *testing.T) {
 	dir := t.TempDir()
 	image := archiveImage(t, dir)
@@ -191,6 +197,9 @@ func TestSandboxedTask(t *testing.T) {
 			a := f.run(boxed(t, dir))
 			lease := f.grant(testNode, test.change)
 			r := f.last(lease)
+			if want := endCodes[name]; r.EndCode != want {
+				t.Errorf("its end code is %q, want %q", r.EndCode, want)
+			}
 			if r.State != test.state || r.ExitCode != test.code || !strings.Contains(r.Reason, test.reason) {
 				c := f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: "stderr", Limit: 10_000})
 				t.Errorf("reported %+v\n%s", r, c.Data)
@@ -329,4 +338,34 @@ func processesOf(ids sandbox.Range) (out []string) {
 		}
 	}
 	return out
+}
+
+// A file that is not what the job's other tasks run is not run.
+func TestImageOfAnotherDigestIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	image := archiveImage(t, dir)
+	f := newFixture(t)
+	f.run(boxed(t, dir))
+	own := f.grant(testNode, inImage(image))
+	if r := f.last(own); r.State != gpuai.ReportDone {
+		t.Fatalf("reported %+v", r)
+	}
+	first := f.reports(own)[0]
+	if first.State != gpuai.ReportResolved || !gpuai.ValidDigest(first.Image) {
+		t.Errorf("first %+v", first)
+	}
+	again := f.grant(testNode, func(a *gpuai.Assignment) { inImage(image)(a); a.Image = first.Image })
+	if r := f.last(again); r.State != gpuai.ReportDone || r.Seq != 2 {
+		t.Errorf("with the digest known: %+v", r)
+	}
+	other := "sha256:" + strings.Repeat("a", 64)
+	f.set(func(r *region) { r.image = other })
+	for name, change := range map[string]func(*gpuai.Assignment){
+		"answered": inImage(image),
+		"assigned": func(a *gpuai.Assignment) { inImage(image)(a); a.Image = other },
+	} {
+		if r := f.last(f.grant(testNode, change)); r.State != gpuai.ReportFailed || r.EndCode != gpuai.EndImagePull || !strings.Contains(r.Reason, "run "+other) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
 }

@@ -39,6 +39,7 @@ type worker struct {
 	// unusable are devices that the start found to be so: set and read in order.
 	unusable    []gpuai.DeviceID
 	unusableWhy string
+	pulling     pulling
 
 	mu      sync.Mutex // guards below
 	orders  []func()
@@ -47,6 +48,7 @@ type worker struct {
 
 func (a *Agent) newWorker(as gpuai.Assignment) *worker {
 	w := &worker{a: a, assign: as, lease: as.Lease, region: a.region}
+	w.pulling.agreed = make(chan string, 1)
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	a.workers[as.Lease.ID] = w
 	a.setLive(as.Lease.ID, true)
@@ -95,8 +97,8 @@ func (w *worker) start(act decide.Start) {
 		prepare = w.prepareBox
 	}
 	spec, err := prepare(act, &no)
-	if err == nil && w.ending.Load() {
-		no.State, err = gpuai.ReportStopped, errors.New("stopped before it was started")
+	if w.ending.Load() {
+		no.State, no.End, err = gpuai.ReportStopped, gpuai.EndOther, errors.New("stopped before it was started")
 	}
 	if err != nil {
 		no.Reason = w.who() + ": " + err.Error()
@@ -108,7 +110,10 @@ func (w *worker) start(act decide.Start) {
 	spec.Deadline = w.deadline.Load()
 	task, err := w.launch(spec)
 	if err != nil {
-		no.State, no.Code, no.Reason = gpuai.ReportFailed, 127, err.Error()
+		no.State, no.Code, no.End, no.Reason = gpuai.ReportFailed, 127, gpuai.EndSandbox, err.Error()
+		if w.assign.Task.Runtime != gpuai.RuntimeOCI {
+			no.End = gpuai.EndOther
+		}
 		var refused *watchdog.RefusedError
 		if !errors.As(err, &refused) {
 			// Whether it was started is not known: make sure that it is not.
@@ -151,7 +156,7 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 	}
 	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
 	if err != nil {
-		no.State = gpuai.ReportGPUError
+		no.State, no.End = gpuai.ReportGPUError, gpuai.EndDevice
 		return nil, err
 	}
 	env := taskEnv(&w.assign, hostEnv(), taskPlace{w.region, work, grant.Env})

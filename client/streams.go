@@ -33,7 +33,7 @@ type LogQuery struct {
 	Group  uint16
 	Task   uint32
 	Lease  gpuai.Token
-	Stream string // "stdout", which "" stands for, or "stderr"
+	Stream string // "stdout", which "" stands for, "stderr" or gpuai.StreamProgress
 	Offset int64  // bytes from the start; negative: from the end
 	Limit  int64  // bytes at most; 0 is the server's default
 	// Wait lets the answer be held until there is something new.

@@ -49,7 +49,7 @@ func (m *Machine) applyExpireLeases(r *wire.Reader) Result {
 			if !ended { // nothing is placed meanwhile: it need not move in the index with each end
 				m.sched.SetOpen(slot, false)
 			}
-			m.endLease(at, gpuai.CauseExpired, 0)
+			m.endLease(at, leaseEnd{cause: gpuai.CauseExpired})
 			ended = true
 		}
 		l = next

@@ -27,7 +27,7 @@ func (c *ReportLease) Append(dst []byte, env Envelope) []byte {
 func (m *Machine) applyReportLease(r *wire.Reader) Result {
 	id := gpuai.NodeID(r.Str())
 	rep, err := wire.ReadReportFrom(r)
-	if err != nil || r.Done() != nil {
+	if err != nil || r.Done() != nil || !m.knows(&rep) {
 		return malformed
 	}
 	node, ok := m.nodeSlot(id)
@@ -51,13 +51,29 @@ func (m *Machine) applyReportLease(r *wire.Reader) Result {
 		return rejected(gpuai.Conflict, "the lease has ended")
 	}
 	m.leases.Mut(slot).seq = rep.Seq
-	if rep.State == gpuai.ReportRunning {
+	switch rep.State {
+	case gpuai.ReportRunning:
 		m.started(slot)
+		return Result{}
+	case gpuai.ReportResolved:
+		m.resolved(slot, rep.Image)
 		return Result{}
 	}
 	m.quarantineDevices(slot, &rep)
-	m.endLease(slot, endCause(m.leases.Get(slot), rep.State), rep.ExitCode)
+	end := leaseEnd{cause: endCause(m.leases.Get(slot), rep.State), exit: rep.ExitCode}
+	if m.Level() >= LevelPlacement {
+		end.code, end.reason = rep.EndCode, cleanReason(rep.Reason)
+	}
+	m.endLease(slot, end)
 	return Result{}
+}
+
+// knows reports whether builds of the state's level read a report.
+func (m *Machine) knows(rep *gpuai.Report) bool {
+	if m.Level() < LevelPlacement && (rep.State == gpuai.ReportResolved || rep.EndCode != gpuai.EndOther) {
+		return false
+	}
+	return rep.State != gpuai.ReportResolved || gpuai.ValidDigest(rep.Image)
 }
 
 // started notes that a lease's task runs.

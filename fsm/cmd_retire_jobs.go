@@ -51,11 +51,13 @@ func (m *Machine) retireJob(slot uint32) {
 		for t := m.groups.Get(g.slot()).first; t != 0; {
 			x := *m.tasks.Get(t.slot())
 			m.dropLease(x.lease)
+			m.dropNote(x.note)
 			*m.tasks.Mut(t.slot()) = taskRec{}
 			m.taskSlots.Free(t.slot())
 			m.now.work -= workLook
 			t = x.next
 		}
+		m.dropNote(m.groups.Get(g.slot()).image)
 		*m.groups.Mut(g.slot()) = groupRec{}
 		m.groupSlots.Free(g.slot())
 		g = next

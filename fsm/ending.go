@@ -29,7 +29,7 @@ func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 
 // endLease ends a live lease and decides what becomes of its task. The room it
 // held is looked at by refill.
-func (m *Machine) endLease(slot uint32, cause gpuai.LeaseCause, exit int32) {
+func (m *Machine) endLease(slot uint32, end leaseEnd) {
 	l := m.leases.Mut(slot)
 	if l.state == gpuai.LeaseRevoking {
 		m.meta.Mut().revoking--
@@ -38,19 +38,22 @@ func (m *Machine) endLease(slot uint32, cause gpuai.LeaseCause, exit int32) {
 	m.unprotect(slot)
 	m.unlinkLease(slot)
 	l = m.leases.Mut(slot)
-	l.state, l.cause, l.exit = gpuai.LeaseEnded, cause, exit
+	l.state, l.cause, l.exit = gpuai.LeaseEnded, end.cause, end.exit
 	l.ended, l.modified = m.now.time, m.now.index
 	m.sched.Give(l.node, l.devices, l.share, int64(l.cpu), l.memory)
 	m.dirty.Set(l.node)
 	m.left(slot)
 	m.now.work -= workEnd
-	m.emit(m.leaseEvent(gpuai.LeaseEndedEvent, slot))
-	task := l.task.slot()
+	m.noteEnd(slot, &end)
+	e := m.leaseEvent(gpuai.LeaseEndedEvent, slot)
+	e.EndCode, e.Reason = end.code, end.reason
+	m.emit(e)
+	task := m.leases.Get(slot).task.slot()
 	t := m.tasks.Mut(task)
-	t.exit = exit
+	t.exit = end.exit
 	job := m.groups.Get(t.group.slot()).job.slot()
 	m.jobs.Mut(job).live--
-	m.taskEnded(task, cause)
+	m.taskEnded(task, end.cause)
 	m.unthrottle(job)
 	if j := m.jobs.Get(job); j.live == 0 && j.status == gpuai.JobRunning {
 		m.setJobStatus(job, gpuai.JobPending) // what is left waits again

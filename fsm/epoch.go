@@ -81,9 +81,9 @@ func (m *Machine) beginEpoch(e *NewEpoch) {
 		switch {
 		case !l.live():
 		case l.state == gpuai.LeaseRevoking && l.cause == gpuai.CauseRunTime:
-			m.endLease(s, gpuai.CauseRunTime, 0) // it has had its time
+			m.endLease(s, leaseEnd{cause: gpuai.CauseRunTime}) // it has had its time
 		default:
-			m.endLease(s, gpuai.CauseRestored, 0)
+			m.endLease(s, leaseEnd{cause: gpuai.CauseRestored})
 		}
 	}
 	m.forgetServers()

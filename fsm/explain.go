@@ -85,6 +85,9 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 		out = append(out, r)
 	}
 	out = append(out, m.roomReasons(group)...)
+	if r, ok := m.reasonOfEnds(group); ok {
+		out = append(out, r)
+	}
 	switch {
 	case g.ready() == 0 && g.gang && g.broken != gpuai.CauseNone:
 		out = append(out, gpuai.Reason{Code: gpuai.GangIncomplete, Message: "the gang lost a member and is being stopped, to be placed again as one"})

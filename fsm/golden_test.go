@@ -138,13 +138,13 @@ func (g *golden) snapshot(file string) {
 // recordMissing writes the logs that are not there.
 func recordMissing(t *testing.T) {
 	for name, record := range map[string]func(w *goldenWalk){
-		"level-1": func(w *goldenWalk) { w.steps(60); w.say("snapshot level-1.snap"); w.steps(60) },
+		"level-1": func(w *goldenWalk) { w.steps(60); w.line("snapshot level-1.snap"); w.steps(60) },
 		"level-2": func(w *goldenWalk) {
 			w.steps(40)
 			w.apply(&SetFeatureLevel{Level: 2})
 			w.flush()
 			w.steps(40)
-			w.say("snapshot level-2.snap")
+			w.line("snapshot level-2.snap")
 			w.steps(40)
 		},
 		"level-3": func(w *goldenWalk) {
@@ -157,21 +157,22 @@ func recordMissing(t *testing.T) {
 			p.AgingEvery = gpuai.Minute
 			w.apply(&SetPolicy{Policy: p})
 			w.flush()
-			w.say("snapshot level-3.snap")
+			w.line("snapshot level-3.snap")
 			w.steps(40)
 		},
 		"level-3-efw":     recordPacking,
 		"level-3-order":   recordOrder,
 		"level-3-preempt": recordPreemption,
+		"level-3-notes":   recordNotes,
 		"level-2-restored": func(w *goldenWalk) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}
-			w.say(fmt.Sprintf("epoch %d %x %d", e.Epoch, e.RestoreID, int64(e.MaxTTL)))
+			w.line(fmt.Sprintf("epoch %d %x %d", e.Epoch, e.RestoreID, int64(e.MaxTTL)))
 			if _, err := w.m.BeginEpoch(e); err != nil {
 				t.Fatal(err)
 			}
 			w.index = w.m.Index()
-			w.say("snapshot level-2-restored.snap")
+			w.line("snapshot level-2-restored.snap")
 			w.steps(80)
 		},
 	} {
@@ -192,18 +193,30 @@ type goldenWalk struct {
 	lines []string
 }
 
+// recordNotes has agents say why tasks end and what images are, before the
+// level that keeps it and from it on.
+func recordNotes(w *goldenWalk) {
+	w.says = true
+	w.steps(40)
+	w.apply(&SetFeatureLevel{Level: 3})
+	w.flush()
+	w.steps(100)
+	w.line("snapshot level-3-notes.snap")
+	w.steps(80)
+}
+
 func (w *goldenWalk) steps(n int) {
 	for range n {
 		w.step()
 		w.flush()
 	}
-	w.say("digest " + w.m.Digest().String())
+	w.line("digest " + w.m.Digest().String())
 }
 
 // flush writes the entry that was applied last.
-func (w *goldenWalk) flush() { w.say(hex.EncodeToString(w.log[len(w.log)-1])) }
+func (w *goldenWalk) flush() { w.line(hex.EncodeToString(w.log[len(w.log)-1])) }
 
-func (w *goldenWalk) say(line string) { w.lines = append(w.lines, line) }
+func (w *goldenWalk) line(line string) { w.lines = append(w.lines, line) }
 
 // recordPacking goes to another packing and back.
 func recordPacking(w *goldenWalk) {
@@ -215,7 +228,7 @@ func recordPacking(w *goldenWalk) {
 		w.steps(10)
 		w.pack()
 	}
-	w.say("snapshot level-3-efw.snap")
+	w.line("snapshot level-3-efw.snap")
 	for range 5 {
 		w.steps(20)
 		w.pack()
@@ -246,9 +259,9 @@ func recordOrder(w *goldenWalk) {
 			order.step()
 			w.flush()
 		}
-		w.say("digest " + w.m.Digest().String())
+		w.line("digest " + w.m.Digest().String())
 	}
-	w.say("snapshot level-3-order.snap")
+	w.line("snapshot level-3-order.snap")
 	w.steps(40)
 }
 
@@ -269,8 +282,8 @@ func recordPreemption(w *goldenWalk) {
 			order.step()
 			w.flush()
 		}
-		w.say("digest " + w.m.Digest().String())
+		w.line("digest " + w.m.Digest().String())
 	}
-	w.say("snapshot level-3-preempt.snap")
+	w.line("snapshot level-3-preempt.snap")
 	w.steps(40)
 }

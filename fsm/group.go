@@ -42,6 +42,7 @@ type groupRec struct {
 	together uint8              // of a job whose groups have not started together yet
 	done     bool               // elastic gang that succeeded: the tasks it did without are stopped
 	stop     ref                // first task that is to be told that its job is being stopped
+	image    ref                // note: the digest of its image, once a task has told it
 	lanes    [numLanes]laneLink // derived
 	kind     ref                // until it has ended; derived
 }
@@ -71,15 +72,27 @@ func (r *groupRec) put(b []byte) []byte {
 	b = le.AppendUint16(b, r.tries)
 	b = le.AppendUint16(b, r.used)
 	b = append(b, uint8(r.on), r.idx, bool8(r.gang), uint8(r.broken))
-	if !r.placed() {
-		return append(b, bool8(r.ended))
+	flags := bool8(r.ended)
+	if r.placed() {
+		flags |= flagTail
 	}
-	b = append(b, bool8(r.ended)|flagTail)
-	b = le.AppendUint32(b, r.min)
-	b = le.AppendUint16(b, r.shrinks)
-	b = append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done))
-	return r.stop.put(b)
+	if r.image != 0 {
+		flags |= groupImage
+	}
+	if b = append(b, flags); r.placed() {
+		b = le.AppendUint32(b, r.min)
+		b = le.AppendUint16(b, r.shrinks)
+		b = append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done))
+		b = r.stop.put(b)
+	}
+	if r.image != 0 {
+		b = r.image.put(b)
+	}
+	return b
 }
+
+// groupImage is set in the byte of a group's ended.
+const groupImage = 1 << 2
 
 // placed reports whether any field of LevelPlacement is set.
 func (r *groupRec) placed() bool {
@@ -115,6 +128,9 @@ func (r *groupRec) get(rd *wire.Reader) {
 		r.same, r.near = gpuai.Topology(rd.U8()), gpuai.Topology(rd.U8())
 		r.together, r.done = rd.U8(), rd.U8() != 0
 		r.stop = ref(rd.U32())
+	}
+	if flags&groupImage != 0 {
+		r.image = ref(rd.U32())
 	}
 }
 
@@ -157,6 +173,7 @@ type taskRec struct {
 	next    ref // task of the group, by index
 	qnext   ref // task that is to be placed again
 	lease   ref // latest
+	note    ref // how it last ended, where its agent said something
 	retryAt gpuai.Instant
 	timer   uint32 // derived
 	exit    int32
@@ -165,8 +182,11 @@ type taskRec struct {
 	moved   uint8 // how often it made room for another; up to maxMoved
 }
 
-// taskTail is set in a task's status when what follows is not zero.
-const taskTail = 1 << 7
+// Flags in the byte of a task's status: what follows, in this order.
+const (
+	taskTail = 1 << 7 // moved
+	taskNote = 1 << 6
+)
 
 func (r *taskRec) put(b []byte) []byte {
 	b = r.group.put(b)
@@ -177,10 +197,20 @@ func (r *taskRec) put(b []byte) []byte {
 	b = put64(b, int64(r.retryAt))
 	b = le.AppendUint32(b, uint32(r.exit))
 	b = le.AppendUint16(b, r.used)
-	if r.moved == 0 {
-		return append(b, uint8(r.status))
+	status := uint8(r.status)
+	if r.moved != 0 {
+		status |= taskTail
 	}
-	return append(b, uint8(r.status)|taskTail, r.moved)
+	if r.note != 0 {
+		status |= taskNote
+	}
+	if b = append(b, status); r.moved != 0 {
+		b = append(b, r.moved)
+	}
+	if r.note != 0 {
+		b = r.note.put(b)
+	}
+	return b
 }
 
 func (r *taskRec) get(rd *wire.Reader) {
@@ -193,8 +223,11 @@ func (r *taskRec) get(rd *wire.Reader) {
 	r.exit = int32(rd.U32())
 	r.used = rd.U16()
 	status := rd.U8()
-	if r.status = gpuai.TaskStatus(status &^ taskTail); status&taskTail != 0 {
+	if r.status = gpuai.TaskStatus(status &^ (taskTail | taskNote)); status&taskTail != 0 {
 		r.moved = rd.U8()
+	}
+	if status&taskNote != 0 {
+		r.note = ref(rd.U32())
 	}
 }
 
@@ -272,6 +305,7 @@ func (m *Machine) task(slot uint32) gpuai.Task {
 	x := gpuai.Task{
 		TaskRef: gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx},
 		Status:  t.status, Attempts: uint32(t.used), ExitCode: t.exit, RetryAt: t.retryAt,
+		LastEnd: m.lastEnd(t),
 	}
 	if g.gang {
 		x.Attempts = uint32(g.used)

@@ -222,6 +222,16 @@ func (m *Machine) job(slot uint32, withSpec bool) gpuai.Job {
 	if r.stopping && !r.status.Final() {
 		j.Reason = "stopping: " + j.Reason
 	}
+	if r.reason == endTaskFailed || r.reason == endTaskLost {
+		if why := m.whyFailed(slot); why != "" {
+			j.Reason += ": " + why
+		}
+	}
+	for g := r.group; g != 0; g = m.groups.Get(g.slot()).next {
+		if x := m.groups.Get(g.slot()); x.image != 0 {
+			j.Images = append(j.Images, gpuai.GroupImage{Group: uint16(x.idx), Digest: m.imageOf(x)})
+		}
+	}
 	raw := m.blobs.Append(nil, uint32(r.spec))
 	if withSpec {
 		if s, err := wire.ReadJobSpec(raw); err == nil {

@@ -22,6 +22,11 @@ const (
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 
+	// MaxNotes is how many tasks and groups may have one, MaxNoteBlocks how many
+	// blocks may be in use for one more to be kept: specs come first.
+	MaxNotes      = 1 << 20
+	MaxNoteBlocks = MaxBlocks / 2
+
 	// MaxHolds is for how many tasks room may be kept at a time.
 	MaxHolds = 1 << 16
 

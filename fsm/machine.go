@@ -55,6 +55,9 @@ type Machine struct {
 
 	servers *mem.Table[serverRec] // in the order in which they became known
 
+	notes     *mem.Table[noteRec]
+	noteSlots *mem.Slots
+
 	holds       *mem.Table[holdRec]
 	holdSlots   *mem.Slots
 	holdByGroup *mem.Hash             // the newest of each group
@@ -136,7 +139,8 @@ func New(o Options) *Machine {
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
 		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
-		holds:   mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		notes:   mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
+		holds: mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
@@ -175,7 +179,8 @@ func (m *Machine) Fork() *Machine {
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
 		servers: m.servers.Fork(s),
-		holds:   m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		notes:   m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
+		holds: m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),

@@ -154,7 +154,7 @@ func TestOrderIsThatOfSorting(t *testing.T) {
 			// The lease that ends counts for its tenant until then: sort behind its end.
 			fork.now, fork.out = entryState{index: w.index + 1, work: WorkPerEntry, time: w.m.Time()}, &Output{}
 			slot, _ := fork.leaseSlot(live[0].ID)
-			fork.endLease(slot, gpuai.CauseDone, 0)
+			fork.endLease(slot, leaseEnd{cause: gpuai.CauseDone})
 			var best *candidate
 			for g, ok := fork.groupSlots.Next(0); ok; g, ok = fork.groupSlots.Next(g + 1) {
 				if fork.groups.Get(g).bucket == 0 {

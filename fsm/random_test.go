@@ -3,6 +3,7 @@ package fsm
 import (
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -23,6 +24,8 @@ type walk struct {
 	// preempts has jobs of many priorities, at the newest level, under policies
 	// by which they displace each other.
 	preempts bool
+	// says has agents give reasons, and resolve images.
+	says bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -155,12 +158,25 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 	slot, _ := w.m.leaseSlot(l.ID)
 	rep := gpuai.Report{
 		Lease: l.ID, Seq: w.m.leases.Get(slot).seq + w.r.Uint32N(3), Incarnation: l.Incarnation,
-		State: gpuai.ReportState(1 + w.r.IntN(gpuai.NumReportStates-1)), ExitCode: int32(w.r.IntN(3)),
+		State: gpuai.ReportState(1 + w.r.IntN(int(gpuai.ReportGPUError))), ExitCode: int32(w.r.IntN(3)),
+	}
+	if w.says {
+		w.say(&rep)
 	}
 	if w.r.IntN(8) == 0 {
 		rep.Unclean = l.Devices
 	}
 	return &ReportLease{Node: l.Node, Report: rep}
+}
+
+// say has a report say more than its state, within what there may be or not.
+func (w *walk) say(rep *gpuai.Report) {
+	rep.EndCode = gpuai.EndCode(w.r.IntN(gpuai.NumEndCodes))
+	rep.Reason = []string{"", "exit code 1", strings.Repeat("no ", 150), "cut\xe2\x82"}[w.r.IntN(4)]
+	if w.r.IntN(3) == 0 {
+		rep.State, rep.EndCode = gpuai.ReportResolved, gpuai.EndOther
+		rep.Image = []string{"sha256:" + strings.Repeat("0a", 32), "sha256:" + strings.Repeat("b7", 32), "sha256:", ""}[w.r.IntN(4)]
+	}
 }
 
 // preemptBy draws the rules of preemption.
@@ -212,7 +228,7 @@ func TestRandomLogs(t *testing.T) {
 		w := newWalk(t, seed)
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
-		w.preempts = seed%4 == 3
+		w.preempts, w.says = seed%4 == 3, seed%8 >= 4
 		if seed%2 == 1 {
 			w.do(&SetFeatureLevel{Level: MaxLevel})
 			if err := other.Apply(w.index, w.term, w.log[0], &Output{}); err != nil {

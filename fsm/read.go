@@ -254,7 +254,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	t := m.tasks.Get(l.task.slot())
 	g := m.groups.Get(t.group.slot())
 	job := g.job.slot()
-	a := gpuai.Assignment{Lease: m.lease(slot), Attempt: uint32(t.used), Array: m.jobs.Get(job).array}
+	a := gpuai.Assignment{Lease: m.lease(slot), Attempt: uint32(t.used), Array: m.jobs.Get(job).array, Image: m.imageOf(g)}
 	var v wire.JobView
 	if wire.ReadJobView(m.blobs.Append(nil, uint32(m.jobs.Get(job).spec)), &v) == nil && g.idx < v.NumGroups {
 		a.JobName, a.GroupName = string(v.Name), string(v.Groups[g.idx].Name)

@@ -97,6 +97,8 @@ const (
 	seedHold
 )
 
+const seedNote = 32
+
 // A putter is a record's codec: it appends every field that replicas agree on,
 // in a fixed order and width.
 type putter[T any] interface {

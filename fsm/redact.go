@@ -38,6 +38,18 @@ func (x *Redaction) name(prefix, s string) string {
 	return string(out)
 }
 
+// digest returns the stand-in of an image's digest, which is one, too.
+func (x *Redaction) digest(s string) string {
+	if s == "" {
+		return ""
+	}
+	out := "sha256:"
+	for i := range uint64(4) {
+		out += fmt.Sprintf("%016x", mem.HashBytes(x.Salt+i, []byte(s)))
+	}
+	return out
+}
+
 // blank returns a text of equal length that says nothing.
 func blank(s string) string { return strings.Repeat("x", len(s)) }
 
@@ -137,6 +149,7 @@ func (x *Redaction) RedactState(m *Machine) {
 	}
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
 		x.job(m, s)
+		x.notes(m, s)
 	}
 	m.sched.Rename(&scheduler.Renames{
 		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
@@ -174,6 +187,25 @@ func (x *Redaction) addresses(m *Machine) {
 			m.strs.Intern(s)
 		} else {
 			m.strs.Intern(x.name("a", s))
+		}
+	}
+}
+
+// notes redacts what was told of a job's tasks and images.
+func (x *Redaction) notes(m *Machine, job uint32) {
+	rewrite := func(r ref, f func(string) string) {
+		if r == 0 {
+			return
+		}
+		text := []byte(f(m.noteText(r)))
+		w := m.notes.Mut(r.slot())
+		m.blobs.Free(uint32(w.text))
+		w.text, w.hash = ref(m.blobs.Put(text)), hashOf(text)
+	}
+	for g := m.jobs.Get(job).group; g != 0; g = m.groups.Get(g.slot()).next {
+		rewrite(m.groups.Get(g.slot()).image, x.digest)
+		for t := m.groups.Get(g.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
+			rewrite(m.tasks.Get(t.slot()).note, blank)
 		}
 	}
 }
@@ -249,7 +281,7 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		u := ReportLease{Node: gpuai.NodeID(r.Str())}
 		var err error
 		if u.Report, err = wire.ReadReportFrom(r); err == nil && r.Done() == nil {
-			u.Report.Reason = blank(u.Report.Reason)
+			u.Report.Reason, u.Report.Image = blank(u.Report.Reason), x.digest(u.Report.Image)
 			b = bodyOf(&u)
 		}
 		ok = b != nil

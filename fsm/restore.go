@@ -162,6 +162,10 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.edges, m.edgeSlots)
 	case secHolds:
 		readTable(f, m.holds, m.holdSlots)
+	case secNotes:
+		for range count {
+			m.restoreNote(rd)
+		}
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secDirty:

@@ -46,6 +46,7 @@ const (
 	secEdges
 	secTenants
 	secHolds uint8 = 20
+	secNotes uint8 = 22
 	secEnd         = 255
 )
 
@@ -133,6 +134,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	if m.holdSlots.Len() > 0 {
 		writeTable(f, secHolds, m.holds, m.holdSlots)
 	}
+	m.writeNotes(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)

@@ -100,8 +100,8 @@ func (c *call) logQuery() (q LogQuery, err error) {
 	if q.Stream = c.query.Get("stream"); q.Stream == "" {
 		q.Stream = "stdout"
 	}
-	if q.Stream != "stdout" && q.Stream != "stderr" {
-		return q, badQuery("stream", "is stdout or stderr, not "+strconv.Quote(clip(q.Stream)))
+	if q.Stream != "stdout" && q.Stream != "stderr" && q.Stream != gpuai.StreamProgress {
+		return q, badQuery("stream", "is stdout, stderr or progress, not "+strconv.Quote(clip(q.Stream)))
 	}
 	return q, c.logRange(&q)
 }

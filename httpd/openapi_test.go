@@ -168,6 +168,7 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/v1/jobs/b/explain", "", 200, nil},
 		{"GET", "/v1/jobs/a/logs", "", 200, nil},
 		{"GET", "/v1/jobs/a/logs?offset=-3&stream=stderr", "", 200, []string{"Accept: application/json"}},
+		{"GET", "/v1/jobs/a/logs?stream=progress", "", 200, []string{"Accept: application/json"}},
 		{"GET", "/v1/jobs/a/logs?stream=both", "", 400, nil},
 		{"GET", "/v1/leases", "", 200, nil},
 		{"GET", "/v1/leases?node=gpu-0&job=a", "", 200, nil},

@@ -179,7 +179,10 @@ func (t *twin) Tasks(ref string, p Page) ([]gpuai.Task, string, error) {
 	}
 	var rows []gpuai.Task
 	for n := range t.jobs[i].Tasks {
-		rows = append(rows, gpuai.Task{TaskRef: gpuai.TaskRef{Job: t.jobs[i].ID, Task: n}})
+		rows = append(rows, gpuai.Task{
+			TaskRef: gpuai.TaskRef{Job: t.jobs[i].ID, Task: n},
+			LastEnd: &gpuai.TaskEnd{Lease: 7, Node: "a", Cause: gpuai.CauseFailed, Code: gpuai.EndImagePull, ExitCode: 1, Reason: "no such image", At: 1},
+		})
 	}
 	return page(rows, p)
 }

@@ -249,11 +249,28 @@ func (se *session) report(r gpuai.Report) error {
 	if r.State == 0 || int(r.State) >= gpuai.NumReportStates || len(r.Unclean) > gpuai.MaxGPUs {
 		return se.answer(gpuai.Reported{Lease: r.Lease, Seq: r.Seq, Code: gpuai.InvalidSpec})
 	}
+	if r.EndCode != gpuai.EndOther && se.s.level() < fsm.LevelPlacement {
+		r.EndCode = gpuai.EndOther // replicas of the level do not read it; the reason says as much
+	}
 	c := fsm.ReportLease{Node: se.ref.Node, Report: r}
 	return se.carry(agentCommand{
 		cmd:    c.Append(nil, se.envelope()),
 		report: &gpuai.Reported{Lease: r.Lease, Seq: r.Seq},
+		image:  r.State == gpuai.ReportResolved,
 	})
+}
+
+// imageOf returns the digest that a lease's task runs, as the state has it after
+// an index; "" when nothing is known of the lease any more.
+func (se *session) imageOf(ctx context.Context, lease gpuai.Token, index uint64) (digest string) {
+	if se.s.node.WaitApplied(ctx, index) != nil {
+		return "" // the session is over
+	}
+	se.s.node.View(func(m *fsm.Machine) {
+		a, _ := m.Assignment(lease)
+		digest = a.Image
+	})
+	return digest
 }
 
 // answer queues an answer to a report.
@@ -273,6 +290,7 @@ func (se *session) answer(r gpuai.Reported) error {
 type agentCommand struct {
 	cmd    []byte
 	report *gpuai.Reported // to be answered; nil: nobody waits
+	image  bool            // its answer says which image the lease's task runs
 }
 
 // carry queues a command.
@@ -359,7 +377,9 @@ func (se *session) carryOut(ctx context.Context, batch []agentCommand) (left []a
 			left = append(left, c)
 		case c.report != nil:
 			r := *c.report
-			r.Code = out[i].Code
+			if r.Code = out[i].Code; c.image && r.Code == gpuai.OK {
+				r.Image = se.imageOf(ctx, r.Lease, out[i].Index)
+			}
 			if err := se.answer(r); err != nil {
 				return nil, err
 			}

@@ -20,6 +20,13 @@ type Extend struct {
 	Deadline int64
 }
 
+// UseImage lets a start go on that told of its image: with the digest that the
+// region has for the group's.
+type UseImage struct {
+	Lease  gpuai.Token
+	Digest string
+}
+
 // Stop ends a task with its grace; its deadline stands. Answer with TaskEnded,
 // or TaskNotStarted when the start was still under way and came to nothing.
 type Stop struct {
@@ -77,6 +84,7 @@ type Halt struct{ Err string }
 
 func (Start) action()      {}
 func (Extend) action()     {}
+func (UseImage) action()   {}
 func (Stop) action()       {}
 func (Kill) action()       {}
 func (Release) action()    {}

@@ -103,7 +103,7 @@ func New(cfg Config) *Core {
 			l.phase, l.final = Unkillable, true
 		case h.Running:
 			l.phase = Running
-		case len(h.Unsent) > 0 && h.Unsent[len(h.Unsent)-1].State != gpuai.ReportRunning:
+		case len(h.Unsent) > 0 && h.Unsent[len(h.Unsent)-1].State.Ends():
 			l.phase = Reported
 		default:
 			l.phase = Running // a TaskEnded follows
@@ -124,7 +124,7 @@ func (c *Core) Step(now int64, e Event) []Action {
 		c.tick(now)
 	case HelloSent:
 		c.helloSent(e)
-	case TaskStarted, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed:
+	case TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed:
 		c.taskEvent(now, e)
 	case Drain:
 		c.draining = e.Reason

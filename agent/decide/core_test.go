@@ -684,3 +684,31 @@ func TestFenceComesBeforeTheSaving(t *testing.T) {
 		t.Fatalf("%+v", kill)
 	}
 }
+
+// A start that told its image's digest goes on with the region's, once; what was
+// told is journaled as no end, and another life of the agent does not take it for one.
+func TestImageIsAgreed(t *testing.T) {
+	r := newRig(t)
+	r.welcome(10)
+	r.set(10, true)
+	a := assign(11)
+	r.set(11, false, a)
+	if _, ok := find[Start](r.all); !ok {
+		t.Fatalf("not started: %+v", r.all)
+	}
+	told, ok := find[SendReport](r.step(ImageResolved{a.Lease.ID, "sha256:mine"}))
+	if !ok || told.Report.State != gpuai.ReportResolved || told.Report.Image != "sha256:mine" {
+		t.Fatalf("told %+v", r.acts)
+	}
+	answer := ReportAnswered{r.sess, gpuai.Reported{Lease: a.Lease.ID, Seq: told.Report.Seq, Image: "sha256:theirs"}}
+	if use, ok := find[UseImage](r.step(answer)); !ok || use.Digest != "sha256:theirs" {
+		t.Errorf("answered: %+v", r.acts)
+	}
+	if _, again := find[UseImage](r.step(answer)); again {
+		t.Error("an answer counts twice")
+	}
+	held := Held{Assignment: a, Seq: 1, Unsent: []gpuai.Report{told.Report}}
+	if v := newRig(t, held).core.Views(); len(v) != 1 || v[0].Phase == Reported {
+		t.Errorf("the next life takes it for an end: %+v", v)
+	}
+}

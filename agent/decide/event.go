@@ -57,7 +57,15 @@ type TaskNotStarted struct {
 	Lease  gpuai.Token
 	State  gpuai.ReportState // what to report, unless it was fenced or stopped
 	Code   int32
+	End    gpuai.EndCode
 	Reason string
+}
+
+// ImageResolved says which digest the image of a task has that is being started,
+// and that the start waits for a UseImage.
+type ImageResolved struct {
+	Lease  gpuai.Token
+	Digest string
 }
 
 // EndedBy says who ended a task.
@@ -77,6 +85,7 @@ type TaskEnded struct {
 	Lease  gpuai.Token
 	By     EndedBy
 	Code   int32 // 128+n for signal n
+	End    gpuai.EndCode
 	Reason string
 }
 
@@ -118,6 +127,7 @@ func (AckReceived) event()    {}
 func (ReportAnswered) event() {}
 func (TaskStarted) event()    {}
 func (TaskNotStarted) event() {}
+func (ImageResolved) event()  {}
 func (TaskEnded) event()      {}
 func (TaskUnkillable) event() {}
 func (Released) event()       {}

@@ -199,9 +199,13 @@ func (c *Core) taskEvent(now int64, e Event) {
 			}
 			c.report(now, l, gpuai.Report{State: gpuai.ReportRunning})
 		}
+	case ImageResolved:
+		if l := c.leases[e.Lease]; l != nil && l.phase == Starting {
+			c.report(now, l, gpuai.Report{State: gpuai.ReportResolved, Image: e.Digest})
+		}
 	case TaskNotStarted:
 		if l := c.leases[e.Lease]; l != nil && (l.holds() || l.phase == Fencing) {
-			c.ended(l, gpuai.Report{State: notStarted(l, e.State), ExitCode: e.Code, Reason: e.Reason})
+			c.ended(l, gpuai.Report{State: notStarted(l, e.State), ExitCode: e.Code, EndCode: e.End, Reason: e.Reason})
 		}
 	case TaskEnded:
 		if l := c.leases[e.Lease]; l != nil && (l.holds() || l.phase == Fencing || l.phase == Unkillable) {
@@ -238,16 +242,18 @@ func notStarted(l *lease, s gpuai.ReportState) gpuai.ReportState {
 
 // ending is what to report of a task that ended.
 func ending(l *lease, e TaskEnded) gpuai.Report {
-	r := gpuai.Report{ExitCode: e.Code, Reason: e.Reason}
+	r := gpuai.Report{ExitCode: e.Code, EndCode: e.End, Reason: e.Reason}
 	switch {
 	case e.By == ByLoss:
 		r.State = gpuai.ReportLost
 	case e.By == ByDeadline:
-		r.State = gpuai.ReportFenced
+		r.State, r.EndCode = gpuai.ReportFenced, gpuai.EndDeadline
 	case e.By == ByStop:
 		r.State = gpuai.ReportStopped
 	case e.By == ByKill:
-		r.State = l.cause
+		if r.State = l.cause; r.State == gpuai.ReportGPUError {
+			r.EndCode = gpuai.EndDevice
+		}
 		if r.State == 0 { // a kill of the life before this one
 			r.State = gpuai.ReportFenced
 		}

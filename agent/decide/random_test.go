@@ -24,7 +24,8 @@ type world struct {
 	late   []Event               // in the network
 	runs   map[gpuai.Token]int64 // running, with the deadline that was given
 	starts map[gpuai.Token]int
-	back   []Event // answers to the actions of this step
+	asks   map[gpuai.Token]bool // starts that wait for their image's digest
+	back   []Event              // answers to the actions of this step
 }
 
 type ackedBeat struct {
@@ -44,7 +45,7 @@ func TestRandomWalks(t *testing.T) {
 		w := &world{
 			rig: newRig(t), rnd: rand.New(rand.NewPCG(seed, 1)), index: 100,
 			leases: map[gpuai.Token]gpuai.Assignment{}, gone: map[gpuai.Token]bool{}, counts: map[gpuai.Token]int64{},
-			runs: map[gpuai.Token]int64{}, starts: map[gpuai.Token]int{},
+			runs: map[gpuai.Token]int64{}, starts: map[gpuai.Token]int{}, asks: map[gpuai.Token]bool{},
 		}
 		for range 600 {
 			w.walk()
@@ -223,7 +224,18 @@ func (w *world) carryOut(act Action) {
 			w.t.Errorf("task %s started twice", t)
 		}
 		w.bound(t, act.Deadline)
+		if w.rnd.IntN(3) == 0 { // in an image, whose digest is told first
+			w.asks[t] = true
+			w.back = append(w.back, ImageResolved{t, "sha256:mine"})
+			break
+		}
 		w.back = append(w.back, TaskStarted{t})
+	case UseImage:
+		if !w.asks[act.Lease] || act.Digest != "sha256:theirs" {
+			w.t.Errorf("task %s is told to use image %q", act.Lease, act.Digest)
+		}
+		delete(w.asks, act.Lease)
+		w.back = append(w.back, TaskStarted{act.Lease})
 	case Extend:
 		w.bound(act.Lease, act.Deadline)
 	case Kill:
@@ -257,13 +269,17 @@ func (w *world) reported(r gpuai.Report) {
 		code = gpuai.Conflict
 	}
 	w.index++
-	if _, live := w.leases[r.Lease]; live && r.State != gpuai.ReportRunning {
+	if _, live := w.leases[r.Lease]; live && r.State.Ends() {
 		if w.runs[r.Lease] != 0 {
 			w.t.Errorf("task %s is reported %s and runs", r.Lease, r.State)
 		}
 		w.end(r.Lease)
 	}
-	w.send(ReportAnswered{w.sess, gpuai.Reported{Lease: r.Lease, Seq: r.Seq, Code: code}})
+	answer := gpuai.Reported{Lease: r.Lease, Seq: r.Seq, Code: code}
+	if r.State == gpuai.ReportResolved && code == gpuai.OK {
+		answer.Image = "sha256:theirs"
+	}
+	w.send(ReportAnswered{w.sess, answer})
 }
 
 // heal lets every message through for a while: the host must come to run what
@@ -289,6 +305,11 @@ func (w *world) heal(seed uint64) {
 	for _, t := range w.named() {
 		if w.runs[t] == 0 {
 			w.t.Fatalf("seed %d: lease %s never runs: %+v", seed, t, w.core.Views())
+		}
+	}
+	for t := range w.asks {
+		if w.runs[t] != 0 {
+			w.t.Fatalf("seed %d: the start of task %s waits for its image for ever", seed, t)
 		}
 	}
 	for t := range w.runs {

@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -57,12 +58,18 @@ func (c *Core) answered(r gpuai.Reported) {
 	if i < 0 {
 		return // a second answer
 	}
-	judged := l.unsent[i].Incarnation == l.a.Lease.Incarnation
+	u := l.unsent[i]
+	judged := u.Incarnation == l.a.Lease.Incarnation
 	l.unsent = slices.Delete(l.unsent, 0, i+1)
 	if judged && l.holds() && (r.Code == gpuai.Conflict || r.Code == gpuai.NotFound) {
 		// The lease ended, or went to another incarnation.
 		c.kill(l, gpuai.ReportFenced, "the region says that the lease is not this agent's any more")
 		return
+	}
+	if judged && u.State == gpuai.ReportResolved && l.phase == Starting {
+		// Without an answer, as when the region cannot keep one more, each task
+		// runs what it found.
+		c.do(UseImage{Lease: l.a.Lease.ID, Digest: cmp.Or(r.Image, u.Image)})
 	}
 	c.forgetAnswered(l)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -26,6 +27,14 @@ type Image struct {
 	Root string `json:"-"`
 	// Resolved is the digest that this request's name stands for.
 	Resolved string `json:"-"`
+}
+
+// Digest is the part of Resolved that says what the image is.
+func (img *Image) Digest() string {
+	if _, after, ok := strings.Cut(img.Resolved, "@"); ok {
+		return after
+	}
+	return img.Resolved
 }
 
 // A Run is an image's configuration, as far as a task's start needs it.

@@ -25,6 +25,9 @@ import (
 type Request struct {
 	// Image is the reference.
 	Image string
+	// Digest, if set, is the image that is wanted whatever its name stands for
+	// now: another one is not taken.
+	Digest string
 	// Hold names who needs the image until Release: a file name. With "" it
 	// may be taken away at once.
 	Hold string
@@ -66,6 +69,11 @@ func (s *Store) Prepare(ctx context.Context, r Request) (*Image, error) {
 	if strings.ContainsRune(r.Hold, '/') || strings.HasPrefix(r.Hold, ".") {
 		return nil, fmt.Errorf("%q cannot hold an image", r.Hold)
 	}
+	if r.Digest != "" {
+		if ref, err = ref.at(r.Digest); err != nil {
+			return nil, &UnavailableError{Image: r.Image, Reason: err.Error(), Permanent: true}
+		}
+	}
 	p := &progress{to: r.Progress, at: Progress{Image: r.Image, Phase: Resolve}}
 	p.tell()
 	if name, ok := ref.pinned(); ok {
@@ -76,6 +84,10 @@ func (s *Store) Prepare(ctx context.Context, r Request) (*Image, error) {
 	src, err := s.find(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	if r.Digest != "" && src.digest() != r.Digest {
+		return nil, &UnavailableError{Image: r.Image, Permanent: true, Reason: fmt.Sprintf(
+			"on this node it is %s, and the job's other tasks run %s: put the same file on every node, or push it to a registry", src.digest(), r.Digest)}
 	}
 	// By its repository: one that sends slowly must not hold up another with
 	// the same content.

@@ -59,3 +59,24 @@ func (r Reference) pinned() (alias string, ok bool) {
 	}
 	return d.Name(), true
 }
+
+// Pinned reports whether an image's name says its digest.
+func Pinned(s string) bool {
+	r, err := ParseReference(s)
+	_, ok := r.pinned()
+	return err == nil && ok
+}
+
+// at returns the reference to the image of a digest in the same repository. A
+// file stays as it is: what it has must be compared.
+func (r Reference) at(digest string) (Reference, error) {
+	if r.registry == nil {
+		return r, nil
+	}
+	d, err := name.NewDigest(r.registry.Context().Name() + "@" + digest)
+	if err != nil {
+		return r, fmt.Errorf("the region names the digest %q: %w", clip(digest), err)
+	}
+	r.registry = d
+	return r, nil
+}

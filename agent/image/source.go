@@ -36,6 +36,8 @@ type source struct {
 	layers *layerSet
 }
 
+func (src *source) digest() string { return (&Image{Resolved: src.resolved}).Digest() }
+
 // A layerSet names blobs by their digests, for the transport of one request.
 type layerSet struct {
 	mu  sync.Mutex // guards below

@@ -476,3 +476,26 @@ func TestCanceledRequestLeavesNothing(t *testing.T) {
 		t.Errorf("%+v", u)
 	}
 }
+
+// A digest that is asked for is what comes, whatever the tag stands for now.
+func TestDigestOutranksTheTag(t *testing.T) {
+	r := newRegistry(t)
+	one, two := imageOf(t, layerOf(t, archiveOf(t, file("which", "one")))), imageOf(t, layerOf(t, archiveOf(t, file("which", "two"))))
+	ref := r.push(t, "team/app:v1", one)
+	s := openStore(t, nil)
+	first := prepare(t, s, ref, "a")
+	r.push(t, "team/app:v1", two)
+	if moved := prepare(t, s, ref, "b"); moved.Digest() == first.Digest() {
+		t.Fatal("the tag has not moved")
+	}
+	img, err := openStore(t, nil).Prepare(t.Context(), Request{Image: ref, Digest: first.Digest(), Hold: "c"})
+	if err != nil || img.Digest() != first.Digest() || read(t, img, "which") != "one" {
+		t.Errorf("%+v, %v", img, err)
+	}
+	if _, err := s.Prepare(t.Context(), Request{Image: ref, Digest: "latest"}); err == nil {
+		t.Error("what is no digest is taken for one")
+	}
+	if !Pinned(r.host+"/team/app@"+first.Digest()) || Pinned(ref) || Pinned("oci:/images/app:v1") {
+		t.Error("which names say a digest")
+	}
+}

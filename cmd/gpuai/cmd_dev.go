@@ -19,12 +19,16 @@ import (
 type devConfig struct {
 	HTTP string // listen address of the API, on loopback
 	Data string // data directory; "" is one that goes with the process
-	Log  logConfig
+	// Registry is the listen address of the registry, on loopback; "none" for
+	// none.
+	Registry string
+	Sandbox  string // "auto", "oci" or "none"
+	Log      logConfig
 }
 
 // defaultDevConfig returns the defaults of the flags.
 func defaultDevConfig() devConfig {
-	return devConfig{HTTP: "127.0.0.1:7470", Log: logConfig{Format: telemetry.FormatText, Level: "error"}}
+	return devConfig{HTTP: "127.0.0.1:7470", Registry: defaultRegistry, Sandbox: ociAuto, Log: logConfig{Format: telemetry.FormatText, Level: "error"}}
 }
 
 // Validate returns every value that is wrong, with the value, and the binaries
@@ -33,6 +37,14 @@ func (c *devConfig) Validate() error {
 	var errs []error
 	if err := checkListen(c.HTTP, false); err != nil {
 		errs = append(errs, fmt.Errorf("--http: %w", err))
+	}
+	if c.Registry != ociNone {
+		if err := checkListen(c.Registry, false); err != nil {
+			errs = append(errs, fmt.Errorf("--registry: %w", err))
+		}
+	}
+	if c.Sandbox != ociAuto && c.Sandbox != devSandboxed && c.Sandbox != ociNone {
+		errs = append(errs, fmt.Errorf("--sandbox is %s, %s or %s, not %q", ociAuto, devSandboxed, ociNone, c.Sandbox))
 	}
 	for _, name := range [...]string{watchdogBinary, simBinary} {
 		errs = append(errs, executable(beside(name)))
@@ -52,17 +64,26 @@ func newDevCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "dev", Short: "Run a region with simulated GPUs on this machine, nothing else to start", Args: cobra.NoArgs,
 		Long: `Run a region of three servers and four hosts with simulated GPUs in one process,
-until SIGINT or SIGTERM. It needs no root and no GPU. Tasks run as plain processes
-of this user, without isolation.
+until SIGINT or SIGTERM. It needs no root and no GPU. Tasks without an image run as
+plain processes of this user, without isolation. Those with an image run in OCI
+sandboxes, where that is possible: as root, with runc installed; what is missing is
+said at the start, and --sandbox oci ends there instead.
+
+It has a registry of its own on loopback, which nodes here may use: gpuai image push
+PATH NAME and docker push bring images to it. It keeps at most 16 GiB on disk, and
+what was pushed goes with the process.
 
 With --data the region is there again after the next start, even after kill -9;
 tasks that were running go on if it comes back before their leases end. Without
 it everything goes with the process.`,
 		Example: `  gpuai dev
-  gpuai dev --http 127.0.0.1:8080 --data ~/gpuai-dev`,
+  gpuai dev --http 127.0.0.1:8080 --data ~/gpuai-dev
+  sudo gpuai dev --sandbox oci`,
 	}
 	c.Flags().StringVar(&cfg.HTTP, "http", cfg.HTTP, "listen address of the HTTP API, on loopback")
 	c.Flags().StringVar(&cfg.Data, "data", "", "data directory (default: one that is removed at the end)")
+	c.Flags().StringVar(&cfg.Registry, "registry", cfg.Registry, "listen address of the registry, on loopback; its port is another when this one is in use and was not asked for; none for none")
+	c.Flags().StringVar(&cfg.Sandbox, "sandbox", cfg.Sandbox, "run tasks with images in sandboxes: auto (where possible), oci (or end) or none")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		if err := cfg.Validate(); err != nil {
@@ -87,9 +108,12 @@ func (a *app) runDev(ctx context.Context, cfg *devConfig) (err error) {
 	defer end(nil)
 	// Whoever asks for more than errors gets all of them, from the start.
 	quiet := &quietHandler{Handler: a.logger(cfg.Log).Handler(), on: new(atomic.Bool), always: cfg.Log != defaultDevConfig().Log}
-	d := &devRegion{data: data, log: slog.New(quiet), quiet: quiet, end: end, ready: make(chan struct{}), seen: map[string]bool{}}
+	d := &devRegion{data: data, sandbox: cfg.Sandbox, log: slog.New(quiet), quiet: quiet, end: end, ready: make(chan struct{}), seen: map[string]bool{}}
 	defer func() { err = errors.Join(err, d.stop()) }()
 	if err := d.startServers(cfg.HTTP); err != nil {
+		return err
+	}
+	if err := d.startRegistry(cfg.Registry); err != nil {
 		return err
 	}
 	if err := d.startHosts(); err != nil {
@@ -145,12 +169,13 @@ func devData(path string) (string, error) {
 // greet says where the region is and what to do with it.
 func (a *app) greet(d *devRegion) {
 	fmt.Fprintf(a.out, `GPUAI is ready at http://%[1]s: 3 servers, %[2]d hosts with simulated GPUs.
-Tasks run as plain processes of this user. Ctrl-C stops everything.
+%[4]s
+Tasks without an image run as plain processes of this user. Ctrl-C stops everything.
 
   export GPUAI_ADDR=http://%[1]s
   %[3]s job init hello.yaml && %[3]s run hello.yaml --wait=done
   %[3]s logs hello
-`, d.addr(), len(devHosts), a.name)
+%[5]s`, d.addr(), len(devHosts), a.name, d.sandboxText(), d.registryText(a.name))
 }
 
 // A quietHandler passes records on while it is on, or always: servers that

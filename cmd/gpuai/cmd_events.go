@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -94,5 +95,8 @@ func eventText(e *gpuai.Event) string {
 	add("drained", "true", e.Drained)
 	add("cause", e.Cause.String(), e.Cause != gpuai.CauseNone)
 	add("exit", num(e.ExitCode), e.Kind == gpuai.LeaseEndedEvent)
+	add("code", e.EndCode.String(), e.EndCode != gpuai.EndOther)
+	add("reason", strconv.Quote(e.Reason), e.Reason != "")
+	add("image", e.Image, e.Image != "")
 	return strings.Join(parts, "  ")
 }

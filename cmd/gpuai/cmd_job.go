@@ -85,12 +85,14 @@ func newJobStatusCmd(a *app) *cobra.Command {
 			var tasks []gpuai.Task
 			var raw []byte
 			var est *gpuai.StartEstimate
+			var starts []string
 			j, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (j gpuai.Job, err error) {
 				j, est, err = c.JobAndStart(ctx, args[0])
 				if raw = a.rec.last(); err != nil || a.objects() {
 					return j, err
 				}
 				tasks, _, err = c.Tasks(ctx, j.ID.String(), client.Page{Limit: 100})
+				starts = startsOf(ctx, c, &j, tasks)
 				return j, err
 			})
 			if err != nil {
@@ -99,8 +101,14 @@ func newJobStatusCmd(a *app) *cobra.Command {
 			return a.showRaw(ctx, func() []byte { return raw }, &view{
 				names: []string{j.ID.String()},
 				text: func(w io.Writer) error {
-					if err := a.jobText(w, &j, tasks); err != nil || est == nil {
+					if err := a.jobText(w, &j, tasks); err != nil {
 						return err
+					}
+					for _, s := range starts {
+						fmt.Fprintln(w, printable(s))
+					}
+					if est == nil {
+						return nil
 					}
 					_, err := fmt.Fprintf(w, "starts  %s\n", printable(estimateText(est)))
 					return err
@@ -118,6 +126,9 @@ func (a *app) jobHead(w io.Writer, j *gpuai.Job) error {
 	}
 	if j.Archived {
 		fmt.Fprint(w, "  [archived]")
+	}
+	for _, g := range j.Images {
+		fmt.Fprintf(w, "\nimage of %s  %s", printable(groupName(j, g.Group)), g.Digest)
 	}
 	_, err := fmt.Fprintf(w, "\n%s\ntype %v  class %v  priority %d  restarts %d  tenant %s  region %s  submitted %s ago\n\n",
 		countsText(j), j.Type, j.Class, j.Priority, j.Restarts, j.Tenant, j.Region, a.age(j.SubmitTime))
@@ -141,6 +152,9 @@ func (a *app) jobText(w io.Writer, j *gpuai.Job, tasks []gpuai.Task) error {
 		rows = append(rows, []string{taskName(j, t.TaskRef), t.Status.String(), string(t.Node), lease, exit, num(t.Attempts)})
 	}
 	if err := columns(w, rows); err != nil {
+		return err
+	}
+	if err := endsText(w, j, tasks); err != nil {
 		return err
 	}
 	if int(j.Tasks) > len(tasks) {
@@ -170,11 +184,14 @@ func countsText(j *gpuai.Job) string {
 // taskName returns "worker[3]"; the group's number stands in for its name when
 // the spec is not at hand.
 func taskName(j *gpuai.Job, t gpuai.TaskRef) string {
-	group := num(t.Group)
-	if j.Spec != nil && int(t.Group) < len(j.Spec.Groups) {
-		group = j.Spec.Groups[t.Group].Name
+	return groupName(j, t.Group) + "[" + num(t.Task) + "]"
+}
+
+func groupName(j *gpuai.Job, group uint16) string {
+	if j.Spec != nil && int(group) < len(j.Spec.Groups) {
+		return j.Spec.Groups[group].Name
 	}
-	return group + "[" + num(t.Task) + "]"
+	return num(group)
 }
 
 func newJobStopCmd(a *app) *cobra.Command {

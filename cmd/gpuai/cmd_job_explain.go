@@ -79,6 +79,11 @@ func explainText(w io.Writer, e *gpuai.Explanation) error {
 	if err := helpsText(w, e.Helps); err != nil {
 		return err
 	}
+	if e.Status.Final() { // what waits has told it as a reason
+		if err := endsText(w, &gpuai.Job{}, e.Tasks); err != nil {
+			return err
+		}
+	}
 	return placesText(w, e.Places)
 }
 

@@ -67,6 +67,7 @@ func (d *devRegion) startHosts() error {
 			if err != nil {
 				return fmt.Errorf("host %s: %w", h.name, err)
 			}
+			d.sandboxed(g)
 			d.run(&d.hosting, "host "+h.name, func() error { return errors.Join(g.Run(ctx), g.Close()) })
 			return nil
 		})
@@ -90,7 +91,7 @@ func (h *devHost) config(d *devRegion) (agent.Config, error) {
 		Zone: h.zone, Labels: map[string]string{"simulated": "true"}, CPU: h.cpu, Memory: h.memory,
 		Drivers:  []plugins.HostConfig{{Name: "sim", Path: beside(simBinary), Config: driver}},
 		Watchdog: beside(watchdogBinary), AllowProcess: true, StopTasks: true,
-		Logger: d.log.With("host", h.name),
+		Sandbox: d.sandboxConfig(), Logger: d.log.With("host", h.name),
 	}, nil
 }
 

@@ -26,15 +26,22 @@ type devRegion struct {
 	quiet *quietHandler           // of log
 	end   context.CancelCauseFunc // ends the region, for a reason
 
-	servers    []*server.Server
-	serving    sync.WaitGroup
-	stopServe  context.CancelFunc
-	hosting    sync.WaitGroup
-	stopHosts  context.CancelFunc
-	ready      chan struct{} // closed when every host has registered
-	mu         sync.Mutex    // guards below
-	seen       map[string]bool
-	stopErrors []error
+	sandbox  string // as devConfig has it
+	runtime  string // that runs tasks with images; "" for none
+	lacks    error  // why none does
+	registry string // address; "" for none
+
+	servers   []*server.Server
+	serving   sync.WaitGroup
+	stopServe context.CancelFunc
+	hosting   sync.WaitGroup
+	stopHosts context.CancelFunc
+	// stopRegistry is nil where there is none.
+	stopRegistry func()
+	ready        chan struct{} // closed when every host has registered
+	mu           sync.Mutex    // guards below
+	seen         map[string]bool
+	stopErrors   []error
 }
 
 // startServers opens the servers on the ports that they will keep while this
@@ -158,6 +165,9 @@ func (d *devRegion) stop() error {
 	if d.stopServe != nil {
 		d.quiet.on.Store(false)
 		d.stopServe()
+	}
+	if d.stopRegistry != nil {
+		d.stopRegistry()
 	}
 	d.serving.Wait()
 	d.mu.Lock()

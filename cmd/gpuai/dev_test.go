@@ -20,7 +20,7 @@ import (
 // this tree, with its drivers and watchdogs.
 func TestDev(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "bin")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "../gpuai", "../gpuai-watchdog", "../gpuai-driver-sim")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "../gpuai", "../gpuai-watchdog", "../gpuai-driver-sim", "../gpuai-probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the binaries: %v\n%s", err, out)
@@ -32,9 +32,20 @@ func TestDev(t *testing.T) {
 			e.Setenv("ADDR", addr)
 			e.Setenv("GPUAI_ADDR", "http://"+addr)
 			e.Setenv("BIN", bin)
+			if err == nil {
+				addr, err = freeAddr()
+			}
+			e.Setenv("REGISTRY", addr)
 			e.Defer(func() { endStarted(e.WorkDir) })
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			return err
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "sandbox" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			_, err := exec.LookPath("runc")
+			return os.Geteuid() == 0 && err == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "gone": gone, "nodes": nodes, "archived": archived, "exits": exitsReal},
 	})

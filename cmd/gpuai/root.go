@@ -38,7 +38,7 @@ Environment:
 		}
 	}
 	add("use", newJobCmd(a), newPlanCmd(a), newLeaseCmd(a), newNodeCmd(a), newQueueCmd(a), newTenantCmd(a), newEventsCmd(a))
-	add("run", newDevCmd(a), newServerCmd(a), newAgentCmd(a), newOperatorCmd(a), newSimCmd(a), newBenchCmd(a))
+	add("run", newDevCmd(a), newServerCmd(a), newAgentCmd(a), newImageCmd(a), newOperatorCmd(a), newSimCmd(a), newBenchCmd(a))
 	add("alias", alias(newJobRunCmd(a), "run", "job run"), alias(newJobListCmd(a), "ps", "job list"),
 		alias(newJobLogsCmd(a), "logs", "job logs"), alias(newJobStopCmd(a), "stop", "job stop"))
 	root.AddCommand(newVersionCmd(a))

@@ -69,7 +69,7 @@ func (a *app) waitJob(ctx context.Context, id gpuai.JobID, w *waiting) (*gpuai.J
 			return err
 		})
 		if err == nil {
-			p.tell(&j)
+			p.tell(&j, a.startOf(bounded, c, &j, &p))
 		}
 		switch {
 		case err == nil && j.Status.Final() && w.anyEnd:
@@ -133,12 +133,18 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // A progress tells changes of a job on standard error.
 type progress struct {
-	app  *app
-	said string
+	app    *app
+	said   string
+	looked time.Time // at how far tasks' starts are
+	start  string
 }
 
-func (p *progress) tell(j *gpuai.Job) {
+// tell says how a job is, and how far the start of one of its tasks is.
+func (p *progress) tell(j *gpuai.Job, start string) {
 	line := fmt.Sprintf("%s: %v, %s\n", j.Name, j.Status, countsText(j))
+	if start != "" {
+		line = fmt.Sprintf("%s: %v, %s; %s\n", j.Name, j.Status, countsText(j), start)
+	}
 	if line != p.said {
 		p.app.say("%s", line)
 		p.said = line

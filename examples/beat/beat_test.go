@@ -137,3 +137,17 @@ func TestReadRuns(t *testing.T) {
 		})
 	}
 }
+
+func TestReadOutput(t *testing.T) {
+	out := "hello\nbeat 5 " + job + " main 3 100\nelement 3\nbeat 5 " + job + " main 3 150\nbeat 5 01J"
+	r, err := beat.ReadOutput("x", []byte(out))
+	if err != nil || r.Beats != 2 || r.First != 100 || r.Last != 150 || r.Token != 5 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := beat.ReadOutput("x", []byte("hello\n")); err != nil || r.Beats != 0 {
+		t.Errorf("of none: %+v, %v", r, err)
+	}
+	if _, err := beat.ReadOutput("x", []byte("beat of a drum\n")); err == nil {
+		t.Error("what is no beat is one")
+	}
+}

@@ -50,9 +50,23 @@ func readRun(file string) (Run, error) {
 	if err != nil {
 		return Run{}, fmt.Errorf("read a trace: %w", err)
 	}
+	return read(file, data, "")
+}
+
+// ReadOutput reads the trace among the lines that a program wrote which beats to
+// its standard output. name is where they were found. A Run without beats is of
+// one that wrote none.
+func ReadOutput(name string, output []byte) (Run, error) { return read(name, output, prefix) }
+
+// read reads the lines that begin with lead.
+func read(file string, data []byte, lead string) (Run, error) {
 	whole := data[:bytes.LastIndexByte(data, '\n')+1]
 	r := Run{File: file}
 	for line := range strings.Lines(string(whole)) {
+		line, ours := strings.CutPrefix(line, lead)
+		if !ours {
+			continue
+		}
 		b, err := Parse(strings.TrimSuffix(line, "\n"))
 		if err == nil {
 			err = r.add(b)

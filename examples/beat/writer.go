@@ -17,8 +17,13 @@ const (
 	// EnvDir names the directory of the traces; unset means that a program
 	// beats nowhere.
 	EnvDir = "BEAT_DIR"
+	// ToStdout in the place of a directory is for programs whose files nobody
+	// sees, as in a sandbox: their beats are lines of their standard output.
+	ToStdout = "-"
 
 	suffix = ".beats"
+	// prefix begins the beats among other lines of output.
+	prefix = "beat "
 )
 
 // clockBoottime is CLOCK_BOOTTIME of linux/time.h.
@@ -36,6 +41,7 @@ func Boottime() int64 {
 // A Writer beats until it is stopped. The nil Writer does nothing.
 type Writer struct {
 	id   Identity
+	lead string // of each line
 	file *os.File
 	stop chan struct{}
 	done chan struct{}
@@ -54,6 +60,9 @@ func StartFromEnv(getenv func(string) string) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if dir == ToStdout {
+		return begin(&Writer{id: id, lead: prefix, file: os.Stdout})
+	}
 	return Start(dir, id)
 }
 
@@ -65,13 +74,25 @@ func Start(dir string, id Identity) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a trace of beats: %w", err)
 	}
-	w := &Writer{id: id, file: f, stop: make(chan struct{}), done: make(chan struct{})}
+	return begin(&Writer{id: id, file: f})
+}
+
+// begin writes the first beat, and has the others follow.
+func begin(w *Writer) (*Writer, error) {
+	w.stop, w.done = make(chan struct{}), make(chan struct{})
 	if err := w.beat(); err != nil {
-		f.Close()
+		w.close()
 		return nil, err
 	}
 	go w.run()
 	return w, nil
+}
+
+// close ends the trace's own file.
+func (w *Writer) close() {
+	if w.file != os.Stdout {
+		w.file.Close()
+	}
 }
 
 // Stop writes the last beat and ends the trace. It returns the first error of
@@ -87,7 +108,7 @@ func (w *Writer) Stop() error {
 
 func (w *Writer) run() {
 	defer close(w.done)
-	defer w.file.Close()
+	defer w.close()
 	t := time.NewTicker(Every)
 	defer t.Stop()
 	for w.err == nil {
@@ -104,6 +125,7 @@ func (w *Writer) run() {
 // beat appends one line in one write, so that a kill leaves whole lines.
 func (w *Writer) beat() error {
 	line := make([]byte, 0, 128)
+	line = append(line, w.lead...)
 	line = append(line, w.id.Token.String()...)
 	line = append(append(line, ' '), w.id.Job...)
 	line = append(append(line, ' '), w.id.Group...)

@@ -179,28 +179,54 @@ func ReadHeldFrom(r *Reader) ([]gpuai.HeldLease, error) {
 //
 //	lease:u64 seq:u32 incarnation:u64 state:u8 exit_code:i32 reason
 //	unclean:u8, each: id
+//
+// From feature level 3 on the digest of an image follows when state is
+// ReportResolved, else the end code where reportCoded is set in the state.
 func AppendReport(b []byte, p *gpuai.Report) []byte {
 	b = le.AppendUint64(b, uint64(p.Lease))
 	b = le.AppendUint32(b, p.Seq)
 	b = le.AppendUint64(b, uint64(p.Incarnation))
-	b = append(b, uint8(p.State))
+	coded := p.EndCode != gpuai.EndOther && p.State != gpuai.ReportResolved
+	state := uint8(p.State)
+	if coded {
+		state |= reportCoded
+	}
+	b = append(b, state)
 	b = le.AppendUint32(b, uint32(p.ExitCode))
 	b = AppendStr(b, p.Reason)
 	b = appendCount8(b, len(p.Unclean))
 	for _, d := range p.Unclean {
 		b = AppendStr(b, string(d))
 	}
+	switch {
+	case p.State == gpuai.ReportResolved:
+		b = AppendStr(b, p.Image)
+	case coded:
+		b = append(b, uint8(p.EndCode))
+	}
 	return b
 }
+
+// reportCoded is set in a report's state that has an end code.
+const reportCoded = 1 << 7
 
 // ReadReportFrom reads a report.
 func ReadReportFrom(r *Reader) (gpuai.Report, error) {
 	p := gpuai.Report{Lease: gpuai.Token(r.U64()), Seq: r.U32(), Incarnation: gpuai.Incarnation(r.U64())}
-	p.State = gpuai.ReportState(r.within(int64(r.U8()), 1, int64(gpuai.NumReportStates)-1))
+	state := r.U8()
+	p.State = gpuai.ReportState(r.within(int64(state&^reportCoded), 1, int64(gpuai.NumReportStates)-1))
 	p.ExitCode = int32(r.U32())
 	p.Reason = string(r.limited(gpuai.MaxReasonLen))
 	for range r.count8(gpuai.MaxGPUs) {
 		p.Unclean = append(p.Unclean, gpuai.DeviceID(r.text()))
+	}
+	switch {
+	case p.State == gpuai.ReportResolved:
+		if p.Image = string(r.text()); state&reportCoded != 0 {
+			r.Fail("what is no end has an end code")
+		}
+	case state&reportCoded != 0:
+		p.EndCode = gpuai.EndCode(r.within(int64(r.U8()), 1, int64(gpuai.NumEndCodes)-1))
 	}
 	return p, r.err
 }

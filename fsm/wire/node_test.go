@@ -59,7 +59,9 @@ func kinds() []kind {
 				v, err := wire.ReadHeldFrom(r)
 				return wire.AppendHeld(nil, v), err
 			}},
-		{"report", [][]byte{wire.AppendReport(nil, sampleReport()), wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportDone})},
+		{"report", [][]byte{wire.AppendReport(nil, sampleReport()), wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportDone}),
+			wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportFailed, EndCode: gpuai.EndImagePull, Reason: "no such image"}),
+			wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportResolved, Image: "sha256:00"})},
 			func(r *wire.Reader) ([]byte, error) {
 				v, err := wire.ReadReportFrom(r)
 				return wire.AppendReport(nil, &v), err

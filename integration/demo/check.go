@@ -16,6 +16,11 @@ func (d *demo) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	outputs, err := d.outputs()
+	if err != nil {
+		return err
+	}
+	runs = append(runs, outputs...)
 	if d.report.Runners, err = oracle.OneRunner(runs); err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func TestLatencies(t *testing.T) {
 	if err := d.latencies(runs); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := d.report.Allocation, (latency{N: 75, P50: 38, P99: 75, Max: 75}); got != want {
+	if got, want := d.report.Allocation, (latency{N: 40, P50: 20, P99: 40, Max: 40}); got != want {
 		t.Errorf("allocation %+v, want %+v", got, want)
 	}
 	if got := d.report.Start.P50; got != 1000 {

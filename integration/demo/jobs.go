@@ -10,14 +10,25 @@ import (
 const (
 	gangSize  = 4
 	arraySize = 200
-	probes    = 75
+	probes    = 40
 	leaseTTL  = 15 * gpuai.Second
 )
 
-// A programs says where the tasks' programs, traces and checkpoint are.
-type programs struct{ dir string }
+// gangRuntime is what the gang runs under: its members reach one another over the
+// host's network and share a checkpoint on its disk, which sandboxes have neither
+// of. gpuai.RuntimeOCI puts it into the image, too.
+const gangRuntime = gpuai.RuntimeProcess
 
-func (p programs) bin(name string) string { return filepath.Join(p.dir, "programs", name) }
+// A programs says where the tasks' programs, traces and checkpoint are.
+type programs struct {
+	dir string
+	// boxed has the tasks run in sandboxes, in the image of the programs.
+	boxed bool
+}
+
+func (p programs) bin(name string) string { return filepath.Join(p.root(), "bin", name) }
+func (p programs) root() string           { return filepath.Join(p.dir, "root") }  // of the image
+func (p programs) layout() string         { return filepath.Join(p.dir, "image") } // the image
 func (p programs) beats() string          { return filepath.Join(p.dir, "beats") }
 func (p programs) checkpoint() string     { return filepath.Join(p.dir, "checkpoint") }
 
@@ -27,7 +38,7 @@ var trainingArgs = []string{"-steps", "400", "-rate", "0.02", "-report-every", "
 // gang is four tasks of two devices each, of whichever vendor: on six devices
 // a host, they are spread over two hosts at least.
 func (p programs) gang() *gpuai.JobSpec {
-	argv := append([]string{p.bin("dataparallel"), "-pace", "100ms", "-checkpoint-every", "10"}, trainingArgs...)
+	args := append([]string{"-pace", "80ms", "-checkpoint-every", "10"}, trainingArgs...)
 	return &gpuai.JobSpec{
 		Name: "training", Type: gpuai.Train,
 		Groups: []gpuai.Group{{
@@ -40,7 +51,7 @@ func (p programs) gang() *gpuai.JobSpec {
 				Attempts: 10, Backoff: gpuai.Second,
 				On: []gpuai.RestartCause{gpuai.CauseFailure, gpuai.CauseNodeLost, gpuai.CauseGPUError},
 			},
-			Task: gpuai.TaskSpec{Command: argv, Env: p.env(), StopGrace: 3 * gpuai.Second},
+			Task: p.task(p.boxed && gangRuntime == gpuai.RuntimeOCI, 3*gpuai.Second, "dataparallel", args...),
 		}},
 	}
 }
@@ -55,9 +66,7 @@ func (p programs) array(size uint32, work string) *gpuai.JobSpec {
 				CPU: 500, Memory: 64 << 20,
 			},
 			Restart: gpuai.Restart{Attempts: 10, Backoff: gpuai.Second},
-			Task: gpuai.TaskSpec{
-				Command: []string{p.bin("arraytask"), "-work", work}, Env: p.env(), StopGrace: gpuai.Second,
-			},
+			Task:    p.task(p.boxed, gpuai.Second, "arraytask", "-work", work),
 		}},
 	}
 }
@@ -71,6 +80,16 @@ func (p programs) probe() *gpuai.JobSpec {
 	return s
 }
 
-func (p programs) env() map[string]string {
-	return map[string]string{beat.EnvDir: p.beats(), "CHECKPOINT": p.checkpoint()}
+// task runs one of the programs: in a sandbox, where it beats to its output, or as
+// a plain process, which beats to a file.
+func (p programs) task(boxed bool, grace gpuai.Duration, program string, args ...string) gpuai.TaskSpec {
+	t := gpuai.TaskSpec{Args: args, StopGrace: grace, Env: map[string]string{"CHECKPOINT": p.checkpoint()}}
+	if boxed {
+		t.Image, t.Command = "oci:"+p.layout(), []string{"/bin/" + program}
+		t.Env[beat.EnvDir] = beat.ToStdout
+		return t
+	}
+	t.Command, t.Args = append([]string{p.bin(program)}, args...), nil
+	t.Env[beat.EnvDir] = p.beats()
+	return t
 }

@@ -4,9 +4,10 @@
 // and the three servers hold the same state. It prints what it measured.
 //
 // Everything is real but the devices: the binaries of make build, TCP, files
-// with fsync, processes. The devices are simulated, of two vendors. It needs no
-// root, takes about a minute and a half, and leaves nothing behind but, when a
-// claim does not hold, its logs.
+// with fsync, processes. The devices are simulated, of two vendors. As root the
+// jobs run in OCI sandboxes, in an image made of their programs, and runc is
+// installed where it is missing; else they run as plain processes. It takes about
+// a minute, and leaves nothing behind but, when a claim does not hold, its logs.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -37,6 +39,8 @@ type options struct {
 	bin    string // directory of the binaries of make build
 	output string // "text" or "json"
 	keep   bool   // keep the directory also on success
+	// sandbox says whether the jobs run in sandboxes: "auto", "oci" or "none".
+	sandbox string
 }
 
 func parseOptions(args []string, stderr io.Writer) (*options, error) {
@@ -46,11 +50,15 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	f.StringVar(&o.bin, "bin", "bin", "directory of the binaries that make build makes")
 	f.StringVar(&o.output, "o", "text", "format of the report: text or json")
 	f.BoolVar(&o.keep, "keep", false, "keep the demo's directory with all logs")
+	f.StringVar(&o.sandbox, "sandbox", sandboxAuto, "run the jobs in OCI sandboxes: auto (as root), oci or none")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
+	if !slices.Contains([]string{sandboxAuto, sandboxOCI, sandboxNone}, o.sandbox) {
+		return nil, fmt.Errorf("-sandbox is %s, %s or %s, not %q", sandboxAuto, sandboxOCI, sandboxNone, o.sandbox)
+	}
 	if o.output != "text" && o.output != "json" || f.NArg() > 0 {
-		return nil, errors.New("usage: demo [-bin DIR] [-o text|json] [-keep]")
+		return nil, errors.New("usage: demo [-bin DIR] [-o text|json] [-sandbox auto|oci|none] [-keep]")
 	}
 	var err error
 	if o.bin, err = filepath.Abs(o.bin); err != nil {

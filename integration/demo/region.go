@@ -130,7 +130,7 @@ func (r *region) startAgent(h *host) error {
 		"--id", string(h.id), "--data", filepath.Join(r.dir, string(h.id)), "--servers", strings.Join(urls, ","),
 		"--driver", "sim="+filepath.Join(r.bin, "gpuai-driver-sim")+","+file,
 		"--ports", fmt.Sprintf("%d-%d", h.port, h.port+gangPorts-1),
-		"--cpu", hostCPU, "--memory", hostMemory, "--allow-process-runtime")
+		"--cpu", hostCPU, "--memory", hostMemory, "--allow-process-runtime", "--image-dir", r.dir)
 	return err
 }
 

@@ -14,6 +14,8 @@ import (
 // A report is what the demo measured; all claims held, or there is none.
 type report struct {
 	Seconds float64 `json:"duration_s"`
+	// Runtime is what the jobs ran in.
+	Runtime string `json:"runtime"`
 	// Allocation is from the call of submit to the lease's event at a watcher,
 	// Start to the task's first beat, of jobs with one task.
 	Allocation latency `json:"allocation_latency_ms"`
@@ -101,6 +103,7 @@ func (r *report) text(w io.Writer) error {
 		digest = v
 	}
 	rows := [][2]string{
+		{"jobs run in", r.Runtime},
 		{"allocation latency", fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, from the call of submit to the lease's event at a watcher (%d jobs of one task)", r.Allocation.P50, r.Allocation.P99, r.Allocation.N)},
 		{"start latency", fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, from the call of submit to the task's first beat (the same jobs)", r.Start.P50, r.Start.P99)},
 		{"array's wait", fmt.Sprintf("p50 %.1f s, p99 %.1f s, from the call of submit to the lease's event, queue and deaths included (%d leases)", r.ArrayWait.P50/1e3, r.ArrayWait.P99/1e3, r.ArrayWait.N)},

@@ -69,6 +69,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.build(ctx); err != nil {
 		return err
 	}
+	if err := d.sandbox(ctx); err != nil {
+		return err
+	}
 	if d.region, err = newRegion(n, d.dir, d.options.bin); err != nil {
 		return err
 	}
@@ -94,7 +97,7 @@ func (d *demo) build(ctx context.Context) error {
 		return fmt.Errorf("make a directory for beats: %w", err)
 	}
 	d.say("building the tasks' programs")
-	c := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(d.dir, "programs")+"/",
+	c := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(d.programs.root(), "bin")+"/",
 		"github.com/gpuai/gpuai/examples/dataparallel", "github.com/gpuai/gpuai/examples/arraytask")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
@@ -105,7 +108,12 @@ func (d *demo) build(ctx context.Context) error {
 
 func (d *demo) start(ctx context.Context) error {
 	d.say("starting %d servers and %d agents with %d simulated GPUs each", servers, len(d.region.hosts), gpusPerHost)
-	return d.region.start(ctx)
+	if err := d.region.start(ctx); err != nil {
+		return err
+	}
+	var err error
+	d.report.Runtime, err = d.runtime(ctx)
+	return err
 }
 
 // policy sets short leases, so that the demo need not wait for a minute.
@@ -142,7 +150,7 @@ func (d *demo) watch(fail func(error)) func(context.Context) error {
 func (d *demo) probe(ctx context.Context) error {
 	d.say("submitting %d jobs of one task, to measure the time to their leases", probes)
 	spec := d.programs.probe()
-	pace := time.NewTicker(40 * time.Millisecond)
+	pace := time.NewTicker(125 * time.Millisecond) // the start of a sandbox takes a core for as long
 	defer pace.Stop()
 	for range probes {
 		called := beat.Boottime()

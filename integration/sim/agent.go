@@ -317,7 +317,7 @@ func (a *agent) recordReport(rec *record, r gpuai.Report) {
 	rec.seq = r.Seq
 	rec.unsent = append(rec.unsent, r)
 	switch r.State {
-	case gpuai.ReportRunning:
+	case gpuai.ReportRunning, gpuai.ReportResolved:
 	case gpuai.ReportUnkillable:
 		rec.state = recUnkillable
 		a.taint(r.Unclean)
@@ -386,7 +386,7 @@ func (a *agent) do(act decide.Action) {
 		a.send(act.Session, gpuai.Frame{Kind: gpuai.FrameBeat, Beat: &act.Beat})
 	case decide.SendReport:
 		r := act.Report
-		if act.First && r.State != gpuai.ReportRunning && r.State != gpuai.ReportUnkillable {
+		if act.First && r.State.Ends() && r.State != gpuai.ReportUnkillable {
 			a.forgetTask(r.Lease)
 		}
 		if a.line != nil {

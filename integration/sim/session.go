@@ -228,6 +228,9 @@ func (se *session) received(f gpuai.Frame) {
 		})
 	case gpuai.FrameReport:
 		r := *f.Report
+		if se.s.m.Level() < fsm.LevelPlacement {
+			r.EndCode = gpuai.EndOther // as the server does
+		}
 		c := fsm.ReportLease{Node: se.ref.Node, Report: r}
 		se.carry(agentCommand{c.Append(nil, fsm.Envelope{}), &gpuai.Reported{Lease: r.Lease, Seq: r.Seq}})
 	case gpuai.FrameDevices:

@@ -29,7 +29,7 @@ var layers = map[string]string{
 	"server":     ". fsm raft store httpd client federation blobs identity telemetry",
 	"simulate":   ". fsm scheduler store",
 	"loadgen":    ". client",
-	"cmd":        ". server agent client plugins jobfile simulate loadgen fsm store identity telemetry server/offline",
+	"cmd":        ". server agent agent/image client plugins jobfile simulate loadgen fsm store identity telemetry server/offline",
 	"examples":   ". client plugins",
 	"arch":       "",
 
