@@ -1,13 +1,14 @@
 package network
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/gpuai/gpuai/agent/network/netspace"
 )
 
 // A hub is a gang's bridge, in a network namespace of its own: no address, route
@@ -27,12 +28,12 @@ const bridgeName = "bridge"
 const firstPort = 100
 
 func newHub() (*hub, error) {
-	space, err := newSpace()
+	space, err := netspace.New()
 	if err != nil {
 		return nil, err
 	}
-	err = within(space, func() error {
-		if err := setting("ipv6/conf/default/disable_ipv6", "1"); err != nil {
+	err = netspace.Within(space, func() error {
+		if err := netspace.Set("ipv6/conf/default/disable_ipv6", "1"); err != nil {
 			return err
 		}
 		attrs := netlink.NewLinkAttrs()
@@ -55,8 +56,8 @@ func newHub() (*hub, error) {
 func (h *hub) join(space *os.File, g Gang, rank uint32) error {
 	port := "rank" + strconv.FormatUint(uint64(rank), 10)
 	addr := g.Addr(rank)
-	err := within(h.space, func() error {
-		if err := unlink(port); err != nil {
+	err := netspace.Within(h.space, func() error {
+		if err := netspace.Unlink(port); err != nil {
 			return err
 		}
 		bridge, err := netlink.LinkByName(bridgeName)
@@ -75,24 +76,8 @@ func (h *hub) join(space *os.File, g Gang, rank uint32) error {
 	if err != nil {
 		return err
 	}
-	if err := within(space, func() error { return bring(GangLink, netip.PrefixFrom(addr, gangBits)) }); err != nil {
+	if err := netspace.Within(space, func() error { return netspace.Bring(GangLink, netip.PrefixFrom(addr, gangBits)) }); err != nil {
 		return err
 	}
-	return within(h.space, func() error { return await(port) })
-}
-
-// unlink removes a link of the thread's namespace, if it is there.
-func unlink(name string) error {
-	link, err := netlink.LinkByName(name)
-	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) {
-		return nil
-	}
-	if err == nil {
-		err = netlink.LinkDel(link)
-	}
-	if err != nil {
-		return fmt.Errorf("remove the link %s: %w", name, err)
-	}
-	return nil
+	return netspace.Within(h.space, func() error { return netspace.Await(port) })
 }

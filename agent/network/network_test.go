@@ -9,64 +9,28 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/network/netspace"
+	"github.com/gpuai/gpuai/agent/network/nettest"
 )
 
-// Addresses of the world: a host with an uplink of public addresses and a LAN.
+// Addresses of the world.
 const (
-	internet  = "8.8.4.4"
-	metadata  = "169.254.169.254"
-	uplink    = "52.1.1.2"
-	gateway   = "52.1.1.1"
-	neighbour = "52.1.1.9"
-	lanHost   = "10.9.0.1"
-	lanOther  = "10.9.0.2"
-	resolver  = "9.9.9.9"
+	internet, metadata, uplink, gateway, nextDoor = nettest.Internet, nettest.Metadata, nettest.Uplink, nettest.Gateway, nettest.NextDoor
+	lanHost, lanOther, resolver                   = nettest.LANHost, nettest.LANOther, nettest.Resolver
 )
 
-// A world is a host in a namespace of its own, and one more that plays all that
-// is beyond its links.
+// A world is one to test a Node in.
 type world struct {
-	t            *testing.T
-	host, beyond *os.File
+	*nettest.World
+	t *testing.T
 }
 
-// newWorld makes a world, or skips the test where there can be none; with
-// GPUAI_NEED_SANDBOX=1 it fails.
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	skip := t.Skip
-	if os.Getenv("GPUAI_NEED_SANDBOX") == "1" {
-		skip = t.Fatal
-	}
-	if os.Geteuid() != 0 {
-		skip("a network is made by root")
-	}
-	w := &world{t: t}
-	w.host, w.beyond = w.space(), w.space()
-	if err := within(w.host, func() error { return nft("list ruleset\n") }); err != nil {
-		skip("there is no filter to test: ", err)
-	}
-	w.wire("up0", uplink+"/24", gateway+"/24", neighbour+"/24", metadata+"/16", internet+"/32", resolver+"/32",
-		"100.100.100.200/32", "168.63.129.16/32", "100.64.0.9/32", "192.0.0.192/32")
-	w.wire("lan0", lanHost+"/24", lanOther+"/24")
-	w.must(within(w.host, func() error {
-		return errors.Join(setting("ipv4/ip_forward", "1"), setting("ipv4/icmp_ratemask", "0"), netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(gateway)}))
-	}))
-	for _, s := range []*os.File{w.host, w.beyond} {
-		for _, port := range []string{":80", ":53"} {
-			w.listen(s, port)
-		}
-	}
-	return w
-}
+func newWorld(t *testing.T) *world { return &world{nettest.New(t), t} }
 
 func (w *world) must(err error) {
 	w.t.Helper()
@@ -75,90 +39,9 @@ func (w *world) must(err error) {
 	}
 }
 
-// space makes a namespace that reaches itself.
-func (w *world) space() *os.File {
-	w.t.Helper()
-	s, err := newSpace()
-	w.must(err)
-	w.t.Cleanup(func() { s.Close() })
-	w.must(settle(s))
-	return s
-}
-
-// wire links the host to what is beyond, with the addresses of both ends.
-func (w *world) wire(name, at string, there ...string) {
-	w.t.Helper()
-	w.must(within(w.host, func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Index = name, firstPort+len(name) // see firstPort
-		veth := netlink.NewVeth(attrs)
-		veth.PeerName, veth.PeerNamespace = name, netlink.NsFd(w.beyond.Fd())
-		return errors.Join(netlink.LinkAdd(veth), bring(name, netip.MustParsePrefix(at)))
-	}))
-	w.must(within(w.beyond, func() (err error) {
-		for _, a := range there {
-			err = errors.Join(err, bring(name, netip.MustParsePrefix(a)))
-		}
-		return err
-	}))
-}
-
-// listen takes connections in a namespace and says from where they are.
-func (w *world) listen(space *os.File, addr string) {
-	w.t.Helper()
-	var l net.Listener
-	w.must(within(space, func() (err error) {
-		l, err = net.Listen("tcp", addr)
-		return err
-	}))
-	w.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-			fmt.Fprint(c, host)
-			c.Close()
-		}
-	}()
-}
-
-// dial says as whom a namespace reaches an address, or by which error not.
-func (w *world) dial(from *os.File, addr string) (as string) {
-	return w.dialFor(2*time.Second, from, addr)
-}
-
-// silent says so of what is not to be answered.
-func (w *world) silent(from *os.File, addr string) (as string) {
-	return w.dialFor(200*time.Millisecond, from, addr)
-}
-
-func (w *world) dialFor(d time.Duration, from *os.File, addr string) (as string) {
-	w.t.Helper()
-	_ = within(from, func() error {
-		c, err := net.DialTimeout("tcp", addr, d)
-		if err != nil {
-			var errno syscall.Errno
-			if as = "timeout"; errors.As(err, &errno) {
-				as = unix.ErrnoName(errno)
-			}
-			return nil
-		}
-		defer c.Close()
-		c.SetReadDeadline(time.Now().Add(time.Second))
-		b := make([]byte, 64)
-		k, _ := c.Read(b)
-		as = string(b[:k])
-		return nil
-	})
-	return as
-}
-
 func (w *world) open(c Config) *Node {
 	w.t.Helper()
-	c.Space = w.host
+	c.Space = w.Host
 	if c.DNS == nil && c.Egress.any() {
 		c.DNS = []netip.Addr{netip.MustParseAddr(resolver)}
 	}
@@ -174,7 +57,7 @@ func (w *world) open(c Config) *Node {
 // join gives a new task its links.
 func (w *world) join(n *Node, t Task) *os.File {
 	w.t.Helper()
-	s, err := newSpace()
+	s, err := netspace.New()
 	w.must(err)
 	w.t.Cleanup(func() { s.Close() })
 	t.Space = s
@@ -190,7 +73,7 @@ func (w *world) join(n *Node, t Task) *os.File {
 func (w *world) left() string {
 	w.t.Helper()
 	var out []string
-	w.must(within(w.host, func() error {
+	w.must(netspace.Within(w.Host, func() error {
 		links, err := netlink.LinkList()
 		for _, l := range links {
 			if strings.HasPrefix(l.Attrs().Name, linkPrefix) {
@@ -229,10 +112,10 @@ func TestCase35EgressReachesWhatThePolicySays(t *testing.T) {
 		lanHost + ":80": closed, resolver + ":53": open,
 	}
 	for policy, more := range map[string]map[string]string{
-		"allow":                  {internet + ":80": open, resolver + ":80": open, lanOther + ":80": closed, neighbour + ":80": closed, gateway + ":80": closed},
-		"8.8.4.0/24":             {internet + ":80": open, resolver + ":80": closed, lanOther + ":80": closed, neighbour + ":80": closed},
-		"allow,10.9.0.2":         {internet + ":80": open, lanOther + ":80": lanHost, neighbour + ":80": closed},
-		"10.0.0.0/8,52.1.1.9/32": {internet + ":80": closed, lanOther + ":80": lanHost, neighbour + ":80": open, gateway + ":80": closed},
+		"allow":                  {internet + ":80": open, resolver + ":80": open, lanOther + ":80": closed, nextDoor + ":80": closed, gateway + ":80": closed},
+		"8.8.4.0/24":             {internet + ":80": open, resolver + ":80": closed, lanOther + ":80": closed, nextDoor + ":80": closed},
+		"allow,10.9.0.2":         {internet + ":80": open, lanOther + ":80": lanHost, nextDoor + ":80": closed},
+		"10.0.0.0/8,52.1.1.9/32": {internet + ":80": closed, lanOther + ":80": lanHost, nextDoor + ":80": open, gateway + ":80": closed},
 		"0.0.0.0/1,128.0.0.0/1":  {internet + ":80": open, lanOther + ":80": lanHost},
 	} {
 		t.Run(policy, func(t *testing.T) {
@@ -243,7 +126,7 @@ func TestCase35EgressReachesWhatThePolicySays(t *testing.T) {
 					if policy == "0.0.0.0/1,128.0.0.0/1" && addr == "100.64.0.9:80" {
 						want = open
 					}
-					if got := w.dial(task, addr); got != want {
+					if got := w.Dial(task, addr); got != want {
 						t.Errorf("%s: %s, want %s", addr, got, want)
 					}
 				}
@@ -259,28 +142,28 @@ func TestCase35TasksAreApart(t *testing.T) {
 	n := w.open(Config{Egress: egress(t, "allow")})
 	one := w.join(n, Task{Lease: "1", Slot: 0, Egress: true})
 	two := w.join(n, Task{Lease: "2", Slot: 1, Egress: true})
-	w.listen(two, ":80")
+	w.Listen(two, ":80")
 	_, addr := egressAddrs(1)
 	at := addr.Addr().String() + ":80"
-	if got := w.dial(two, at); got == "timeout" || strings.HasPrefix(got, "E") {
+	if got := w.Dial(two, at); got == "timeout" || strings.HasPrefix(got, "E") {
 		t.Fatalf("the task does not reach itself: %s", got)
 	}
-	if got := w.dial(one, at); got != closed {
+	if got := w.Dial(one, at); got != closed {
 		t.Errorf("another task: %s", got)
 	}
-	if got := w.silent(w.host, at); got != "EPERM" && got != "timeout" {
+	if got := w.Silent(w.Host, at); got != "EPERM" && got != "timeout" {
 		t.Errorf("from the host: %s", got)
 	}
 	// From beyond, by one that sends packets for the task to the host.
-	w.must(within(w.beyond, func() error {
+	w.must(netspace.Within(w.Beyond, func() error {
 		_, pool, _ := net.ParseCIDR(egressPool.String())
 		return netlink.RouteAdd(&netlink.Route{Dst: pool, Gw: net.ParseIP(uplink)})
 	}))
-	if got := w.silent(w.beyond, at); got != "timeout" {
+	if got := w.Silent(w.Beyond, at); got != "timeout" {
 		t.Errorf("from beyond: %s", got)
 	}
 	// A task that could give itself another's address is not believed.
-	w.must(within(one, func() error {
+	w.must(netspace.Within(one, func() error {
 		link, err := netlink.LinkByName(EgressLink)
 		if err != nil {
 			return err
@@ -288,10 +171,10 @@ func TestCase35TasksAreApart(t *testing.T) {
 		forged, err := netlink.ParseAddr("198.18.0.6/32")
 		return errors.Join(err, netlink.AddrAdd(link, forged), netlink.RouteReplace(&netlink.Route{Gw: net.ParseIP("198.18.0.1"), Src: net.ParseIP("198.18.0.6")}))
 	}))
-	if got := w.silent(one, internet+":80"); got != "timeout" {
+	if got := w.Silent(one, internet+":80"); got != "timeout" {
 		t.Errorf("with a forged address: %s", got)
 	}
-	if got := w.dial(two, internet+":80"); got != open {
+	if got := w.Dial(two, internet+":80"); got != open {
 		t.Errorf("whose address was forged: %s", got)
 	}
 }
@@ -300,13 +183,13 @@ func TestCase35TasksAreApart(t *testing.T) {
 func TestEgressIsJudgedBehindOthersTranslation(t *testing.T) {
 	w := newWorld(t)
 	task := w.join(w.open(Config{Egress: egress(t, "allow")}), Task{Lease: "1", Egress: true})
-	w.must(within(w.host, func() error {
+	w.must(netspace.Within(w.Host, func() error {
 		return nft("table ip other {\nchain p { type nat hook prerouting priority dstnat; ip daddr 8.8.4.7 dnat to " + lanOther + "; ip daddr 8.8.4.8 dnat to " + internet + "; }\n}\n")
 	}))
-	if got := w.dial(task, "8.8.4.8:80"); got != open {
+	if got := w.Dial(task, "8.8.4.8:80"); got != open {
 		t.Errorf("to the internet: %s", got)
 	}
-	if got := w.dial(task, "8.8.4.7:80"); got != closed {
+	if got := w.Dial(task, "8.8.4.7:80"); got != closed {
 		t.Errorf("to the LAN: %s", got)
 	}
 }
@@ -321,30 +204,30 @@ func TestGangMembersReachOneAnotherAndNobodyElse(t *testing.T) {
 	}
 	stranger := w.join(n, Task{Lease: "9", Gang: &other, Rank: 0})
 	alone := w.join(n, Task{Lease: "10"})
-	w.listen(spaces[2], ":80")
-	w.listen(stranger, ":80")
+	w.Listen(spaces[2], ":80")
+	w.Listen(stranger, ":80")
 	at := gang.Addr(2).String() + ":80"
 	for rank, s := range spaces {
-		if got := w.dial(s, at); got != gang.Addr(uint32(rank)).String() {
+		if got := w.Dial(s, at); got != gang.Addr(uint32(rank)).String() {
 			t.Errorf("rank %d is seen as %s", rank, got)
 		}
-		if got := w.dial(s, internet+":80"); got != "ENETUNREACH" {
+		if got := w.Dial(s, internet+":80"); got != "ENETUNREACH" {
 			t.Errorf("rank %d reaches the internet: %s", rank, got)
 		}
-		if got := w.silent(s, other.Addr(0).String()+":80"); got != "ENETUNREACH" && got != "EHOSTUNREACH" && got != "timeout" {
+		if got := w.Silent(s, other.Addr(0).String()+":80"); got != "ENETUNREACH" && got != "EHOSTUNREACH" && got != "timeout" {
 			t.Errorf("rank %d reaches another gang: %s", rank, got)
 		}
 	}
-	for name, s := range map[string]*os.File{"the host": w.host, "another gang": stranger, "a task of none": alone} {
-		if got := w.silent(s, at); got != "ENETUNREACH" && got != "timeout" && got != "EHOSTUNREACH" && got != internet {
+	for name, s := range map[string]*os.File{"the host": w.Host, "another gang": stranger, "a task of none": alone} {
+		if got := w.Silent(s, at); got != "ENETUNREACH" && got != "timeout" && got != "EHOSTUNREACH" && got != internet {
 			t.Errorf("%s reaches the gang: %s", name, got)
 		}
 	}
 	// A member that is placed again takes the place of the one before.
 	w.must(n.Leave("2"))
 	again := w.join(n, Task{Lease: "12", Gang: &gang, Rank: 2})
-	w.listen(again, ":81")
-	if got := w.dial(spaces[0], gang.Addr(2).String()+":81"); got != gang.Addr(0).String() {
+	w.Listen(again, ":81")
+	if got := w.Dial(spaces[0], gang.Addr(2).String()+":81"); got != gang.Addr(0).String() {
 		t.Errorf("the new member: %s", got)
 	}
 }
@@ -388,20 +271,20 @@ func TestCrashLeavesWhatTheNextAgentFinds(t *testing.T) {
 	first.hubs = nil
 	next := w.open(Config{Egress: egress(t, "allow")})
 	w.must(next.Retain([]Member{{Lease: "1", Gang: &gang, Hold: fmt.Sprintf("/proc/self/fd/%d", hold.Fd())}}))
-	if got := w.dial(stays, internet+":80"); got != open {
+	if got := w.Dial(stays, internet+":80"); got != open {
 		t.Errorf("the task that goes on: %s", got)
 	}
 	if got := w.left(); strings.Contains(got, linkName("owner", "2")) {
 		t.Errorf("what nobody needs:\n%s", got)
 	}
 	late := w.join(next, Task{Lease: "3", Gang: &gang, Rank: 1})
-	w.listen(stays, ":80")
-	if got := w.dial(late, gang.Addr(0).String()+":80"); got != gang.Addr(1).String() {
+	w.Listen(stays, ":80")
+	if got := w.Dial(late, gang.Addr(0).String()+":80"); got != gang.Addr(1).String() {
 		t.Errorf("a member that joined later: %s", got)
 	}
 	// The next agent's operator allows nothing any more.
 	last := w.open(Config{})
-	if got := w.dial(stays, internet+":80"); got != closed {
+	if got := w.Dial(stays, internet+":80"); got != closed {
 		t.Errorf("by a policy that was taken back: %s", got)
 	}
 	w.must(last.Retain(nil))
@@ -415,16 +298,16 @@ func TestFlushedRulesAreLoadedAgain(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(Config{Egress: egress(t, "allow")})
 	one := w.join(n, Task{Lease: "1", Egress: true})
-	flush := func() { w.must(within(w.host, func() error { return nft("flush ruleset\n") })) }
+	flush := func() { w.must(netspace.Within(w.Host, func() error { return nft("flush ruleset\n") })) }
 	flush()
 	n.look()
-	if a, b := w.dial(one, internet+":80"), w.dial(one, uplink+":80"); a != open || b != closed {
+	if a, b := w.Dial(one, internet+":80"), w.Dial(one, uplink+":80"); a != open || b != closed {
 		t.Errorf("%s and %s", a, b)
 	}
 	flush()
 	two := w.join(n, Task{Lease: "2", Slot: 1, Egress: true})
 	for _, s := range []*os.File{one, two} {
-		if a, b := w.dial(s, internet+":80"), w.dial(s, uplink+":80"); a != open || b != closed {
+		if a, b := w.Dial(s, internet+":80"), w.Dial(s, uplink+":80"); a != open || b != closed {
 			t.Errorf("%s and %s", a, b)
 		}
 	}
@@ -432,8 +315,8 @@ func TestFlushedRulesAreLoadedAgain(t *testing.T) {
 
 func TestWhatTheHostLacksIsSaid(t *testing.T) {
 	w := newWorld(t)
-	w.must(within(w.host, func() error { return setting("ipv4/ip_forward", "0") }))
-	n, err := Open(Config{Egress: Egress{Internet: true}, DNS: []netip.Addr{netip.MustParseAddr(resolver)}, Space: w.host}, "owner", slog.New(slog.DiscardHandler))
+	w.must(netspace.Within(w.Host, func() error { return netspace.Set("ipv4/ip_forward", "0") }))
+	n, err := Open(Config{Egress: Egress{Internet: true}, DNS: []netip.Addr{netip.MustParseAddr(resolver)}, Space: w.Host}, "owner", slog.New(slog.DiscardHandler))
 	w.must(err)
 	if l := n.Lacks(); len(l) != 1 || !strings.Contains(l[0].Error(), "ip_forward") {
 		t.Errorf("%v", l)
@@ -444,5 +327,43 @@ func TestWhatTheHostLacksIsSaid(t *testing.T) {
 	listed := w.open(Config{Host: true})
 	if l := listed.Labels(); l[gpuai.LabelHostNetwork] != gpuai.LabelYes || listed.Refusal(gpuai.NetworkHost, true) != nil || listed.Refusal(gpuai.NetworkEgress, false) == nil {
 		t.Errorf("%v", l)
+	}
+}
+
+func TestHostNetworkIsNeverBesideAnotherTenant(t *testing.T) {
+	n := newWorld(t).open(Config{Host: true})
+	for _, c := range []struct {
+		lease  string
+		tenant gpuai.TenantID
+		net    gpuai.Network
+		ok     bool
+	}{
+		{"1", "a", gpuai.NetworkNone, true}, {"2", "b", gpuai.NetworkEgress, true}, {"3", "a", gpuai.NetworkHost, false},
+		{"2", "", gpuai.NetworkNone, true}, // leaves
+		{"3", "a", gpuai.NetworkHost, true}, {"3", "a", gpuai.NetworkHost, true}, {"4", "b", gpuai.NetworkNone, false}, {"5", "a", gpuai.NetworkNone, true},
+	} {
+		if c.tenant == "" {
+			if err := n.Leave(c.lease); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := n.Admit(c.lease, c.tenant, c.net); (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// A filter that cannot be loaded lets nobody go on.
+func TestTasksWithoutAFilterAreCutOff(t *testing.T) {
+	w := newWorld(t)
+	task := w.join(w.open(Config{Egress: egress(t, "allow")}), Task{Lease: "1", Egress: true})
+	nftPaths = nil
+	defer func() { nftPaths = []string{"nft", "/usr/sbin/nft"} }()
+	n, err := Open(Config{Space: w.Host}, "owner", slog.New(slog.DiscardHandler))
+	w.must(err)
+	if l := n.Lacks(); len(l) != 1 || !strings.Contains(l[0].Error(), "install nftables") {
+		t.Errorf("%v", l)
+	}
+	if got := w.Dial(task, internet+":80"); got != "ENETUNREACH" {
+		t.Errorf("%s", got)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent/network/netspace"
 )
 
 // A Config is an operator's policy. The zero value lets tasks reach nothing but
@@ -44,10 +45,17 @@ type Node struct {
 	egress, gangs bool
 	lacks         []error
 
-	mu    sync.Mutex // guards below
-	dns   []netip.Addr
-	tasks map[string]element // with egress, by lease
-	hubs  map[Gang]*hub
+	mu         sync.Mutex // guards below
+	dns        []netip.Addr
+	neighbours map[string]neighbour // by lease
+	tasks      map[string]element   // with egress, by lease
+	hubs       map[Gang]*hub
+}
+
+// A neighbour is a task as others on the node see it.
+type neighbour struct {
+	tenant gpuai.TenantID
+	host   bool // it is in the host's network
 }
 
 // Open finds out what the host can do and loads the filter. owner names the agent
@@ -57,7 +65,7 @@ func Open(cfg Config, owner string, log *slog.Logger) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, owner: owner, log: log, tasks: map[string]element{}, hubs: map[Gang]*hub{}}
+	n := &Node{cfg: cfg, owner: owner, log: log, neighbours: map[string]neighbour{}, tasks: map[string]element{}, hubs: map[Gang]*hub{}}
 	h, err := newHub()
 	if err == nil {
 		h.space.Close()
@@ -73,12 +81,21 @@ func Open(cfg Config, owner string, log *slog.Logger) (*Node, error) {
 	switch err := n.openEgress(); {
 	case err == nil:
 		n.egress = cfg.Egress.any()
-	case len(n.tasks) > 0: // they must not go on without rules
-		return nil, fmt.Errorf("the filter of tasks that run: %w", err)
-	case cfg.Egress.any():
-		n.lacks = append(n.lacks, fmt.Errorf("no egress: %w", err))
+	case cfg.Egress.any() || len(n.tasks) > 0:
+		n.lacks = append(n.lacks, fmt.Errorf("no egress: %w", err), n.inHost(n.cut))
 	}
+	n.lacks = slices.DeleteFunc(n.lacks, func(err error) bool { return err == nil })
 	return n, nil
+}
+
+// cut takes tasks that run from the host, when there is no filter for them. mu is
+// held.
+func (n *Node) cut() (err error) {
+	for lease, e := range n.tasks {
+		err = errors.Join(err, netspace.Unlink(e.link))
+		delete(n.tasks, lease)
+	}
+	return err
 }
 
 // Lacks says what of the policy this host cannot do, and what to do about it.
@@ -140,8 +157,23 @@ func (n *Node) Refusal(net gpuai.Network, gang bool) error {
 	return nil
 }
 
+// Admit notes a task, and refuses it where it would be beside one of another tenant
+// with one of the two in the host's network: who is there sees what passes.
+func (n *Node) Admit(lease string, tenant gpuai.TenantID, net gpuai.Network) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	me := neighbour{tenant, net == gpuai.NetworkHost}
+	for other, has := range n.neighbours {
+		if other != lease && has.tenant != tenant && (has.host || me.host) {
+			return fmt.Errorf("lease %s is of another tenant, and a task in the node's network is never beside one", other)
+		}
+	}
+	n.neighbours[lease] = me
+	return nil
+}
+
 // inHost runs f in the host's network namespace.
-func (n *Node) inHost(f func() error) error { return within(n.cfg.Space, f) }
+func (n *Node) inHost(f func() error) error { return netspace.Within(n.cfg.Space, f) }
 
 // find reads which links of the host are this owner's. mu is held.
 func (n *Node) find() error {
@@ -279,7 +311,7 @@ type Task struct {
 // gang's network, which must be open for as long as the task is there; the caller
 // closes it. After an error Leave takes back what there is.
 func (n *Node) Join(t *Task) (hold *os.File, err error) {
-	if err := settle(t.Space); err != nil {
+	if err := netspace.Settle(t.Space); err != nil {
 		return nil, fmt.Errorf("the task's network: %w", err)
 	}
 	n.mu.Lock()
@@ -320,7 +352,7 @@ func (n *Node) joinEgress(t *Task) error {
 	e := element{linkName(n.owner, t.Lease), task.Addr()}
 	n.tasks[t.Lease] = e
 	err := n.inHost(func() error {
-		if err := unlink(e.link); err != nil {
+		if err := netspace.Unlink(e.link); err != nil {
 			return err
 		}
 		if err := n.admit(e); err != nil {
@@ -335,20 +367,20 @@ func (n *Node) joinEgress(t *Task) error {
 		}
 		err := errors.Join(
 			netlink.LinkSetAlias(veth, alias(n.owner, t.Lease)),
-			setting("ipv6/conf/"+e.link+"/disable_ipv6", "1"),
-			setting("ipv4/conf/"+e.link+"/rp_filter", "1"), // strict
-			setting("ipv4/conf/"+e.link+"/forwarding", "1"),
+			netspace.Set("ipv6/conf/"+e.link+"/disable_ipv6", "1"),
+			netspace.Set("ipv4/conf/"+e.link+"/rp_filter", "1"), // strict
+			netspace.Set("ipv4/conf/"+e.link+"/forwarding", "1"),
 		)
 		if err != nil {
 			return err
 		}
-		return bring(e.link, host)
+		return netspace.Bring(e.link, host)
 	})
 	if err != nil {
 		return err
 	}
-	err = within(t.Space, func() error {
-		if err := bring(EgressLink, task); err != nil {
+	err = netspace.Within(t.Space, func() error {
+		if err := netspace.Bring(EgressLink, task); err != nil {
 			return err
 		}
 		if err := netlink.RouteAdd(&netlink.Route{Gw: host.Addr().AsSlice()}); err != nil {
@@ -359,7 +391,7 @@ func (n *Node) joinEgress(t *Task) error {
 	if err != nil {
 		return err
 	}
-	return n.inHost(func() error { return await(e.link) })
+	return n.inHost(func() error { return netspace.Await(e.link) })
 }
 
 // admit has the rules know a link, and the networks of the host as they are now.
@@ -384,6 +416,7 @@ func (n *Node) admit(e element) error {
 func (n *Node) Leave(lease string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	delete(n.neighbours, lease)
 	for g, h := range n.hubs {
 		if delete(h.members, lease); len(h.members) == 0 {
 			h.space.Close()
@@ -395,7 +428,7 @@ func (n *Node) Leave(lease string) error {
 		return nil
 	}
 	err := n.inHost(func() error {
-		if err := unlink(e.link); err != nil {
+		if err := netspace.Unlink(e.link); err != nil {
 			return err
 		}
 		return nft(fmt.Sprintf("delete element inet %s tasks { %s }\n", n.table(), e))
@@ -409,9 +442,11 @@ func (n *Node) Leave(lease string) error {
 
 // A Member is a task that an earlier agent started.
 type Member struct {
-	Lease string
-	Gang  *Gang
-	Hold  string // where its hold of the gang's network is; it may be gone
+	Lease   string
+	Tenant  gpuai.TenantID
+	Network gpuai.Network
+	Gang    *Gang  // nil for a task of none
+	Hold    string // where its hold of the gang's network is; it may be gone
 }
 
 // Retain takes away all that is of no task in live, and finds the gangs' networks
@@ -420,6 +455,7 @@ func (n *Node) Retain(live []Member) error {
 	n.mu.Lock()
 	known := slices.Collect(maps.Keys(n.tasks))
 	for _, m := range live {
+		n.neighbours[m.Lease] = neighbour{m.Tenant, m.Network == gpuai.NetworkHost}
 		if m.Gang != nil {
 			n.adopt(m)
 		}

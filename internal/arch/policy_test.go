@@ -36,7 +36,6 @@ var layers = map[string]string{
 	"fsm/wire":             ".",
 	"agent/cdi":            "",
 	"agent/image":          "",
-	"agent/network":        ".",
 	"agent/probe":          "",
 	"agent/sandbox":        ".",
 	"agent/watchdog":       ".",
@@ -49,6 +48,10 @@ var layers = map[string]string{
 
 	"plugins/nvidia":          ". plugins",
 	"cmd/gpuai-driver-nvidia": ". plugins plugins/nvidia",
+
+	"agent/network":          ". agent/network/netspace",
+	"agent/network/netspace": "",
+	"agent/network/nettest":  "agent/network/netspace",
 }
 
 // anything lists the layers that may import all others, and that nobody

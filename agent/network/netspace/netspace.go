@@ -1,4 +1,6 @@
-package network
+// Package netspace works in network namespaces: it makes them, and links, addresses
+// and settings in them. A namespace is an open file, which keeps it.
+package netspace
 
 import (
 	"errors"
@@ -13,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// within runs f on a thread that is in a network namespace; nil is the process's
+// Within runs f on a thread that is in a network namespace; nil is the process's
 // own.
-func within(space *os.File, f func() error) error {
+func Within(space *os.File, f func() error) error {
 	if space == nil {
 		return f()
 	}
@@ -40,9 +42,9 @@ func within(space *os.File, f func() error) error {
 	return <-done
 }
 
-// newSpace makes a network namespace, which lives as long as a file or a process
+// New makes a network namespace, which lives as long as a file or a process
 // holds it.
-func newSpace() (space *os.File, err error) {
+func New() (space *os.File, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -57,11 +59,11 @@ func newSpace() (space *os.File, err error) {
 	return space, err
 }
 
-// settle makes a task's namespace ready for links: it reaches itself, and links
+// Settle makes a task's namespace ready for links: it reaches itself, and links
 // have no IPv6, by which they would have addresses that no filter was told of.
-func settle(space *os.File) error {
-	return within(space, func() error {
-		if err := setting("ipv6/conf/default/disable_ipv6", "1"); err != nil {
+func Settle(space *os.File) error {
+	return Within(space, func() error {
+		if err := Set("ipv6/conf/default/disable_ipv6", "1"); err != nil {
 			return err
 		}
 		lo, err := netlink.LinkByName("lo")
@@ -72,9 +74,9 @@ func settle(space *os.File) error {
 	})
 }
 
-// setting writes a setting of the thread's network namespace. A kernel without it
+// Set writes a setting of the thread's network namespace. A kernel without it
 // has nothing to be set.
-func setting(name, value string) error {
+func Set(name, value string) error {
 	err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -82,8 +84,8 @@ func setting(name, value string) error {
 	return err
 }
 
-// bring gives a link of the thread's namespace an address and turns it on.
-func bring(name string, at netip.Prefix) error {
+// Bring gives a link of the thread's namespace an address and turns it on.
+func Bring(name string, at netip.Prefix) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("the link %s: %w", name, err)
@@ -104,10 +106,10 @@ func bring(name string, at netip.Prefix) error {
 // upWithin bounds how long a link is waited for.
 const upWithin = 2 * time.Second
 
-// await waits until a link of the thread's namespace, whose other end has just been
+// Await waits until a link of the thread's namespace, whose other end has just been
 // turned on, takes packets: those that come before are lost, and their senders try
 // again only a second later.
-func await(name string) error {
+func Await(name string) error {
 	for end := time.Now().Add(upWithin); ; time.Sleep(time.Millisecond) {
 		link, err := netlink.LinkByName(name)
 		if err != nil {
@@ -117,4 +119,20 @@ func await(name string) error {
 			return nil // a slow host is no reason to end the task
 		}
 	}
+}
+
+// Unlink removes a link of the thread's namespace, if it is there.
+func Unlink(name string) error {
+	link, err := netlink.LinkByName(name)
+	var gone netlink.LinkNotFoundError
+	if errors.As(err, &gone) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the link %s: %w", name, err)
+	}
+	return nil
 }
