@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -127,20 +128,36 @@ func dial(address string) int {
 	}
 }
 
-// listen answers who connects to an address, once, with where they are.
-func listen(address string) int {
+// meet has the first member of a gang wait for all others, who ask it.
+func meet(getenv func(string) string) int {
+	size, err := strconv.Atoi(getenv("GPUAI_NODES"))
+	if err != nil {
+		fmt.Println("this is no member of a gang:", err)
+		return 2
+	}
+	at := net.JoinHostPort(getenv("MASTER_ADDR"), getenv("MASTER_PORT"))
+	if getenv("GPUAI_NODE_RANK") == "0" {
+		return listen(at, size-1)
+	}
+	return dial(at)
+}
+
+// listen answers who connects to an address, so many times, with where they are.
+func listen(address string, times int) int {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
-	c, err := l.Accept()
-	if err != nil {
-		fmt.Println(err)
-		return 1
+	for range times {
+		c, err := l.Accept()
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Printf("asked by %s\n", c.RemoteAddr())
+		fmt.Fprintf(c, "you are %s", c.RemoteAddr())
+		c.Close()
 	}
-	defer c.Close()
-	fmt.Printf("asked by %s\n", c.RemoteAddr())
-	fmt.Fprintf(c, "you are %s", c.RemoteAddr())
 	return 0
 }

@@ -75,11 +75,13 @@ func Main(args []string) int {
 	case args[0] == "dial" && len(args) == 2:
 		return dial(args[1])
 	case args[0] == "listen" && len(args) == 2:
-		return listen(args[1])
+		return listen(args[1], 1)
+	case args[0] == "meet" && len(args) == 1:
+		return meet(os.Getenv)
 	case f != nil && len(args) == 1:
 		return f()
 	}
-	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, or connects; run it in one")
+	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT | meet] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, connects, or meets its gang; run it in one")
 	return 2
 }
 
