@@ -29,10 +29,10 @@ const (
 // A world is one to test a Node in.
 type world struct {
 	*nettest.World
-	t *testing.T
+	t testing.TB
 }
 
-func newWorld(t *testing.T) *world { return &world{nettest.New(t), t} }
+func newWorld(t testing.TB) *world { return &world{nettest.New(t), t} }
 
 func (w *world) must(err error) {
 	w.t.Helper()
@@ -91,7 +91,7 @@ func (w *world) left() string {
 	return strings.Join(out, "\n")
 }
 
-func egress(t *testing.T, s string) Egress {
+func egress(t testing.TB, s string) Egress {
 	t.Helper()
 	e, err := ParseEgress(s)
 	if err != nil {
@@ -399,6 +399,18 @@ func TestFlushedRulesAreLoadedAgain(t *testing.T) {
 	}
 }
 
+// A network that the host is given while a task runs is its LAN too.
+func TestNewLinksOfTheHostAreLAN(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(Config{Egress: egress(t, "allow")})
+	one := w.join(n, Task{Lease: "1", Egress: true})
+	w.must(netspace.Within(w.Host, func() error { return netspace.Bring("lan0", netip.MustParsePrefix("8.8.4.1/24")) }))
+	n.look()
+	if got := w.Dial(one, internet+":80"); got != closed {
+		t.Errorf("%s", got)
+	}
+}
+
 func TestWhatTheHostLacksIsSaid(t *testing.T) {
 	w := newWorld(t)
 	w.must(netspace.Within(w.Host, func() error { return netspace.Set("ipv4/ip_forward", "0") }))
@@ -408,6 +420,12 @@ func TestWhatTheHostLacksIsSaid(t *testing.T) {
 		t.Errorf("%v", l)
 	}
 	if l := n.Labels(); l[gpuai.LabelEgress] != "" || l[gpuai.LabelGangNetwork] != gpuai.LabelYes || n.Refusal(gpuai.NetworkEgress, false) == nil {
+		t.Errorf("%v", l)
+	}
+	w.must(netspace.Within(w.Host, func() error { return netspace.Set("ipv4/ip_forward", "1") }))
+	n, err = Open(Config{Egress: Egress{Internet: true}, DNS: []netip.Addr{netip.MustParseAddr(uplink)}, Space: w.Host}, "owner", slog.New(slog.DiscardHandler))
+	w.must(err)
+	if l := n.Lacks(); len(l) != 1 || !strings.Contains(l[0].Error(), "is this host") {
 		t.Errorf("%v", l)
 	}
 	listed := w.open(Config{Host: true})
@@ -451,5 +469,22 @@ func TestTasksWithoutAFilterAreCutOff(t *testing.T) {
 	}
 	if got := w.Dial(task, internet+":80"); got != "ENETUNREACH" {
 		t.Errorf("%s", got)
+	}
+}
+
+// BenchmarkJoin is what a task's start waits for its network, and its end.
+func BenchmarkJoin(b *testing.B) {
+	gang := Gang{Group: "main"}
+	for name, task := range map[string]Task{"egress": {Egress: true}, "gang": {Gang: &gang, Rank: 1}} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b)
+			n := w.open(Config{Egress: egress(b, "allow")})
+			w.join(n, Task{Lease: "first", Slot: 1, Gang: &gang})
+			for b.Loop() {
+				task.Lease = "1"
+				w.join(n, task)
+				w.must(n.Leave("1"))
+			}
+		})
 	}
 }

@@ -47,6 +47,7 @@ type Node struct {
 
 	mu         sync.Mutex // guards below
 	dns        []netip.Addr
+	links      []netip.Prefix       // of the host, as the rules know them
 	neighbours map[string]neighbour // by lease
 	tasks      map[string]element   // with egress, by lease
 	hubs       map[Gang]*hub
@@ -221,7 +222,7 @@ func (n *Node) openEgress() (err error) {
 			return err
 		}
 	}
-	if err := n.inHost(forwards); err != nil {
+	if err := n.inHost(func() error { return errors.Join(forwards(), others(n.dns)) }); err != nil {
 		return err
 	}
 	return n.load()
@@ -236,6 +237,20 @@ func forwards() error {
 	}
 	if strings.TrimSpace(string(b)) != "1" {
 		return errors.New("the host does not forward packets: set net.ipv4.ip_forward=1 in /etc/sysctl.d, having looked at what it would forward beside")
+	}
+	return nil
+}
+
+// others reports whether no resolver is the host itself.
+func others(dns []netip.Addr) error {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("the host's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok && slices.Contains(dns, ip) {
+			return fmt.Errorf("the resolver %s is this host, which tasks never reach: name another by --network-dns", ip)
+		}
 	}
 	return nil
 }
@@ -260,7 +275,11 @@ func (n *Node) load() error {
 		if err != nil {
 			return err
 		}
-		return nft(text)
+		if err := nft(text); err != nil {
+			return err
+		}
+		n.links = lan
+		return nil
 	})
 }
 
@@ -406,6 +425,7 @@ func (n *Node) admit(e element) error {
 		text += fmt.Sprintf("add element inet %s lan { %s }\n", n.table(), p)
 	}
 	if nft(text) == nil {
+		n.links = lan
 		return nil
 	}
 	return n.load() // somebody has flushed the host's rules
@@ -489,11 +509,8 @@ func (n *Node) adopt(m Member) {
 // host's rules, or goes on by old ones when the host's networks change.
 const watchEvery = 5 * time.Second
 
-// Watch keeps the rules loaded until ctx ends.
+// Watch keeps the rules of tasks loaded until ctx ends.
 func (n *Node) Watch(ctx context.Context) {
-	if !n.egress {
-		return
-	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -506,17 +523,26 @@ func (n *Node) Watch(ctx context.Context) {
 	}
 }
 
-// look loads the rules if they are not there.
+// look loads the rules if they are not there, or the host's networks are others.
 func (n *Node) look() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.tasks) == 0 {
 		return
 	}
-	if n.inHost(func() error { return nft("list chain inet " + n.table() + " judge\n") }) == nil {
+	var lan []netip.Prefix
+	err := n.inHost(func() (err error) {
+		if lan, err = n.lan(); err != nil {
+			return err
+		}
+		return nft("list chain inet " + n.table() + " judge\n")
+	})
+	if err == nil && slices.Equal(lan, n.links) {
 		return
 	}
-	n.log.Error("the filter of the tasks' network was gone: somebody has flushed the host's rules; loading it again", "table", n.table())
+	if err != nil {
+		n.log.Error("the filter of the tasks' network was gone: somebody has flushed the host's rules; loading it again", "table", n.table(), "error", err)
+	}
 	if err := n.load(); err != nil {
 		n.log.Error("tasks are without a filter", "error", err)
 	}

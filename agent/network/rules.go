@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"text/template"
+	"time"
 )
 
 // A filter is what the rules say.
@@ -114,6 +116,9 @@ var nftPaths = []string{"nft", "/usr/sbin/nft", "/sbin/nft"}
 // errNoNFT says what to install.
 var errNoNFT = errors.New("there is no program nft to filter by: install nftables")
 
+// nftTime bounds one load.
+const nftTime = 10 * time.Second
+
 // nft loads rules, all or none of them.
 func nft(text string) error {
 	for _, name := range nftPaths {
@@ -121,7 +126,9 @@ func nft(text string) error {
 		if err != nil {
 			continue
 		}
-		cmd := exec.Command(path, "-f", "-")
+		ctx, cancel := context.WithTimeout(context.Background(), nftTime)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, path, "-f", "-")
 		cmd.Stdin = strings.NewReader(text)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			line, _, _ := bytes.Cut(out, []byte("\n"))

@@ -215,7 +215,7 @@ func (t *Task) namespaces() []specs.LinuxNamespace {
 func (t *Task) sys() specs.Mount {
 	options := []string{"nosuid", "noexec", "nodev", "ro"}
 	if t.HostNet {
-		return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: append(options, "rbind", "rprivate")}
+		return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: append(options, "rbind", "rro", "rprivate")}
 	}
 	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: options}
 }
