@@ -160,6 +160,14 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 	if code := p.exit(patience); code != 0 || !strings.Contains(p.err.String(), "gpuai: memory: task 0 used its") {
 		t.Errorf("exit code %d, its user reads %q", code, p.err.String())
 	}
+	gangsMeet(t, d, image, ends)
+}
+
+// gangsMeet runs gangs in sandboxes where they meet, in a network of their own or
+// in their node's, and tries what is refused.
+func gangsMeet(t *testing.T, d *dev, image string, ends func(job string, want gpuai.JobStatus)) {
+	t.Helper()
+	dir := filepath.Dir(d.data)
 	gang := func(name, placement, network string) string {
 		path := filepath.Join(dir, name+".yaml")
 		if err := os.WriteFile(path, fmt.Appendf(nil, gangJob, name, placement, network, image), 0o600); err != nil {
@@ -167,7 +175,6 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 		}
 		return path
 	}
-	// A gang's sandboxes meet in a network of their own, or in their node's.
 	for name, c := range map[string]struct{ path, by string }{
 		"private": {gang("private", "placement: {same: node}", "none"), "asked by 100."},
 		"shared":  {gang("shared", "", "host"), "asked by 127.0.0.1:"},
