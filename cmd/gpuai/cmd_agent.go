@@ -349,8 +349,7 @@ network.gang.`,
       --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
   gpuai agent run --id gpu-c13 --data /var/lib/gpuai/agent --driver auto --oci-runtime runc --image-cache 500GiB \
-      --registry-credentials /etc/gpuai/registries.json
-  gpuai agent run --id gpu-c14 --data /var/lib/gpuai/agent --network-egress allow,10.20.0.0/16 --network-dns 9.9.9.9
+      --registry-credentials /etc/gpuai/registries.json --network-egress allow,10.20.0.0/16 --network-dns 9.9.9.9
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
 	f := c.Flags()
@@ -369,15 +368,9 @@ network.gang.`,
 	f.StringArrayVar(&cfg.Drivers, "driver", nil, "driver as name[=path][,config-file], or auto; repeatable")
 	f.StringVar(&cfg.Watchdog, "watchdog", "", "path of gpuai-watchdog (default: beside this binary)")
 	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
-	f.StringVar(&cfg.OCIRuntime, "oci-runtime", cfg.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
-	f.BoolVar(&cfg.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
 	f.StringArrayVar(&cfg.CDIDirs, "cdi-dir", nil, "directory of the host's CDI specifications, which go before the drivers' own; repeatable, a later one over an earlier (default /etc/cdi and /var/run/cdi)")
 	f.StringVar(&cfg.Scratch, "scratch", "", "room in the data directory to lend to tasks that ask for resources.scratch, such as 1TiB (default: half of what is free, rounded down to a power of two)")
-	f.StringVar(&cfg.ImageCache, "image-cache", cfg.ImageCache, "room for images in the data directory; those that run are never evicted")
-	f.StringArrayVar(&cfg.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
-	f.StringVar(&cfg.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")
-	f.BoolVar(&cfg.LocalImages, "local-registry", false, "fetch images from loopback addresses too: for development, since jobs reach the host's own services by it")
-	cfg.networkFlags(c)
+	cfg.sandboxFlags(c)
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")
@@ -396,9 +389,15 @@ network.gang.`,
 	return c
 }
 
-// networkFlags adds the flags of what tasks with images reach.
-func (c *agentConfig) networkFlags(cmd *cobra.Command) {
+// sandboxFlags adds the flags of what runs tasks with images, and what they reach.
+func (c *agentConfig) sandboxFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
+	f.StringVar(&c.OCIRuntime, "oci-runtime", c.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
+	f.BoolVar(&c.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
+	f.StringVar(&c.ImageCache, "image-cache", c.ImageCache, "room for images in the data directory; those that run are never evicted")
+	f.StringArrayVar(&c.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
+	f.StringVar(&c.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")
+	f.BoolVar(&c.LocalImages, "local-registry", false, "fetch images from loopback addresses too: for development, since jobs reach the host's own services by it")
 	f.StringVar(&c.Egress, "network-egress", c.Egress, "what tasks with images reach that ask for egress: deny, or allow for the internet and networks such as 10.20.0.0/16, comma-separated")
 	f.StringSliceVar(&c.DNS, "network-dns", nil, "addresses of the resolvers of tasks with egress, comma-separated (default: those of the host that they reach)")
 	f.BoolVar(&c.HostNetwork, "network-host", false, "let tasks with images have this node's own network, with all that is reached from it: for RDMA, never beside another tenant")
