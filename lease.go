@@ -108,6 +108,7 @@ type Assignment struct {
 	// Image is the digest that the group's image was resolved to; "" while
 	// none of its tasks has told one.
 	Image   string    `json:"image_digest,omitzero"`
+	Network Network   `json:"network,omitzero"` // of a task with an image
 	Attempt uint32    `json:"attempt,omitzero"`
 	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
 	Gang    *GangInfo `json:"gang,omitzero"`
@@ -122,4 +123,7 @@ type GangInfo struct {
 	MasterAddr string   `json:"master_addr"`
 	MasterPort uint16   `json:"master_port"`
 	NodeIPs    []string `json:"node_ips"` // by rank
+	// Ranks are those of NodeIPs, absent where they are 0, 1, …: an elastic gang
+	// may have lost one in between.
+	Ranks []uint32 `json:"ranks,omitempty"`
 }

@@ -47,6 +47,8 @@ type Resources struct {
 	// Shm bounds what a task with an image may have in /dev/shm, which is part of
 	// Memory; 0 means half of it.
 	Shm Bytes `json:"shm_bytes,omitzero"`
+	// Network is what a task with an image may reach.
+	Network Network `json:"network,omitzero"`
 }
 
 // MinScratch is the least scratch space: a file system needs some for itself.

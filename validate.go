@@ -89,9 +89,7 @@ func (g *Group) defaults(i int, array uint32) {
 			g.Task.Runtime = RuntimeOCI
 		}
 	}
-	if g.Task.Runtime == RuntimeOCI && !slices.ContainsFunc(g.Constraints, func(c Constraint) bool { return c.Attribute == LabelPrefix+LabelOCI }) {
-		g.Constraints = append(slices.Clip(g.Constraints), Constraint{Attribute: LabelPrefix + LabelOCI, Op: Equal, Values: []string{LabelYes}})
-	}
+	g.networkDefaults()
 	if n := g.Resources.Scratch; n > 0 && !slices.ContainsFunc(g.Constraints, func(c Constraint) bool { return c.Attribute == LabelPrefix+LabelScratch }) {
 		g.Constraints = append(slices.Clip(g.Constraints), Constraint{Attribute: LabelPrefix + LabelScratch, Op: AtLeast, Values: []string{strconv.FormatInt(int64(n), 10)}})
 	}
@@ -162,6 +160,7 @@ func (s *JobSpec) Validate() []FieldError {
 	for i := range s.Groups[:min(len(s.Groups), MaxGroups)] {
 		tasks += uint64(s.Groups[i].Count)
 		s.Groups[i].validate(&v, "/groups/"+strconv.Itoa(i))
+		s.Groups[i].validateNetwork(&v, "/groups/"+strconv.Itoa(i), s.Placement.Same)
 		for j := range i {
 			if s.Groups[j].Name == s.Groups[i].Name {
 				v.add("/groups/"+strconv.Itoa(i)+"/name", "is the name of group "+strconv.Itoa(j)+" too")
@@ -267,9 +266,6 @@ func (g *Group) validate(v *fieldErrors, at string) {
 	g.Task.validate(v, at+"/task")
 	v.check(g.Task.Runtime != RuntimeProcess || g.Resources.Scratch == 0 && g.Resources.Shm == 0, at+"/resources",
 		"scratch and shm are for tasks with an image: a plain process has its node's disk and memory")
-	if g.Gang && g.Count > 1 && g.Task.Runtime == RuntimeOCI {
-		v.add(at+"/task/runtime", "the tasks of a gang cannot reach one another from their sandboxes yet: use the runtime \"process\" without an image")
-	}
 }
 
 // attributes are the fixed names that a constraint may use.

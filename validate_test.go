@@ -138,7 +138,23 @@ var jobCases = []struct {
 	{"image", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime, g.Task.Image = gpuai.RuntimeOCI, "a b" }, []string{"/groups/0/task/image"}},
 	{"gang in sandboxes", func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, 2
-	}, []string{"/groups/0/task/runtime"}},
+	}, []string{"/groups/0/resources/network"}},
+	{"gang in sandboxes of one node", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, 2
+		g.Resources.GPU = gpuai.GPURequest{Count: 1}
+		s.Placement.Same = gpuai.TopologyNode
+	}, nil},
+	{"gang in sandboxes in their nodes' network", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image, g.Gang, g.Count, g.Resources.Network = gpuai.RuntimeOCI, "debian:12", true, 2, gpuai.NetworkHost
+	}, nil},
+	{"gang of one in a sandbox", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, 1
+	}, nil},
+	{"network", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image, g.Resources.Network = gpuai.RuntimeOCI, "debian:12", gpuai.Network(gpuai.NumNetworks)
+	}, []string{"/groups/0/resources/network"}},
+	{"network of a process", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Network = gpuai.NetworkEgress },
+		[]string{"/groups/0/resources/network"}},
 	{"arguments", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Args = []string{"a", "\x00"} }, []string{"/groups/0/task/args/1"}},
 	{"command and script", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Script = "true" }, []string{"/groups/0/task"}},
 	{"nothing to run", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Command = nil }, []string{"/groups/0/task"}},

@@ -193,6 +193,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.connect(inner) })
 	wg.Go(func() { a.guardWatchdog(inner) })
 	wg.Go(func() { a.watchClean(inner) })
+	if a.boxes != nil {
+		wg.Go(func() { a.boxes.net.Watch(inner) })
+	}
 	for _, d := range a.devices.drivers {
 		wg.Go(func() { a.watchDriver(inner, d) })
 		if a.cfg.Metrics != nil {
@@ -215,6 +218,9 @@ func (a *Agent) Close() error {
 		}
 		for _, d := range a.devices.drivers {
 			a.closed = errors.Join(a.closed, d.Close())
+		}
+		if a.boxes != nil {
+			a.closed = errors.Join(a.closed, a.boxes.net.Close())
 		}
 		a.counts.close(a.cfg.Metrics)
 		if a.journal != nil {

@@ -158,6 +158,9 @@ func (c *Config) fill() error {
 		if k == gpuai.LabelOCI || k == gpuai.LabelScratch || strings.HasPrefix(k, gpuai.LabelOCI+".") {
 			return fmt.Errorf("label %s is the agent's own: it says what runs images here, and with how much scratch space", k)
 		}
+		if k == gpuai.LabelEgress || k == gpuai.LabelHostNetwork || k == gpuai.LabelGangNetwork {
+			return fmt.Errorf("label %s is the agent's own: it says what tasks can reach from here", k)
+		}
 	}
 	spec := c.spec(nil, false)
 	if bad := spec.Validate(); len(bad) > 0 {

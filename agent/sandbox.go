@@ -19,6 +19,7 @@ import (
 	"github.com/gpuai/gpuai/agent/cdi"
 	"github.com/gpuai/gpuai/agent/decide"
 	"github.com/gpuai/gpuai/agent/image"
+	"github.com/gpuai/gpuai/agent/network"
 	"github.com/gpuai/gpuai/agent/sandbox"
 	"github.com/gpuai/gpuai/agent/watchdog"
 	"github.com/gpuai/gpuai/plugins"
@@ -34,6 +35,8 @@ type SandboxConfig struct {
 	// Optional has the agent go without sandboxes where the host lacks
 	// something for them, and say so.
 	Optional bool
+	// Network is what tasks may reach.
+	Network NetworkConfig
 	// CDIDirs are the host's directories of CDI specifications, a later one over
 	// an earlier; nil means cdi.HostDirs. Each driver's own come after them.
 	CDIDirs []string
@@ -52,6 +55,7 @@ type boxes struct {
 	runtime *sandbox.Runtime
 	images  *image.Store
 	ranges  *sandbox.Ranges
+	net     *network.Node
 	// run is where the runtime keeps what must not outlive a boot, and where
 	// tasks' roots are mounted: everybody may pass through it.
 	run     string
@@ -141,8 +145,15 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	} else if err != nil {
 		a.log.Warn("this node lends no scratch space", "why", err)
 	}
+	if b.net, err = network.Open(c.Network, name, a.log); err != nil {
+		return err
+	}
+	for _, lack := range b.net.Lacks() {
+		a.log.Warn("this node's sandboxes have less of a network", "why", lack)
+	}
 	a.boxes = b
 	labels := b.labels()
+	maps.Copy(labels, b.net.Labels())
 	maps.Copy(labels, a.cfg.Labels)
 	a.cfg.Labels = labels
 	return nil
@@ -185,7 +196,7 @@ func (a *Agent) keepBoxes() error {
 		var t gpuai.Token
 		return t.UnmarshalText([]byte(who)) == nil && a.records[t] != nil
 	}
-	err := errors.Join(a.boxes.images.Retain(keep), a.boxes.ranges.Return(keep))
+	err := errors.Join(a.boxes.images.Retain(keep), a.boxes.ranges.Return(keep), a.boxes.net.Retain(a.members()))
 	if a.boxes.scratch != nil {
 		err = errors.Join(err, a.boxes.scratch.Keep(keep))
 	}
@@ -209,6 +220,9 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 	b := w.a.boxes
 	if b == nil {
 		return nil, errors.New("this node runs no images: it has no OCI runtime")
+	}
+	if err := w.admit(no); err != nil {
+		return nil, err
 	}
 	dir := w.a.taskDir(w.lease.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -240,6 +254,11 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State = gpuai.ReportLost
 		return nil, err
 	}
+	pins, err := w.connect(t)
+	if err != nil {
+		no.State = gpuai.ReportLost
+		return nil, err
+	}
 	spec, err := sandbox.Spec(t)
 	if err == nil {
 		err = sandbox.WriteBundle(filepath.Join(dir, bundleDir), spec)
@@ -252,7 +271,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		Argv: b.runtime.Argv(filepath.Join(dir, bundleDir), w.boxState(), w.lease.ID.String()),
 		Env:  []string{"PATH=" + defaultPath}, Cwd: dir, LogDir: dir, LogBytes: w.a.cfg.LogBytes,
 		CPU: w.lease.CPU, Memory: w.lease.Memory + runtimeMemory, PIDs: maxPIDs + runtimePIDs,
-		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t), Scratch: scratch},
+		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t), Scratch: scratch, Pins: pins},
 	}, nil
 }
 
@@ -278,7 +297,7 @@ func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*s
 	}
 	base := imageEnv(img.Run.Env)
 	edits.granted(base, grant.Env)
-	env := taskEnv(&w.assign, base, taskPlace{w.region, sandbox.WorkDir, grant.Env})
+	env := w.boxEnv(base, taskPlace{w.region, sandbox.WorkDir, grant.Env})
 	t := &sandbox.Task{
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
@@ -354,9 +373,9 @@ func (w *worker) boxArgs(run *image.Run, env map[string]string) []string {
 // boxFiles writes the files of the host that the sandbox sees.
 func (w *worker) boxFiles(hostname string) (map[string]string, error) {
 	content := map[string]string{
-		"/etc/hosts":       "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 " + hostname + "\n",
+		"/etc/hosts":       "127.0.0.1 localhost\n::1 localhost\n" + w.hosts(hostname),
 		"/etc/hostname":    hostname + "\n",
-		"/etc/resolv.conf": "", // there is no network to ask by
+		"/etc/resolv.conf": w.a.boxes.net.ResolvConf(w.assign.Network),
 	}
 	if w.assign.Task.Script != "" {
 		content[scriptPath] = w.assign.Task.Script
@@ -389,6 +408,7 @@ func (w *worker) closeBox() {
 	}
 	err = errors.Join(
 		err,
+		b.net.Leave(who),
 		b.images.Release(who),
 		b.ranges.Return(func(other string) bool { return other != who }),
 		os.RemoveAll(w.boxState()),

@@ -40,6 +40,8 @@ type worker struct {
 	unusable    []gpuai.DeviceID
 	unusableWhy string
 	pulling     pulling
+	// spaces are the namespaces of a sandbox that is being started.
+	spaces []*os.File
 
 	mu      sync.Mutex // guards below
 	orders  []func()
@@ -92,6 +94,7 @@ const errProcess = "this node does not run plain processes: its operator has not
 // start reserves, prepares and starts the task.
 func (w *worker) start(act decide.Start) {
 	no := decide.TaskNotStarted{Lease: w.lease.ID, State: gpuai.ReportFailed}
+	defer w.closeSpaces()
 	prepare := w.prepare
 	if w.assign.Task.Runtime == gpuai.RuntimeOCI {
 		prepare = w.prepareBox

@@ -257,7 +257,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	a := gpuai.Assignment{Lease: m.lease(slot), Attempt: uint32(t.used), Array: m.jobs.Get(job).array, Image: m.imageOf(g)}
 	var v wire.JobView
 	if wire.ReadJobView(m.blobs.Append(nil, uint32(m.jobs.Get(job).spec)), &v) == nil && g.idx < v.NumGroups {
-		a.JobName, a.GroupName = string(v.Name), string(v.Groups[g.idx].Name)
+		a.JobName, a.GroupName, a.Network = string(v.Name), string(v.Groups[g.idx].Name), v.Groups[g.idx].Network
 		if spec, err := v.Groups[g.idx].ReadTask(); err == nil {
 			a.Task = spec
 		}
@@ -277,6 +277,7 @@ func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 		info.Size = g.live()
 	}
 	last, addr := ^uint32(0), ""
+	var ranks []uint32
 	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		l := m.tasks.Get(t.slot()).lease
 		if l == 0 {
@@ -290,9 +291,13 @@ func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 			last, addr = x.node, m.nodeBody(x.node).spec.Address
 		}
 		info.NodeIPs = append(info.NodeIPs, addr)
+		ranks = append(ranks, m.tasks.Get(t.slot()).idx)
 		if t == g.first {
 			info.MasterAddr, info.MasterPort = addr, x.port
 		}
+	}
+	if n := len(ranks); n > 0 && ranks[n-1] != uint32(n-1) {
+		info.Ranks = ranks
 	}
 	return info
 }

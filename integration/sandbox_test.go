@@ -78,6 +78,29 @@ groups:
     task: {image: %q, args: %s}
 `
 
+// gangJob is a gang whose members meet; what follows its gang says where.
+const gangJob = `name: %s
+type: train
+%s
+groups:
+  - gang: true
+    count: 3
+    resources: {gpu: {count: 1}, cpu: 0.25, memory: 64MiB, network: %s}
+    restart: {attempts: 0, on: []}
+    task: {image: %q, args: [meet]}
+`
+
+// simGPUs writes a configuration of simulated devices.
+func simGPUs(t *testing.T, dir string, count int) string {
+	t.Helper()
+	path := filepath.Join(dir, "sim.json")
+	src := fmt.Sprintf(`{"seed":"sandboxes","devices":[{"vendor":"nvidia","model":"H100-SXM5-80GB","memory_bytes":%d,"count":%d}]}`, 80<<30, count)
+	if err := os.WriteFile(path, []byte(src), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // An image goes the whole way: from a registry, by a job file, to the one node
 // that has a runtime, into a sandbox that is closed; and its output back.
 func TestCase35SandboxedJobFromARegistry(t *testing.T) {
@@ -103,7 +126,8 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, p.err)
 	}
 	start(t, "agent", "gpuai", "agent", "run", "--id", "sandboxes", "--data", filepath.Join(dir, "agent"),
-		"--servers", "http://"+d.addr, "--oci-runtime", "runc", "--local-registry", "--cpu", "2", "--memory", "1GiB")
+		"--servers", "http://"+d.addr, "--oci-runtime", "runc", "--local-registry", "--cpu", "2", "--memory", "1GiB", "--ports", "29500-29503",
+		"--driver", "sim="+program("gpuai-driver-sim")+","+simGPUs(t, dir, 3), "--network-host")
 	eventually(t, patience, "the node", func(ctx context.Context) error {
 		n, err := d.client.Node(ctx, "sandboxes")
 		if err == nil && n.Labels[gpuai.LabelOCI] != gpuai.LabelYes {
@@ -135,5 +159,42 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 	p = start(t, "gpuai logs", "gpuai", "logs", "hungry", "--addr", "http://"+d.addr)
 	if code := p.exit(patience); code != 0 || !strings.Contains(p.err.String(), "gpuai: memory: task 0 used its") {
 		t.Errorf("exit code %d, its user reads %q", code, p.err.String())
+	}
+	gangsMeet(t, d, image, ends)
+}
+
+// gangsMeet runs gangs in sandboxes where they meet, in a network of their own or
+// in their node's, and tries what is refused.
+func gangsMeet(t *testing.T, d *dev, image string, ends func(job string, want gpuai.JobStatus)) {
+	t.Helper()
+	dir := filepath.Dir(d.data)
+	gang := func(name, placement, network string) string {
+		path := filepath.Join(dir, name+".yaml")
+		if err := os.WriteFile(path, fmt.Appendf(nil, gangJob, name, placement, network, image), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for name, c := range map[string]struct{ path, by string }{
+		"private": {gang("private", "placement: {same: node}", "none"), "asked by 100."},
+		"shared":  {gang("shared", "", "host"), "asked by 127.0.0.1:"},
+	} {
+		d.run("run", c.path)
+		ends(name, gpuai.JobSucceeded)
+		if out := d.run("logs", name); strings.Count(out, c.by) != 2 {
+			t.Errorf("%s: the first member says\n%s", name, out)
+		}
+	}
+	for name, want := range map[string]struct {
+		path, says string
+		code       int
+	}{
+		"a gang anywhere":          {gang("anywhere", "", "none"), "placement {same: node}", 2},
+		"egress that no node lets": {gang("egress", "placement: {same: node}", "egress"), "network.egress", 7},
+	} {
+		p := start(t, "gpuai run", "gpuai", "run", want.path, "--addr", "http://"+d.addr)
+		if code := p.exit(patience); code != want.code || !strings.Contains(p.err.String(), want.says) {
+			t.Errorf("%s: exit code %d: %s", name, code, p.err)
+		}
 	}
 }

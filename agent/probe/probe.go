@@ -57,23 +57,38 @@ func (p *Probe) Run() Result {
 // Main is the program gpuai-probe; it returns the exit code: 0 if nothing is
 // open, 3 if something is.
 func Main(args []string) int {
-	if len(args) > 0 && args[0] == "say" {
+	if len(args) == 0 {
+		return try(All())
+	}
+	switch f := loads[args[0]]; {
+	case args[0] == "say":
 		return say(args[1:])
-	}
-	if len(args) > 0 && args[0] == "open" {
+	case args[0] == "open":
 		return open(args[1:])
-	}
-	if len(args) == 1 {
-		if f, ok := loads[args[0]]; ok {
-			return f()
+	case args[0] == "egress":
+		list, err := Egress(args[1:])
+		if err == nil {
+			return try(list)
 		}
-	}
-	if len(args) > 0 {
-		fmt.Fprintln(os.Stderr, "gpuai-probe [say ARGS | open PATHS | forks | memory | disk] tries what a sandbox forbids, says what it is given, or uses up what it limits; run it in one")
+		fmt.Fprintln(os.Stderr, "gpuai-probe egress:", err)
 		return 2
+	case args[0] == "dial" && len(args) == 2:
+		return dial(args[1])
+	case args[0] == "listen" && len(args) == 2:
+		return listen(args[1], 1)
+	case args[0] == "meet" && len(args) == 1:
+		return meet(os.Getenv)
+	case f != nil && len(args) == 1:
+		return f()
 	}
+	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT | meet] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, connects, or meets its gang; run it in one")
+	return 2
+}
+
+// try makes every attempt and prints what came of it.
+func try(list []Probe) int {
 	out, code := json.NewEncoder(os.Stdout), 0
-	for _, p := range All() {
+	for _, p := range list {
 		r := p.Run()
 		if r.Open {
 			code = 3

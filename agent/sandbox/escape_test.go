@@ -61,6 +61,7 @@ type bench struct {
 	ranges  *sandbox.Ranges
 	c       *watchdog.Client
 	change  func(*specs.Spec) // weakens it
+	pins    map[string]string // of the next task
 }
 
 func newBench(t testing.TB) *bench {
@@ -171,7 +172,7 @@ func (b *bench) start(lease gpuai.Token, t *sandbox.Task) watchdog.Task {
 		Lease: lease, Incarnation: incarnation, Deadline: watchdog.Boottime() + int64(time.Minute), KillBudget: int64(5 * time.Second),
 		Argv: b.runtime.Argv(filepath.Join(dir, "bundle"), state, lease.String()), Env: []string{"PATH=" + os.Getenv("PATH")},
 		Cwd: dir, LogDir: dir, LogBytes: 1 << 20, CPU: 2000, Memory: t.Memory + 32<<20, PIDs: t.PIDs + 64,
-		Box: &watchdog.Box{Root: b.image, Target: b.run, Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodes},
+		Box: &watchdog.Box{Root: b.image, Target: b.run, Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodes, Pins: b.pins},
 	})
 	if err != nil {
 		b.t.Fatalf("%v\n%s", err, b.log(lease, "stderr"))
@@ -210,7 +211,17 @@ func TestCase35EscapesAreDenied(t *testing.T) {
 	task.Devices = []sandbox.Device{{Path: probe.OtherDevice, Major: 10, Minor: 229}} // the file without the right
 	b.start(1, task)
 	end := b.ended(1)
-	out := b.log(1, "stdout")
+	table, seen := closed(t, b.log(1, "stdout"))
+	checkTable(t, "probes", table)
+	if want := len(probe.All()); seen != want || end.Code != 0 {
+		t.Errorf("%d of %d probes, exit code %d (%s)\n%s%s", seen, want, end.Code, end.Reason, b.log(1, "stderr"), sandbox.Failure(filepath.Join(b.dir, "tasks/1/bundle")))
+	}
+}
+
+// closed checks that nothing is open, and returns the table of what was seen, and
+// of how many probes it is.
+func closed(t *testing.T, out string) (string, int) {
+	t.Helper()
 	seen := 0
 	var table strings.Builder
 	for line := range strings.Lines(out) {
@@ -224,10 +235,7 @@ func TestCase35EscapesAreDenied(t *testing.T) {
 		}
 		fmt.Fprintf(&table, "| %s | %s | `%s` | `%s` |\n", r.Control, r.Name, strings.Join(r.Want, "` or `"), r.Got)
 	}
-	checkTable(t, table.String())
-	if want := len(probe.All()); seen != want || end.Code != 0 {
-		t.Errorf("%d of %d probes, exit code %d (%s)\n%s%s", seen, want, end.Code, end.Reason, b.log(1, "stderr"), sandbox.Failure(filepath.Join(b.dir, "tasks/1/bundle")))
-	}
+	return table.String(), seen
 }
 
 var rewrite = flag.Bool("rewrite", false, "write the table of docs/isolation.md anew")
@@ -235,9 +243,10 @@ var rewrite = flag.Bool("rewrite", false, "write the table of docs/isolation.md 
 // checkTable compares the table of docs/isolation.md with what was seen. What a
 // probe may get on another host is in the table's third column, so only that it
 // has every probe is asked for, unless it is written anew.
-func checkTable(t *testing.T, table string) {
+func checkTable(t *testing.T, name, table string) {
 	t.Helper()
-	const path, begin, end = "../../docs/isolation.md", "<!-- probes -->\n", "<!-- end of probes -->\n"
+	const path = "../../docs/isolation.md"
+	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->\n"
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

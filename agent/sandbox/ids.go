@@ -20,6 +20,9 @@ const RangeSize = 65_536
 // the same numbers.
 type Range struct{ First, Size uint32 }
 
+// Slot is the range's number: no other task's of the host.
+func (r Range) Slot() uint32 { return (r.First - firstID) / RangeSize }
+
 func (r Range) mapping() []specs.LinuxIDMapping {
 	return []specs.LinuxIDMapping{{ContainerID: 0, HostID: r.First, Size: r.Size}}
 }
@@ -28,7 +31,7 @@ func (r Range) mapping() []specs.LinuxIDMapping {
 // rootless containers (/etc/subuid begins at 100,000).
 const (
 	firstID   = 1 << 28
-	maxRanges = 4096
+	maxRanges = 4096 // network.Slots too: a range's number is its task's address
 )
 
 // Ranges lends ranges of users to tasks: no two at a time have one in common,

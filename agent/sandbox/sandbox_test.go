@@ -208,7 +208,9 @@ func TestSpecIsRefused(t *testing.T) {
 		`the option "rw"`: func(t *Task) {
 			t.Mounts = []Mount{{Path: "/a", HostPath: "/b", Options: []string{"ro", "rw"}}}
 		},
-		"range of users  ": func(t *Task) { t.IDs.First = 0 },
+		"or is the host's":  func(t *Task) { t.NetNS = "/run/net" },
+		"or is the host's ": func(t *Task) { t.UserNS, t.NetNS, t.HostNet = "/run/user", "/run/net", true },
+		"range of users  ":  func(t *Task) { t.IDs.First = 0 },
 	} {
 		bad := task()
 		change(bad)
@@ -287,10 +289,19 @@ func TestSpecKeepsFlawsOutOfReach(t *testing.T) {
 			t.Errorf("another may change %+v (CVE-2025-31133)", m)
 		}
 	}
-	for _, n := range s.Linux.Namespaces {
-		if n.Path != "" {
+	full.UserNS, full.NetNS = "/run/box/user", "/run/box/net"
+	with, err := Spec(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range slices.Concat(s.Linux.Namespaces, with.Linux.Namespaces) {
+		own := n.Path == full.UserNS && n.Type == specs.UserNamespace || n.Path == full.NetNS && n.Type == specs.NetworkNamespace
+		if n.Path != "" && !own {
 			t.Errorf("it joins the namespace %+v of another (CVE-2025-31133)", n)
 		}
+	}
+	if len(with.Linux.Namespaces) != 7 || len(s.Linux.Namespaces) != 7 {
+		t.Errorf("it is in the host's namespaces: %+v", with.Linux.Namespaces)
 	}
 }
 

@@ -28,6 +28,13 @@ type Task struct {
 	User, Group uint32
 	Groups      []uint32
 	Hostname    string
+	// UserNS and NetNS are where the runtime finds the task's user namespace,
+	// with the users of IDs, and the network namespace that belongs to it; "" has
+	// it make them, with nothing but loopback in the latter. One without the
+	// other is refused: the task could not mount /sys.
+	UserNS, NetNS string
+	// HostNet has the task be in the host's network namespace, in place of NetNS.
+	HostNet bool
 	// IDs are the host's users that the sandbox has.
 	IDs Range
 
@@ -101,7 +108,7 @@ func Spec(t *Task) (*specs.Spec, error) {
 		Mounts:   t.mounts(),
 		Linux: &specs.Linux{
 			UIDMappings: t.IDs.mapping(), GIDMappings: t.IDs.mapping(),
-			Namespaces:    namespaces(),
+			Namespaces:    t.namespaces(),
 			MaskedPaths:   slices.Clone(maskedPaths),
 			ReadonlyPaths: slices.Clone(readonlyPaths),
 			Resources:     t.resources(),
@@ -135,6 +142,8 @@ func (t *Task) check() error {
 		return fmt.Errorf("the working directory %q is not absolute", t.Cwd)
 	case t.IDs.Size == 0 || t.IDs.First == 0:
 		return errors.New("a sandbox needs a range of users of its own")
+	case (t.UserNS == "") != (t.NetNS == "") || t.HostNet && t.NetNS != "":
+		return errors.New("a sandbox's network namespace belongs to its user namespace, or is the host's")
 	case t.User >= t.IDs.Size || t.Group >= t.IDs.Size:
 		return fmt.Errorf("user %d or group %d is outside of the sandbox's %d", t.User, t.Group, t.IDs.Size)
 	}
@@ -188,14 +197,27 @@ func (t *Task) process() *specs.Process {
 	}
 }
 
-func namespaces() (out []specs.LinuxNamespace) {
+func (t *Task) namespaces() []specs.LinuxNamespace {
+	out := []specs.LinuxNamespace{{Type: specs.UserNamespace, Path: t.UserNS}}
+	if !t.HostNet {
+		out = append(out, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: t.NetNS})
+	}
 	for _, n := range []specs.LinuxNamespaceType{
-		specs.UserNamespace, specs.PIDNamespace, specs.MountNamespace, specs.NetworkNamespace,
-		specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
+		specs.PIDNamespace, specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
 	} {
 		out = append(out, specs.LinuxNamespace{Type: n})
 	}
 	return out
+}
+
+// sys is the kernel's devices, with those of the task's network. Who is not in a
+// network namespace of its own may not mount them, and has the host's.
+func (t *Task) sys() specs.Mount {
+	options := []string{"nosuid", "noexec", "nodev", "ro"}
+	if t.HostNet {
+		return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: append(options, "rbind", "rro", "rprivate")}
+	}
+	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: options}
 }
 
 // maskedPaths are empty in a sandbox: they tell of the host, or change it.
@@ -225,7 +247,7 @@ func (t *Task) mounts() []specs.Mount {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
 		tmpfs(ShmDir, "1777", "noexec", shm),
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		t.sys(),
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 		tmpfs(RunDir, "755", "noexec", size),
 	}

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -51,7 +53,25 @@ func (b *Box) enter() error {
 	case err != nil:
 		return fmt.Errorf("map the users of %s: %w", b.Root, err)
 	}
-	return b.layer(tree)
+	if err := b.layer(tree); err != nil {
+		return err
+	}
+	return b.pin()
+}
+
+// pin binds the box's namespaces below its target, in the mount namespace that
+// this process and the runtime alone have.
+func (b *Box) pin() error {
+	for _, name := range slices.Sorted(maps.Keys(b.Pins)) {
+		at := filepath.Join(b.Target, name)
+		if err := os.WriteFile(at, nil, 0o600); err != nil {
+			return fmt.Errorf("keep the namespace %s: %w", name, err)
+		}
+		if err := unix.Mount(b.Pins[name], at, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("keep the namespace %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // Directories below a box's target. The image is the lower layer of RootDir; the
@@ -126,23 +146,55 @@ func (b *Box) makeNodes() error {
 }
 
 // userNamespace returns a user namespace whose users 0 to size-1 are the
-// host's from base on. A namespace needs a process to be made by.
+// host's from base on.
 func userNamespace(base, size uint32) (*os.File, error) {
+	all, err := makeNamespaces("/proc/self/exe", syscall.SysProcIDMap{HostID: int(base), Size: int(size)}, "user")
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// Namespaces returns a user namespace whose users 0 to size-1 are the host's from
+// base on, and a network namespace that belongs to it, with nothing in it. exe is
+// the watchdog's binary.
+func Namespaces(exe string, base, size uint32) (user, network *os.File, err error) {
+	all, err := makeNamespaces(exe, syscall.SysProcIDMap{HostID: int(base), Size: int(size)}, "user", "net")
+	if err != nil {
+		return nil, nil, err
+	}
+	return all[0], all[1], nil
+}
+
+// cloneFlags are the namespaces that are made, by their names in /proc.
+var cloneFlags = map[string]uintptr{"user": syscall.CLONE_NEWUSER, "net": syscall.CLONE_NEWNET}
+
+// makeNamespaces makes the named namespaces, which need a process to be made by.
+func makeNamespaces(exe string, users syscall.SysProcIDMap, names ...string) ([]*os.File, error) {
+	var flags uintptr
+	for _, name := range names {
+		flags |= cloneFlags[name]
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer w.Close()
 	defer r.Close()
-	ids := []syscall.SysProcIDMap{{HostID: int(base), Size: int(size)}}
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"gpuai-task", holdArg}, &syscall.ProcAttr{
+	ids := []syscall.SysProcIDMap{users}
+	pid, err := syscall.ForkExec(exe, []string{"gpuai-task", holdArg}, &syscall.ProcAttr{
 		Dir: "/", Env: []string{}, Files: []uintptr{r.Fd()},
-		Sys: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Pdeathsig: syscall.SIGKILL},
+		Sys: &syscall.SysProcAttr{Cloneflags: flags, UidMappings: ids, GidMappings: ids, Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make a user namespace: %w", err)
 	}
-	ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/user")
+	all := make([]*os.File, len(names))
+	for i, name := range names {
+		var e error
+		all[i], e = os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + name)
+		err = errors.Join(err, e)
+	}
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 	for {
 		if _, wait := syscall.Wait4(pid, nil, 0, nil); !errors.Is(wait, syscall.EINTR) {
@@ -150,7 +202,10 @@ func userNamespace(base, size uint32) (*os.File, error) {
 		}
 	}
 	if err != nil {
+		for _, f := range all {
+			_ = f.Close() // nil where it was not opened
+		}
 		return nil, fmt.Errorf("open a user namespace: %w", err)
 	}
-	return ns, nil
+	return all, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,9 @@ type agentConfig struct {
 	ImageDirs    []string // whose images may be named by path
 	Credentials  string   // file of registry credentials; "" for none
 	LocalImages  bool     // registries at loopback addresses
+	Egress       string   // "deny", "allow", or networks
+	DNS          []string // resolvers of tasks with egress; none for the host's
+	HostNetwork  bool     // let tasks have the node's network
 	TakeOver     bool     // fence another agent that holds this identity, once
 	MetricsHTTP  string   // listen address of /metrics; "" for none
 	Insecure     bool     // allow other addresses than loopback
@@ -57,7 +61,7 @@ type agentConfig struct {
 func defaultAgentConfig() agentConfig {
 	return agentConfig{
 		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
-		OCIRuntime: ociAuto, ImageCache: "100GiB",
+		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -110,6 +114,9 @@ const (
 // sandbox reads what tasks with images need.
 func (c *agentConfig) sandbox(out *agent.Config) error {
 	if c.OCIRuntime == ociNone {
+		if c.HostNetwork || c.Egress != "deny" || len(c.DNS) > 0 {
+			return errors.New("--network-egress, --network-dns and --network-host are for tasks with images, which --oci-runtime none takes none of")
+		}
 		return nil
 	}
 	size, err := jobfile.ParseSize(c.ImageCache)
@@ -140,7 +147,26 @@ func (c *agentConfig) sandbox(out *agent.Config) error {
 	if c.OCIRuntime == ociAuto {
 		out.Sandbox.Runtime, out.Sandbox.Optional = "runc", true
 	}
-	return err
+	return errors.Join(err, c.network(&out.Sandbox.Network))
+}
+
+// network reads what tasks with images may reach.
+func (c *agentConfig) network(out *agent.NetworkConfig) (err error) {
+	out.Host = c.HostNetwork
+	if out.Egress, err = agent.ParseEgress(c.Egress); err != nil {
+		return fmt.Errorf("--network-egress %w", err)
+	}
+	for _, s := range c.DNS {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("--network-dns has addresses such as 9.9.9.9 with commas between them, not %q", s)
+		}
+		out.DNS = append(out.DNS, a)
+	}
+	if err := out.Validate(); err != nil {
+		return fmt.Errorf("--network-dns: %w", err)
+	}
+	return nil
 }
 
 func (c *agentConfig) servers(out *agent.Config) error {
@@ -312,12 +338,18 @@ the drivers of all vendors whose GPUs this host has, bound to their kernel drive
 
 Tasks with an image run in a sandbox of an OCI runtime, for which the agent must
 be root; docs/isolation.md says what it stops. Without one the node takes no such
-tasks.`,
+tasks. They reach nothing but the other members of their gang, unless the job asks
+for more and this node's operator allows it: --network-egress for the internet,
+without the clouds' metadata, the host and private networks that it does not name,
+or for the networks that it lists; --network-host for the node's own network, as
+for RDMA. Egress needs nftables and net.ipv4.ip_forward=1; the log says at the start
+what is lacking. What a node allows are its labels network.egress, network.host and
+network.gang.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
       --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
   gpuai agent run --id gpu-c13 --data /var/lib/gpuai/agent --driver auto --oci-runtime runc --image-cache 500GiB \
-      --registry-credentials /etc/gpuai/registries.json
+      --registry-credentials /etc/gpuai/registries.json --network-egress allow,10.20.0.0/16 --network-dns 9.9.9.9
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
 	f := c.Flags()
@@ -336,14 +368,9 @@ tasks.`,
 	f.StringArrayVar(&cfg.Drivers, "driver", nil, "driver as name[=path][,config-file], or auto; repeatable")
 	f.StringVar(&cfg.Watchdog, "watchdog", "", "path of gpuai-watchdog (default: beside this binary)")
 	f.BoolVar(&cfg.AllowProcess, "allow-process-runtime", false, "run tasks as plain processes of this user, without isolation: trusted users only")
-	f.StringVar(&cfg.OCIRuntime, "oci-runtime", cfg.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
-	f.BoolVar(&cfg.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
 	f.StringArrayVar(&cfg.CDIDirs, "cdi-dir", nil, "directory of the host's CDI specifications, which go before the drivers' own; repeatable, a later one over an earlier (default /etc/cdi and /var/run/cdi)")
 	f.StringVar(&cfg.Scratch, "scratch", "", "room in the data directory to lend to tasks that ask for resources.scratch, such as 1TiB (default: half of what is free, rounded down to a power of two)")
-	f.StringVar(&cfg.ImageCache, "image-cache", cfg.ImageCache, "room for images in the data directory; those that run are never evicted")
-	f.StringArrayVar(&cfg.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
-	f.StringVar(&cfg.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")
-	f.BoolVar(&cfg.LocalImages, "local-registry", false, "fetch images from loopback addresses too: for development, since jobs reach the host's own services by it")
+	cfg.sandboxFlags(c)
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")
@@ -360,6 +387,20 @@ tasks.`,
 		return runWithMetrics(ctx, ac, cfg.MetricsHTTP)
 	})
 	return c
+}
+
+// sandboxFlags adds the flags of what runs tasks with images, and what they reach.
+func (c *agentConfig) sandboxFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&c.OCIRuntime, "oci-runtime", c.OCIRuntime, "what runs tasks with images: runc, crun, runsc, kata-runtime, none, or auto for runc where it is installed")
+	f.BoolVar(&c.AcceptFlaw, "accept-runtime-flaw", false, "use an OCI runtime with a known way out of it; who gets out is nobody on this host")
+	f.StringVar(&c.ImageCache, "image-cache", c.ImageCache, "room for images in the data directory; those that run are never evicted")
+	f.StringArrayVar(&c.ImageDirs, "image-dir", nil, "directory whose OCI layouts and docker archives tasks may name by path; repeatable")
+	f.StringVar(&c.Credentials, "registry-credentials", "", "file of registry credentials in the form of docker's config.json, readable by this user only")
+	f.BoolVar(&c.LocalImages, "local-registry", false, "fetch images from loopback addresses too: for development, since jobs reach the host's own services by it")
+	f.StringVar(&c.Egress, "network-egress", c.Egress, "what tasks with images reach that ask for egress: deny, or allow for the internet and networks such as 10.20.0.0/16, comma-separated")
+	f.StringSliceVar(&c.DNS, "network-dns", nil, "addresses of the resolvers of tasks with egress, comma-separated (default: those of the host that they reach)")
+	f.BoolVar(&c.HostNetwork, "network-host", false, "let tasks with images have this node's own network, with all that is reached from it: for RDMA, never beside another tenant")
 }
 
 // runWithMetrics runs an agent and serves its metrics. An agent whose metrics

@@ -114,9 +114,13 @@ func TestAgentConfig(t *testing.T) {
 	c.CPU, c.Memory, c.Ports, c.Price = "1.5", "2GiB", "29500-29515", "2.5"
 	c.Labels = []string{"rack=c", "empty="}
 	c.Drivers = []string{"sim=" + binary + "," + file, "other=" + binary}
+	c.Egress, c.DNS, c.HostNetwork = "allow,10.20.0.0/16", []string{"9.9.9.9"}, true
 	got, err := c.resolve()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n := got.Sandbox.Network; !n.Host || !n.Egress.Internet || len(n.Egress.Listed) != 1 || len(n.DNS) != 1 {
+		t.Errorf("got %+v", n)
 	}
 	if got.CPU != 1500 || got.Memory != 2*gib || got.PortMin != 29500 || got.PortCount != 16 || got.Price != 2_500_000 ||
 		len(got.Labels) != 2 || got.Labels["rack"] != "c" || !got.AllowProcess || got.Servers[0] != defaultAddr {
@@ -135,6 +139,10 @@ func TestAgentConfig(t *testing.T) {
 		func(c *agentConfig) { c.Labels = []string{"rack"} },
 		func(c *agentConfig) { c.Servers = nil },
 		func(c *agentConfig) { c.Watchdog = dir },
+		func(c *agentConfig) { c.Egress = "169.254.169.254" },
+		func(c *agentConfig) { c.DNS = []string{"resolver"} },
+		func(c *agentConfig) { c.DNS = []string{"127.0.0.53"} },
+		func(c *agentConfig) { c.OCIRuntime, c.HostNetwork = ociNone, true },
 	} {
 		bad := c
 		change(&bad)

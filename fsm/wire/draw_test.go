@@ -70,6 +70,7 @@ func drawGroup(t *rapid.T) gpuai.Group {
 		if g.Resources.Memory > 0 && rapid.Bool().Draw(t, "shared memory") {
 			g.Resources.Shm = gpuai.Bytes(rapid.Int64Range(0, int64(g.Resources.Memory)).Draw(t, "shm"))
 		}
+		g.Resources.Network = gpuai.Network(rapid.IntRange(0, gpuai.NumNetworks-1).Draw(t, "network"))
 		if rapid.Bool().Draw(t, "as the image says") {
 			g.Task.Command, g.Task.Script = nil, ""
 		}

@@ -16,6 +16,7 @@ const (
 	extPlacement   = 7  // same:u8 near:u8
 	extTogether    = 8  // 1:u8
 	extImage       = 9  // of a group: image args:u16 arg …
+	extNetwork     = 10 // of a group: u8
 	extDisk        = 11 // of a group: scratch shm:i64
 )
 
@@ -67,6 +68,9 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 		var buf [512]byte
 		b = AppendBytes(append(b, extImage, group), appendImage(buf[:0], t))
 	}
+	if n := g.Resources.Network; n != gpuai.NetworkNone {
+		b = append(b, extNetwork, group, 1, uint8(n))
+	}
 	if r := &g.Resources; r.Scratch != 0 || r.Shm != 0 {
 		b = appendI64(appendI64(append(b, extDisk, group, 16), int64(r.Scratch)), int64(r.Shm))
 	}
@@ -110,6 +114,7 @@ func (r *Reader) extensions(v *JobView) {
 	v.Begin, v.NumAfter, v.MaxParallel, v.Same, v.Near, v.Together, v.Preemptible = 0, 0, 0, 0, 0, false, SaidNothing
 	for i := range v.Groups[:v.NumGroups] {
 		v.Groups[i].MinCount, v.Groups[i].Checkpoint, v.Groups[i].Image = 0, gpuai.Checkpoint{}, nil
+		v.Groups[i].Network = gpuai.NetworkNone
 		v.Groups[i].Scratch, v.Groups[i].Shm = 0, 0
 	}
 	if !v.Extended {
@@ -176,6 +181,8 @@ func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 		}
 	case extImage:
 		g.Image = r.image()
+	case extNetwork:
+		g.Network = gpuai.Network(r.within(int64(r.U8()), 1, int64(gpuai.NumNetworks)-1))
 	case extDisk:
 		g.Scratch = gpuai.Bytes(r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1))
 		if g.Shm = gpuai.Bytes(r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1)); g.Scratch|g.Shm == 0 {

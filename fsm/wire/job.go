@@ -73,6 +73,8 @@ type GroupView struct {
 	Image []byte
 	// Scratch and Shm are as in gpuai.Resources.
 	Scratch, Shm gpuai.Bytes
+	// Network is what a task with an image may reach.
+	Network gpuai.Network
 }
 
 // AppendJobSpec appends a spec, which must be valid after Defaults. Of what has
@@ -243,6 +245,7 @@ func (v *GroupView) spec() (gpuai.Group, error) {
 		return g, err
 	}
 	g.Resources.Scratch, g.Resources.Shm = v.Scratch, v.Shm
+	g.Resources.Network = v.Network
 	g.Task, err = v.ReadTask()
 	return g, err
 }

@@ -48,6 +48,10 @@ var layers = map[string]string{
 
 	"plugins/nvidia":          ". plugins",
 	"cmd/gpuai-driver-nvidia": ". plugins plugins/nvidia",
+
+	"agent/network":          ". agent/network/netspace",
+	"agent/network/netspace": "",
+	"agent/network/nettest":  "agent/network/netspace",
 }
 
 // anything lists the layers that may import all others, and that nobody
@@ -81,6 +85,7 @@ var owners = map[string]string{
 	"github.com/santhosh-tekuri/jsonschema/v6": "jobfile",
 	"github.com/sethvargo/go-retry":            "client agent",
 	"github.com/spf13/cobra":                   "cmd",
+	"github.com/vishvananda/netlink":           "agent/network",
 	"go.etcd.io/bbolt":                         "store",
 	"golang.org/x/sync":                        "client raft plugins agent server loadgen cmd",
 	"golang.org/x/sys":                         "store plugins agent loadgen cmd",

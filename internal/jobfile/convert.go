@@ -130,6 +130,7 @@ func (c converter) resources(n *node, at string) gpuai.Resources {
 		c.problem(err, at+"/cpu", cpu)
 		r.CPU = milli
 	}
+	enum(&r.Network, n.get("network"))
 	g := n.get("gpu")
 	at += "/gpu"
 	r.GPU.Count = uint32(c.whole(g.get("count"), 1<<31))

@@ -13,7 +13,6 @@ var laterFields = map[string]string{
 	"matrix": "array matrices",
 	"mounts": "mounts", "launcher": "launchers",
 	"service": "services", "update": "rolling updates", "call": "functions",
-	"network": "network classes",
 	"profile": "partition profiles", "secrets": "secrets", "user": "users of tasks",
 	"mode": "sharing modes", "scale": "autoscaling", "capability": "GPU capabilities",
 	"disk": "scratch disks", "queue": "named queues",
