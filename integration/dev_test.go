@@ -27,10 +27,10 @@ type dev struct {
 	client     *client.Client
 }
 
-func (d *dev) start() {
+func (d *dev) start(args ...string) {
 	d.t.Helper()
 	began := time.Now()
-	d.proc = start(d.t, "dev", "gpuai", "dev", "--http", d.addr, "--data", d.data)
+	d.proc = start(d.t, "dev", "gpuai", append([]string{"dev", "--http", d.addr, "--data", d.data}, args...)...)
 	eventually(d.t, devReady, "ready region at "+d.addr, func(ctx context.Context) error {
 		if !d.alive() {
 			return fmt.Errorf("it ended with exit code %d", d.exit(0))

@@ -111,7 +111,7 @@ func TestCase35SandboxedJobFromARegistry(t *testing.T) {
 	dir := scratch(t)
 	d := &dev{t: t, addr: freeAddr(t), data: filepath.Join(dir, "data")}
 	d.client = newClient(t, nil, d.addr)
-	d.start()
+	d.start("--sandbox", "none")
 	image := pushProbe(t)
 	submit := func(name, args string) string {
 		path := filepath.Join(dir, name+".yaml")
