@@ -55,6 +55,9 @@ func (m *Machine) reserveFor(group uint32) bool {
 		m.nodes.Mut(o.node).reserved += uint16(o.tasks)
 		m.sched.SetOpen(o.node, false)
 	}
+	if b := m.groups.Get(group).bucket; m.buckets.Get(b.slot()).starved {
+		m.look(b.slot()) // it may take room here now: see displaceGroup
+	}
 	return true
 }
 
