@@ -44,21 +44,19 @@ func (f *Facts) host(watchdogPath string) {
 	f.mapUsers(watchdogPath)
 }
 
-// mapUsers makes a user namespace, and a mount with its users that is mounted
-// nowhere. Both are gone when it returns.
+// mapUsers makes the namespaces of a sandbox, and a mount with their users that is
+// mounted nowhere. All are gone when it returns.
 func (f *Facts) mapUsers(watchdogPath string) {
 	if !f.Root || f.Watchdog != nil {
 		return
 	}
-	ns, err := watchdog.UserNamespace(watchdogPath, sandbox.AllRanges.First, sandbox.RangeSize)
+	user, network, err := watchdog.Namespaces(watchdogPath, sandbox.AllRanges.First, sandbox.RangeSize)
 	if f.UserNS = err; err != nil {
 		return
 	}
-	defer ns.Close()
-	tree, err := watchdog.MapUsers(f.Data.At, ns)
-	if f.Data.Mapped, f.Data.MapErr = true, err; err == nil {
-		_ = unix.Close(tree)
-	}
+	defer user.Close()
+	defer network.Close()
+	f.Data.Mapped, f.Data.MapErr = true, watchdog.TryMapping(f.Data.At, user)
 }
 
 // rangeUsers are users, and ranges of users, of the host below root that have a
