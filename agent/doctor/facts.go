@@ -10,6 +10,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent"
 	"github.com/gpuai/gpuai/agent/cdi"
+	"github.com/gpuai/gpuai/agent/network"
 	"github.com/gpuai/gpuai/agent/sandbox"
 	"github.com/gpuai/gpuai/agent/watchdog"
 	"github.com/gpuai/gpuai/plugins"
@@ -50,6 +51,9 @@ type Facts struct {
 
 	Runtime    *sandbox.Runtime // nil: none, or none wanted
 	RuntimeErr error
+
+	GangNet error // what gangs in sandboxes lack
+	Egress  error // what egress lacks, if the policy has any
 
 	ScratchErr  error
 	Credentials error
@@ -134,6 +138,9 @@ func Gather(ctx context.Context, c *Config) *Facts {
 	f.data()
 	f.findRuntime(ctx)
 	f.findImages()
+	if f.Root && f.Sandbox != nil {
+		f.GangNet, f.Egress = network.Survey(f.Sandbox.Network)
+	}
 	f.findCDI(&c.Agent)
 	return f
 }

@@ -19,7 +19,11 @@ func Judge(f *Facts) []Check {
 		out = append(out, f.judgeCache(), f.judgeDirs(), f.judgeCredentials())
 	}
 	out = append(out, f.judgeScratch(), f.judgeKernel(), f.judgeSeccomp(), f.judgeUserNS(), f.judgeRanges(), f.judgeCgroups(), f.judgeFiles(),
-		f.judgeWatchdog(), f.judgeRuntime(), f.judgeProcess())
+		f.judgeWatchdog(), f.judgeRuntime())
+	if f.Sandbox != nil {
+		out = append(out, f.judgeGangs(), f.judgeEgress(), f.judgeHostNet())
+	}
+	out = append(out, f.judgeProcess())
 	out = append(out, f.judgeDrivers()...)
 	out = append(out, f.judgeCDI()...)
 	out = append(out, f.judgeBoottime(), f.judgeSync(), f.judgeOffset())

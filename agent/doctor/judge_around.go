@@ -10,6 +10,42 @@ import (
 	"github.com/gpuai/gpuai/agent/cdi"
 )
 
+func (f *Facts) judgeGangs() Check {
+	const code, none = "gang-network", "takes no gangs with images: it has no label network.gang"
+	switch {
+	case !f.Root:
+		return warn(code, cure{"see root", none}, "not tried")
+	case f.GangNet != nil:
+		return fail(code, cure{"load the modules bridge and veth; in a container, let it make network namespaces", none}, "%v", f.GangNet)
+	}
+	return ok(code, "a bridge in a network namespace was made")
+}
+
+func (f *Facts) judgeEgress() Check {
+	const code, none = "network-egress", "takes no tasks with resources.network: egress: it has no label network.egress"
+	e := f.Sandbox.Network.Egress
+	switch {
+	case !e.Internet && len(e.Listed) == 0:
+		return ok(code, "deny: sandboxes reach nothing but their gang")
+	case !f.Root:
+		return warn(code, cure{"see root", none}, "not tried")
+	case f.Egress != nil:
+		return fail(code, cure{"see docs/isolation.md for what egress needs (nftables, net.ipv4.ip_forward=1, a resolver)", none}, "%v", f.Egress)
+	case !e.Internet:
+		return ok(code, "%d networks that are listed; the host has what it takes", len(e.Listed))
+	}
+	return ok(code, "the internet, and %d networks that are listed; the host has what it takes", len(e.Listed))
+}
+
+func (f *Facts) judgeHostNet() Check {
+	const code = "network-host"
+	if f.Sandbox.Network.Host {
+		return warn(code, cure{"leave --network-host out, unless every tenant is trusted", "none; a task with resources.network: host reaches the host's services, and all that the host does"},
+			"on: tasks may have the node's own network")
+	}
+	return ok(code, "off: no task has the node's own network")
+}
+
 func (f *Facts) judgeDrivers() (out []Check) {
 	const code, none = "driver", "takes no tasks that ask for GPUs"
 	for _, d := range f.Drivers {
