@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
-	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -113,9 +112,9 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 		return err
 	}
 	if flaw := r.Flaw(); flaw != "" && !c.AcceptFlaw {
-		return refuseRuntime(r, flaw)
+		return r.Refusal()
 	}
-	if err := static(a.cfg.Watchdog); err != nil {
+	if err := watchdog.Static(a.cfg.Watchdog); err != nil {
 		return err
 	}
 	b := &boxes{runtime: r, cdi: cdi.Finder{Host: c.CDIDirs, Drivers: a.driverCDI()}, told: map[string]bool{}}
@@ -156,32 +155,6 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	maps.Copy(labels, b.net.Labels())
 	maps.Copy(labels, a.cfg.Labels)
 	a.cfg.Labels = labels
-	return nil
-}
-
-// refuseRuntime says why a runtime is not used, and what to do.
-func refuseRuntime(r *sandbox.Runtime, flaw string) error {
-	if flaw == sandbox.UnknownOrigin {
-		return fmt.Errorf("%s %s is not of the package %s, which this host has too: remove one of them, or accept it knowing that who gets out is nobody on this host",
-			r.Path, r.Version, r.Name)
-	}
-	return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
-		r.Path, r.Version, r.Package, flaw)
-}
-
-// static reports whether the watchdog, a sandbox's first process, needs no
-// library of the host.
-func static(path string) error {
-	f, err := elf.Open(path)
-	if err != nil {
-		return fmt.Errorf("the watchdog's binary: %w", err)
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return fmt.Errorf("%s needs the host's libraries, and is a sandbox's first process: build it with CGO_ENABLED=0", path)
-		}
-	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -129,5 +130,43 @@ func TestHooksAreLeftOutAndLibrariesFound(t *testing.T) {
 	}
 	if name := soname(library); len(got.Mounts) != 2 || got.Mounts[1] != (Mount{HostPath: library, Path: "/usr/lib/gpu/" + name}) || !strings.Contains(name, ".so.") {
 		t.Errorf("%+v", got.Mounts)
+	}
+}
+
+// An operator is told of every specification, and why one is refused.
+func TestSurveySaysWhyASpecificationIsRefused(t *testing.T) {
+	f, host, driver := dirs(t)
+	write(t, filepath.Join(driver, "good.json"), head+`"devices":[
+		{"name":"0","containerEdits":{"deviceNodes":[{"path":"/dev/null"}],"hooks":[{"hookName":"createContainer","path":"/bin/true"}]}}]}`)
+	write(t, filepath.Join(host, "broken.json"), `{"cdiVersion":`)
+	write(t, filepath.Join(host, "gone.json"), `{"cdiVersion":"0.6.0","kind":"example.com/other","devices":[
+		{"name":"0","containerEdits":{"deviceNodes":[{"path":"/dev/none-such"}]}},{"name":"1","containerEdits":{"deviceNodes":[{"path":"/dev/null"}]}}]}`)
+	open := filepath.Join(host, "open.json")
+	write(t, open, `{"cdiVersion":"0.6.0","kind":"example.com/open","devices":[{"name":"0","containerEdits":{"env":["A=b"]}}]}`)
+	if err := os.Chmod(open, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	found, err := f.Survey()
+	if err != nil || len(found) != 4 {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	for _, want := range []struct{ file, devices, why string }{
+		{"good.json", "example.com/gpu=0", ""},
+		{"broken.json", "", "broken.json"},
+		{"gone.json", "example.com/other=0 example.com/other=1", "/dev/none-such"},
+		{"open.json", "example.com/open=0", "chmod go-w"},
+	} {
+		i := slices.IndexFunc(found, func(f Found) bool { return filepath.Base(f.Path) == want.file })
+		if i < 0 {
+			t.Errorf("%s is not found", want.file)
+			continue
+		}
+		got := found[i]
+		if strings.Join(got.Devices, " ") != want.devices || (got.Refused == nil) != (want.why == "") || got.Hooks != (want.file == "good.json") {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		if got.Refused != nil && !strings.Contains(got.Refused.Error(), want.why) {
+			t.Errorf("%s: %v", want.file, got.Refused)
+		}
 	}
 }

@@ -49,6 +49,9 @@ func (c *credentials) Resolve(target authn.Resource) (authn.Authenticator, error
 	return authn.Anonymous, nil
 }
 
+// CheckCredentials says what is wrong with a file of registry credentials.
+func CheckCredentials(path string) error { return (&credentials{path: path}).check() }
+
 // check says what is wrong with the file.
 func (c *credentials) check() error {
 	c.mu.Lock()

@@ -213,6 +213,15 @@ func (n *Node) openEgress() (err error) {
 		}
 		return n.unload()
 	}
+	if err := n.prepareEgress(); err != nil {
+		return err
+	}
+	return n.load()
+}
+
+// prepareEgress chooses the resolvers and checks what the host lacks for egress,
+// but for its filter.
+func (n *Node) prepareEgress() (err error) {
 	if n.dns = n.cfg.DNS; len(n.dns) == 0 {
 		b, err := os.ReadFile(resolvConf)
 		if err != nil {
@@ -222,10 +231,7 @@ func (n *Node) openEgress() (err error) {
 			return err
 		}
 	}
-	if err := n.inHost(func() error { return errors.Join(forwards(), others(n.dns)) }); err != nil {
-		return err
-	}
-	return n.load()
+	return n.inHost(func() error { return errors.Join(forwards(), others(n.dns)) })
 }
 
 // forwards reports whether the host sends packets on. The agent does not turn
@@ -260,18 +266,7 @@ func (n *Node) table() string { return "gpuai_" + n.owner }
 // load makes the rules anew, for the tasks that there are. mu is held.
 func (n *Node) load() error {
 	return n.inHost(func() error {
-		lan, err := n.lan()
-		if err != nil {
-			return err
-		}
-		f := &filter{
-			Table: n.table(), Links: ownPrefix(n.owner), All: linkPrefix, Pool: egressPool, Egress: n.cfg.Egress,
-			Tasks: slices.Collect(maps.Values(n.tasks)), Never: never, Private: private, LAN: lan,
-		}
-		for _, a := range n.dns {
-			f.Resolvers = append(f.Resolvers, netip.PrefixFrom(a, 32))
-		}
-		text, err := f.text()
+		text, lan, err := n.rules()
 		if err != nil {
 			return err
 		}
@@ -281,6 +276,23 @@ func (n *Node) load() error {
 		n.links = lan
 		return nil
 	})
+}
+
+// rules are the rules for the tasks that there are, and the networks of the host
+// that they know. It runs in the host's network.
+func (n *Node) rules() (text string, lan []netip.Prefix, err error) {
+	if lan, err = n.lan(); err != nil {
+		return "", nil, err
+	}
+	f := &filter{
+		Table: n.table(), Links: ownPrefix(n.owner), All: linkPrefix, Pool: egressPool, Egress: n.cfg.Egress,
+		Tasks: slices.Collect(maps.Values(n.tasks)), Never: never, Private: private, LAN: lan,
+	}
+	for _, a := range n.dns {
+		f.Resolvers = append(f.Resolvers, netip.PrefixFrom(a, 32))
+	}
+	text, err = f.text()
+	return text, lan, err
 }
 
 // unload takes the rules away; an nft that is not there has loaded none.

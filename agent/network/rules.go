@@ -119,8 +119,8 @@ var errNoNFT = errors.New("there is no program nft to filter by: install nftable
 // nftTime bounds one load.
 const nftTime = 10 * time.Second
 
-// nft loads rules, all or none of them.
-func nft(text string) error {
+// nft loads rules, all or none of them; with "-c" none, it only checks them.
+func nft(text string, options ...string) error {
 	for _, name := range nftPaths {
 		path, err := exec.LookPath(name)
 		if err != nil {
@@ -128,7 +128,7 @@ func nft(text string) error {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), nftTime)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, path, "-f", "-")
+		cmd := exec.CommandContext(ctx, path, append(options, "-f", "-")...)
 		cmd.Stdin = strings.NewReader(text)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			line, _, _ := bytes.Cut(out, []byte("\n"))

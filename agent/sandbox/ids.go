@@ -34,6 +34,9 @@ const (
 	maxRanges = 4096 // network.Slots too: a range's number is its task's address
 )
 
+// AllRanges are the users of the host that sandboxes have, all together.
+var AllRanges = Range{First: firstID, Size: maxRanges * RangeSize}
+
 // Ranges lends ranges of users to tasks: no two at a time have one in common,
 // whichever agents of the host they are of. A loan is a file, so that it outlives
 // the agent as the task does.

@@ -190,6 +190,21 @@ func (r *Runtime) Flaw() string {
 	return ""
 }
 
+// Refusal says why a runtime with a flaw is not used, and what to do; nil when it
+// has none.
+func (r *Runtime) Refusal() error {
+	switch flaw := r.Flaw(); flaw {
+	case "":
+		return nil
+	case UnknownOrigin:
+		return fmt.Errorf("%s %s is not of the package %s, which this host has too: remove one of them, or accept it knowing that who gets out is nobody on this host",
+			r.Path, r.Version, r.Name)
+	default:
+		return fmt.Errorf("%s %s (package %q) has %s, a known way out of it: install a version with the fix, or accept it knowing that who gets out is nobody on this host",
+			r.Path, r.Version, r.Package, flaw)
+	}
+}
+
 // patched reports whether a package is a later patch of the same version:
 // 1.1.5+ds1-1+deb12u2 of 1.1.5+ds1-1+deb12u1.
 func patched(have, fixed string) bool {

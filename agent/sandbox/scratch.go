@@ -42,12 +42,12 @@ func (e *NoRoomError) Error() string { return e.Detail }
 // 0 it is half of what is free, see Room. The error says what the host lacks.
 func OpenScratches(dir string, room gpuai.Bytes) (*Scratches, error) {
 	s := &Scratches{dir: dir, room: room}
-	var err error
-	if s.mkfs, err = findMkfs(); err != nil {
+	err := LacksForScratch()
+	if err != nil {
 		return nil, err
 	}
-	if err := unix.Access("/dev/loop-control", unix.R_OK|unix.W_OK); err != nil {
-		return nil, fmt.Errorf("scratch space needs loop devices: /dev/loop-control: %w", err)
+	if s.mkfs, err = findMkfs(); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the directory of scratch space: %w", err)
@@ -64,6 +64,18 @@ func OpenScratches(dir string, room gpuai.Bytes) (*Scratches, error) {
 		s.room = roundDown((free + used) / 2)
 	}
 	return s, nil
+}
+
+// LacksForScratch says what this host lacks for scratch space; nil when it has
+// all.
+func LacksForScratch() error {
+	if _, err := findMkfs(); err != nil {
+		return err
+	}
+	if err := unix.Access("/dev/loop-control", unix.R_OK|unix.W_OK); err != nil {
+		return fmt.Errorf("scratch space needs loop devices: /dev/loop-control: %w", err)
+	}
+	return nil
 }
 
 // findMkfs finds what makes an ext4 file system, also where PATH lacks sbin.

@@ -43,10 +43,7 @@ func (b *Box) enter() error {
 		return fmt.Errorf("open %s: %w", b.Root, err)
 	}
 	defer unix.Close(tree)
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set:  unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
-		Userns_fd: uint64(ns.Fd()),
-	})
+	err = mapTree(tree, ns)
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("the kernel, or the file system of %s, cannot map its users (Linux 5.12 and ext4, xfs or btrfs can): %w", b.Root, err)

@@ -320,7 +320,7 @@ func executable(path string) error {
 }
 
 func newAgentCmd(a *app) *cobra.Command {
-	return group("agent", "Run a node's agent", newAgentRunCmd(a), newAgentCleanCmd(a))
+	return group("agent", "Run a node's agent", newAgentRunCmd(a), newAgentCleanCmd(a), newAgentDoctorCmd(a))
 }
 
 func newAgentRunCmd(a *app) *cobra.Command {
@@ -352,6 +352,23 @@ network.gang.`,
       --registry-credentials /etc/gpuai/registries.json --network-egress allow,10.20.0.0/16 --network-dns 9.9.9.9
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
+	c.RunE = does(func(ctx context.Context, _ []string) error {
+		ac, err := cfg.resolve()
+		if err != nil {
+			return usageError{err}
+		}
+		ac.Logger = a.logger(cfg.Log)
+		if cfg.MetricsHTTP == "" {
+			return runAgent(ctx, ac)
+		}
+		return runWithMetrics(ctx, ac, cfg.MetricsHTTP)
+	})
+	cfg.flags(c)
+	return c
+}
+
+// flags registers the flags of "agent run" with a command.
+func (cfg *agentConfig) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&cfg.ID, "id", "", "name of the node, unique in the region (required)")
 	f.StringVar(&cfg.Data, "data", "", "data directory (required)")
@@ -375,18 +392,6 @@ network.gang.`,
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
-	c.RunE = does(func(ctx context.Context, _ []string) error {
-		ac, err := cfg.resolve()
-		if err != nil {
-			return usageError{err}
-		}
-		ac.Logger = a.logger(cfg.Log)
-		if cfg.MetricsHTTP == "" {
-			return runAgent(ctx, ac)
-		}
-		return runWithMetrics(ctx, ac, cfg.MetricsHTTP)
-	})
-	return c
 }
 
 // sandboxFlags adds the flags of what runs tasks with images, and what they reach.
