@@ -59,7 +59,7 @@ func TestEnumTexts(t *testing.T) {
 	checkEnum(t, gpuai.CauseNone, 13)
 	checkEnum(t, gpuai.NodeReady, 4)
 	checkEnum(t, gpuai.DeviceHealthy, 5)
-	checkEnum(t, gpuai.JobSubmitted, 14)
+	checkEnum(t, gpuai.JobSubmitted, 16)
 	checkEnum(t, gpuai.ReasonNone, gpuai.NumReasons)
 	checkEnum(t, gpuai.Equal, 8)
 	checkEnum(t, gpuai.FrameHello, 11)

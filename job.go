@@ -414,4 +414,6 @@ type Task struct {
 	RetryAt  Instant    `json:"retry_at_ms,omitzero"` // end of the back-off
 	// LastEnd is how it last ended, where its agent said something of it.
 	LastEnd *TaskEnd `json:"last_end,omitzero"`
+	// Checkpoint is the newest that the task has published.
+	Checkpoint *PublishedCheckpoint `json:"checkpoint,omitzero"`
 }
