@@ -169,7 +169,7 @@ func recordMissing(t *testing.T) {
 			w.flush()
 			w.preempts, w.publishes = true, true
 			w.steps(60)
-			w.say("snapshot level-3-checkpoint.snap")
+			w.line("snapshot level-3-checkpoint.snap")
 			w.steps(40)
 		},
 		"level-2-restored": func(w *goldenWalk) {

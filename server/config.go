@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/blobs"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/raft"
 )
@@ -79,6 +80,11 @@ type Config struct {
 	// NotReady holds /readyz back while the server itself is ready: it says
 	// why, "" for no reason. It must not block; nil holds nothing back.
 	NotReady func() string
+	// CheckpointStore is the URL of the store that tasks have their checkpoints in,
+	// see blobs.Check; "" is none. It must be the same on all servers, and lead all
+	// agents to the same place; the leader deletes there what jobs have left that
+	// are not kept any more.
+	CheckpointStore string
 	// JobSchema is served at /v1/schema/job.json.
 	JobSchema []byte
 	// Metrics takes the server's metrics and is served at /metrics; nil makes
@@ -109,6 +115,11 @@ func (c *Config) validate() error {
 	}
 	if c.ArchiveMax == 0 {
 		c.ArchiveMax = DefaultArchiveMax
+	}
+	if c.CheckpointStore != "" {
+		if err := blobs.Check(c.CheckpointStore); err != nil {
+			return err
+		}
 	}
 	switch {
 	case c.ArchiveMax < MinArchiveMax:
