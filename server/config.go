@@ -116,10 +116,8 @@ func (c *Config) validate() error {
 	if c.ArchiveMax == 0 {
 		c.ArchiveMax = DefaultArchiveMax
 	}
-	if c.CheckpointStore != "" {
-		if err := blobs.Check(c.CheckpointStore); err != nil {
-			return err
-		}
+	if err := CheckStore(c.CheckpointStore); err != nil {
+		return err
 	}
 	switch {
 	case c.ArchiveMax < MinArchiveMax:
@@ -134,6 +132,14 @@ func (c *Config) validate() error {
 		return errors.New("a server forms a new region or joins one: give --bootstrap or --join, and not both")
 	}
 	return nil
+}
+
+// CheckStore says what is wrong with a Config.CheckpointStore.
+func CheckStore(url string) error {
+	if url == "" {
+		return nil
+	}
+	return blobs.Check(url)
 }
 
 // listen opens the two ports.
