@@ -161,7 +161,7 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/v1/jobs/nope", "", 404, nil},
 		{"GET", "/v1/jobs/a/tasks", "", 200, nil},
 		{"GET", "/v1/jobs/a/checkpoints", "", 200, nil},
-		{"GET", "/v1/jobs/a/checkpoints?limit=1&fields=seq,key&filter=step+==+200", "", 200, nil},
+		{"GET", "/v1/jobs/a/checkpoints?limit=1&filter=step+==+200", "", 200, nil},
 		{"GET", "/v1/jobs/none/checkpoints", "", 404, nil},
 		{"GET", "/v1/jobs/a/leases?live=true", "", 200, nil},
 		{"GET", "/v1/jobs?archived=true", "", 200, nil},
