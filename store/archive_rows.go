@@ -118,6 +118,8 @@ const (
 	eventHasLease
 	eventHasNode
 	eventDrained
+	eventHasBy
+	eventHasCheckpoint
 	eventFlags // the first bit that means nothing
 )
 
@@ -149,7 +151,14 @@ func appendEvent(b []byte, e *gpuai.Event) []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(e.Incarnation))
 	b = append(b, byte(e.JobStatus), byte(e.NodeState), byte(e.Cause))
-	return binary.AppendVarint(b, int64(e.ExitCode))
+	b = binary.AppendVarint(b, int64(e.ExitCode))
+	if has&eventHasBy != 0 {
+		b = append(b, e.By[:]...)
+	}
+	if has&eventHasCheckpoint != 0 {
+		b = binary.AppendUvarint(b, e.Checkpoint)
+	}
+	return b
 }
 
 func eventBits(e *gpuai.Event) (has byte) {
@@ -164,6 +173,12 @@ func eventBits(e *gpuai.Event) (has byte) {
 	}
 	if e.Drained {
 		has |= eventDrained
+	}
+	if !e.By.IsZero() {
+		has |= eventHasBy
+	}
+	if e.Checkpoint != 0 {
+		has |= eventHasCheckpoint
 	}
 	return has
 }
@@ -220,6 +235,12 @@ func (r *eventReader) event(e *gpuai.Event) {
 	e.Incarnation = gpuai.Incarnation(r.uvarint(1<<64 - 1))
 	e.JobStatus, e.NodeState, e.Cause = gpuai.JobStatus(r.byte()), gpuai.NodeState(r.byte()), gpuai.LeaseCause(r.byte())
 	e.ExitCode = int32(r.varint())
+	if has&eventHasBy != 0 {
+		copy(e.By[:], r.bytes(16))
+	}
+	if has&eventHasCheckpoint != 0 {
+		e.Checkpoint = r.uvarint(1<<64 - 1)
+	}
 }
 
 func (r *eventReader) fail(err error) {
