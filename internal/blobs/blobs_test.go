@@ -153,7 +153,8 @@ func TestUploadResumes(t *testing.T) {
 			there += e.Bytes
 		}
 		rest, err := s.PutTree(t.Context(), upload(root, "p/"))
-		if err != nil || there == 0 || rest.Sent != rest.Bytes-there {
+		// A request that was given up may still have been carried out.
+		if err != nil || there == 0 || rest.Sent > rest.Bytes-there {
 			t.Errorf("%d bytes were there, and %d of %d were sent: %v", there, rest.Sent, rest.Bytes, err)
 		}
 		if _, err := s.GetTree(t.Context(), rest.Key, rest.Digest, filepath.Join(t.TempDir(), "to")); err != nil {
