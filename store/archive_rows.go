@@ -120,7 +120,8 @@ const (
 	eventDrained
 	eventHasBy
 	eventHasCheckpoint
-	eventFlags // the first bit that means nothing
+	eventHasTold // what an agent said: end code, reason, image
+	eventFlags   // the first bit that means nothing
 )
 
 // sealEvents encodes the events of one entry, which share index and time.
@@ -158,6 +159,11 @@ func appendEvent(b []byte, e *gpuai.Event) []byte {
 	if has&eventHasCheckpoint != 0 {
 		b = binary.AppendUvarint(b, e.Checkpoint)
 	}
+	if has&eventHasTold != 0 {
+		b = append(b, byte(e.EndCode))
+		b = append(binary.AppendUvarint(b, uint64(len(e.Reason))), e.Reason...)
+		b = append(binary.AppendUvarint(b, uint64(len(e.Image))), e.Image...)
+	}
 	return b
 }
 
@@ -179,6 +185,9 @@ func eventBits(e *gpuai.Event) (has byte) {
 	}
 	if e.Checkpoint != 0 {
 		has |= eventHasCheckpoint
+	}
+	if e.EndCode != 0 || e.Reason != "" || e.Image != "" {
+		has |= eventHasTold
 	}
 	return has
 }
@@ -240,6 +249,11 @@ func (r *eventReader) event(e *gpuai.Event) {
 	}
 	if has&eventHasCheckpoint != 0 {
 		e.Checkpoint = r.uvarint(1<<64 - 1)
+	}
+	if has&eventHasTold != 0 {
+		e.EndCode = gpuai.EndCode(r.byte())
+		e.Reason = string(r.bytes(r.uvarint(uint64(len(r.b)))))
+		e.Image = string(r.bytes(r.uvarint(uint64(len(r.b)))))
 	}
 }
 
