@@ -36,7 +36,7 @@ func saving(s string, from ...gpuai.PublishedCheckpoint) func(*gpuai.Assignment)
 	}
 }
 
-func (f *fixture) output(lease gpuai.Token, stream string) string {
+func (f *fixture) printed(lease gpuai.Token, stream string) string {
 	f.t.Helper()
 	return string(f.log(testNode, gpuai.LogRequest{Lease: lease, Stream: stream, Limit: 10_000}).Data)
 }
@@ -57,13 +57,13 @@ func TestCheckpointIsPublishedAndGoneOnFrom(t *testing.T) {
 	a := f.run(nil)
 	lease := f.grant(testNode, saving(`echo "from $RESUME_FROM."; save 10 ten; told 10; save 20 twenty; told 20; ls -A $GPUAI_CHECKPOINT_DIR; exit 3`))
 	if r := f.last(lease); r.ExitCode != 3 {
-		t.Fatalf("%+v: %s", r, f.output(lease, "stderr"))
+		t.Fatalf("%+v: %s", r, f.printed(lease, "stderr"))
 	}
 	got := f.kept(5)
 	if len(got) != 2 || got[0].Seq != 2 || got[0].Step != 20 || got[0].Bytes != 7 || got[1].Step != 10 {
 		t.Fatalf("%+v", got)
 	}
-	out := f.output(lease, "stdout")
+	out := f.printed(lease, "stdout")
 	for _, want := range []string{"from .\n", `"name":"step-10","code":"ok","seq":1,"digest":"sha256:`, `"seq":2`, "\nstep-10.json\nstep-20.json\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
@@ -76,9 +76,9 @@ func TestCheckpointIsPublishedAndGoneOnFrom(t *testing.T) {
 	}
 	next := f.grant(testNode, saving(`cat $RESUME_FROM/state $GPUAI_RESUME_FROM/state; echo step $GPUAI_RESUME_STEP; save 30 thirty; told 30`, got...))
 	if r := f.last(next); r.State != gpuai.ReportDone {
-		t.Fatalf("%+v: %s", r, f.output(next, "stderr"))
+		t.Fatalf("%+v: %s", r, f.printed(next, "stderr"))
 	}
-	if out := f.output(next, "stdout"); !strings.Contains(out, "twenty\ntwenty\nstep 20\n") || !strings.Contains(out, `"seq":3`) {
+	if out := f.printed(next, "stdout"); !strings.Contains(out, "twenty\ntwenty\nstep 20\n") || !strings.Contains(out, `"seq":3`) {
 		t.Error(out)
 	}
 	left := map[string]bool{} // of three the newest two are kept
@@ -99,7 +99,7 @@ func TestLastCheckpointIsPublishedBeforeTheReport(t *testing.T) {
 		saving(`trap 'save 7 late; exit 0' USR1; echo up; while :; do sleep 0.02; done`)(a)
 		a.Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: 20 * gpuai.Second}
 	})
-	eventually(t, "the trap", func() bool { return strings.Contains(f.output(lease, "stdout"), "up") })
+	eventually(t, "the trap", func() bool { return strings.Contains(f.printed(lease, "stdout"), "up") })
 	f.set(func(r *region) {
 		n := r.node[testNode]
 		a := n.leases[lease]
@@ -138,7 +138,7 @@ func TestCase23CheckpointSurvivesTheAgent(t *testing.T) {
 	f.set(func(r *region) { r.unheard = false })
 	f.run(nil)
 	eventually(t, "the checkpoint", func() bool { return len(f.kept(1)) == 1 })
-	eventually(t, "its result", func() bool { return strings.Contains(f.output(lease, "stdout"), `"code":"ok","seq":1`) })
+	eventually(t, "its result", func() bool { return strings.Contains(f.printed(lease, "stdout"), `"code":"ok","seq":1`) })
 	f.touch(lease, "go")
 	if r := f.last(lease); r.State != gpuai.ReportDone {
 		t.Errorf("%+v", r)
@@ -154,10 +154,10 @@ func TestDamagedCheckpointIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	lease := f.grant(testNode, saving(`cat $RESUME_FROM/state`, kept...))
-	if r := f.last(lease); r.State != gpuai.ReportDone || f.output(lease, "stdout") != "one\n" {
-		t.Errorf("%+v, %s", r, f.output(lease, "stdout"))
+	if r := f.last(lease); r.State != gpuai.ReportDone || f.printed(lease, "stdout") != "one\n" {
+		t.Errorf("%+v, %s", r, f.printed(lease, "stdout"))
 	}
-	if got := f.output(lease, "stderr"); !strings.Contains(got, "gpuai: checkpoint 2 cannot be used, trying the one before it: the blob is damaged") {
+	if got := f.printed(lease, "stderr"); !strings.Contains(got, "gpuai: checkpoint 2 cannot be used, trying the one before it: the blob is damaged") {
 		t.Errorf("its user reads %q", got)
 	}
 	if err := f.stored().Delete(t.Context(), kept[1].Key); err != nil {
@@ -173,15 +173,15 @@ func TestRefusedCheckpointsAreTold(t *testing.T) {
 	f := storing(t)
 	f.run(nil)
 	link := f.grant(testNode, saving(`d=$GPUAI_CHECKPOINT_DIR/step-1; mkdir $d.tmp; ln -s /etc/shadow $d.tmp/x; mv $d.tmp $d; told 1`))
-	if r := f.last(link); r.State != gpuai.ReportDone || !strings.Contains(f.output(link, "stdout"), `"code":"invalid_spec"`) {
-		t.Errorf("%+v: %s", r, f.output(link, "stdout"))
+	if r := f.last(link); r.State != gpuai.ReportDone || !strings.Contains(f.printed(link, "stdout"), `"code":"invalid_spec"`) {
+		t.Errorf("%+v: %s", r, f.printed(link, "stdout"))
 	}
 	f.set(func(r *region) { r.stale = true })
 	stale := f.grant(testNode, saving(`save 1 one; told 1`))
-	if r := f.last(stale); r.State != gpuai.ReportDone || !strings.Contains(f.output(stale, "stdout"), `"code":"conflict","detail":"the lease has ended"`) {
-		t.Errorf("%+v: %s", r, f.output(stale, "stdout"))
+	if r := f.last(stale); r.State != gpuai.ReportDone || !strings.Contains(f.printed(stale, "stdout"), `"code":"conflict","detail":"the lease has ended"`) {
+		t.Errorf("%+v: %s", r, f.printed(stale, "stdout"))
 	}
-	if got := f.output(stale, "stderr"); !strings.Contains(got, "gpuai: the checkpoint step-1 was refused: conflict: the lease has ended") {
+	if got := f.printed(stale, "stderr"); !strings.Contains(got, "gpuai: the checkpoint step-1 was refused: conflict: the lease has ended") {
 		t.Errorf("its user reads %q", got)
 	}
 	if got := f.kept(1); len(got) > 0 {
@@ -193,8 +193,8 @@ func TestRegionWithoutStore(t *testing.T) {
 	f := newFixture(t)
 	f.run(nil)
 	lease := f.grant(testNode, saving(`echo "dir $GPUAI_CHECKPOINT_DIR."`))
-	if r := f.last(lease); r.State != gpuai.ReportDone || f.output(lease, "stdout") != "dir .\n" {
-		t.Errorf("%+v, %q", r, f.output(lease, "stdout"))
+	if r := f.last(lease); r.State != gpuai.ReportDone || f.printed(lease, "stdout") != "dir .\n" {
+		t.Errorf("%+v, %q", r, f.printed(lease, "stdout"))
 	}
 	lease = f.grant(testNode, saving(`echo no`, gpuai.PublishedCheckpoint{Seq: 1}))
 	if r := f.last(lease); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "--checkpoint-store") {
@@ -214,8 +214,8 @@ func TestSandboxedTaskPublishes(t *testing.T) {
 	}
 	for n, want := range []string{`"name":"step-1","code":"ok","seq":1`, "goes on from 1\nopen /.gpuai/resume/state: read-only file system\n"} {
 		lease := f.grant(testNode, save)
-		if r := f.last(lease); r.State != gpuai.ReportDone || !strings.Contains(f.output(lease, "stdout"), want) {
-			t.Fatalf("%d: %+v\n%s%s", n, r, f.output(lease, "stdout"), f.output(lease, "stderr"))
+		if r := f.last(lease); r.State != gpuai.ReportDone || !strings.Contains(f.printed(lease, "stdout"), want) {
+			t.Fatalf("%d: %+v\n%s%s", n, r, f.printed(lease, "stdout"), f.printed(lease, "stderr"))
 		}
 		checkClosed(t, a.Agent, lease)
 	}
