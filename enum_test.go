@@ -59,10 +59,10 @@ func TestEnumTexts(t *testing.T) {
 	checkEnum(t, gpuai.CauseNone, 13)
 	checkEnum(t, gpuai.NodeReady, 4)
 	checkEnum(t, gpuai.DeviceHealthy, 5)
-	checkEnum(t, gpuai.JobSubmitted, 14)
+	checkEnum(t, gpuai.JobSubmitted, 16)
 	checkEnum(t, gpuai.ReasonNone, gpuai.NumReasons)
 	checkEnum(t, gpuai.Equal, 8)
-	checkEnum(t, gpuai.FrameHello, 11)
+	checkEnum(t, gpuai.FrameHello, 13)
 	checkEnum(t, gpuai.EndOther, gpuai.NumEndCodes)
 	checkEnum(t, gpuai.ReportRunning, gpuai.NumReportStates-1)
 }

@@ -32,4 +32,9 @@ const (
 	EnvTaskGroup    = "GPUAI_GROUP"       // the group's name
 	EnvTaskIndex    = "GPUAI_TASK_INDEX"  // the task's place in its group
 	EnvStopDeadline = "GPUAI_STOP_GRACE_MS"
+
+	EnvCheckpointDir = "GPUAI_CHECKPOINT_DIR" // where the task publishes checkpoints
+	EnvResumeFrom    = "RESUME_FROM"          // the newest one, when there is one
+	EnvResumeOwn     = "GPUAI_RESUME_FROM"    // the same, which a user's value does not hide
+	EnvResumeStep    = "GPUAI_RESUME_STEP"    // how far it says that it was
 )

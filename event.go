@@ -21,13 +21,19 @@ const (
 	RegionRestored
 	// ImageResolved tells the digest that a group's image was resolved to.
 	ImageResolved
+	// CheckpointPublished tells of a task's newest checkpoint, CheckpointRefused
+	// of one that a runner wanted to publish which has lost its lease, or after
+	// another one than the task's newest.
+	CheckpointPublished
+	CheckpointRefused
 	numEventKinds
 )
 
 var eventKindNames = [numEventKinds]string{
 	"", "job_submitted", "job_ended", "lease_granted", "lease_started", "lease_revoking",
 	"lease_ended", "lease_adopted", "task_requeued", "node_registered", "node_changed",
-	"policy_set", "level_set", "region_restored", "image_resolved",
+	"policy_set", "level_set", "region_restored", "image_resolved", "checkpoint_published",
+	"checkpoint_refused",
 }
 
 // String returns the kind's text.
@@ -66,4 +72,6 @@ type Event struct {
 	Reason  string  `json:"reason,omitzero"`
 	// Image is a digest.
 	Image string `json:"image,omitzero"`
+	// Checkpoint is the number of a published checkpoint.
+	Checkpoint uint64 `json:"checkpoint,omitzero"`
 }

@@ -256,6 +256,17 @@ type Checkpoint struct {
 	// Grace is bounded by the region's policy and by the lease's deadline. 0
 	// means the default of 30 s.
 	Grace Duration `json:"grace_ms,omitzero"`
+	// Keep is how many published checkpoints of the task are kept, the newest, up
+	// to MaxCheckpointKeep; 0 means DefaultCheckpointKeep.
+	Keep uint32 `json:"keep,omitzero"`
+}
+
+// Kept is how many published checkpoints are kept.
+func (c *Checkpoint) Kept() uint32 {
+	if c.Keep == 0 {
+		return DefaultCheckpointKeep
+	}
+	return c.Keep
 }
 
 // Signal is a signal that a task may ask for.
@@ -414,4 +425,6 @@ type Task struct {
 	RetryAt  Instant    `json:"retry_at_ms,omitzero"` // end of the back-off
 	// LastEnd is how it last ended, where its agent said something of it.
 	LastEnd *TaskEnd `json:"last_end,omitzero"`
+	// Checkpoint is the newest that the task has published.
+	Checkpoint *PublishedCheckpoint `json:"checkpoint,omitzero"`
 }

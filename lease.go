@@ -93,6 +93,9 @@ type Lease struct {
 	ModifyIndex uint64      `json:"modify_index"`
 	// PreemptedBy is the job that the lease had to make room for.
 	PreemptedBy JobID `json:"preempted_by,omitzero"`
+	// Checkpoint is the newest that the lease's task has published, under this
+	// lease or an earlier one.
+	Checkpoint *PublishedCheckpoint `json:"checkpoint,omitzero"`
 }
 
 // An Assignment is a lease with all that an agent needs to run its task.
@@ -112,6 +115,9 @@ type Assignment struct {
 	Attempt uint32    `json:"attempt,omitzero"`
 	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
 	Gang    *GangInfo `json:"gang,omitzero"`
+	// Resume are the checkpoints that the task may go on from, the newest first:
+	// its own, or those of the gang's rank 0 when it has none.
+	Resume []PublishedCheckpoint `json:"resume,omitempty"`
 }
 
 // A GangInfo tells a gang's member of the others.

@@ -27,12 +27,14 @@ const (
 	FrameReported                        // down, answers FrameReport
 	FrameLogRequest                      // down
 	FrameRefused                         // down, then the server closes
+	FramePublish                         // up, to a server whose Welcome names a checkpoint store
+	FramePublished                       // down, answers FramePublish
 	numFrameKinds
 )
 
 var frameKindNames = [numFrameKinds]string{
 	"", "hello", "beat", "report", "devices", "log", "welcome", "leases", "ack",
-	"reported", "log_request", "refused",
+	"reported", "log_request", "refused", "publish", "published",
 }
 
 // String returns the kind's text.
@@ -60,6 +62,8 @@ type Frame struct {
 	Reported   *Reported     `json:"reported,omitzero"`
 	LogRequest *LogRequest   `json:"log_request,omitzero"`
 	Refused    *SessionError `json:"refused,omitzero"`
+	Publish    *Publish      `json:"publish,omitzero"`
+	Published  *Published    `json:"published,omitzero"`
 }
 
 // A Hello opens a session: it registers the node, compare-and-set on the
@@ -102,6 +106,9 @@ type Welcome struct {
 	Index       uint64      `json:"index"`
 	Policy      Policy      `json:"policy"`
 	Ack         Ack         `json:"ack"`
+	// CheckpointStore is the URL of the store that the region's tasks have their
+	// checkpoints in; "" is none.
+	CheckpointStore string `json:"checkpoint_store,omitzero"`
 }
 
 // A Beat asks for the renewal of every lease of the node.

@@ -378,6 +378,9 @@ func (t *TaskSpec) validate(v *fieldErrors, at string) {
 		v.add(at+"/checkpoint/signal", "is needed beside a grace: it tells the task to save its work")
 	}
 	v.span(at+"/checkpoint/grace_ms", t.Checkpoint.Grace, 0, Hour)
+	if t.Checkpoint.Keep > MaxCheckpointKeep {
+		v.add(at+"/checkpoint/keep", "must be at most 16")
+	}
 }
 
 // validateProgram says what is wrong with what t runs, and in what.

@@ -147,6 +147,8 @@ func (a *Agent) revive(r *store.JournalLease, deadline int64) *worker {
 	w.deadline.Store(deadline)
 	if r.State == store.JournalEnded {
 		a.setLive(r.Assignment.Lease.ID, false)
+	} else {
+		w.reviveSaver()
 	}
 	return w
 }
@@ -232,6 +234,9 @@ func (a *Agent) settle(task watchdog.Task) {
 		end := gpuai.EndOther
 		if w := a.workers[task.Lease]; w != nil {
 			end = w.explain(&task)
+			if task.By == watchdog.ByKill || task.By == watchdog.ByDeadline {
+				w.saveNoMore() // it had its time, or has no lease any more
+			}
 		}
 		a.setLive(task.Lease, false)
 		a.step(decide.TaskEnded{Lease: task.Lease, By: endedBy(task.By), Code: task.Code, End: end, Reason: task.Reason})

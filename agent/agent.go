@@ -60,10 +60,17 @@ type Agent struct {
 	lacks    error  // why there are none, where that is known
 	line     *line  // the current session, nil when there is none
 	lines    uint64 // sessions so far
-	takeOver bool
-	urgent   bool   // the next session is wanted at once
-	drained  string // why no lease is taken
-	halt     error  // what Run ends with
+	vault    *vault // safe for all
+	// life ends with the agent, and with it what stores checkpoints.
+	life    context.Context
+	endLife context.CancelFunc
+	saving  sync.WaitGroup
+	// publishing are the checkpoints that wait for the region's answer, by lease.
+	publishing map[gpuai.Token]publishing
+	takeOver   bool
+	urgent     bool   // the next session is wanted at once
+	drained    string // why no lease is taken
+	halt       error  // what Run ends with
 
 	mu   sync.Mutex // guards below
 	wd   *watchdog.Client
@@ -86,9 +93,11 @@ func Open(cfg Config) (*Agent, error) {
 		cfg: cfg, log: cfg.Logger.With("node", string(cfg.Node)), takeOver: cfg.TakeOver,
 		inbox: make(chan func(), 1024), ended: make(chan struct{}), region: gpuai.DefaultRegion,
 		records: map[gpuai.Token]*store.JournalLease{}, dirty: map[gpuai.Token]bool{},
+		vault: newVault(), publishing: map[gpuai.Token]publishing{},
 		workers: map[gpuai.Token]*worker{}, live: map[gpuai.Token]bool{},
 		devices: devices{unclean: map[gpuai.DeviceID]string{}, bad: map[gpuai.DeviceID]bool{}},
 	}
+	a.life, a.endLife = context.WithCancel(context.Background())
 	a.counts = newCounts(a)
 	if err := a.open(); err != nil {
 		return nil, errors.Join(err, a.Close())
@@ -212,6 +221,8 @@ func (a *Agent) Run(ctx context.Context) error {
 // after Run has returned. Idempotent.
 func (a *Agent) Close() error {
 	a.closing.Do(func() {
+		a.endLife()
+		a.saving.Wait()
 		if wd := a.watchdog(); wd != nil {
 			_ = wd.Quit() // refuses while a task runs; it ends by itself later
 			_ = wd.Close()

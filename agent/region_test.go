@@ -83,6 +83,11 @@ type region struct {
 	logs    map[uint64]chan gpuai.LogChunk
 	refuse  *gpuai.SessionError
 	image   string // digest that it has for every task's image; "" for what the first tells
+	// store is the checkpoint store, stale has every publish refused, unheard
+	// leaves it unanswered.
+	store          string
+	stale, unheard bool
+	published      []gpuai.PublishedCheckpoint // of all tasks
 }
 
 type fakeNode struct {
@@ -193,7 +198,7 @@ func (r *region) register(w *wire, h *gpuai.Hello) *fakeNode {
 	n.session, n.devices = w, h.Node.Devices
 	w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameWelcome, Welcome: &gpuai.Welcome{
 		Session: "s", Server: "s1", Region: "local", Epoch: r.epoch, RestoreID: r.restore, Incarnation: n.incarnation,
-		Index: r.index, Policy: r.policy, Ack: r.ack(n, 0, h.Sent),
+		Index: r.index, Policy: r.policy, Ack: r.ack(n, 0, h.Sent), CheckpointStore: r.store,
 	}})
 	w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameLeases, Leases: &gpuai.LeaseSet{
 		Full: true, Epoch: r.epoch, Incarnation: n.incarnation, Index: r.index, Leases: slices.Collect(maps.Values(n.leases)),
@@ -229,6 +234,8 @@ func (r *region) receive(w *wire, n *fakeNode, f *gpuai.Frame) bool {
 			return true
 		}
 		r.judge(w, n, f.Report)
+	case gpuai.FramePublish:
+		r.publish(w, n, f.Publish)
 	case gpuai.FrameDevices:
 		n.devices = f.Devices
 	case gpuai.FrameLog:
@@ -256,6 +263,46 @@ func (r *region) judge(w *wire, n *fakeNode, rep *gpuai.Report) {
 		delete(n.leases, rep.Lease)
 	}
 	w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameReported, Reported: &out})
+}
+
+// publish judges a checkpoint as the machine does.
+func (r *region) publish(w *wire, n *fakeNode, p *gpuai.Publish) {
+	if r.unheard {
+		return
+	}
+	out := gpuai.Published{Lease: p.Lease, After: p.After, Digest: p.Digest}
+	seq := uint64(0)
+	for _, c := range r.published {
+		if c.TaskRef == p.Task {
+			seq = c.Seq
+		}
+	}
+	last := len(r.published) - 1
+	a, live := n.leases[p.Lease]
+	switch {
+	case r.stale || !live || p.Incarnation != n.incarnation || a.Lease.TaskRef != p.Task:
+		out.Code, out.Detail = gpuai.Conflict, "the lease has ended"
+	case seq == p.After+1 && r.published[last].Lease == p.Lease && r.published[last].Digest == p.Digest: // again
+	case seq != p.After:
+		out.Code, out.Detail = gpuai.PreconditionFailed, "another was published"
+	default:
+		r.published = append(r.published, gpuai.PublishedCheckpoint{
+			TaskRef: p.Task, Seq: p.After + 1, Digest: p.Digest, Bytes: p.Bytes, Step: p.Step, Lease: p.Lease, Key: gpuai.CheckpointKey(p.Task, p.Lease, p.Digest),
+		})
+	}
+	w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FramePublished, Published: &out})
+}
+
+// kept returns the newest checkpoints, the newest first, as an assignment has them.
+func (r *region) kept(n int) (out []gpuai.PublishedCheckpoint) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range slices.Backward(r.published) {
+		if len(out) < n {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // grant gives a node a lease for a script and tells its agent.

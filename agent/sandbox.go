@@ -207,6 +207,11 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State, no.End = imageFault(err), gpuai.EndImagePull
 		return nil, err
 	}
+	saved, err := w.checkpoints(no)
+	if err != nil {
+		return nil, err
+	}
+	no.State = gpuai.ReportFailed
 	no.End = gpuai.EndSandbox // what fails from here on
 	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
 	if err != nil {
@@ -218,7 +223,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State, no.End = gpuai.ReportLost, gpuai.EndDevice
 		return nil, err
 	}
-	t, err := w.box(img, grant, edits)
+	t, err := w.box(img, inside{grant, edits, saved})
 	if err != nil {
 		return nil, err
 	}
@@ -258,8 +263,22 @@ func (w *worker) boxState() string {
 	return filepath.Join(w.a.boxes.path(stateDir), w.lease.ID.String())
 }
 
+// inside is what a sandbox has of its node.
+type inside struct {
+	grant plugins.Grant
+	edits *cdiEdits
+	saved places
+}
+
+// Where a sandboxed task has its checkpoints.
+const (
+	boxCheckpoint = "/.gpuai/checkpoint"
+	boxResume     = "/.gpuai/resume"
+)
+
 // box is the sandbox of the task in an image.
-func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*sandbox.Task, error) {
+func (w *worker) box(img *image.Image, has inside) (*sandbox.Task, error) {
+	grant, edits := has.grant, has.edits
 	who, err := sandbox.Lookup(img.Root, img.Run.User)
 	if err != nil {
 		return nil, err
@@ -271,6 +290,7 @@ func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*s
 	base := imageEnv(img.Run.Env)
 	edits.granted(base, grant.Env)
 	env := w.boxEnv(base, taskPlace{w.region, sandbox.WorkDir, grant.Env})
+	has.saved.env(env, boxCheckpoint, boxResume)
 	t := &sandbox.Task{
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
@@ -287,7 +307,27 @@ func (w *worker) box(img *image.Image, grant plugins.Grant, edits *cdiEdits) (*s
 	t.Args = w.boxArgs(&img.Run, env)
 	t.DeviceFiles = filepath.Join(w.a.boxes.path(boxDir), watchdog.NodesDir)
 	edits.add(t)
+	if err := w.mountCheckpoints(t, has.saved); err != nil {
+		return nil, err
+	}
 	return t, grantBox(t, grant)
+}
+
+// mountCheckpoints gives the sandbox its checkpoint directory, owned by its own
+// user, and what it goes on from.
+func (w *worker) mountCheckpoints(t *sandbox.Task, p places) error {
+	if p.resume != "" {
+		t.Mounts = append(t.Mounts, sandbox.Mount{Path: boxResume, HostPath: p.resume})
+	}
+	if p.saver == nil {
+		return nil
+	}
+	if err := os.Chown(p.saver.dir, int(t.IDs.First+t.User), int(t.IDs.First+t.Group)); err != nil {
+		return fmt.Errorf("give the task its checkpoint directory: %w", err)
+	}
+	t.Mounts = append(t.Mounts, sandbox.Mount{Path: boxCheckpoint, HostPath: p.saver.dir, Writable: true})
+	w.startSaver(p.saver)
+	return nil
 }
 
 // maxHostname is what a host's name may have, in bytes: a label of the DNS, and

@@ -227,6 +227,10 @@ func (a *Agent) receive(l *line, f *gpuai.Frame) {
 			a.step(decide.ReportAnswered{Session: l.id, Reported: *f.Reported})
 			a.answered(*f.Reported)
 		}
+	case gpuai.FramePublished:
+		if f.Published != nil {
+			a.judged(*f.Published)
+		}
 	case gpuai.FrameLogRequest:
 		if f.LogRequest != nil {
 			a.serveLog(l, *f.LogRequest)
@@ -244,6 +248,8 @@ func (a *Agent) welcomed(l *line, w *gpuai.Welcome) {
 	a.step(decide.Welcomed{Session: l.id, Welcome: w})
 	if a.core.Connected() {
 		a.region = w.Region
+		a.vault.set(w.CheckpointStore)
+		a.publishAgain()
 		a.log.Info("session", "server", w.Server, "session", w.Session, "incarnation", w.Incarnation, "index", w.Index)
 		a.tellDevices()
 	}

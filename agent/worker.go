@@ -41,16 +41,22 @@ type worker struct {
 	unusableWhy string
 	pulling     pulling
 	// spaces are the namespaces of a sandbox that is being started.
-	spaces []*os.File
+	spaces   []*os.File
+	saver    atomic.Pointer[saver] // nil: its checkpoints are not stored
+	saveTime gpuai.Duration        // see saver.until
 
 	mu      sync.Mutex // guards below
 	orders  []func()
 	working bool
+	notes   []string // for its user, see sayTask
 }
 
 func (a *Agent) newWorker(as gpuai.Assignment) *worker {
-	w := &worker{a: a, assign: as, lease: as.Lease, region: a.region}
+	w := &worker{a: a, assign: as, lease: as.Lease, region: a.region, saveTime: saveTimeMin}
 	w.pulling.agreed = make(chan string, 1)
+	if a.core != nil {
+		w.saveTime = max(saveTimeMin, a.core.Policy().CheckpointMax)
+	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	a.workers[as.Lease.ID] = w
 	a.setLive(as.Lease.ID, true)
@@ -157,12 +163,19 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 		no.State = gpuai.ReportLost
 		return nil, fmt.Errorf("make the task's directory: %w", err)
 	}
+	saved, err := w.checkpoints(no)
+	if err != nil {
+		return nil, err
+	}
+	no.State = gpuai.ReportFailed
 	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
 	if err != nil {
 		no.State, no.End = gpuai.ReportGPUError, gpuai.EndDevice
 		return nil, err
 	}
 	env := taskEnv(&w.assign, hostEnv(), taskPlace{w.region, work, grant.Env})
+	saved.env(env, filepath.Join(dir, checkpointDir), filepath.Join(dir, resumeDir))
+	w.startSaver(saved.saver)
 	argv, err := w.command(dir, env)
 	if err != nil {
 		no.State = gpuai.ReportLost
@@ -208,6 +221,7 @@ func (w *worker) stop(act decide.Stop) {
 	if !w.started.Load() {
 		return
 	}
+	w.saveBy(max(act.Grace, act.Save.Grace))
 	if wd := w.a.watchdog(); wd != nil {
 		_ = wd.Stop(w.lease.ID, act.Grace, act.Save) // refused: it has ended, and news comes
 	}
@@ -219,6 +233,7 @@ func (w *worker) kill(act decide.Kill) {
 	if !w.started.Load() {
 		return
 	}
+	w.saveNoMore()
 	wd := w.a.watchdog()
 	if wd == nil || wd.Kill(w.lease.ID, act.Budget) != nil {
 		w.a.log.Error("the watchdog does not answer, killing without it", "lease", w.lease.ID)
@@ -267,8 +282,10 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 	w.tell(decide.TaskEnded{Lease: w.lease.ID, By: decide.ByLoss, Reason: reason})
 }
 
-// release gives the devices back.
+// release gives the devices back, once the task's last checkpoint is published
+// or its time is over: the region must not end the lease before.
 func (w *worker) release() {
+	w.finishSaver()
 	left := releaseAll(context.Background(), w.a.devices.drivers, &w.lease)
 	if len(w.unusable) > 0 {
 		left = append(left, dirt{devices: w.unusable, why: w.unusableWhy})

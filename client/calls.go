@@ -188,6 +188,16 @@ func (c *Client) Tasks(ctx context.Context, ref string, p Page) ([]gpuai.Task, s
 	return out.Tasks, out.Next, err
 }
 
+// Checkpoints returns a page of what a job's tasks have published, by task, the
+// newest first.
+func (c *Client) Checkpoints(ctx context.Context, ref string, p Page) ([]gpuai.PublishedCheckpoint, string, error) {
+	out, err := get[struct {
+		Checkpoints []gpuai.PublishedCheckpoint `json:"checkpoints"`
+		Next        string                      `json:"next_cursor"`
+	}](ctx, c, jobPath(ref)+"/checkpoints", p.values())
+	return out.Checkpoints, out.Next, err
+}
+
 // StopJob stops a job. k is the idempotency key; "" mints one.
 func (c *Client) StopJob(ctx context.Context, ref, k string) (gpuai.Job, error) {
 	var out jobBody

@@ -27,6 +27,7 @@ const (
 	typeMoveServer
 	typeSetDemand
 	typeSetTenantWeight
+	typePublishCheckpoint
 	numTypes
 )
 
@@ -263,6 +264,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetDemand(r)
 	case typeSetTenantWeight:
 		return m.applySetTenantWeight(r)
+	case typePublishCheckpoint:
+		return m.applyPublishCheckpoint(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

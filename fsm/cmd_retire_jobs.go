@@ -52,6 +52,7 @@ func (m *Machine) retireJob(slot uint32) {
 			x := *m.tasks.Get(t.slot())
 			m.dropLease(x.lease)
 			m.dropNote(x.note)
+			m.forgetCheckpoints(t.slot())
 			*m.tasks.Mut(t.slot()) = taskRec{}
 			m.taskSlots.Free(t.slot())
 			m.now.work -= workLook

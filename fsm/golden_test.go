@@ -164,6 +164,14 @@ func recordMissing(t *testing.T) {
 		"level-3-order":   recordOrder,
 		"level-3-preempt": recordPreemption,
 		"level-3-notes":   recordNotes,
+		"level-3-checkpoint": func(w *goldenWalk) {
+			w.apply(&SetFeatureLevel{Level: 3})
+			w.flush()
+			w.preempts, w.publishes = true, true
+			w.steps(60)
+			w.line("snapshot level-3-checkpoint.snap")
+			w.steps(40)
+		},
 		"level-2-restored": func(w *goldenWalk) {
 			w.steps(60)
 			e := NewEpoch{Epoch: 3, RestoreID: [16]byte{1, 2, 3}, MaxTTL: gpuai.MinLeaseTTL}

@@ -316,6 +316,7 @@ func (m *Machine) task(slot uint32) gpuai.Task {
 	if t.lease != 0 {
 		l := m.leases.Get(t.lease.slot())
 		x.Lease, x.Node = l.token, m.nodeName(l.node)
+		x.Checkpoint = m.lastCheckpoint(slot)
 	}
 	return x
 }

@@ -16,8 +16,9 @@ var commandNames = [numTypes]string{
 	typeConfirmBeats: "confirm_beats", typeTick: "tick", typeSetPolicy: "set_policy",
 	typeSetFeatureLevel: "set_feature_level", typeCheckpoint: "checkpoint", typeRetireJobs: "retire_jobs",
 	typeRetireServer: "retire_server", typeMoveServer: "move_server",
-	typeSetDemand:       "set_demand",
-	typeSetTenantWeight: "set_tenant_weight",
+	typeSetDemand:         "set_demand",
+	typeSetTenantWeight:   "set_tenant_weight",
+	typePublishCheckpoint: "publish_checkpoint",
 }
 
 // String returns the kind's stable name, "submit_job".

@@ -227,6 +227,7 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 		Price: l.price, GrantedAt: l.granted, StartedAt: l.started, EndedAt: l.ended,
 		ExitCode: l.exit, ModifyIndex: l.modified, PreemptedBy: l.by,
 	}
+	x.Checkpoint = m.lastCheckpoint(l.task.slot())
 	if l.devices == 0 {
 		return x
 	}

@@ -27,6 +27,9 @@ const (
 	MaxNotes      = 1 << 20
 	MaxNoteBlocks = MaxBlocks / 2
 
+	// MaxCheckpoints is how many published checkpoints of all tasks are known.
+	MaxCheckpoints = 1 << 22
+
 	// MaxHolds is for how many tasks room may be kept at a time.
 	MaxHolds = 1 << 16
 

@@ -58,6 +58,10 @@ type Machine struct {
 	notes     *mem.Table[noteRec]
 	noteSlots *mem.Slots
 
+	checkpoints      *mem.Table[checkpointRec]
+	checkpointSlots  *mem.Slots
+	checkpointByTask *mem.Hash // the newest of each task
+
 	holds       *mem.Table[holdRec]
 	holdSlots   *mem.Slots
 	holdByGroup *mem.Hash             // the newest of each group
@@ -140,7 +144,9 @@ func New(o Options) *Machine {
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
 		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		notes:   mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
-		holds: mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		checkpoints: mem.NewHashed(s, 5, hasher[checkpointRec](seedCheckpoint)), checkpointSlots: mem.NewSlots(s),
+		checkpointByTask: mem.NewHash(s),
+		holds:            mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
@@ -180,7 +186,9 @@ func (m *Machine) Fork() *Machine {
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
 		servers: m.servers.Fork(s),
 		notes:   m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
-		holds: m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		checkpoints: m.checkpoints.Fork(s), checkpointSlots: m.checkpointSlots.Fork(s),
+		checkpointByTask: m.checkpointByTask.Fork(s),
+		holds:            m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),

@@ -78,11 +78,12 @@ func (m *Machine) victimOf(slot uint32) victim {
 		Band: bandsOfPriority*scheduler.Band(j.priority) + 1, Going: l.state == gpuai.LeaseRevoking,
 		Devices: l.devices, Share: l.share, CPU: int64(l.cpu), Memory: l.memory,
 	}
-	v.progress = m.progress(l.granted, l.held())
+	v.progress = m.progress(m.savedSince(l.task.slot(), l.granted), l.held())
 	if g.gang {
 		v.holding.Band++
 		v.holding.Unit = uint32(group)
-		v.progress = m.progress(m.leases.Get(m.tasks.Get(g.first.slot()).lease.slot()).granted, l.held()) * uint64(g.count)
+		since := m.leases.Get(m.tasks.Get(g.first.slot()).lease.slot()).granted
+		v.progress = m.progress(m.savedSince(g.first.slot(), since), l.held()) * uint64(g.count)
 	}
 	if v.holding.Going { // it goes by itself, whatever becomes of its gang
 		v.holding.Band, v.holding.Unit = bandsOfPriority*scheduler.Band(j.priority), 0

@@ -26,6 +26,8 @@ type walk struct {
 	preempts bool
 	// says has agents give reasons, and resolve images.
 	says bool
+	// publishes has tasks publish checkpoints.
+	publishes bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -92,6 +94,9 @@ func (w *walk) registerCommand() *RegisterNode {
 
 // command returns the next random command.
 func (w *walk) command() Command {
+	if w.publishes && w.r.IntN(3) == 0 {
+		return w.publishCommand()
+	}
 	name := walkNodes[w.r.IntN(len(walkNodes))]
 	inc, _, _ := w.m.NodeLive(gpuai.NodeID(name))
 	switch w.r.IntN(20) {

@@ -263,6 +263,10 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 		}
 		a.Scratch, a.Shm = v.Groups[g.idx].Scratch, v.Groups[g.idx].Shm
 	}
+	a.Resume = m.checkpointsOf(nil, l.task.slot())
+	if g.gang && len(a.Resume) == 0 {
+		a.Resume = m.checkpointsOf(nil, g.first.slot())
+	}
 	if g.gang {
 		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx)
 	}

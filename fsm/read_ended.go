@@ -40,6 +40,7 @@ func (m *Machine) Fullness() uint32 {
 	for _, x := range [...]struct{ n, limit uint32 }{
 		{m.jobSlots.Len(), MaxJobs}, {m.groupSlots.Len(), MaxGroupRecs}, {m.taskSlots.Len(), MaxTaskRecs},
 		{m.leaseSlots.Len(), MaxLeaseRecs}, {m.blobs.Len(), MaxBlocks},
+		{m.checkpointSlots.Len(), MaxCheckpoints},
 	} {
 		full = max(full, uint64(x.n)*1_000/uint64(x.limit))
 	}

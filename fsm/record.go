@@ -95,6 +95,7 @@ const (
 	seedEdge
 	seedTenant
 	seedHold
+	seedCheckpoint
 )
 
 const seedNote = 32

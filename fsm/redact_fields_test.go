@@ -142,6 +142,7 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&MoveServer{}, &filler{})
 	add(&RetireServer{}, &filler{})
 	add(&SetTenantWeight{Weight: 5}, &filler{})
+	add(&PublishCheckpoint{Publish: gpuai.Publish{Digest: gpuai.BlobDigest{1}, Keep: 1}}, &filler{})
 	add(&SetNodeEligibility{}, &filler{})
 	one := jobSpec("x", 1, 1).Groups[0].Resources
 	add(&SetDemand{Demand: []gpuai.DemandClass{{Resources: one, Tasks: 1}}}, &filler{form: forms})

@@ -166,6 +166,8 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		for range count {
 			m.restoreNote(rd)
 		}
+	case secCheckpoints:
+		readTable(f, m.checkpoints, m.checkpointSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secDirty:
@@ -320,6 +322,7 @@ func (m *Machine) rebuild() error {
 	m.joinAllKinds()
 	m.rebuildTimers()
 	m.rebuildHolds()
+	m.rebuildCheckpoints()
 	for s := range m.nodes.Len() {
 		m.retake(s)
 		m.keepHolds(s)

@@ -45,9 +45,10 @@ const (
 	secWaits   // the same
 	secEdges
 	secTenants
-	secHolds uint8 = 20
-	secNotes uint8 = 22
-	secEnd         = 255
+	secHolds       uint8 = 20
+	secCheckpoints uint8 = 21
+	secNotes       uint8 = 22
+	secEnd               = 255
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -133,6 +134,9 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	}
 	if m.holdSlots.Len() > 0 {
 		writeTable(f, secHolds, m.holds, m.holdSlots)
+	}
+	if m.checkpointSlots.Len() > 0 {
+		writeTable(f, secCheckpoints, m.checkpoints, m.checkpointSlots)
 	}
 	m.writeNotes(f)
 	d := m.Digest()

@@ -166,7 +166,7 @@ func TestDefaultReadsAreLinearizable(t *testing.T) {
 	b := newTwin()
 	s := serve(t, b)
 	ask(t, s, "POST", "/v1/jobs", spec("a", 1, 1))
-	reads := []string{"/v1/jobs", "/v1/jobs/a", "/v1/jobs/a/tasks", "/v1/jobs/a/explain", "/v1/leases", "/v1/nodes", "/v1/nodes/gpu-0", "/v1/queue", "/v1/queue/pending", "/v1/tenants", "/v1/operator/policy", "/v1/operator/demand"}
+	reads := []string{"/v1/jobs", "/v1/jobs/a", "/v1/jobs/a/tasks", "/v1/jobs/a/checkpoints", "/v1/jobs/a/explain", "/v1/leases", "/v1/nodes", "/v1/nodes/gpu-0", "/v1/queue", "/v1/queue/pending", "/v1/tenants", "/v1/operator/policy", "/v1/operator/demand"}
 	for i, path := range reads {
 		ask(t, s, "GET", path, "")
 		if b.barriers != i+1 {

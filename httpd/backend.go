@@ -119,6 +119,8 @@ type Reader interface {
 	// at the end. A page may be short, even empty, with more to come.
 	Jobs(q JobQuery) ([]gpuai.Job, string, error)
 	Tasks(ref string, p Page) ([]gpuai.Task, string, error)
+	// Checkpoints are those that a job's tasks have published.
+	Checkpoints(ref string, p Page) ([]gpuai.PublishedCheckpoint, string, error)
 	Leases(q LeaseQuery) ([]gpuai.Lease, string, error)
 	// JobEvents returns what happened to a job, in order.
 	JobEvents(ctx context.Context, ref string, p Page) ([]gpuai.Event, string, error)

@@ -225,6 +225,17 @@ func (c *call) listTasks() error {
 	})
 }
 
+// listCheckpoints answers GET /v1/jobs/{job}/checkpoints.
+func (c *call) listCheckpoints() error {
+	ref, err := c.variable("job")
+	if err != nil {
+		return err
+	}
+	return list(c, "checkpoints", func(p Page) ([]gpuai.PublishedCheckpoint, string, error) {
+		return c.api.backend.Checkpoints(ref, p)
+	})
+}
+
 // listLeases answers GET /v1/leases and GET /v1/jobs/{job}/leases.
 func (c *call) listLeases() error {
 	q := LeaseQuery{Job: c.query.Get("job"), Node: gpuai.NodeID(c.query.Get("node"))}

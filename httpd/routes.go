@@ -48,6 +48,7 @@ var routes = [...]route{
 	{method: "POST", path: "/v1/jobs:plan", class: classRead, where: onLeaderOrStale, handle: (*call).plan},
 	{method: "POST", path: "/v1/plan", class: classRead, where: onLeaderOrStale, handle: (*call).suppose},
 	{method: "GET", path: "/v1/jobs/{job}/tasks", class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listTasks},
+	{method: "GET", path: "/v1/jobs/{job}/checkpoints", class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listCheckpoints},
 	{method: "GET", path: "/v1/jobs/{job}/explain", class: classRead, where: onLeaderOrStale, query: []string{"index"}, handle: (*call).explain},
 	{method: "GET", path: "/v1/jobs/{job}/leases", class: classRead, where: onLeaderOrStale, query: []string{"live"}, list: true, watch: true, handle: (*call).listLeases},
 	{method: "GET", path: "/v1/jobs/{job}/events", class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listJobEvents},

@@ -187,6 +187,21 @@ func (t *twin) Tasks(ref string, p Page) ([]gpuai.Task, string, error) {
 	return page(rows, p)
 }
 
+func (t *twin) Checkpoints(ref string, p Page) ([]gpuai.PublishedCheckpoint, string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, err := t.find(ref)
+	if err != nil {
+		return nil, "", err
+	}
+	of := gpuai.TaskRef{Job: t.jobs[i].ID}
+	d := gpuai.BlobDigest{1, 2, 3}
+	return page([]gpuai.PublishedCheckpoint{
+		{TaskRef: of, Seq: 2, Digest: d, Bytes: 1 << 30, Step: 200, PublishedAt: 9, Lease: 7, Key: gpuai.CheckpointKey(of, 7, d)},
+		{TaskRef: of, Seq: 1, Digest: d, Lease: 7, Key: gpuai.CheckpointKey(of, 7, d)},
+	}, p)
+}
+
 func (t *twin) Leases(q LeaseQuery) ([]gpuai.Lease, string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

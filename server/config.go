@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/blobs"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/raft"
 )
@@ -79,6 +80,11 @@ type Config struct {
 	// NotReady holds /readyz back while the server itself is ready: it says
 	// why, "" for no reason. It must not block; nil holds nothing back.
 	NotReady func() string
+	// CheckpointStore is the URL of the store that tasks have their checkpoints in,
+	// see blobs.Check; "" is none. It must be the same on all servers, and lead all
+	// agents to the same place; the leader deletes there what jobs have left that
+	// are not kept any more.
+	CheckpointStore string
 	// JobSchema is served at /v1/schema/job.json.
 	JobSchema []byte
 	// Metrics takes the server's metrics and is served at /metrics; nil makes
@@ -110,6 +116,9 @@ func (c *Config) validate() error {
 	if c.ArchiveMax == 0 {
 		c.ArchiveMax = DefaultArchiveMax
 	}
+	if err := CheckStore(c.CheckpointStore); err != nil {
+		return err
+	}
 	switch {
 	case c.ArchiveMax < MinArchiveMax:
 		return fmt.Errorf("the history archive's size of %d bytes is less than %d", c.ArchiveMax, int64(MinArchiveMax))
@@ -123,6 +132,14 @@ func (c *Config) validate() error {
 		return errors.New("a server forms a new region or joins one: give --bootstrap or --join, and not both")
 	}
 	return nil
+}
+
+// CheckStore says what is wrong with a Config.CheckpointStore.
+func CheckStore(url string) error {
+	if url == "" {
+		return nil
+	}
+	return blobs.Check(url)
 }
 
 // listen opens the two ports.

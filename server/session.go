@@ -61,6 +61,7 @@ type session struct {
 	dirty    []gpuai.Token
 	acks     []frames.AckDue
 	answers  []gpuai.Reported
+	judged   []gpuai.Published
 	requests []gpuai.LogRequest
 	jobs     []agentCommand
 	logs     logWaiters
@@ -209,6 +210,8 @@ func (se *session) receive(ctx context.Context) error {
 			se.beat(*f.Beat)
 		case f.Kind == gpuai.FrameReport && f.Report != nil:
 			err = se.report(*f.Report)
+		case f.Kind == gpuai.FramePublish && f.Publish != nil:
+			err = se.publish(*f.Publish)
 		case f.Kind == gpuai.FrameDevices:
 			err = se.tell(f.Devices)
 		case f.Kind == gpuai.FrameLog && f.Log != nil:
@@ -285,12 +288,40 @@ func (se *session) answer(r gpuai.Reported) error {
 	return nil
 }
 
+// publish has the leader judge a checkpoint.
+func (se *session) publish(p gpuai.Publish) error {
+	answer := gpuai.Published{Lease: p.Lease, After: p.After, Digest: p.Digest}
+	if !p.Valid() {
+		answer.Code, answer.Detail = gpuai.InvalidSpec, "the checkpoint is out of bounds"
+		return se.tellPublished(answer)
+	}
+	c := fsm.PublishCheckpoint{Node: se.ref.Node, Publish: p}
+	return se.carry(agentCommand{cmd: c.Append(nil, se.envelope()), publish: &answer})
+}
+
+// tellPublished queues an answer to a publish.
+func (se *session) tellPublished(p gpuai.Published) error {
+	if p.Code != gpuai.OK {
+		se.s.log.Warn("a checkpoint was refused", "node", se.ref.Node, "lease", p.Lease, "code", p.Code, "detail", p.Detail)
+	}
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if len(se.judged) >= maxWork {
+		return errors.New("the agent does not read the answers about its checkpoints")
+	}
+	se.judged = append(se.judged, p)
+	se.sends()
+	return nil
+}
+
 // An agentCommand is a command on an agent's behalf. All of them are safe to
 // repeat: the machine knows a report by (lease, seq).
 type agentCommand struct {
 	cmd    []byte
 	report *gpuai.Reported // to be answered; nil: nobody waits
 	image  bool            // its answer says which image the lease's task runs
+	// publish is the same for a checkpoint.
+	publish *gpuai.Published
 }
 
 // carry queues a command.
@@ -381,6 +412,12 @@ func (se *session) carryOut(ctx context.Context, batch []agentCommand) (left []a
 				r.Image = se.imageOf(ctx, r.Lease, out[i].Index)
 			}
 			if err := se.answer(r); err != nil {
+				return nil, err
+			}
+		case c.publish != nil:
+			p := *c.publish
+			p.Code, p.Detail = out[i].Code, out[i].Detail
+			if err := se.tellPublished(p); err != nil {
 				return nil, err
 			}
 		case out[i].Code != gpuai.OK:

@@ -45,6 +45,7 @@ func refusedFrame(r *refusal) gpuai.Frame {
 type due struct {
 	frames.Due
 	answers  []gpuai.Reported
+	judged   []gpuai.Published
 	requests []gpuai.LogRequest
 }
 
@@ -59,11 +60,11 @@ func (se *session) take() (d due, err error) {
 		return d, se.end
 	}
 	n := min(len(se.dirty), maxChanges)
-	d = due{frames.Due{Full: se.full, Dirty: se.dirty[:n:n], Acks: se.acks}, se.answers, se.requests}
+	d = due{frames.Due{Full: se.full, Dirty: se.dirty[:n:n], Acks: se.acks}, se.answers, se.judged, se.requests}
 	if se.dirty = se.dirty[n:]; len(se.dirty) > 0 {
 		se.sends()
 	}
-	se.full, se.acks, se.answers, se.requests = false, nil, nil, nil
+	se.full, se.acks, se.answers, se.judged, se.requests = false, nil, nil, nil, nil
 	return d, nil
 }
 
@@ -142,11 +143,15 @@ func (se *session) build(d *due) ([]gpuai.Frame, error) {
 		se.greeted = true
 		out = append(out, se.teller.Greet(&d.Due, &v, gpuai.Welcome{
 			Session: se.name, Server: se.s.cfg.ID, Cluster: se.s.cluster(), Region: se.s.cfg.Region,
+			CheckpointStore: se.s.cfg.CheckpointStore,
 		}))
 	}
 	out = se.teller.Append(out, &d.Due, &v)
 	for i := range d.answers {
 		out = append(out, gpuai.Frame{Kind: gpuai.FrameReported, Reported: &d.answers[i]})
+	}
+	for i := range d.judged {
+		out = append(out, gpuai.Frame{Kind: gpuai.FramePublished, Published: &d.judged[i]})
 	}
 	for i := range d.requests {
 		out = append(out, gpuai.Frame{Kind: gpuai.FrameLogRequest, LogRequest: &d.requests[i]})

@@ -118,7 +118,10 @@ const (
 	eventHasLease
 	eventHasNode
 	eventDrained
-	eventFlags // the first bit that means nothing
+	eventHasBy
+	eventHasCheckpoint
+	eventHasTold // what an agent said: end code, reason, image
+	eventFlags   // the first bit that means nothing
 )
 
 // sealEvents encodes the events of one entry, which share index and time.
@@ -149,7 +152,19 @@ func appendEvent(b []byte, e *gpuai.Event) []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(e.Incarnation))
 	b = append(b, byte(e.JobStatus), byte(e.NodeState), byte(e.Cause))
-	return binary.AppendVarint(b, int64(e.ExitCode))
+	b = binary.AppendVarint(b, int64(e.ExitCode))
+	if has&eventHasBy != 0 {
+		b = append(b, e.By[:]...)
+	}
+	if has&eventHasCheckpoint != 0 {
+		b = binary.AppendUvarint(b, e.Checkpoint)
+	}
+	if has&eventHasTold != 0 {
+		b = append(b, byte(e.EndCode))
+		b = append(binary.AppendUvarint(b, uint64(len(e.Reason))), e.Reason...)
+		b = append(binary.AppendUvarint(b, uint64(len(e.Image))), e.Image...)
+	}
+	return b
 }
 
 func eventBits(e *gpuai.Event) (has byte) {
@@ -164,6 +179,15 @@ func eventBits(e *gpuai.Event) (has byte) {
 	}
 	if e.Drained {
 		has |= eventDrained
+	}
+	if !e.By.IsZero() {
+		has |= eventHasBy
+	}
+	if e.Checkpoint != 0 {
+		has |= eventHasCheckpoint
+	}
+	if e.EndCode != 0 || e.Reason != "" || e.Image != "" {
+		has |= eventHasTold
 	}
 	return has
 }
@@ -220,6 +244,17 @@ func (r *eventReader) event(e *gpuai.Event) {
 	e.Incarnation = gpuai.Incarnation(r.uvarint(1<<64 - 1))
 	e.JobStatus, e.NodeState, e.Cause = gpuai.JobStatus(r.byte()), gpuai.NodeState(r.byte()), gpuai.LeaseCause(r.byte())
 	e.ExitCode = int32(r.varint())
+	if has&eventHasBy != 0 {
+		copy(e.By[:], r.bytes(16))
+	}
+	if has&eventHasCheckpoint != 0 {
+		e.Checkpoint = r.uvarint(1<<64 - 1)
+	}
+	if has&eventHasTold != 0 {
+		e.EndCode = gpuai.EndCode(r.byte())
+		e.Reason = string(r.bytes(r.uvarint(uint64(len(r.b)))))
+		e.Image = string(r.bytes(r.uvarint(uint64(len(r.b)))))
+	}
 }
 
 func (r *eventReader) fail(err error) {

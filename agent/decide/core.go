@@ -124,7 +124,7 @@ func (c *Core) Step(now int64, e Event) []Action {
 		c.tick(now)
 	case HelloSent:
 		c.helloSent(e)
-	case TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed:
+	case TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed, DiskOverrun:
 		c.taskEvent(now, e)
 	case Drain:
 		c.draining = e.Reason

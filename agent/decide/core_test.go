@@ -428,11 +428,16 @@ func TestEndings(t *testing.T) {
 		"stopped":       {StopAll{}, TaskEnded{By: ByStop, Code: 143}, gpuai.ReportStopped},
 		"first to end":  {StopAll{}, TaskEnded{}, gpuai.ReportDone},
 		"device":        {DeviceFailed{Reason: "xid"}, TaskEnded{By: ByKill}, gpuai.ReportGPUError},
+		"disk":          {DiskOverrun{Reason: "full"}, TaskEnded{By: ByKill}, gpuai.ReportFailed},
 		"killed before": {nil, TaskEnded{By: ByKill}, gpuai.ReportFenced},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, lease, _ := running(t)
 			if d, ok := test.before.(DeviceFailed); ok {
+				d.Lease = lease
+				test.before = d
+			}
+			if d, ok := test.before.(DiskOverrun); ok {
 				d.Lease = lease
 				test.before = d
 			}
@@ -644,7 +649,8 @@ func TestRevokedTaskSavesItsWork(t *testing.T) {
 		"not allowed":         {gpuai.CausePreempted, ask, 0, gpuai.Checkpoint{}},
 		"not asked for":       {gpuai.CausePreempted, gpuai.Checkpoint{}, gpuai.Hour, gpuai.Checkpoint{}},
 		"stopped by its user": {gpuai.CauseStopped, ask, gpuai.Hour, gpuai.Checkpoint{}},
-		"out of time":         {gpuai.CauseRunTime, ask, gpuai.Hour, gpuai.Checkpoint{}},
+		"out of time":         {gpuai.CauseRunTime, ask, gpuai.Hour, ask},
+		"of a gang that ends": {gpuai.CauseGang, ask, gpuai.Hour, gpuai.Checkpoint{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, lease, _ := running(t)

@@ -103,6 +103,12 @@ type Released struct {
 	Reason  string           // why they are not clean
 }
 
+// DiskOverrun says that a task has more on the node's disk than it may.
+type DiskOverrun struct {
+	Lease  gpuai.Token
+	Reason string
+}
+
 // DeviceFailed says that a device failed under a task and that its driver
 // wants the task ended.
 type DeviceFailed struct {
@@ -132,5 +138,6 @@ func (TaskEnded) event()      {}
 func (TaskUnkillable) event() {}
 func (Released) event()       {}
 func (DeviceFailed) event()   {}
+func (DiskOverrun) event()    {}
 func (Drain) event()          {}
 func (StopAll) event()        {}

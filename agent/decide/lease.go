@@ -71,17 +71,23 @@ func (c *Core) stop(l *lease) {
 	c.do(Stop{Lease: l.a.Lease.ID, Grace: l.a.Task.StopGrace})
 }
 
-// revoke stops a task whose lease the region takes back. One that runs on
-// elsewhere later has time to save its work first, if it asks for some.
+// revoke stops a task whose lease the region takes back. Of those that savesFor
+// names it has time to save its work first, if it asks for some.
 func (c *Core) revoke(l *lease) {
 	c.stop(l)
 	save := l.a.Task.Checkpoint
 	save.Grace = min(save.Grace, c.policy.CheckpointMax)
-	if cause := l.a.Lease.Cause; cause != gpuai.CausePreempted && cause != gpuai.CauseDrained || save.Grace <= 0 || save.Signal == gpuai.SignalNone {
+	if !savesFor(l.a.Lease.Cause) || save.Grace <= 0 || save.Signal == gpuai.SignalNone {
 		return
 	}
 	l.saving = true
 	c.acts[len(c.acts)-1] = Stop{Lease: l.a.Lease.ID, Grace: l.a.Task.StopGrace, Save: save}
+}
+
+// savesFor reports whether a task is worth its grace that goes for a reason: it
+// runs on elsewhere, or its last checkpoint is what its run time was for.
+func savesFor(c gpuai.LeaseCause) bool {
+	return c == gpuai.CausePreempted || c == gpuai.CauseDrained || c == gpuai.CauseRunTime
 }
 
 // stopAll ends every task in an orderly way and takes no new ones.
@@ -224,6 +230,10 @@ func (c *Core) taskEvent(now int64, e Event) {
 	case DeviceFailed:
 		if l := c.leases[e.Lease]; l != nil && l.holds() {
 			c.kill(l, gpuai.ReportGPUError, e.Reason)
+		}
+	case DiskOverrun:
+		if l := c.leases[e.Lease]; l != nil && l.holds() {
+			c.kill(l, gpuai.ReportFailed, e.Reason)
 		}
 	}
 }

@@ -2,16 +2,19 @@ package probe
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // loads use up what a sandbox limits.
-var loads = map[string]func() int{"forks": forks, "memory": memory, "disk": disk, "wait": wait, "family": family, "orphan": orphan, "sleep": sleep, "none": func() int { return 0 }}
+var loads = map[string]func() int{"forks": forks, "memory": memory, "disk": disk, "wait": wait, "family": family, "orphan": orphan, "sleep": sleep, "save": save, "none": func() int { return 0 }}
 
 // wait waits for the end of stdin.
 func wait() int {
@@ -60,6 +63,40 @@ func disk() int {
 			fmt.Println(n, err)
 			return 5
 		}
+	}
+}
+
+// save publishes a checkpoint of one step more than the one that it goes on from,
+// and waits until it is told what became of it.
+func save() int {
+	step := 0
+	if from := os.Getenv("RESUME_FROM"); from != "" {
+		data, err := os.ReadFile(filepath.Join(from, "state"))
+		if err == nil {
+			_, err = fmt.Sscan(string(data), &step)
+		}
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println("goes on from", step)
+		fmt.Println(os.WriteFile(filepath.Join(from, "state"), nil, 0o600))
+	}
+	name := filepath.Join(os.Getenv("GPUAI_CHECKPOINT_DIR"), fmt.Sprintf("step-%d", step+1))
+	if err := os.Mkdir(name+".tmp", 0o700); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(name+".tmp", "state"), fmt.Appendln(nil, step+1), 0o600), os.Rename(name+".tmp", name)); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	for {
+		if told, err := os.ReadFile(name + ".json"); err == nil {
+			fmt.Printf("%s", told)
+			return 0
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 

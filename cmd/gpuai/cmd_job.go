@@ -15,7 +15,7 @@ import (
 func newJobCmd(a *app) *cobra.Command {
 	return group("job", "Submit and watch jobs",
 		newJobRunCmd(a), newJobValidateCmd(a), newJobPlanCmd(a), newJobExplainCmd(a), newJobListCmd(a),
-		newJobStatusCmd(a), newJobHistoryCmd(a), newJobLogsCmd(a), newJobStopCmd(a), newJobInitCmd(a))
+		newJobStatusCmd(a), newJobHistoryCmd(a), newJobCheckpointsCmd(a), newJobLogsCmd(a), newJobStopCmd(a), newJobInitCmd(a))
 }
 
 // paging adds the flags of a list.
@@ -155,6 +155,9 @@ func (a *app) jobText(w io.Writer, j *gpuai.Job, tasks []gpuai.Task) error {
 		return err
 	}
 	if err := endsText(w, j, tasks); err != nil {
+		return err
+	}
+	if err := a.checkpointsText(w, j, tasks); err != nil {
 		return err
 	}
 	if int(j.Tasks) > len(tasks) {

@@ -91,5 +91,8 @@ func eventDetail(e *gpuai.Event) string {
 	if e.Kind == gpuai.LeaseEndedEvent && e.ExitCode != 0 {
 		parts = append(parts, "exit "+num(e.ExitCode))
 	}
+	if e.Checkpoint != 0 {
+		parts = append(parts, "checkpoint "+num(e.Checkpoint))
+	}
 	return strings.Join(parts, ", ")
 }

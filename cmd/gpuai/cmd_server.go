@@ -65,6 +65,7 @@ type serverConfig struct {
 	MaxLevel   uint32   // newest feature level to take part in; 0: the newest known
 	Retain     string   // how long an ended job stays in memory, or "never" retired
 	ArchiveMax string   // size of the history archive
+	Store      string   // URL of the tasks' checkpoints; "": none
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -106,6 +107,9 @@ func (c *serverConfig) Validate() error {
 	bad(len(peers) == 0 || self, "--peers must name this server %q too", c.ID)
 	bad(!c.Bootstrap || len(c.Join) == 0, "--bootstrap forms a new region and --join joins one: give one of them, not both")
 	errs = append(errs, checkJoin(c.Join), c.checkAdvertise())
+	if err := server.CheckStore(c.Store); err != nil {
+		errs = append(errs, fmt.Errorf("--checkpoint-store: %w", err))
+	}
 	_, err = c.Log.level()
 	return errors.Join(append(errs, err)...)
 }
@@ -236,6 +240,7 @@ back at another address tells the others.`,
 	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
 	f.Uint32Var(&cfg.MaxLevel, "max-feature-level", 0, "hold the region at this feature level while its servers are upgraded, so that they can still go back; 0 for the newest")
 	f.StringVar(&cfg.Retain, "retain", cfg.Retain, "how long an ended job stays in the region's memory before it is read from the history archive; never: until memory is short. The same for all servers")
+	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "where tasks have their checkpoints, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
@@ -272,7 +277,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
-		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax,
+		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store,
 		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -53,7 +54,8 @@ func (d *devRegion) startServers(http string) error {
 		recent := telemetry.NewRing()
 		cfg := server.Config{
 			ID: id, DataDir: filepath.Join(d.data, "servers", string(id)), Bootstrap: true, Multiplier: 1,
-			NotReady: d.notReady, JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(d.log), Recent: recent,
+			CheckpointStore: (&url.URL{Scheme: "file", Path: filepath.Join(d.data, "checkpoints")}).String(),
+			NotReady:        d.notReady, JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(d.log), Recent: recent,
 		}
 		addr := "127.0.0.1:0"
 		if i == 0 {

@@ -21,11 +21,19 @@ type checkpoint struct {
 
 // A vault keeps the newest checkpoint of a training in one file, for the runner
 // with the greatest token: one that was replaced, and does not know it yet, is
-// refused. The zero path keeps nothing.
+// refused. The zero vault keeps nothing.
+//
+// With publish, GPUAI keeps them: each is a directory there, and the last one is
+// in from when the task runs again. Then it is GPUAI that refuses an old runner.
 type vault struct {
-	path  string
-	token gpuai.Token // of this runner
+	path    string
+	publish string
+	from    string      // "": the training begins
+	token   gpuai.Token // of this runner
 }
+
+// published is the file of a checkpoint's directory.
+const published = "state"
 
 // errReplaced is wrapped by save and claim when a newer runner has the file.
 var errReplaced = errors.New("a newer runner has taken over")
@@ -38,6 +46,17 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // this runner's: no save of an older one succeeds afterwards. It fails when the
 // checkpoint is damaged or its state is not of the given length.
 func (v *vault) claim(length int) (*checkpoint, error) {
+	if v.publish != "" {
+		if v.from == "" {
+			return nil, nil
+		}
+		last := vault{path: filepath.Join(v.from, published), token: v.token}
+		c, _, err := last.read()
+		if err == nil && len(c.state) != length {
+			err = fmt.Errorf("the checkpoint %s has %d numbers, not %d: was it written with other flags?", last.path, len(c.state), length)
+		}
+		return c, err
+	}
 	if v.path == "" {
 		return nil, nil
 	}
@@ -61,6 +80,9 @@ func (v *vault) claim(length int) (*checkpoint, error) {
 // save replaces the checkpoint. After a crash the file is the old or the new
 // one, whole.
 func (v *vault) save(c *checkpoint) error {
+	if v.publish != "" {
+		return v.rename(c)
+	}
 	if v.path == "" {
 		return nil
 	}
@@ -73,6 +95,23 @@ func (v *vault) save(c *checkpoint) error {
 		return err
 	}
 	return v.write(c)
+}
+
+// rename publishes a checkpoint: the agent stores the directory that gets its
+// name. One that was saved again at the same step takes the place of the first.
+func (v *vault) rename(c *checkpoint) error {
+	name := filepath.Join(v.publish, fmt.Sprintf("step-%d", c.step))
+	draft := vault{path: filepath.Join(name+".tmp", published), token: v.token}
+	if err := os.MkdirAll(name+".tmp", 0o700); err != nil {
+		return fmt.Errorf("write a checkpoint: %w", err)
+	}
+	if err := draft.write(c); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(name), os.Rename(name+".tmp", name)); err != nil {
+		return fmt.Errorf("publish a checkpoint: %w", err)
+	}
+	return nil
 }
 
 // lock keeps other runners of the training out, until unlock or death.

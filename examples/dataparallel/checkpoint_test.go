@@ -89,3 +89,28 @@ func TestVaultWithoutAPlace(t *testing.T) {
 		t.Errorf("the vault without a path: %v, %v", c, err)
 	}
 }
+
+// What a runner publishes its next one goes on from; the agent takes the
+// directories away.
+func TestVaultPublishes(t *testing.T) {
+	dir := t.TempDir()
+	v := &vault{publish: dir, token: 5}
+	if c, err := v.claim(1); c != nil || err != nil {
+		t.Fatalf("the first run has %v, %v", c, err)
+	}
+	for _, x := range []float64{1, 2} { // at the same step again
+		if err := v.save(&checkpoint{step: 10, state: []float64{x}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := &vault{publish: t.TempDir(), from: filepath.Join(dir, "step-10"), token: 6}
+	if c, err := next.claim(1); err != nil || c.step != 10 || c.state[0] != 2 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := next.claim(2); err == nil || !strings.Contains(err.Error(), "other flags") {
+		t.Errorf("another length: %v", err)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); len(left) != 1 {
+		t.Errorf("%v are left", left)
+	}
+}

@@ -29,7 +29,9 @@ type config struct {
 	rate        float64
 	seed        uint64
 
-	checkpoint string // file; "": none is written
+	checkpoint string // file; "": they are published, if there is where
+	publish    string // directory that GPUAI gives the task for its checkpoints
+	from       string // directory of the last one
 	every      int    // steps between two checkpoints
 	report     int    // steps between two printed lines
 }
@@ -51,7 +53,7 @@ func parseConfig(args []string, getenv func(string) string) (*config, error) {
 	f.IntVar(&c.hidden, "hidden", 24, "neurons of the hidden layer")
 	f.Float64Var(&c.rate, "rate", 0.4, "learning rate")
 	f.Uint64Var(&c.seed, "seed", 1, "seed of the data and the first weights")
-	f.StringVar(&c.checkpoint, "checkpoint", getenv("CHECKPOINT"), "file for checkpoints, on storage that all hosts share (default $CHECKPOINT)")
+	f.StringVar(&c.checkpoint, "checkpoint", getenv("CHECKPOINT"), "file for checkpoints, on storage that all hosts share (default $CHECKPOINT; without it GPUAI keeps them where the region has a checkpoint store)")
 	f.IntVar(&c.every, "checkpoint-every", 10, "steps between two checkpoints")
 	f.IntVar(&c.report, "report-every", 10, "steps between two lines of output")
 	if err := f.Parse(args); err != nil {
@@ -68,6 +70,7 @@ func parseConfig(args []string, getenv func(string) string) (*config, error) {
 
 // fromEnv reads what the agent tells a gang's member.
 func (c *config) fromEnv(getenv func(string) string) (err error) {
+	c.publish, c.from = getenv(gpuai.EnvCheckpointDir), getenv(gpuai.EnvResumeOwn)
 	name := gpuai.EnvNodes
 	if getenv(gpuai.EnvNodesMax) != "" {
 		name = gpuai.EnvNodesMax

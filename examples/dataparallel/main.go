@@ -7,7 +7,8 @@
 // listens at MASTER_PORT; the others dial MASTER_ADDR and try again while it
 // starts. GPUAI_NODE_RANK and GPUAI_NODES say who is who.
 //
-// Rank 0 writes checkpoints and, when the gang is placed again, sends the last
+// Rank 0 writes checkpoints, to a file or, without one, into GPUAI_CHECKPOINT_DIR for
+// GPUAI to keep (docs/checkpoints.md), and, when the gang is placed again, sends the last
 // one to all, so that they go on from the same step with the same weights.
 // With the same number of ranks and the same build, a training that was broken
 // off ends with the same weights, bit for bit, as one that was not. A

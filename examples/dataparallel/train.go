@@ -68,6 +68,9 @@ func newTrainer(cfg *config, out io.Writer) *trainer {
 	}
 	if cfg.rank == 0 {
 		t.vault = &vault{path: cfg.checkpoint, token: cfg.token}
+		if cfg.checkpoint == "" {
+			t.vault.publish, t.vault.from = cfg.publish, cfg.from
+		}
 	}
 	return t
 }

@@ -131,6 +131,7 @@ func drawTask(t *rapid.T) gpuai.TaskSpec {
 	if s.Checkpoint.Signal = gpuai.Signal(rapid.IntRange(0, gpuai.NumSignals-1).Draw(t, "signal")); s.Checkpoint.Signal != 0 {
 		s.Checkpoint.Grace = drawDuration(t, gpuai.Hour)
 	}
+	s.Checkpoint.Keep = rapid.Uint32Range(0, gpuai.MaxCheckpointKeep).Draw(t, "keep")
 	if rapid.Bool().Draw(t, "script") {
 		s.Script = "x" + drawText(t, 600)
 	} else {

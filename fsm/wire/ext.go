@@ -18,6 +18,7 @@ const (
 	extImage       = 9  // of a group: image args:u16 arg …
 	extNetwork     = 10 // of a group: u8
 	extDisk        = 11 // of a group: scratch shm:i64
+	extKeep        = 15 // of a group: checkpoints to keep:u8
 )
 
 // extJob stands for the job itself in place of a group.
@@ -58,7 +59,7 @@ func appendExtensions(b []byte, s *gpuai.JobSpec) []byte {
 }
 
 func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
-	if c := &g.Task.Checkpoint; *c != (gpuai.Checkpoint{}) {
+	if c := &g.Task.Checkpoint; c.Signal != 0 || c.Grace != 0 {
 		b = appendI64(append(b, extCheckpoint, group, 9, byte(c.Signal)), int64(c.Grace))
 	}
 	if g.MinCount != 0 {
@@ -73,6 +74,9 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 	}
 	if r := &g.Resources; r.Scratch != 0 || r.Shm != 0 {
 		b = appendI64(appendI64(append(b, extDisk, group, 16), int64(r.Scratch)), int64(r.Shm))
+	}
+	if k := g.Task.Checkpoint.Keep; k != 0 {
+		b = append(b, extKeep, group, 1, byte(min(k, 255)))
 	}
 	return b
 }
@@ -188,6 +192,8 @@ func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 		if g.Shm = gpuai.Bytes(r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1)); g.Scratch|g.Shm == 0 {
 			r.Fail("neither scratch space nor shared memory is said")
 		}
+	case extKeep:
+		g.Checkpoint.Keep = uint32(r.within(int64(r.U8()), 1, gpuai.MaxCheckpointKeep))
 	case extCheckpoint:
 		g.Checkpoint.Signal = gpuai.Signal(r.within(int64(r.U8()), 1, int64(gpuai.NumSignals)-1))
 		g.Checkpoint.Grace = gpuai.Duration(r.within(r.I64(), 0, int64(gpuai.Hour)))

@@ -63,10 +63,13 @@ var anything = []string{"integration"}
 // module outside of tests; "" is for modules of tests, which any test may
 // import. Every module that go.mod requires directly has a row.
 var owners = map[string]string{
+	"github.com/aws/aws-sdk-go-v2/service/s3":  "blobs",
+	"github.com/aws/smithy-go":                 "blobs",
+	"gocloud.dev":                              "blobs",
 	"github.com/coder/websocket":               "httpd client",
 	"github.com/containerd/containerd/v2":      "agent/image",
 	"github.com/containerd/continuity":         "agent/image",
-	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen cmd examples",
+	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen blobs cmd examples",
 	"github.com/goccy/go-yaml":                 "jobfile",
 	"github.com/google/go-containerregistry":   "agent/image",
 	"github.com/gorilla/mux":                   "httpd",
@@ -88,7 +91,7 @@ var owners = map[string]string{
 	"github.com/spf13/cobra":                   "cmd",
 	"github.com/vishvananda/netlink":           "agent/network",
 	"go.etcd.io/bbolt":                         "store",
-	"golang.org/x/sync":                        "client raft plugins agent server loadgen cmd",
+	"golang.org/x/sync":                        "client raft plugins agent server loadgen blobs cmd",
 	"golang.org/x/sys":                         "store plugins agent loadgen cmd",
 	"golang.org/x/time":                        "httpd plugins agent server loadgen",
 	"google.golang.org/grpc":                   "plugins",
@@ -103,6 +106,7 @@ var owners = map[string]string{
 	"github.com/anishathalye/porcupine": "integration",
 
 	"github.com/getkin/kin-openapi":   "",
+	"github.com/rclone/gofakes3":      "",
 	"github.com/rogpeppe/go-internal": "",
 	"pgregory.net/rapid":              "",
 }

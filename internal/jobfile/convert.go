@@ -193,6 +193,7 @@ func (c converter) task(n *node, at string) gpuai.TaskSpec {
 	if k := n.get("checkpoint"); k != nil {
 		enum(&t.Checkpoint.Signal, k.get("signal"))
 		t.Checkpoint.Grace = c.duration(k.get("grace"), at+"/checkpoint/grace")
+		t.Checkpoint.Keep = uint32(c.whole(k.get("keep"), 1<<31))
 	}
 	for _, a := range n.get("command").list() {
 		t.Command = append(t.Command, str(a))

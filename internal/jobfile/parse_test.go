@@ -352,7 +352,7 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		{"/$defs/constraint", "attribute op value"},
 		{"/$defs/group/properties/restart", "attempts backoff on"},
 		{"/$defs/task", "args checkpoint command cwd env image runtime script stop_grace"},
-		{"/$defs/task/properties/checkpoint", "grace signal"},
+		{"/$defs/task/properties/checkpoint", "grace keep signal"},
 	} {
 		if got := strings.Join(compile().fields("x#"+tc.at), " "); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.at, got, tc.want)

@@ -1,0 +1,225 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+	"github.com/gpuai/gpuai/internal/mem"
+)
+
+// A checkpointRec is a published checkpoint of a task. There is none below
+// LevelPlacement.
+type checkpointRec struct {
+	task   ref
+	older  ref // of the task
+	seq    uint64
+	token  gpuai.Token // of the lease that it was published under
+	at     gpuai.Instant
+	bytes  int64
+	step   uint64
+	digest gpuai.BlobDigest
+}
+
+func (r *checkpointRec) put(b []byte) []byte {
+	b = r.task.put(b)
+	b = r.older.put(b)
+	b = le.AppendUint64(b, r.seq)
+	b = le.AppendUint64(b, uint64(r.token))
+	b = put64(b, int64(r.at))
+	b = put64(b, r.bytes)
+	b = le.AppendUint64(b, r.step)
+	return append(b, r.digest[:]...)
+}
+
+func (r *checkpointRec) get(rd *wire.Reader) {
+	r.task = ref(rd.U32())
+	r.older = ref(rd.U32())
+	r.seq = rd.U64()
+	r.token = gpuai.Token(rd.U64())
+	r.at = gpuai.Instant(rd.I64())
+	r.bytes = rd.I64()
+	r.step = rd.U64()
+	copy(r.digest[:], rd.Bytes(len(r.digest)))
+}
+
+func hashTask(task ref) uint64 { return mem.Mix(uint64(task), 13) }
+
+// newestCheckpoint returns the newest checkpoint of a task, by which the others
+// are found.
+func (m *Machine) newestCheckpoint(task uint32) ref {
+	if m.checkpointSlots.Len() == 0 {
+		return 0
+	}
+	slot, ok := m.checkpointByTask.Find(hashTask(refTo(task)), func(s uint32) bool { return m.checkpoints.Get(s).task == refTo(task) })
+	if !ok {
+		return 0
+	}
+	return refTo(slot)
+}
+
+// addCheckpoint makes r the newest checkpoint of its task, whose newest was old,
+// and forgets those beyond the newest keep.
+func (m *Machine) addCheckpoint(old ref, r checkpointRec, keep uint32) {
+	slot, _ := m.checkpointSlots.Alloc()
+	r.older = old
+	m.checkpoints.Put(slot, r)
+	if old != 0 {
+		m.checkpointByTask.Delete(hashTask(r.task), old.slot())
+	}
+	m.checkpointByTask.Insert(hashTask(r.task), slot)
+	last := slot
+	for n := uint32(1); n < keep && m.checkpoints.Get(last).older != 0; n++ {
+		last = m.checkpoints.Get(last).older.slot()
+	}
+	rest := m.checkpoints.Get(last).older
+	m.checkpoints.Mut(last).older = 0
+	m.dropCheckpoints(rest)
+}
+
+// dropCheckpoints forgets a checkpoint and those older.
+func (m *Machine) dropCheckpoints(c ref) {
+	for c != 0 {
+		m.now.work -= workLook
+		next := m.checkpoints.Get(c.slot()).older
+		*m.checkpoints.Mut(c.slot()) = checkpointRec{}
+		m.checkpointSlots.Free(c.slot())
+		c = next
+	}
+}
+
+// forgetCheckpoints drops all checkpoints of a task.
+func (m *Machine) forgetCheckpoints(task uint32) {
+	if c := m.newestCheckpoint(task); c != 0 {
+		m.checkpointByTask.Delete(hashTask(refTo(task)), c.slot())
+		m.dropCheckpoints(c)
+	}
+}
+
+// savedSince returns the instant up to which the work of a task is saved, if that
+// is later than since.
+func (m *Machine) savedSince(task uint32, since gpuai.Instant) gpuai.Instant {
+	if c := m.newestCheckpoint(task); c != 0 {
+		return max(since, m.checkpoints.Get(c.slot()).at)
+	}
+	return since
+}
+
+// checkpoint converts a record to its edge type.
+func (m *Machine) checkpoint(c ref) gpuai.PublishedCheckpoint {
+	r := m.checkpoints.Get(c.slot())
+	t := m.tasks.Get(r.task.slot())
+	g := m.groups.Get(t.group.slot())
+	ref := gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx}
+	return gpuai.PublishedCheckpoint{
+		TaskRef: ref, Seq: r.seq, Digest: r.digest, Bytes: gpuai.Bytes(r.bytes), Step: r.step,
+		PublishedAt: r.at, Lease: r.token, Key: gpuai.CheckpointKey(ref, r.token, r.digest),
+	}
+}
+
+// lastCheckpoint returns the newest checkpoint of a task; nil when it has none.
+func (m *Machine) lastCheckpoint(task uint32) *gpuai.PublishedCheckpoint {
+	c := m.newestCheckpoint(task)
+	if c == 0 {
+		return nil
+	}
+	p := m.checkpoint(c)
+	return &p
+}
+
+// checkpointsOf appends the checkpoints of a task, the newest first.
+func (m *Machine) checkpointsOf(out []gpuai.PublishedCheckpoint, task uint32) []gpuai.PublishedCheckpoint {
+	for c := m.newestCheckpoint(task); c != 0; c = m.checkpoints.Get(c.slot()).older {
+		out = append(out, m.checkpoint(c))
+	}
+	return out
+}
+
+// Checkpoints returns what a job's tasks have published, by group and task, each
+// task's newest first: of the tasks from the from-th on that have had a lease, at
+// most MaxScan of them and not many more than limit checkpoints. next is where to
+// go on; 0 at the end.
+func (m *Machine) Checkpoints(id gpuai.JobID, from uint32, limit int) (page []gpuai.PublishedCheckpoint, next uint32) {
+	slot, ok := m.jobSlot(id)
+	if !ok || m.checkpointSlots.Len() == 0 {
+		return nil, 0
+	}
+	at := uint32(0)
+	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
+		if made := m.groups.Get(g.slot()).made; at+made <= from {
+			at += made
+			continue
+		}
+		for t := m.groups.Get(g.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
+			if at++; at <= from {
+				continue
+			}
+			if at-from > MaxScan || len(page) >= limit {
+				return page, at - 1
+			}
+			page = m.checkpointsOf(page, t.slot())
+		}
+	}
+	return page, 0
+}
+
+// HasCheckpoints reports whether a task of a job has published anything.
+func (m *Machine) HasCheckpoints(id gpuai.JobID) bool {
+	slot, ok := m.jobSlot(id)
+	if !ok || m.checkpointSlots.Len() == 0 {
+		return false
+	}
+	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
+		for t := m.groups.Get(g.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
+			if m.newestCheckpoint(t.slot()) != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// rebuildCheckpoints finds the newest checkpoint of each task: the one that no
+// other has as its older one.
+func (m *Machine) rebuildCheckpoints() {
+	older := map[ref]bool{}
+	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
+		if o := m.checkpoints.Get(s).older; o != 0 {
+			older[o] = true
+		}
+	}
+	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
+		if !older[refTo(s)] {
+			m.checkpointByTask.Insert(hashTask(m.checkpoints.Get(s).task), s)
+		}
+	}
+}
+
+// checkCheckpoints holds each task's checkpoints to be a list in falling order.
+func (m *Machine) checkCheckpoints() error {
+	found := uint32(0)
+	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
+		r := m.checkpoints.Get(s)
+		if r.task == 0 || !m.taskSlots.Has(r.task.slot()) || r.seq == 0 || r.digest.IsZero() || r.bytes < 0 || r.token == 0 {
+			return fmt.Errorf("checkpoint %d is of no task or of no blob: %+v", s, *r)
+		}
+		if m.newestCheckpoint(r.task.slot()) != refTo(s) {
+			continue
+		}
+		kept := 1
+		for c := r.older; c != 0; kept++ {
+			o := m.checkpoints.Get(c.slot())
+			if !m.checkpointSlots.Has(c.slot()) || o.task != r.task || o.seq >= r.seq || o.token > r.token {
+				return fmt.Errorf("checkpoint %d of a task is before %d", r.seq, o.seq)
+			}
+			r, c = o, o.older
+		}
+		if found += uint32(kept); kept > gpuai.MaxCheckpointKeep {
+			return fmt.Errorf("a task has %d checkpoints", kept)
+		}
+	}
+	if n := m.checkpointSlots.Len(); n != found || n > MaxCheckpoints || n > 0 && m.Level() < LevelPlacement {
+		return fmt.Errorf("of %d checkpoints %d are a task's, at level %d", n, found, m.Level())
+	}
+	return nil
+}

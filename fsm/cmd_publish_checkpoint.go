@@ -1,0 +1,128 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// PublishCheckpoint makes a stored checkpoint its task's newest: compare-and-set
+// with the fencing token of the task's lease and the number of the checkpoint
+// that it follows. It is idempotent: what is the newest already, by this lease and
+// after the same one, is answered again.
+//
+// Rejected: Conflict when the lease is not the task's live one, belongs to another
+// node or incarnation, or was granted before the region was restored from a backup
+// (an event tells of it); PreconditionFailed when the task's newest checkpoint is
+// not After, or below LevelPlacement; InvalidSpec beyond the limits of
+// gpuai.Publish; RateLimited at MaxCheckpoints. None changes anything.
+type PublishCheckpoint struct {
+	Node    gpuai.NodeID
+	Publish gpuai.Publish
+}
+
+// Append appends the encoded command to dst.
+func (c *PublishCheckpoint) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typePublishCheckpoint, env, func(b []byte) []byte {
+		p := &c.Publish
+		b = append(wire.AppendStr(b, string(c.Node)), p.Task.Job[:]...)
+		b = le.AppendUint16(b, p.Task.Group)
+		b = le.AppendUint32(b, p.Task.Task)
+		b = le.AppendUint64(b, uint64(p.Lease))
+		b = le.AppendUint64(b, uint64(p.Incarnation))
+		b = le.AppendUint64(b, p.After)
+		b = append(b, p.Digest[:]...)
+		b = put64(b, int64(p.Bytes))
+		b = le.AppendUint64(b, p.Step)
+		return le.AppendUint32(b, p.Keep)
+	})
+}
+
+func readPublish(r *wire.Reader) (c PublishCheckpoint, ok bool) {
+	c.Node = gpuai.NodeID(r.Str())
+	p := &c.Publish
+	copy(p.Task.Job[:], r.Bytes(len(p.Task.Job)))
+	p.Task.Group = r.U16()
+	p.Task.Task = r.U32()
+	p.Lease = gpuai.Token(r.U64())
+	p.Incarnation = gpuai.Incarnation(r.U64())
+	p.After = r.U64()
+	copy(p.Digest[:], r.Bytes(len(p.Digest)))
+	p.Bytes = gpuai.Bytes(r.I64())
+	p.Step = r.U64()
+	p.Keep = r.U32()
+	return c, r.Done() == nil && p.Valid()
+}
+
+func (m *Machine) applyPublishCheckpoint(r *wire.Reader) Result {
+	c, ok := readPublish(r)
+	if !ok {
+		return malformed
+	}
+	if m.Level() < LevelPlacement {
+		return rejected(gpuai.PreconditionFailed, "the region is below feature level 3, which brings checkpoints: upgrade all its servers")
+	}
+	p := &c.Publish
+	slot, why := m.publisher(&c)
+	if why != "" {
+		m.refusedPublish(&c)
+		return rejected(gpuai.Conflict, why)
+	}
+	task := m.leases.Get(slot).task
+	newest, seq := m.newestCheckpoint(task.slot()), uint64(0)
+	if newest != 0 {
+		last := m.checkpoints.Get(newest.slot())
+		if seq = last.seq; last.token == p.Lease && last.digest == p.Digest && seq == p.After+1 {
+			return Result{} // a repeated publish, answered again
+		}
+	}
+	switch {
+	case seq != p.After:
+		m.refusedPublish(&c)
+		return rejected(gpuai.PreconditionFailed, "another checkpoint of the task was published meanwhile")
+	case m.checkpointSlots.Len() >= MaxCheckpoints:
+		return rejected(gpuai.RateLimited, "the region keeps its maximum of checkpoints: retire jobs, or keep fewer of each task")
+	}
+	m.addCheckpoint(newest, checkpointRec{
+		task: task, seq: seq + 1, token: p.Lease, at: m.now.time, bytes: int64(p.Bytes), step: p.Step, digest: p.Digest,
+	}, p.Keep)
+	m.now.work -= workEnd
+	e := m.leaseEvent(gpuai.CheckpointPublished, slot)
+	e.Checkpoint = seq + 1
+	m.emit(e)
+	return Result{}
+}
+
+// publisher returns the live lease that may publish, or why there is none.
+func (m *Machine) publisher(c *PublishCheckpoint) (slot uint32, why string) {
+	p := &c.Publish
+	if p.Lease.Epoch() < m.Epoch() {
+		return 0, "the lease is void: it was granted before the region was restored from a backup"
+	}
+	slot, ok := m.leaseSlot(p.Lease)
+	if !ok || !m.leases.Get(slot).live() {
+		return 0, "the lease has ended: its task runs elsewhere, or will"
+	}
+	l := m.leases.Get(slot)
+	t := m.tasks.Get(l.task.slot())
+	g := m.groups.Get(t.group.slot())
+	is := gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx}
+	switch {
+	case m.nodeName(l.node) != c.Node || l.incarnation != p.Incarnation:
+		return 0, "the lease belongs to another incarnation or node"
+	case is != p.Task:
+		return 0, "the lease is of another task"
+	}
+	return slot, ""
+}
+
+// refusedPublish tells of a publish that came from a stale runner, if its job is
+// known.
+func (m *Machine) refusedPublish(c *PublishCheckpoint) {
+	p := &c.Publish
+	if _, ok := m.jobSlot(p.Task.Job); ok {
+		m.emit(gpuai.Event{
+			Kind: gpuai.CheckpointRefused, Job: p.Task.Job, Group: p.Task.Group, Task: p.Task.Task,
+			Lease: p.Lease, Node: c.Node, Incarnation: p.Incarnation, Checkpoint: p.After + 1,
+		})
+	}
+}

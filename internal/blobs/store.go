@@ -1,0 +1,243 @@
+package blobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+
+	"gocloud.dev/blob"
+	"gocloud.dev/blob/fileblob"
+	"gocloud.dev/gcerrors"
+)
+
+var (
+	// ErrNotFound is returned, wrapped with the key, for a blob that is not there.
+	ErrNotFound = errors.New("the blob is not in the store")
+	// ErrCorrupt is returned, wrapped with what is wrong, for a blob that is not
+	// what its digest says.
+	ErrCorrupt = errors.New("the blob is damaged")
+)
+
+// A Store is a bucket, or a directory. It is safe for concurrent use.
+type Store struct {
+	bucket *blob.Bucket
+	dir    string // of a store of files, else ""
+	chunk  int64  // bytes of the chunks that it writes
+
+	mu     sync.Mutex      // guards below
+	synced map[string]bool // directories of dir whose entries are on the disk
+}
+
+// Check says what is wrong with the URL of a store, without opening it:
+//
+//	file:///var/lib/checkpoints           a directory, of a file system that all share
+//	s3://bucket/prefix?region=eu-west-1   S3; &endpoint=https://host for another service
+//	gs://bucket/prefix                    Google Cloud Storage, by its S3 interface
+//
+// Credentials are in the environment, never in the URL.
+func Check(storeURL string) error {
+	_, err := parse(storeURL)
+	return err
+}
+
+func parse(storeURL string) (*url.URL, error) {
+	u, err := url.Parse(storeURL)
+	if err != nil {
+		return nil, errors.New("the URL of a store cannot be read: write file:///dir, s3://bucket or gs://bucket")
+	}
+	switch {
+	case u.Scheme != "file" && u.Scheme != "s3" && u.Scheme != "gs":
+		return nil, fmt.Errorf("a store cannot be at %q: write file:///dir, s3://bucket or gs://bucket", u.Redacted())
+	case u.User != nil:
+		return nil, errors.New("the URL of a store has no user or password: give credentials by the environment, such as AWS_ACCESS_KEY_ID")
+	case u.Fragment != "":
+		return nil, fmt.Errorf("the URL of the store %q has a fragment", u)
+	case u.Scheme == "file" && (u.Host != "" || !path.IsAbs(u.Path) || u.RawQuery != ""):
+		return nil, fmt.Errorf("a store of files is an absolute path, as in file:///var/lib/checkpoints, and not %q", u)
+	case u.Scheme != "file" && u.Host == "":
+		return nil, fmt.Errorf("the URL of the store %q names no bucket", u)
+	}
+	return u, nil
+}
+
+// Open opens the store of a URL, see Check. A directory is made if it is not
+// there; a bucket must be, which its first use tells.
+func Open(ctx context.Context, storeURL string) (*Store, error) {
+	u, err := parse(storeURL)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{chunk: chunkBytes, synced: map[string]bool{}}
+	switch u.Scheme {
+	case "file":
+		s.dir = filepath.Clean(u.Path)
+		s.bucket, err = fileblob.OpenBucket(s.dir, &fileblob.Options{
+			CreateDir: true, DirFileMode: 0o700, NoTempDir: true, Metadata: fileblob.MetadataDontWrite,
+		})
+	case "s3":
+		s.bucket, err = openS3(ctx, u)
+	default:
+		s.bucket, err = openGS(ctx, u)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", u, err)
+	}
+	if p := strings.Trim(u.Path, "/"); p != "" && u.Scheme != "file" {
+		s.bucket = blob.PrefixedBucket(s.bucket, p+"/")
+	}
+	return s, nil
+}
+
+// Close ends the use of the store.
+func (s *Store) Close() error { return s.bucket.Close() }
+
+// keys are the keys that every kind of store keeps as they are.
+var keys = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$`)
+
+// onePart is above every blob that is put at once: it takes one request.
+const onePart = 16 << 20
+
+// Put stores a blob. When it returns nil the blob is durable, and whole: nobody
+// sees a part of it.
+func (s *Store) Put(ctx context.Context, key string, data []byte) error {
+	if !keys.MatchString(key) {
+		return fmt.Errorf("%q is no key of a blob", key)
+	}
+	err := s.bucket.WriteAll(ctx, key, data, &blob.WriterOptions{
+		ContentType: "application/octet-stream", DisableContentTypeDetection: true, BufferSize: onePart,
+	})
+	if err == nil && s.dir != "" {
+		err = s.sync(key)
+	}
+	if err != nil {
+		return fmt.Errorf("store %s: %w", key, err)
+	}
+	return nil
+}
+
+// sync has a new file, and the entries of the directories that lead to it,
+// written to the disk.
+func (s *Store) sync(key string) error {
+	at := filepath.Join(s.dir, filepath.FromSlash(key))
+	if err := syncPath(at); err != nil {
+		return err
+	}
+	for first := true; at != s.dir; first = false {
+		at = filepath.Dir(at)
+		s.mu.Lock()
+		known := s.synced[at]
+		s.mu.Unlock()
+		if known && !first {
+			return nil
+		}
+		if err := syncPath(at); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.synced[at] = true
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func syncPath(at string) error {
+	f, err := os.Open(at)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// Get reads a blob of at most limit bytes. What it holds is not verified.
+func (s *Store) Get(ctx context.Context, key string, limit int64) ([]byte, error) {
+	r, err := s.bucket.NewReader(ctx, key, nil)
+	if err != nil {
+		return nil, reading(key, err)
+	}
+	defer r.Close()
+	if r.Size() > limit {
+		return nil, fmt.Errorf("%w: %s has %d bytes, of at most %d", ErrCorrupt, key, r.Size(), limit)
+	}
+	data := make([]byte, r.Size())
+	if _, err := io.ReadFull(r, data); err != nil {
+		return nil, reading(key, err)
+	}
+	return data, nil
+}
+
+func reading(key string, err error) error {
+	if gcerrors.Code(err) == gcerrors.NotFound {
+		return fmt.Errorf("%w: %s", ErrNotFound, key)
+	}
+	return fmt.Errorf("read %s: %w", key, err)
+}
+
+// An Entry is a blob of a listing.
+type Entry struct {
+	Key   string
+	Bytes int64
+}
+
+// List returns the blobs whose keys begin with prefix, in the order of their
+// keys. After an error it ends.
+func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		it := s.bucket.List(&blob.ListOptions{Prefix: prefix})
+		for {
+			o, err := it.Next(ctx)
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield(Entry{}, fmt.Errorf("list %s: %w", prefix, err))
+				return
+			}
+			if !yield(Entry{o.Key, o.Size}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Delete removes a blob. One that is not there is no error.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	if err := s.bucket.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+		return fmt.Errorf("delete %s: %w", key, err)
+	}
+	return nil
+}
+
+// DeletePrefix removes the blobs whose keys begin with prefix, and says how many
+// there were.
+func (s *Store) DeletePrefix(ctx context.Context, prefix string) (n int, err error) {
+	return s.deleteIf(ctx, prefix, func(string) bool { return true })
+}
+
+func (s *Store) deleteIf(ctx context.Context, prefix string, unwanted func(key string) bool) (n int, err error) {
+	var gone []string // listed whole, since a listing may skip what moves under it
+	for e, err := range s.List(ctx, prefix) {
+		if err != nil {
+			return 0, err
+		}
+		if unwanted(e.Key) {
+			gone = append(gone, e.Key)
+		}
+	}
+	for _, key := range gone {
+		if err := s.Delete(ctx, key); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
