@@ -33,7 +33,7 @@ FIRST ?= 1
 TIMES ?= 5
 
 .PHONY: build test test-core test-cluster test-rest test-nvidia race arch test-386 fuzz bench fmt fmt-check vet demo \
-	bench-region sim virtual chaos chaos-short chaos-long scale ci \
+	bench-region bench-agent sim virtual chaos chaos-short chaos-long scale ci \
 	promise-utilisation promise-splitting promise-mixed promise-growth
 
 # Only gpuai-driver-nvidia needs cgo: it loads NVIDIA's library. The warnings are of
@@ -78,6 +78,10 @@ test-386:
 # The goals of a region's speed in one table, some minutes; ONLY=lone,batch for some.
 bench-region: build
 	$(GO) run ./integration/goals $(if $(ONLY),--only $(ONLY))
+
+# What an agent adds to a task in a sandbox; needs root and runc, half a minute.
+bench-agent: build
+	$(GO) run ./integration/agentbench
 
 # Every fuzz target there is, FUZZTIME each. Go's fuzzer fails now and then with
 # "context deadline exceeded" at its end: a second run decides, which what was found
