@@ -38,3 +38,26 @@ const (
 	EnvResumeOwn     = "GPUAI_RESUME_FROM"    // the same, which a user's value does not hide
 	EnvResumeStep    = "GPUAI_RESUME_STEP"    // how far it says that it was
 )
+
+// What a launcher tells a task's processes.
+const (
+	EnvRank           = "RANK" // of a process
+	EnvLocalRank      = "LOCAL_RANK"
+	EnvWorldSize      = "WORLD_SIZE"
+	EnvLocalWorldSize = "LOCAL_WORLD_SIZE"
+
+	// Options of torchrun.
+	EnvTorchNodes       = "PET_NNODES" // N, or MIN:MAX of an elastic gang
+	EnvTorchProcs       = "PET_NPROC_PER_NODE"
+	EnvTorchBackend     = "PET_RDZV_BACKEND"
+	EnvTorchEndpoint    = "PET_RDZV_ENDPOINT"
+	EnvTorchID          = "PET_RDZV_ID" // of this start of the gang
+	EnvTorchConf        = "PET_RDZV_CONF"
+	EnvTorchNodeRank    = "PET_NODE_RANK"
+	EnvTorchMaxRestarts = "PET_MAX_RESTARTS"
+	EnvTorchLocalAddr   = "PET_LOCAL_ADDR" // read by PyTorch 2
+
+	// The network interface that a gang's members talk by.
+	EnvNCCLInterface = "NCCL_SOCKET_IFNAME"
+	EnvGlooInterface = "GLOO_SOCKET_IFNAME"
+)

@@ -244,6 +244,8 @@ type TaskSpec struct {
 	// Checkpoint gives a task that is preempted or drained the time to save
 	// its work.
 	Checkpoint Checkpoint `json:"checkpoint,omitzero"`
+	// Launcher prepares the task for distributed training.
+	Launcher Launcher `json:"launcher,omitzero"`
 }
 
 // A Checkpoint is what a task is told before it must give its place up: Signal

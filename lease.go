@@ -122,11 +122,13 @@ type Assignment struct {
 
 // A GangInfo tells a gang's member of the others.
 type GangInfo struct {
-	Rank       uint32   `json:"rank"`
-	Size       uint32   `json:"size"` // members that hold a lease now
-	Min        uint32   `json:"min"`  // it goes on with no fewer
-	Max        uint32   `json:"max"`
-	MasterAddr string   `json:"master_addr"`
+	Rank       uint32 `json:"rank"`
+	Size       uint32 `json:"size"` // members that hold a lease now
+	Min        uint32 `json:"min"`  // it goes on with no fewer
+	Max        uint32 `json:"max"`
+	MasterAddr string `json:"master_addr"`
+	// Lead is the lease of rank 0: a gang that restarts has another.
+	Lead       Token    `json:"lead,omitzero"`
 	MasterPort uint16   `json:"master_port"`
 	NodeIPs    []string `json:"node_ips"` // by rank
 	// Ranks are those of NodeIPs, absent where they are 0, 1, …: an elastic gang

@@ -266,6 +266,7 @@ func (g *Group) validate(v *fieldErrors, at string) {
 	g.Task.validate(v, at+"/task")
 	v.check(g.Task.Runtime != RuntimeProcess || g.Resources.Scratch == 0 && g.Resources.Shm == 0, at+"/resources",
 		"scratch and shm are for tasks with an image: a plain process has its node's disk and memory")
+	g.validateLauncher(v, at)
 }
 
 // attributes are the fixed names that a constraint may use.

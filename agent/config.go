@@ -32,6 +32,9 @@ type Config struct {
 	Labels             map[string]string
 	// Address is where other nodes reach this one's tasks; "" means 127.0.0.1.
 	Address string
+	// Interface is the network interface of Address, told to the processes of
+	// gangs; "" means the one that has Address.
+	Interface string
 	// CPU and Memory are offered to tasks; 0 means all that the host has.
 	CPU    gpuai.MilliCPU
 	Memory gpuai.Bytes
@@ -137,6 +140,9 @@ func (c *Config) fill() error {
 	}
 	if c.Address == "" {
 		c.Address = "127.0.0.1"
+	}
+	if c.Interface == "" {
+		c.Interface = interfaceOf(c.Address)
 	}
 	if c.Zone == "" {
 		c.Zone = "default"

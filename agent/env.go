@@ -45,6 +45,9 @@ type taskPlace struct {
 	region  gpuai.RegionID
 	dir     string
 	granted map[string]string
+	// address is where the gang's other members reach it, and ifname the network
+	// interface, as it sees it, by which it reaches them; "" is not known.
+	address, ifname string
 }
 
 // taskEnv is a task's environment: base, of its drivers, of its gang, the
@@ -57,6 +60,7 @@ func taskEnv(a *gpuai.Assignment, base map[string]string, at taskPlace) map[stri
 		env[gpuai.EnvMasterAddr] = g.MasterAddr
 		env[gpuai.EnvMasterPort] = strconv.Itoa(int(g.MasterPort))
 	}
+	maps.Copy(env, launchEnv(a, at))
 	maps.Copy(env, a.Task.Env)
 	for k, v := range at.granted {
 		if strings.HasPrefix(k, "GPUAI_") {

@@ -289,9 +289,14 @@ func (w *worker) box(img *image.Image, has inside) (*sandbox.Task, error) {
 	}
 	base := imageEnv(img.Run.Env)
 	edits.granted(base, grant.Env)
-	env := w.boxEnv(base, taskPlace{w.region, sandbox.WorkDir, grant.Env})
+	env := w.boxEnv(base, w.boxPlace(grant.Env))
 	has.saved.env(env, boxCheckpoint, boxResume)
+	argv, _, err := launched(&w.assign, w.boxArgs(&img.Run, env), env)
+	if err != nil {
+		return nil, err
+	}
 	t := &sandbox.Task{
+		Args: argv,
 		Root: filepath.Join(w.a.boxes.path(boxDir), watchdog.RootDir), Env: envList(env), Cwd: img.Run.WorkingDir,
 		User: who.User, Group: who.Group, Groups: who.Groups, IDs: ids,
 		Hostname: hostname(w.assign.GroupName, uint64(w.lease.Task)),
@@ -304,7 +309,6 @@ func (w *worker) box(img *image.Image, has inside) (*sandbox.Task, error) {
 	if t.Files, err = w.boxFiles(t.Hostname); err != nil {
 		return nil, err
 	}
-	t.Args = w.boxArgs(&img.Run, env)
 	t.DeviceFiles = filepath.Join(w.a.boxes.path(boxDir), watchdog.NodesDir)
 	edits.add(t)
 	if err := w.mountCheckpoints(t, has.saved); err != nil {
@@ -376,7 +380,7 @@ func (w *worker) boxArgs(run *image.Run, env map[string]string) []string {
 	case task.Script != "":
 		return append([]string{"/bin/sh", scriptPath}, expandAll(task.Args, env)...)
 	case len(task.Command) > 0:
-		return append(expandAll(task.Command, env), expandAll(task.Args, env)...)
+		return torch(task, append(expandAll(task.Command, env), expandAll(task.Args, env)...))
 	case len(task.Args) > 0:
 		return append(append([]string{}, run.Entrypoint...), expandAll(task.Args, env)...)
 	}

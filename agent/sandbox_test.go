@@ -177,8 +177,12 @@ func TestSandboxedTask(t *testing.T) {
 	}{
 		"as the image says": {inImage(image), gpuai.ReportDone, 0, "", []string{
 			`args ["from the image"]`, "dir /etc", "user 7:8", "env IMAGE=yes", "env GPUAI_TASK_DIR=/work", "env HOME=/work", "env PATH=/bin\n"}},
-		"with arguments":        {inImage(image, "$GPUAI_RESTART", "$UNSET"), gpuai.ReportDone, 0, "", []string{`args ["0" "$UNSET"]`}},
-		"with a command":        {command("/bin/gpuai-probe", "say", "x"), gpuai.ReportDone, 0, "", []string{`args ["x"]`}},
+		"with arguments": {inImage(image, "$GPUAI_RESTART", "$UNSET"), gpuai.ReportDone, 0, "", []string{`args ["0" "$UNSET"]`}},
+		"with a command": {command("/bin/gpuai-probe", "say", "x"), gpuai.ReportDone, 0, "", []string{`args ["x"]`}},
+		"launched": {func(a *gpuai.Assignment) {
+			inImage(image, "$RANK")(a)
+			a.Task.Launcher = gpuai.Launcher{Kind: gpuai.LauncherEnv, ProcsPerNode: 2}
+		}, gpuai.ReportDone, 0, "", []string{`[0] args ["0"]`, `[1] args ["1"]`, "[1] env LOCAL_RANK=1", "[0] env WORLD_SIZE=2"}},
 		"missing program":       {command("none"), gpuai.ReportFailed, 127, "exit code 127", nil},
 		"directory in the root": {func(a *gpuai.Assignment) { inImage(image)(a); a.Task.Cwd = "/none/../../../etc/new" }, gpuai.ReportDone, 0, "", []string{"dir /etc/new"}},
 		"failure":               {func(a *gpuai.Assignment) { command("gpuai-probe", "disk")(a); a.Task.Cwd = "/work" }, gpuai.ReportFailed, 5, "scratch: task 0 filled /work of 32 MiB, which is in half of its memory; ask for resources.scratch", []string{"no space left"}},

@@ -173,13 +173,20 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 		no.State, no.End = gpuai.ReportGPUError, gpuai.EndDevice
 		return nil, err
 	}
-	env := taskEnv(&w.assign, hostEnv(), taskPlace{w.region, work, grant.Env})
+	env := taskEnv(&w.assign, hostEnv(), taskPlace{w.region, work, grant.Env, w.a.cfg.Address, w.a.cfg.Interface})
 	saved.env(env, filepath.Join(dir, checkpointDir), filepath.Join(dir, resumeDir))
 	w.startSaver(saved.saver)
 	argv, err := w.command(dir, env)
 	if err != nil {
 		no.State = gpuai.ReportLost
 		return nil, err
+	}
+	argv, many, err := launched(&w.assign, argv, env)
+	if err != nil {
+		return nil, err
+	}
+	if many {
+		argv = append([]string{w.a.cfg.Watchdog}, argv...)
 	}
 	spec := &watchdog.Spec{
 		Lease: w.lease.ID, Incarnation: w.lease.Incarnation, KillBudget: int64(act.KillBudget) * 1e6,
@@ -202,7 +209,7 @@ func (w *worker) command(dir string, env map[string]string) ([]string, error) {
 		}
 		return append([]string{"/bin/sh", path}, expandAll(task.Args, env)...), nil
 	}
-	return append(expandAll(task.Command, env), expandAll(task.Args, env)...), nil
+	return torch(task, append(expandAll(task.Command, env), expandAll(task.Args, env)...)), nil
 }
 
 // extend tells the watchdog of a later deadline.

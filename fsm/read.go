@@ -297,7 +297,7 @@ func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 		info.NodeIPs = append(info.NodeIPs, addr)
 		ranks = append(ranks, m.tasks.Get(t.slot()).idx)
 		if t == g.first {
-			info.MasterAddr, info.MasterPort = addr, x.port
+			info.MasterAddr, info.MasterPort, info.Lead = addr, x.port, x.token
 		}
 	}
 	if n := len(ranks); n > 0 && ranks[n-1] != uint32(n-1) {

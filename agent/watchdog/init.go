@@ -40,6 +40,9 @@ func runInit(argv []string) int {
 		fmt.Fprintln(os.Stderr, "gpuai:", err)
 		return exitNotRunnable
 	}
+	if argv[0] == ProcsArg {
+		return runProcs(argv[1:])
+	}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded...)
 	path, err := lookPath(argv[0], os.Environ())

@@ -20,6 +20,9 @@ func Main(args []string) int {
 	if len(args) > 0 && args[0] == InitArg {
 		return runInit(args[1:])
 	}
+	if len(args) > 0 && args[0] == ProcsArg {
+		return runProcs(args[1:])
+	}
 	flags := flag.NewFlagSet("gpuai-watchdog", flag.ContinueOnError)
 	dir := flags.String("dir", "", "the agent's data directory")
 	flags.SetOutput(io.Discard)

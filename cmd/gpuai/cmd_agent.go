@@ -33,6 +33,7 @@ type agentConfig struct {
 	NVLinkDomain string   // of the zone; "" for none
 	Labels       []string // key=value
 	Address      string   // where other nodes reach this one's tasks
+	Interface    string   // network interface of it; "" finds it
 	CPU          string   // cores; "" detects
 	Memory       string   // "64GiB"; "" detects
 	Ports        string   // MIN-MAX lent to gangs; "" for none
@@ -70,7 +71,7 @@ func defaultAgentConfig() agentConfig {
 // that is wrong.
 func (c *agentConfig) resolve() (agent.Config, error) {
 	out := agent.Config{
-		Node: gpuai.NodeID(c.ID), DataDir: c.Data, Zone: c.Zone, Rack: c.Rack, NVLinkDomain: c.NVLinkDomain, Address: c.Address,
+		Node: gpuai.NodeID(c.ID), DataDir: c.Data, Zone: c.Zone, Rack: c.Rack, NVLinkDomain: c.NVLinkDomain, Address: c.Address, Interface: c.Interface,
 		Watchdog: c.Watchdog, AllowProcess: c.AllowProcess, TakeOver: c.TakeOver,
 	}
 	var errs []error
@@ -378,6 +379,7 @@ func (cfg *agentConfig) flags(c *cobra.Command) {
 	f.StringVar(&cfg.NVLinkDomain, "nvlink-domain", "", "NVLink domain of the node in its zone (default: a domain of its own)")
 	f.StringArrayVar(&cfg.Labels, "label", nil, "label as key=value; repeatable")
 	f.StringVar(&cfg.Address, "address", cfg.Address, "host or IP where other nodes reach this one's tasks")
+	f.StringVar(&cfg.Interface, "interface", "", "network interface by which tasks of gangs reach other nodes, for NCCL_SOCKET_IFNAME (default: the one that has --address)")
 	f.StringVar(&cfg.CPU, "cpu", "", "cores to lend (default: all)")
 	f.StringVar(&cfg.Memory, "memory", "", "memory to lend, such as 64GiB (default: all)")
 	f.StringVar(&cfg.Ports, "ports", "", "ports MIN-MAX lent to gangs; agents on one host need ranges apart")

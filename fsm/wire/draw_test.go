@@ -75,6 +75,15 @@ func drawGroup(t *rapid.T) gpuai.Group {
 			g.Task.Command, g.Task.Script = nil, ""
 		}
 	}
+	if kind := gpuai.LauncherKind(rapid.IntRange(0, gpuai.NumLauncherKinds-1).Draw(t, "launcher")); kind != gpuai.LauncherNone {
+		g.Task.Launcher.Kind = kind
+		if n := max(g.Resources.GPU.Count, 1); rapid.Bool().Draw(t, "fixed") {
+			g.Task.Launcher.ProcsPerNode = n
+		}
+		if kind == gpuai.LauncherTorchrun {
+			g.Task.Launcher.MaxRestarts = rapid.Uint32Range(0, gpuai.MaxProcRestart).Draw(t, "restarts")
+		}
+	}
 	if rapid.Bool().Draw(t, "causes") {
 		causes := []gpuai.RestartCause{gpuai.CauseFailure, gpuai.CauseNodeLost, gpuai.CauseGPUError}
 		g.Restart.On = rapid.Permutation(causes).Draw(t, "on")[:rapid.IntRange(0, 3).Draw(t, "n")]

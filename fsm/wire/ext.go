@@ -18,6 +18,7 @@ const (
 	extImage       = 9  // of a group: image args:u16 arg …
 	extNetwork     = 10 // of a group: u8
 	extDisk        = 11 // of a group: scratch shm:i64
+	extLauncher    = 12 // of a group: kind:u8 procs:u32 restarts:u32
 	extKeep        = 15 // of a group: checkpoints to keep:u8
 )
 
@@ -75,6 +76,10 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 	if r := &g.Resources; r.Scratch != 0 || r.Shm != 0 {
 		b = appendI64(appendI64(append(b, extDisk, group, 16), int64(r.Scratch)), int64(r.Shm))
 	}
+	if l := &g.Task.Launcher; *l != (gpuai.Launcher{}) {
+		b = le.AppendUint32(append(b, extLauncher, group, 9, byte(l.Kind)), l.ProcsPerNode)
+		b = le.AppendUint32(b, l.MaxRestarts)
+	}
 	if k := g.Task.Checkpoint.Keep; k != 0 {
 		b = append(b, extKeep, group, 1, byte(min(k, 255)))
 	}
@@ -117,9 +122,9 @@ func readImage(b []byte, t *gpuai.TaskSpec) error {
 func (r *Reader) extensions(v *JobView) {
 	v.Begin, v.NumAfter, v.MaxParallel, v.Same, v.Near, v.Together, v.Preemptible = 0, 0, 0, 0, 0, false, SaidNothing
 	for i := range v.Groups[:v.NumGroups] {
-		v.Groups[i].MinCount, v.Groups[i].Checkpoint, v.Groups[i].Image = 0, gpuai.Checkpoint{}, nil
-		v.Groups[i].Network = gpuai.NetworkNone
-		v.Groups[i].Scratch, v.Groups[i].Shm = 0, 0
+		g := &v.Groups[i]
+		g.MinCount, g.Checkpoint, g.Image, g.Launcher = 0, gpuai.Checkpoint{}, nil, gpuai.Launcher{}
+		g.Network, g.Scratch, g.Shm = gpuai.NetworkNone, 0, 0
 	}
 	if !v.Extended {
 		return
@@ -197,6 +202,10 @@ func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 	case extCheckpoint:
 		g.Checkpoint.Signal = gpuai.Signal(r.within(int64(r.U8()), 1, int64(gpuai.NumSignals)-1))
 		g.Checkpoint.Grace = gpuai.Duration(r.within(r.I64(), 0, int64(gpuai.Hour)))
+	case extLauncher:
+		g.Launcher.Kind = gpuai.LauncherKind(r.within(int64(r.U8()), 1, int64(gpuai.NumLauncherKinds)-1))
+		g.Launcher.ProcsPerNode = uint32(r.within(int64(r.U32()), 0, gpuai.MaxProcs))
+		g.Launcher.MaxRestarts = uint32(r.within(int64(r.U32()), 0, gpuai.MaxProcRestart))
 	default:
 		r.Fail("a group has a field that this version does not know")
 	}

@@ -75,6 +75,8 @@ type GroupView struct {
 	Scratch, Shm gpuai.Bytes
 	// Network is what a task with an image may reach.
 	Network gpuai.Network
+	// Launcher is the task's.
+	Launcher gpuai.Launcher
 }
 
 // AppendJobSpec appends a spec, which must be valid after Defaults. Of what has
@@ -253,7 +255,7 @@ func (v *GroupView) spec() (gpuai.Group, error) {
 // ReadTask reads what the group's tasks run.
 func (v *GroupView) ReadTask() (gpuai.TaskSpec, error) {
 	t, err := ReadTask(v.Task)
-	t.Checkpoint = v.Checkpoint
+	t.Checkpoint, t.Launcher = v.Checkpoint, v.Launcher
 	if err == nil && v.Image != nil {
 		err = readImage(v.Image, &t)
 	}

@@ -183,9 +183,13 @@ var hostile = map[string]func(s *gpuai.JobSpec, g *gpuai.Group){
 	"restart cause":       func(s *gpuai.JobSpec, g *gpuai.Group) { g.Restart.On = []gpuai.RestartCause{3} },
 	"negative stop grace": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = -1 },
 	"stop grace":          func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.StopGrace = gpuai.Hour + 1 },
-	"no such signal":      func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Signal = 200 },
-	"keeps too many":      func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Keep = gpuai.MaxCheckpointKeep + 1 },
-	"grace of no signal":  func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Grace = 1 },
+	"no such launcher":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Launcher.Kind = 200 },
+	"too many processes": func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Launcher = gpuai.Launcher{Kind: gpuai.LauncherEnv, ProcsPerNode: gpuai.MaxProcs + 1}
+	},
+	"no such signal":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Signal = 200 },
+	"keeps too many":     func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Keep = gpuai.MaxCheckpointKeep + 1 },
+	"grace of no signal": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Checkpoint.Grace = 1 },
 	"checkpoint grace": func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Task.Checkpoint = gpuai.Checkpoint{Signal: 1, Grace: gpuai.Hour + 1}
 	},

@@ -190,6 +190,11 @@ func (c converter) task(n *node, at string) gpuai.TaskSpec {
 		Cwd:       str(n.get("cwd")),
 		StopGrace: c.duration(n.get("stop_grace"), at+"/stop_grace"),
 	}
+	if l := n.get("launcher"); l != nil {
+		enum(&t.Launcher.Kind, l.get("kind"))
+		t.Launcher.ProcsPerNode = uint32(c.whole(l.get("procs_per_node"), 1<<31)) // gpu is 0
+		t.Launcher.MaxRestarts = uint32(c.whole(l.get("max_restarts"), 1<<31))
+	}
 	if k := n.get("checkpoint"); k != nil {
 		enum(&t.Checkpoint.Signal, k.get("signal"))
 		t.Checkpoint.Grace = c.duration(k.get("grace"), at+"/checkpoint/grace")

@@ -10,8 +10,8 @@ import (
 var laterFields = map[string]string{
 	"prefer": "packing preferences", "trust": "trust levels", "regions": "a choice of regions",
 	"max_price_per_gpu_hour": "a price limit", "max_cost": "a cost limit",
-	"matrix": "array matrices",
-	"mounts": "mounts", "launcher": "launchers",
+	"matrix":  "array matrices",
+	"mounts":  "mounts",
 	"service": "services", "update": "rolling updates", "call": "functions",
 	"profile": "partition profiles", "secrets": "secrets", "user": "users of tasks",
 	"mode": "sharing modes", "scale": "autoscaling", "capability": "GPU capabilities",
@@ -21,10 +21,9 @@ var laterFields = map[string]string{
 
 // instead names what to use in place of a later field, where there is something.
 var instead = map[string]string{
-	"launcher": `; a gang's task finds MASTER_ADDR, MASTER_PORT and GPUAI_NODE_RANK in its environment`,
-	"profile":  `; use share: {milli: 1…999}`,
-	"disk":     `; use resources: {scratch: 20GiB}`,
-	"mounts":   `; a plain process sees its node's files`,
+	"profile": `; use share: {milli: 1…999}`,
+	"disk":    `; use resources: {scratch: 20GiB}`,
+	"mounts":  `; a plain process sees its node's files`,
 }
 
 // unknown says that a field is not known, and what may have been meant.
@@ -57,6 +56,10 @@ func laterValue(pointer string, n *node) string {
 	case n == nil:
 	case pointer == "/type" && (n.text == "service" || n.text == "function"):
 		return "the type " + n.text + " is not built yet; use batch or train"
+	case strings.HasSuffix(pointer, "/launcher/kind") && n.text == "mpi":
+		return "the launcher mpi is not built yet; use env or torchrun"
+	case strings.HasSuffix(pointer, "/launcher/kind") && n.text == "none":
+		return "leave the launcher out: a task without one is started once"
 	case pointer == "/tenant" && n.kind == text:
 		return `tenants are not built yet: the only one is "default"; leave it out`
 	case strings.Contains(pointer, "/restart/on/") && n.text == "preempted":

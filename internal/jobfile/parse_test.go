@@ -351,7 +351,8 @@ func TestSchemaKnowsSpec(t *testing.T) {
 		{"/$defs/alternative", "memory model vendor"},
 		{"/$defs/constraint", "attribute op value"},
 		{"/$defs/group/properties/restart", "attempts backoff on"},
-		{"/$defs/task", "args checkpoint command cwd env image runtime script stop_grace"},
+		{"/$defs/task", "args checkpoint command cwd env image launcher runtime script stop_grace"},
+		{"/$defs/task/properties/launcher", "kind max_restarts procs_per_node"},
 		{"/$defs/task/properties/checkpoint", "grace keep signal"},
 	} {
 		if got := strings.Join(compile().fields("x#"+tc.at), " "); got != tc.want {

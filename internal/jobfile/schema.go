@@ -134,6 +134,8 @@ var patternSays = map[string]string{
 	"/$defs/range":                           errRange.Error(),
 	"/$defs/constraint/properties/attribute": "must be zone, gpu.vendor, gpu.model, gpu.memory_bytes or label.<key>",
 	"/$defs/task/properties/cwd":             "must be absolute",
+
+	"/$defs/task/properties/launcher/properties/procs_per_node": "must be a number, or gpu for one process for each GPU",
 }
 
 // sentence says in a person's words what ve says in the schema's.
