@@ -26,6 +26,8 @@ const (
 	// another one than the task's newest.
 	CheckpointPublished
 	CheckpointRefused
+	// LeaseReady: all members of the lease's gang are ready, and its task may start.
+	LeaseReady
 	numEventKinds
 )
 
@@ -33,7 +35,7 @@ var eventKindNames = [numEventKinds]string{
 	"", "job_submitted", "job_ended", "lease_granted", "lease_started", "lease_revoking",
 	"lease_ended", "lease_adopted", "task_requeued", "node_registered", "node_changed",
 	"policy_set", "level_set", "region_restored", "image_resolved", "checkpoint_published",
-	"checkpoint_refused",
+	"checkpoint_refused", "lease_ready",
 }
 
 // String returns the kind's text.

@@ -50,12 +50,14 @@ const (
 	// CauseRestored is the restore of the region from a backup, to which every
 	// lease is void.
 	CauseRestored
+	// CauseNotReady is a member of a gang that was not ready to start in time.
+	CauseNotReady
 	numLeaseCauses
 )
 
 var leaseCauseNames = [numLeaseCauses]string{
 	"", "done", "failed", "stopped", "preempted", "drained", "expired", "fenced",
-	"node_restarted", "gpu_error", "gang", "run_time", "restored",
+	"node_restarted", "gpu_error", "gang", "run_time", "restored", "not_ready",
 }
 
 // String returns the cause's text.
@@ -96,6 +98,8 @@ type Lease struct {
 	// Checkpoint is the newest that the lease's task has published, under this
 	// lease or an earlier one.
 	Checkpoint *PublishedCheckpoint `json:"checkpoint,omitzero"`
+	// Prepared: its task was ready to start before its gang was.
+	Prepared bool `json:"prepared,omitzero"`
 }
 
 // An Assignment is a lease with all that an agent needs to run its task.
@@ -134,4 +138,7 @@ type GangInfo struct {
 	// Ranks are those of NodeIPs, absent where they are 0, 1, …: an elastic gang
 	// may have lost one in between.
 	Ranks []uint32 `json:"ranks,omitempty"`
+	// Hold: the task is to be made ready, reported so and not started before a
+	// set says so without it.
+	Hold bool `json:"hold,omitzero"`
 }

@@ -65,6 +65,9 @@ type Policy struct {
 	PreemptibleBatch     bool `json:"preemptible_batch"`
 	// CheckpointMax bounds the time that a task asks for to save its work.
 	CheckpointMax Duration `json:"checkpoint_grace_max_ms"`
+	// GangReadyMax bounds how long the members of a gang that are ready to start
+	// wait for the others, from the first on; 0: for ever.
+	GangReadyMax Duration `json:"gang_ready_max_ms"`
 }
 
 // DefaultPolicy is the policy of a new region. Its gap is what lies between the
@@ -82,6 +85,7 @@ func DefaultPolicy() Policy {
 		FlapLimit: 3, FlapWindow: 10 * Minute, FlapBackoff: Minute,
 		PriorityInference: 80, PriorityTraining: 50, PriorityFinetune: 50, PriorityBatch: 20,
 		PreemptionGap: 30, PreemptionProtect: 5 * Minute, CheckpointMax: 5 * Minute,
+		GangReadyMax:        10 * Minute,
 		PreemptibleTraining: true, PreemptibleFinetune: true, PreemptibleBatch: true,
 	}
 }
@@ -94,6 +98,7 @@ func PolicyUnsaid() Policy {
 		PreemptionGap: d.PreemptionGap, PreemptionProtect: d.PreemptionProtect, CheckpointMax: d.CheckpointMax,
 		PreemptibleInference: d.PreemptibleInference, PreemptibleTraining: d.PreemptibleTraining,
 		PreemptibleFinetune: d.PreemptibleFinetune, PreemptibleBatch: d.PreemptibleBatch,
+		GangReadyMax: d.GangReadyMax,
 	}
 }
 
@@ -203,6 +208,7 @@ func (p *Policy) Validate() []FieldError {
 	v.check(p.PreemptionGap <= uint32(MaxPriority), "/preemption_gap", "must be 0 to 100")
 	v.span("/preemption_protect_ms", p.PreemptionProtect, 0, MaxDuration)
 	v.span("/checkpoint_grace_max_ms", p.CheckpointMax, 0, Hour)
+	v.span("/gang_ready_max_ms", p.GangReadyMax, 0, Day)
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")
 	v.check(p.BreakerRatePPM <= 1_000_000, "/breaker_rate_ppm", "must be at most 1000000")

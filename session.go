@@ -126,6 +126,8 @@ type Ack struct {
 	Incarnation Incarnation `json:"incarnation"`
 	Index       uint64      `json:"index"`
 	Tokens      []Token     `json:"tokens,omitempty"`
+	// Held are those of Tokens that are reported prepared and wait for their gang.
+	Held []Token `json:"held,omitempty"`
 	// Policy is present when it changed since the session's last ack.
 	Policy *Policy `json:"policy,omitzero"`
 }
@@ -146,7 +148,7 @@ type LeaseSet struct {
 // ReportState is what an agent says of a lease's task.
 type ReportState uint8
 
-// The states. All but ReportRunning and ReportResolved end the lease.
+// The states. ReportRunning, ReportResolved and ReportPrepared do not end the lease.
 const (
 	ReportRunning ReportState = iota + 1
 	ReportDone
@@ -165,6 +167,9 @@ const (
 	// ReportResolved: the task's image has a digest, and nothing runs yet. The
 	// answer says which digest the group's tasks run; the task waits for it.
 	ReportResolved
+	// ReportPrepared: the task is ready to start, and waits for its gang. It does
+	// not end the lease.
+	ReportPrepared
 	numReportStates
 )
 
@@ -172,7 +177,7 @@ const (
 const NumReportStates = int(numReportStates)
 
 var reportStateNames = [numReportStates]string{
-	"", "running", "done", "failed", "fenced", "stopped", "lost", "unkillable", "gpu_error", "resolved",
+	"", "running", "done", "failed", "fenced", "stopped", "lost", "unkillable", "gpu_error", "resolved", "prepared",
 }
 
 // String returns the state's text.
@@ -187,7 +192,9 @@ func (s *ReportState) UnmarshalText(b []byte) error {
 }
 
 // Ends reports whether the state is an end of the lease.
-func (s ReportState) Ends() bool { return s != ReportRunning && s != ReportResolved }
+func (s ReportState) Ends() bool {
+	return s != ReportRunning && s != ReportResolved && s != ReportPrepared
+}
 
 // A Report says what became of a lease's task. It is idempotent by
 // (Lease, Seq); the agent repeats it until it is answered.

@@ -209,7 +209,7 @@ func (a *Agent) recordReport(r gpuai.Report) {
 	rec.Seq = r.Seq
 	rec.Unsent = append(rec.Unsent, r)
 	switch r.State {
-	case gpuai.ReportRunning, gpuai.ReportResolved:
+	case gpuai.ReportRunning, gpuai.ReportResolved, gpuai.ReportPrepared:
 	case gpuai.ReportUnkillable:
 		rec.State = store.JournalUnkillable
 		a.taint(r.Unclean, unkillable(r.Lease))
@@ -282,6 +282,10 @@ func (a *Agent) do(act decide.Action) {
 		w := a.newWorker(act.Assignment)
 		w.deadline.Store(act.Deadline)
 		w.order(func() { w.start(act) })
+	case decide.Launch:
+		if w := a.workers[act.Lease]; w != nil {
+			w.order(w.goOn)
+		}
 	case decide.Extend:
 		if w := a.workers[act.Lease]; w != nil {
 			w.deadline.Store(act.Deadline)

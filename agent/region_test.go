@@ -209,8 +209,18 @@ func (r *region) register(w *wire, h *gpuai.Hello) *fakeNode {
 func (r *region) ack(n *fakeNode, seq uint64, sent int64) gpuai.Ack {
 	return gpuai.Ack{
 		Seq: seq, Sent: sent, Epoch: r.epoch, Incarnation: n.incarnation, Index: r.index,
-		Tokens: slices.Sorted(maps.Keys(n.leases)),
+		Tokens: slices.Sorted(maps.Keys(n.leases)), Held: n.held(),
 	}
+}
+
+// held are the leases of gangs that are not ready.
+func (n *fakeNode) held() (out []gpuai.Token) {
+	for t, a := range n.leases {
+		if a.Gang != nil && a.Gang.Hold && a.Lease.State != gpuai.LeaseRevoking {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 func (r *region) receive(w *wire, n *fakeNode, f *gpuai.Frame) bool {
@@ -259,6 +269,7 @@ func (r *region) judge(w *wire, n *fakeNode, rep *gpuai.Report) {
 	case rep.State == gpuai.ReportRunning:
 		a.Lease.State = max(a.Lease.State, gpuai.LeaseRunning)
 		n.leases[rep.Lease] = a
+	case rep.State == gpuai.ReportPrepared:
 	default:
 		delete(n.leases, rep.Lease)
 	}

@@ -44,6 +44,8 @@ type worker struct {
 	spaces   []*os.File
 	saver    atomic.Pointer[saver] // nil: its checkpoints are not stored
 	saveTime gpuai.Duration        // see saver.until
+	// ready is a task that waits for its gang. Only orders see it.
+	ready *readyTask
 
 	mu      sync.Mutex // guards below
 	orders  []func()
@@ -100,22 +102,70 @@ const errProcess = "this node does not run plain processes: its operator has not
 // start reserves, prepares and starts the task.
 func (w *worker) start(act decide.Start) {
 	no := decide.TaskNotStarted{Lease: w.lease.ID, State: gpuai.ReportFailed}
-	defer w.closeSpaces()
+	defer func() {
+		if w.ready == nil {
+			w.closeSpaces()
+		}
+	}()
 	prepare := w.prepare
 	if w.assign.Task.Runtime == gpuai.RuntimeOCI {
 		prepare = w.prepareBox
 	}
 	spec, err := prepare(act, &no)
 	if w.ending.Load() {
-		no.State, no.End, err = gpuai.ReportStopped, gpuai.EndOther, errors.New("stopped before it was started")
+		no.State, no.End, err = gpuai.ReportStopped, gpuai.EndOther, errors.New(errNotStarted)
 	}
 	if err != nil {
 		no.Reason = w.who() + ": " + err.Error()
 		w.note(no.Reason)
-		w.a.setLive(w.lease.ID, false)
-		w.tell(no)
+		w.setIdle(no)
 		return
 	}
+	if act.Hold {
+		w.ready = &readyTask{spec, act.KillBudget}
+		w.tell(decide.TaskPrepared{Lease: w.lease.ID})
+		return
+	}
+	w.run(&readyTask{spec, act.KillBudget})
+}
+
+// A readyTask has all that it needs to be started.
+type readyTask struct {
+	spec       *watchdog.Spec
+	killBudget gpuai.Duration
+}
+
+// goOn starts the task that waited for its gang. One that is to end meanwhile is
+// left to that order.
+func (w *worker) goOn() {
+	if r := w.ready; r != nil && !w.ending.Load() {
+		defer w.closeSpaces()
+		w.ready = nil
+		w.run(r)
+	}
+}
+
+// giveUp tells of a task that waited for its gang and is to end.
+func (w *worker) giveUp() {
+	if w.ready != nil {
+		defer w.closeSpaces()
+		w.ready = nil
+		w.setIdle(decide.TaskNotStarted{Lease: w.lease.ID, State: gpuai.ReportStopped, Reason: errNotStarted})
+	}
+}
+
+const errNotStarted = "stopped before it was started"
+
+// setIdle tells that nothing runs.
+func (w *worker) setIdle(no decide.TaskNotStarted) {
+	w.a.setLive(w.lease.ID, false)
+	w.tell(no)
+}
+
+// run has the watchdog start the task.
+func (w *worker) run(r *readyTask) {
+	no := decide.TaskNotStarted{Lease: w.lease.ID}
+	spec := r.spec
 	spec.Deadline = w.deadline.Load()
 	task, err := w.launch(spec)
 	if err != nil {
@@ -127,12 +177,11 @@ func (w *worker) start(act decide.Start) {
 		if !errors.As(err, &refused) {
 			// Whether it was started is not known: make sure that it is not.
 			no.State, no.Code = gpuai.ReportLost, 0
-			w.sweep(watchdog.Task{Lease: w.lease.ID}, act.KillBudget)
+			w.sweep(watchdog.Task{Lease: w.lease.ID}, r.killBudget)
 		} else if watchdog.Boottime() >= spec.Deadline {
 			no.State, no.Code = gpuai.ReportFenced, 0
 		}
-		w.a.setLive(w.lease.ID, false)
-		w.tell(no)
+		w.setIdle(no)
 		return
 	}
 	w.started.Store(true)
@@ -226,6 +275,7 @@ func (w *worker) push() {
 // stop ends the task with grace. One that was not started has been told of.
 func (w *worker) stop(act decide.Stop) {
 	if !w.started.Load() {
+		w.giveUp()
 		return
 	}
 	w.saveBy(max(act.Grace, act.Save.Grace))
@@ -238,6 +288,7 @@ func (w *worker) stop(act decide.Stop) {
 // not answer.
 func (w *worker) kill(act decide.Kill) {
 	if !w.started.Load() {
+		w.giveUp()
 		return
 	}
 	w.saveNoMore()

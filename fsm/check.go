@@ -156,6 +156,9 @@ func (m *Machine) checkGroup(group uint32) error {
 	if err := checkElastic(g); err != nil {
 		return err
 	}
+	if err := m.checkBarrier(g); err != nil {
+		return err
+	}
 	if g.gang && !g.elastic() && g.live() > 0 && g.ready() > 0 && !j.stopping {
 		return fmt.Errorf("group %d: a gang with %d leases has %d tasks ready", g.idx, g.live(), g.ready())
 	}
@@ -393,6 +396,8 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 		return m.jobs.Get(slot).timer
 	case timerLease:
 		return m.leases.Get(slot).timer
+	case timerBarrier:
+		return m.groups.Get(slot).barrier
 	default:
 		return m.nodes.Get(slot).timer
 	}

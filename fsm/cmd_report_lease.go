@@ -58,6 +58,9 @@ func (m *Machine) applyReportLease(r *wire.Reader) Result {
 	case gpuai.ReportResolved:
 		m.resolved(slot, rep.Image)
 		return Result{}
+	case gpuai.ReportPrepared:
+		m.prepared(slot)
+		return Result{}
 	}
 	m.quarantineDevices(slot, &rep)
 	end := leaseEnd{cause: endCause(m.leases.Get(slot), rep.State), exit: rep.ExitCode}
@@ -70,7 +73,7 @@ func (m *Machine) applyReportLease(r *wire.Reader) Result {
 
 // knows reports whether builds of the state's level read a report.
 func (m *Machine) knows(rep *gpuai.Report) bool {
-	if m.Level() < LevelPlacement && (rep.State == gpuai.ReportResolved || rep.EndCode != gpuai.EndOther) {
+	if m.Level() < LevelPlacement && (rep.State == gpuai.ReportResolved || rep.State == gpuai.ReportPrepared || rep.EndCode != gpuai.EndOther) {
 		return false
 	}
 	return rep.State != gpuai.ReportResolved || gpuai.ValidDigest(rep.Image)
@@ -82,6 +85,9 @@ func (m *Machine) started(slot uint32) {
 	if l.state != gpuai.LeaseGranted {
 		return
 	}
+	m.leftBarrier(slot)
+	l = m.leases.Mut(slot)
+	l.prepared = l.prepared || m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).held
 	l.state, l.started, l.modified = gpuai.LeaseRunning, m.now.time, m.now.index
 	task := l.task.slot()
 	m.setTask(task, gpuai.TaskRunning)
@@ -90,6 +96,7 @@ func (m *Machine) started(slot uint32) {
 		m.timers.set(m.now.time.Add(j.runTime), timerLease, slot)
 	}
 	m.emit(m.leaseEvent(gpuai.LeaseStarted, slot))
+	m.lift(m.tasks.Get(task).group.slot())
 }
 
 // endCause is why a lease ends by a report. A task that was being stopped ends

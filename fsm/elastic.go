@@ -75,7 +75,7 @@ func (m *Machine) shrinksBy(task uint32, cause gpuai.LeaseCause) bool {
 	t := m.tasks.Get(task)
 	g := m.groups.Get(t.group.slot())
 	switch cause {
-	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted, gpuai.CauseGPU, gpuai.CauseDrained, gpuai.CausePreempted:
+	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted, gpuai.CauseGPU, gpuai.CauseDrained, gpuai.CausePreempted, gpuai.CauseNotReady:
 		return g.elastic() && g.broken == gpuai.CauseNone && t.idx != 0 &&
 			g.live() > 0 && g.live()+g.n[gpuai.TaskSucceeded] >= g.min
 	}

@@ -37,6 +37,7 @@ func (m *Machine) endLease(slot uint32, end leaseEnd) {
 	m.timers.clear(&l.timer)
 	m.unprotect(slot)
 	m.unlinkLease(slot)
+	m.leftBarrier(slot)
 	l = m.leases.Mut(slot)
 	l.state, l.cause, l.exit = gpuai.LeaseEnded, end.cause, end.exit
 	l.ended, l.modified = m.now.time, m.now.index
@@ -54,6 +55,7 @@ func (m *Machine) endLease(slot uint32, end leaseEnd) {
 	job := m.groups.Get(t.group.slot()).job.slot()
 	m.jobs.Mut(job).live--
 	m.taskEnded(task, end.cause)
+	m.lift(m.tasks.Get(task).group.slot())
 	m.unthrottle(job)
 	if j := m.jobs.Get(job); j.live == 0 && j.status == gpuai.JobRunning {
 		m.setJobStatus(job, gpuai.JobPending) // what is left waits again
@@ -91,7 +93,7 @@ func restartOn(cause gpuai.LeaseCause) gpuai.RestartOn {
 		return gpuai.OnFailure
 	case gpuai.CauseGPU:
 		return gpuai.OnGPUError
-	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted:
+	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted, gpuai.CauseNotReady:
 		return gpuai.OnNodeLost
 	default: // drained, preempted, gang, restored
 		return 0
@@ -188,6 +190,7 @@ func (m *Machine) endGroup(group uint32) {
 	g.ended, g.stop = true, 0
 	m.halting.Clear(group)
 	m.timers.clear(&g.timer)
+	m.dropBarrier(group)
 	m.dequeue(group, 0)
 	m.leaveKind(group)
 	m.sched.ReleaseShape(g.shape)

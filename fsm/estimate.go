@@ -71,8 +71,8 @@ func (e *estimator) begin() {
 func (e *estimator) expect(slot uint32) {
 	switch l := e.m.leases.Get(slot); l.state {
 	case gpuai.LeaseGranted:
-		job := e.m.groups.Get(e.m.tasks.Get(l.task.slot()).group.slot()).job
-		if e.m.jobs.Get(job.slot()).runTime > 0 { // of the others nothing follows
+		g := e.m.groups.Get(e.m.tasks.Get(l.task.slot()).group.slot())
+		if e.m.jobs.Get(g.job.slot()).runTime > 0 || g.held { // of the others nothing follows
 			e.next = append(e.next, e.m.endReport(slot, gpuai.ReportRunning))
 		}
 	case gpuai.LeaseRevoking:

@@ -113,6 +113,7 @@ func (m *Machine) fillAll(sc scheduler.Scope) bool {
 func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
 	m.leaveTogether(group)
 	g := *m.groups.Get(group)
+	m.raiseBarrier(group)
 	p := scheduler.Picker{Scope: sc, Near: g.near}
 	m.now.reserved = 0
 	ready, n := g.ready(), uint32(0)
@@ -190,6 +191,7 @@ func (m *Machine) gangMemberLost(task uint32, cause gpuai.LeaseCause) {
 	} else {
 		g.waiting++ // until the gang settles
 	}
+	m.barrierBroken(group)
 	first := g.broken == gpuai.CauseNone
 	if worse(cause, g.broken) {
 		g.broken = cause
@@ -223,7 +225,7 @@ func severity(c gpuai.LeaseCause) int {
 		return 1
 	case gpuai.CauseDrained, gpuai.CausePreempted:
 		return 2
-	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted, gpuai.CauseRestored:
+	case gpuai.CauseExpired, gpuai.CauseFenced, gpuai.CauseNodeRestarted, gpuai.CauseRestored, gpuai.CauseNotReady:
 		return 3
 	case gpuai.CauseGPU:
 		return 4
@@ -284,6 +286,7 @@ func (m *Machine) gangAgain(group uint32) {
 		return
 	}
 	m.clearAgain(group)
+	m.dropBarrier(group)
 	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
 		m.now.work -= workLook
 		if m.tasks.Get(t.slot()).status != gpuai.TaskPending {

@@ -34,6 +34,7 @@ type leaseRec struct {
 	state       gpuai.LeaseState
 	cause       gpuai.LeaseCause
 	yields      bool        // its room is listed as one that may be taken
+	prepared    bool        // its task could start, but for its gang
 	older       ref         // lease of the priority that is still safe; derived
 	newer       ref         // derived
 	by          gpuai.JobID // that it must make room for
@@ -43,6 +44,8 @@ type leaseRec struct {
 const (
 	leaseTail   = 1 << 7 // fields of feature level 3 follow
 	leaseYields = 1 << 6
+
+	leasePrepared = 1 << 5
 )
 
 func (r *leaseRec) put(b []byte) []byte {
@@ -69,6 +72,9 @@ func (r *leaseRec) put(b []byte) []byte {
 	state := uint8(r.state)
 	if r.yields {
 		state |= leaseYields
+	}
+	if r.prepared {
+		state |= leasePrepared
 	}
 	if r.by.IsZero() {
 		return append(b, state, uint8(r.cause))
@@ -99,7 +105,8 @@ func (r *leaseRec) get(rd *wire.Reader) {
 	r.share = rd.U16()
 	r.port = rd.U16()
 	state := rd.U8()
-	r.state, r.yields = gpuai.LeaseState(state&^(leaseTail|leaseYields)), state&leaseYields != 0
+	r.state, r.yields = gpuai.LeaseState(state&^(leaseTail|leaseYields|leasePrepared)), state&leaseYields != 0
+	r.prepared = state&leasePrepared != 0
 	r.cause = gpuai.LeaseCause(rd.U8())
 	if state&leaseTail != 0 {
 		copy(r.by[:], rd.Bytes(len(r.by)))
@@ -226,6 +233,7 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 		Memory: gpuai.Bytes(l.memory), TTL: gpuai.Duration(l.ttl), Grace: gpuai.Duration(l.grace),
 		Price: l.price, GrantedAt: l.granted, StartedAt: l.started, EndedAt: l.ended,
 		ExitCode: l.exit, ModifyIndex: l.modified, PreemptedBy: l.by,
+		Prepared: l.prepared,
 	}
 	x.Checkpoint = m.lastCheckpoint(l.task.slot())
 	if l.devices == 0 {

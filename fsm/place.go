@@ -292,6 +292,9 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	m.relisted(fit.Node)
 	m.leaseByToken.Insert(hashToken(l.token), slot)
 	m.setTask(task, gpuai.TaskLeased)
+	if m.groups.Get(group).held {
+		m.groups.Mut(group).unready++
+	}
 	m.jobs.Mut(jslot).live++
 	if m.jobs.Get(jslot).status == gpuai.JobPending {
 		m.setJobStatus(jslot, gpuai.JobRunning)

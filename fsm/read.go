@@ -277,6 +277,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 	g := m.groups.Get(group)
 	info := &gpuai.GangInfo{Rank: rank, Size: g.count, Min: g.least(), Max: g.count}
+	info.Hold = g.held
 	if g.elastic() {
 		info.Size = g.live()
 	}
@@ -316,6 +317,22 @@ func (m *Machine) AppendTokens(dst []gpuai.Token, n gpuai.NodeID) []gpuai.Token 
 	for l := r.first; l != 0; l = m.leases.Get(l.slot()).next {
 		if x := m.leases.Get(l.slot()); x.incarnation == r.incarnation {
 			dst = append(dst, x.token)
+		}
+	}
+	return dst
+}
+
+// AppendHeld appends those of a node's tokens that are prepared and wait for
+// their gang.
+func (m *Machine) AppendHeld(dst, of []gpuai.Token) []gpuai.Token {
+	for _, t := range of {
+		slot, ok := m.leaseSlot(t)
+		if !ok {
+			continue
+		}
+		l := m.leases.Get(slot)
+		if l.prepared && l.state == gpuai.LeaseGranted && m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).held {
+			dst = append(dst, t)
 		}
 	}
 	return dst

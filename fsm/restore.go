@@ -321,6 +321,7 @@ func (m *Machine) rebuild() error {
 	m.linkAll()
 	m.joinAllKinds()
 	m.rebuildTimers()
+	m.rebuildBarriers()
 	m.rebuildHolds()
 	m.rebuildCheckpoints()
 	for s := range m.nodes.Len() {

@@ -9,12 +9,13 @@ import (
 type timerKind uint8
 
 const (
-	timerTask  timerKind = iota + 1 // a task's back-off ends
-	timerGroup                      // a gang's back-off ends
-	timerJob                        // a job's queue-time limit
-	timerLease                      // a task's run-time limit
-	timerNode                       // a node's quarantine ends
-	timerBegin                      // a job's time to begin comes
+	timerTask    timerKind = iota + 1 // a task's back-off ends
+	timerGroup                        // a gang's back-off ends
+	timerJob                          // a job's queue-time limit
+	timerLease                        // a task's run-time limit
+	timerNode                         // a node's quarantine ends
+	timerBegin                        // a job's time to begin comes
+	timerBarrier                      // a gang's members must be ready
 )
 
 type timerEnt struct {
@@ -142,6 +143,8 @@ func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
 		return &m.jobs.Mut(slot).timer
 	case timerLease:
 		return &m.leases.Mut(slot).timer
+	case timerBarrier:
+		return &m.groups.Mut(slot).barrier
 	default:
 		return &m.nodes.Mut(slot).timer
 	}
@@ -169,6 +172,8 @@ func (m *Machine) fireTimers() {
 			m.quarantineOver(e.slot)
 		case timerBegin:
 			m.beginOver(e.slot)
+		case timerBarrier:
+			m.barrierOver(e.slot)
 		}
 	}
 }

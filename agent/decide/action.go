@@ -12,7 +12,13 @@ type Start struct {
 	Assignment gpuai.Assignment
 	Deadline   int64
 	KillBudget gpuai.Duration
+	// Hold makes all ready and starts nothing: answer with TaskPrepared, and wait
+	// for Launch.
+	Hold bool
 }
+
+// Launch starts a task that was made ready. Answer as Start.
+type Launch struct{ Lease gpuai.Token }
 
 // Extend moves a task's deadline to a later time.
 type Extend struct {
@@ -83,6 +89,7 @@ type Alarm struct{ Text string }
 type Halt struct{ Err string }
 
 func (Start) action()      {}
+func (Launch) action()     {}
 func (Extend) action()     {}
 func (UseImage) action()   {}
 func (Stop) action()       {}

@@ -124,7 +124,7 @@ func (c *Core) Step(now int64, e Event) []Action {
 		c.tick(now)
 	case HelloSent:
 		c.helloSent(e)
-	case TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed, DiskOverrun:
+	case TaskPrepared, TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed, DiskOverrun:
 		c.taskEvent(now, e)
 	case Drain:
 		c.draining = e.Reason
@@ -260,6 +260,9 @@ func (c *Core) reconnect(after gpuai.Duration, why string) {
 
 func (c *Core) closeSession() {
 	c.open, c.welcomed, c.settled, c.beats = false, false, false, nil
+	for _, l := range c.leases {
+		l.doubts = 0
+	}
 }
 
 func (c *Core) do(a Action) { c.acts = append(c.acts, a) }

@@ -49,7 +49,11 @@ type ReportAnswered struct {
 	Reported gpuai.Reported
 }
 
-// TaskStarted says that a Start succeeded.
+// TaskPrepared says that all that a held Start needs is ready, and that nothing
+// runs.
+type TaskPrepared struct{ Lease gpuai.Token }
+
+// TaskStarted says that a Start, or a Launch, succeeded.
 type TaskStarted struct{ Lease gpuai.Token }
 
 // TaskNotStarted says that a Start failed and that nothing runs.
@@ -131,6 +135,7 @@ func (Disconnected) event()   {}
 func (LeasesReceived) event() {}
 func (AckReceived) event()    {}
 func (ReportAnswered) event() {}
+func (TaskPrepared) event()   {}
 func (TaskStarted) event()    {}
 func (TaskNotStarted) event() {}
 func (ImageResolved) event()  {}

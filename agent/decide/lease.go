@@ -14,6 +14,8 @@ const (
 	// Waiting for its first deadline; nothing was done for it yet.
 	Waiting Phase = iota
 	Starting
+	// Prepared: ready to start, and waiting for its gang.
+	Prepared
 	Running
 	// Stopping: told to end, within its grace.
 	Stopping
@@ -27,7 +29,7 @@ const (
 	Reported
 )
 
-var phaseNames = [...]string{"waiting", "starting", "running", "stopping", "fencing", "unkillable", "releasing", "reported"}
+var phaseNames = [...]string{"waiting", "starting", "prepared", "running", "stopping", "fencing", "unkillable", "releasing", "reported"}
 
 // String returns the phase's name.
 func (p Phase) String() string { return phaseNames[p] }
@@ -44,11 +46,12 @@ type lease struct {
 	seq      uint32
 	unsent   []gpuai.Report
 	sentAt   int64
+	doubts   int // acks that do not name it among those that wait, while it does
 }
 
 // holds reports whether the lease's task may be running with our consent.
 func (l *lease) holds() bool {
-	return l.phase == Starting || l.phase == Running || l.phase == Stopping
+	return l.phase >= Starting && l.phase <= Stopping
 }
 
 // fenceDue kills every task whose fence has come.
@@ -98,7 +101,7 @@ func (c *Core) stopAll(reason string) {
 		switch l.phase {
 		case Waiting:
 			delete(c.leases, t)
-		case Starting, Running:
+		case Starting, Prepared, Running:
 			c.stop(l)
 		case Stopping:
 			if l.saving {
@@ -143,7 +146,7 @@ func (c *Core) tryStart(now int64, l *lease) {
 		return
 	}
 	l.phase, l.deadline = Starting, deadline
-	c.do(Start{Assignment: l.a, Deadline: deadline, KillBudget: c.policy.KillBudget})
+	c.do(Start{Assignment: l.a, Deadline: deadline, KillBudget: c.policy.KillBudget, Hold: l.held()})
 }
 
 // room reports whether l's devices are free of our other leases. The region may
@@ -173,6 +176,24 @@ func share(l *gpuai.Lease) gpuai.Milli {
 	return l.Share
 }
 
+// held reports whether l's task waits for its gang.
+func (l *lease) held() bool { return l.a.Gang != nil && l.a.Gang.Hold }
+
+// prepared notes that l's task is ready, and starts it unless it must wait.
+func (c *Core) prepared(now int64, l *lease) {
+	if l.phase = Prepared; !l.held() {
+		c.launch(l)
+		return
+	}
+	c.report(now, l, gpuai.Report{State: gpuai.ReportPrepared})
+}
+
+// launch starts a task that is ready.
+func (c *Core) launch(l *lease) {
+	l.phase = Starting
+	c.do(Launch{Lease: l.a.Lease.ID})
+}
+
 // startWaiting starts what waited for devices.
 func (c *Core) startWaiting(now int64) {
 	for _, t := range c.tokens() {
@@ -198,6 +219,10 @@ func (c *Core) grantedBy(t gpuai.Token, index uint64) bool {
 
 func (c *Core) taskEvent(now int64, e Event) {
 	switch e := e.(type) {
+	case TaskPrepared:
+		if l := c.leases[e.Lease]; l != nil && l.phase == Starting {
+			c.prepared(now, l)
+		}
 	case TaskStarted:
 		if l := c.leases[e.Lease]; l != nil && l.phase < Unkillable && l.phase != Waiting {
 			if l.phase == Starting {

@@ -24,8 +24,10 @@ type world struct {
 	late   []Event               // in the network
 	runs   map[gpuai.Token]int64 // running, with the deadline that was given
 	starts map[gpuai.Token]int
-	asks   map[gpuai.Token]bool // starts that wait for their image's digest
-	back   []Event              // answers to the actions of this step
+	asks   map[gpuai.Token]bool  // starts that wait for their image's digest
+	held   map[gpuai.Token]bool  // ready, with nothing that runs
+	until  map[gpuai.Token]int64 // deadline of what is held
+	back   []Event               // answers to the actions of this step
 }
 
 type ackedBeat struct {
@@ -46,6 +48,7 @@ func TestRandomWalks(t *testing.T) {
 			rig: newRig(t), rnd: rand.New(rand.NewPCG(seed, 1)), index: 100,
 			leases: map[gpuai.Token]gpuai.Assignment{}, gone: map[gpuai.Token]bool{}, counts: map[gpuai.Token]int64{},
 			runs: map[gpuai.Token]int64{}, starts: map[gpuai.Token]int{}, asks: map[gpuai.Token]bool{},
+			held: map[gpuai.Token]bool{}, until: map[gpuai.Token]int64{},
 		}
 		for range 600 {
 			w.walk()
@@ -76,6 +79,8 @@ func (w *world) walk() {
 		w.grant()
 	case n < 58:
 		w.endOne()
+	case n < 59:
+		w.liftOne()
 	case n < 60, !w.core.Connected() && n < 80:
 		w.reconnect()
 	case n < 61:
@@ -90,8 +95,29 @@ func (w *world) walk() {
 func (w *world) grant() {
 	w.index++
 	a := assign(w.index)
+	if w.rnd.IntN(3) == 0 {
+		a.Gang = &gpuai.GangInfo{Rank: 1, Size: 2, Hold: true}
+	}
 	w.leases[a.Lease.ID] = a
 	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
+}
+
+// lift has the region let a gang start.
+func (w *world) lift(t gpuai.Token) {
+	a := w.leases[t]
+	if a.Gang == nil || !a.Gang.Hold || a.Lease.State == gpuai.LeaseRevoking {
+		return
+	}
+	w.index++
+	a.Gang = &gpuai.GangInfo{Rank: 1, Size: 2}
+	w.leases[t] = a
+	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
+}
+
+func (w *world) liftOne() {
+	if all := w.named(); len(all) > 0 {
+		w.lift(all[w.rnd.IntN(len(all))])
+	}
 }
 
 // endOne has the region stop or end a lease, mostly one that is new.
@@ -118,6 +144,14 @@ func (w *world) end(t gpuai.Token) {
 	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Ended: []gpuai.Token{t}}})
 }
 
+// waiting are the tokens of leases whose gangs are not ready.
+func (w *world) waiting() []gpuai.Token {
+	return slices.DeleteFunc(w.named(), func(t gpuai.Token) bool {
+		a := w.leases[t]
+		return a.Gang == nil || !a.Gang.Hold || a.Lease.State == gpuai.LeaseRevoking
+	})
+}
+
 func (w *world) named() []gpuai.Token {
 	var out []gpuai.Token
 	for t := range w.leases {
@@ -138,7 +172,7 @@ func (w *world) reconnect() {
 	w.count(sent)
 	w.give(Welcomed{w.sess, &gpuai.Welcome{
 		Incarnation: inc, RestoreID: "r", Index: w.index, Policy: gpuai.DefaultPolicy(),
-		Ack: gpuai.Ack{Sent: sent, Incarnation: inc, Index: w.index, Tokens: w.named()},
+		Ack: gpuai.Ack{Sent: sent, Incarnation: inc, Index: w.index, Tokens: w.named(), Held: w.waiting()},
 	}})
 	w.full()
 }
@@ -167,7 +201,7 @@ func (w *world) confirm() {
 	b := w.beats[len(w.beats)-1-w.rnd.IntN(min(2, len(w.beats)))]
 	w.index++
 	w.count(b.Sent)
-	w.send(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Sent: w.rnd.Int64(), Incarnation: inc, Index: w.index, Tokens: w.named()}})
+	w.send(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Sent: w.rnd.Int64(), Incarnation: inc, Index: w.index, Tokens: w.named(), Held: w.waiting()}})
 }
 
 // send gives a message to the network, which may keep, lose or repeat it.
@@ -209,6 +243,11 @@ func (w *world) check(e Event) {
 	}
 	// The host has no watchdog here: what is due must be ended by the first
 	// decision after its time, however late that comes.
+	for t, until := range w.until {
+		if w.held[t] && w.now >= until {
+			w.t.Errorf("after %T task %s is held %d ms past its fence", e, t, (w.now-until)/1e6)
+		}
+	}
 	for t, until := range w.runs {
 		if w.now >= until {
 			w.t.Errorf("after %T task %s runs %d ms past its fence", e, t, (w.now-until)/1e6)
@@ -223,7 +262,16 @@ func (w *world) carryOut(act Action) {
 		if w.starts[t]++; w.starts[t] > 1 {
 			w.t.Errorf("task %s started twice", t)
 		}
+		if gang := act.Assignment.Gang; act.Hold != (gang != nil && gang.Hold) {
+			w.t.Errorf("task %s is held: %v, of %+v", t, act.Hold, gang)
+		}
 		w.bound(t, act.Deadline)
+		if act.Hold {
+			w.held[t], w.until[t] = true, act.Deadline
+			delete(w.runs, t)
+			w.back = append(w.back, TaskPrepared{t})
+			return
+		}
 		if w.rnd.IntN(3) == 0 { // in an image, whose digest is told first
 			w.asks[t] = true
 			w.back = append(w.back, ImageResolved{t, "sha256:mine"})
@@ -236,8 +284,22 @@ func (w *world) carryOut(act Action) {
 		}
 		delete(w.asks, act.Lease)
 		w.back = append(w.back, TaskStarted{act.Lease})
+	case Launch:
+		if !w.held[act.Lease] || w.starts[act.Lease] != 1 {
+			w.t.Errorf("task %s is launched, and is not held", act.Lease)
+		}
+		if a, live := w.leases[act.Lease]; live && a.Gang.Hold {
+			w.t.Errorf("task %s is launched before its gang is ready", act.Lease)
+		}
+		delete(w.held, act.Lease)
+		w.runs[act.Lease] = w.until[act.Lease]
+		w.back = append(w.back, TaskStarted{act.Lease})
 	case Extend:
 		w.bound(act.Lease, act.Deadline)
+		if w.held[act.Lease] {
+			w.until[act.Lease] = act.Deadline
+			delete(w.runs, act.Lease)
+		}
 	case Kill:
 		w.over(act.Lease, ByKill)
 	case Stop:
@@ -260,6 +322,11 @@ func (w *world) bound(t gpuai.Token, deadline int64) {
 
 func (w *world) over(t gpuai.Token, by EndedBy) {
 	delete(w.runs, t)
+	if w.held[t] {
+		delete(w.held, t)
+		w.back = append(w.back, TaskNotStarted{Lease: t, State: gpuai.ReportStopped})
+		return
+	}
 	w.back = append(w.back, TaskEnded{Lease: t, By: by, Code: 137})
 }
 
@@ -270,7 +337,7 @@ func (w *world) reported(r gpuai.Report) {
 	}
 	w.index++
 	if _, live := w.leases[r.Lease]; live && r.State.Ends() {
-		if w.runs[r.Lease] != 0 {
+		if w.runs[r.Lease] != 0 || w.held[r.Lease] {
 			w.t.Errorf("task %s is reported %s and runs", r.Lease, r.State)
 		}
 		w.end(r.Lease)
@@ -286,6 +353,9 @@ func (w *world) reported(r gpuai.Report) {
 // is leased, and nothing else.
 func (w *world) heal(seed uint64) {
 	w.late = nil
+	for _, t := range w.named() {
+		w.lift(t)
+	}
 	for range 30 {
 		if !w.core.Connected() {
 			w.reconnect()
@@ -295,7 +365,7 @@ func (w *world) heal(seed uint64) {
 		for _, b := range w.beats {
 			w.index++
 			w.count(b.Sent)
-			w.give(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Incarnation: inc, Index: w.index, Tokens: w.named()}})
+			w.give(AckReceived{w.sess, &gpuai.Ack{Seq: b.Seq, Incarnation: inc, Index: w.index, Tokens: w.named(), Held: w.waiting()}})
 		}
 		w.beats = nil
 		for len(w.late) > 0 {
@@ -303,7 +373,7 @@ func (w *world) heal(seed uint64) {
 		}
 	}
 	for _, t := range w.named() {
-		if w.runs[t] == 0 {
+		if a := w.leases[t]; w.runs[t] == 0 && a.Lease.State != gpuai.LeaseRevoking {
 			w.t.Fatalf("seed %d: lease %s never runs: %+v", seed, t, w.core.Views())
 		}
 	}
@@ -311,6 +381,9 @@ func (w *world) heal(seed uint64) {
 		if w.runs[t] != 0 {
 			w.t.Fatalf("seed %d: the start of task %s waits for its image for ever", seed, t)
 		}
+	}
+	for t := range w.held {
+		w.t.Fatalf("seed %d: task %s waits for a gang that is ready, or gone", seed, t)
 	}
 	for t := range w.runs {
 		if w.gone[t] {

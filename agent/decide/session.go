@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/gpuai/gpuai"
 )
@@ -215,5 +216,28 @@ func (c *Core) prune(a *gpuai.Ack) {
 	if resync {
 		c.strange = map[gpuai.Token]int{}
 		c.reconnect(0, "the region names a lease that this agent was not told of")
+		return
 	}
+	if c.doubtHeld(a) {
+		c.reconnect(0, "a task waits for its gang, and the region knows nothing of that")
+	}
+}
+
+// doubtHeld reports whether a task waits for its gang that need not, or is to
+// end: what was sent about it was lost.
+func (c *Core) doubtHeld(a *gpuai.Ack) (resync bool) {
+	limit := namedTwice
+	if !c.settled {
+		limit++ // the Welcome's ack comes before the full set
+	}
+	for _, t := range c.tokens() {
+		l := c.leases[t]
+		if l.phase != Prepared || len(l.unsent) > 0 || slices.Contains(a.Held, t) {
+			l.doubts = 0
+			continue
+		}
+		l.doubts++
+		resync = resync || l.doubts >= limit
+	}
+	return resync
 }

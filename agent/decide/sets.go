@@ -51,6 +51,11 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 			c.stop(l) // its user has no use for what it would save
 		}
 		c.adopted(now, l, a.Lease.Incarnation)
+		if as == AssignedLive && l.held() && a.Gang != nil && !a.Gang.Hold {
+			if l.a.Gang = a.Gang; l.phase == Prepared { // all of its gang are ready
+				c.launch(l)
+			}
+		}
 	}
 	switch Judge(Sight{Assigned: as, Recorded: c.recorded(t)}) {
 	case MoveTake:
@@ -83,7 +88,7 @@ func (c *Core) recorded(t gpuai.Token) Recorded {
 		return RecordedNot
 	case l.phase == Waiting:
 		return RecordedWaiting
-	case l.phase == Starting || l.phase == Running:
+	case l.phase >= Starting && l.phase <= Running:
 		return RecordedRunning
 	case l.phase == Stopping:
 		return RecordedStopping

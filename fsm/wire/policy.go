@@ -98,6 +98,7 @@ func settingsOf(p *gpuai.Policy) []setting {
 		{flag: &p.PreemptibleInference}, {flag: &p.PreemptibleTraining},
 		{flag: &p.PreemptibleFinetune}, {flag: &p.PreemptibleBatch},
 		{duration: &p.CheckpointMax},
+		{duration: &p.GangReadyMax},
 	}
 }
 

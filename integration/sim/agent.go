@@ -85,6 +85,7 @@ type worker struct {
 	assign   gpuai.Assignment
 	deadline int64
 	ending   bool
+	ready    *decide.Start // waits for its gang
 	started  bool
 	busy     bool
 	orders   []func()
@@ -317,7 +318,7 @@ func (a *agent) recordReport(rec *record, r gpuai.Report) {
 	rec.seq = r.Seq
 	rec.unsent = append(rec.unsent, r)
 	switch r.State {
-	case gpuai.ReportRunning, gpuai.ReportResolved:
+	case gpuai.ReportRunning, gpuai.ReportResolved, gpuai.ReportPrepared:
 	case gpuai.ReportUnkillable:
 		rec.state = recUnkillable
 		a.taint(r.Unclean)
@@ -366,6 +367,10 @@ func (a *agent) do(act decide.Action) {
 		x := a.newWorker(act.Assignment)
 		x.deadline = a.shifted(&act.Assignment.Lease, act.Deadline)
 		x.order(func() { x.start(act) })
+	case decide.Launch:
+		if x := a.workers[act.Lease]; x != nil {
+			x.order(x.goOn)
+		}
 	case decide.Extend:
 		if x := a.workers[act.Lease]; x != nil {
 			x.deadline = a.shifted(&x.assign.Lease, act.Deadline)
@@ -467,6 +472,38 @@ func (x *worker) launch(act decide.Start) {
 		no.State = gpuai.ReportStopped
 	case !a.h.reserve(l):
 		no.State = gpuai.ReportGPUError
+	case act.Hold:
+		x.ready = &act
+		x.tell(decide.TaskPrepared{Lease: l.ID})
+		return
+	default:
+		x.run(act)
+		return
+	}
+	x.tell(no)
+}
+
+// goOn starts the task that waited for its gang.
+func (x *worker) goOn() {
+	if r := x.ready; r != nil && !x.ending {
+		x.ready = nil
+		x.run(*r)
+	}
+}
+
+// giveUp tells of a task that waited for its gang and is to end.
+func (x *worker) giveUp() {
+	if x.ready != nil {
+		x.ready = nil
+		x.tell(decide.TaskNotStarted{Lease: x.assign.Lease.ID, State: gpuai.ReportStopped})
+	}
+}
+
+// run has the watchdog start the task.
+func (x *worker) run(act decide.Start) {
+	a, l := x.a, &act.Assignment.Lease
+	no := decide.TaskNotStarted{Lease: l.ID, State: gpuai.ReportFailed}
+	switch {
 	case a.h.wd == nil:
 		no.State = gpuai.ReportLost
 	default:
@@ -495,6 +532,7 @@ func (x *worker) push() {
 }
 
 func (x *worker) stop(act decide.Stop) {
+	x.giveUp()
 	if wd := x.a.h.wd; wd != nil && x.started {
 		wd.stop(x.assign.Lease.ID, int64(act.Grace+act.Save.Grace)*ms) // the task saves its work, as long as it may
 	}
@@ -502,6 +540,7 @@ func (x *worker) stop(act decide.Stop) {
 
 // kill ends the task at once, through the watchdog.
 func (x *worker) kill(decide.Kill) {
+	x.giveUp()
 	wd := x.a.h.wd
 	if wd == nil || !x.started {
 		return // a dead watchdog's tasks died with it

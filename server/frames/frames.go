@@ -40,6 +40,7 @@ type View struct {
 	policy  gpuai.Policy
 	state   gpuai.NodeState
 	live    []gpuai.Token
+	held    []gpuai.Token // of live: prepared, and waiting for their gangs
 	changed []gpuai.Assignment
 	ended   []gpuai.Token
 }
@@ -80,6 +81,7 @@ func (t *Teller) Look(m *fsm.Machine, d *Due, v *View) (ok bool) {
 	}
 	if len(d.Acks) > 0 {
 		v.live = sorted(m.AppendTokens(nil, t.ref.Node))
+		v.held = m.AppendHeld(nil, v.live)
 		if !d.Full {
 			t.compare(m, v)
 		}
@@ -141,7 +143,7 @@ func (t *Teller) Append(out []gpuai.Frame, d *Due, v *View) []gpuai.Frame {
 }
 
 func (t *Teller) ackOf(a AckDue, v *View) *gpuai.Ack {
-	ack := &gpuai.Ack{Seq: a.Seq, Sent: a.Sent, Epoch: v.epoch, Incarnation: v.Incarnation, Index: v.index, Tokens: v.live}
+	ack := &gpuai.Ack{Seq: a.Seq, Sent: a.Sent, Epoch: v.epoch, Incarnation: v.Incarnation, Index: v.index, Tokens: v.live, Held: v.held}
 	if t.policy != v.policy {
 		t.policy = v.policy
 		ack.Policy = &v.policy
