@@ -33,7 +33,7 @@ FIRST ?= 1
 TIMES ?= 5
 
 .PHONY: build test test-core test-cluster test-rest test-nvidia race arch test-386 fuzz bench fmt fmt-check vet demo \
-	bench-region bench-agent sim virtual chaos chaos-short chaos-long scale ci \
+	bench-region bench-agent example-torch nightly sim virtual chaos chaos-short chaos-long scale ci \
 	promise-utilisation promise-splitting promise-mixed promise-growth
 
 # Only gpuai-driver-nvidia needs cgo: it loads NVIDIA's library. The warnings are of
@@ -82,6 +82,14 @@ bench-region: build
 # What an agent adds to a task in a sandbox; needs root and runc, half a minute.
 bench-agent: build
 	$(GO) run ./integration/agentbench
+
+# Real PyTorch on a region of its own: as root; not part of `make test`.
+example-torch:
+	test -x /usr/bin/torchrun || (apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends python3-torch)
+	CGO_ENABLED=0 $(GO) run ./integration/torch
+
+# What is too long for each change.
+nightly: fuzz sim example-torch
 
 # Every fuzz target there is, FUZZTIME each. Go's fuzzer fails now and then with
 # "context deadline exceeded" at its end: a second run decides, which what was found
