@@ -223,6 +223,12 @@ type LogRequest struct {
 	Limit  int64  `json:"limit"`  // bytes at most
 	// Wait lets the agent hold the answer until there is something new.
 	Wait Duration `json:"wait_ms,omitzero"`
+	// Since, and Tail in lines, move Offset on to what was written then or later,
+	// and to the last lines; 0 leaves it.
+	Since WallTime `json:"since_ms,omitzero"`
+	Tail  int64    `json:"tail,omitzero"`
+	// Times asks for LogChunk.Times. Older agents leave all three out.
+	Times bool `json:"times,omitzero"`
 }
 
 // StreamProgress is a text that says how far the start of a task is, such as
@@ -236,6 +242,15 @@ type LogChunk struct {
 	Data   []byte `json:"data,omitempty"`
 	EOF    bool   `json:"eof,omitzero"` // the task has ended and Data is its last
 	Error  string `json:"error,omitzero"`
+	// Times say when Data was written, by the node's clock, in the order of
+	// their offsets; the first may be before Data.
+	Times []LogTime `json:"times,omitempty"`
+}
+
+// A LogTime says when output was written, from its offset to the next one's.
+type LogTime struct {
+	Offset int64    `json:"offset"`
+	At     WallTime `json:"at_ms"`
 }
 
 // A SessionError ends a session. Code Conflict with Incarnation tells an agent

@@ -55,10 +55,11 @@ type Config struct {
 	// Else tasks go on for the next agent of the same data directory, until
 	// their deadlines.
 	StopTasks bool
-	// LogBytes bounds what is kept of each output stream of a task; 0 means
-	// DefaultLogBytes.
-	LogBytes int64
-	Logger   *slog.Logger
+	// LogBytes bounds what is kept of each output stream of an attempt, and
+	// LogSpace of all attempts together: the oldest that have ended make way. 0
+	// means DefaultLogBytes and DefaultLogSpace.
+	LogBytes, LogSpace int64
+	Logger             *slog.Logger
 	// Clock is CLOCK_BOOTTIME; nil means the kernel's. The watchdog always
 	// uses the kernel's.
 	Clock Clock
@@ -71,8 +72,11 @@ type Config struct {
 	testAgain   time.Duration // in place of againMin
 }
 
-// DefaultLogBytes is kept of each output stream of a task.
-const DefaultLogBytes = 32 << 20
+// What is kept of each output stream of an attempt, and of a node's attempts.
+const (
+	DefaultLogBytes = 32 << 20
+	DefaultLogSpace = 4 << 30
+)
 
 // A Clock tells the time since the boot, suspended time included.
 type Clock interface {
@@ -134,6 +138,9 @@ func (c *Config) fill() error {
 	}
 	if c.LogBytes == 0 {
 		c.LogBytes = DefaultLogBytes
+	}
+	if c.LogSpace == 0 {
+		c.LogSpace = DefaultLogSpace
 	}
 	if c.Address == "" {
 		c.Address = "127.0.0.1"

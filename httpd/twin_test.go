@@ -544,6 +544,9 @@ func (t *twin) Logs(ctx context.Context, q LogQuery) (gpuai.LogChunk, error) {
 		from = min(from, int64(len(t.output)))
 		data := t.output[from:min(int64(len(t.output)), from+q.Limit)]
 		chunk := gpuai.LogChunk{Offset: from, Data: data, EOF: t.ended && from+int64(len(data)) == int64(len(t.output))}
+		if q.Times {
+			chunk.Times = []gpuai.LogTime{{Offset: from, At: q.Since}}
+		}
 		t.mu.Unlock()
 		if len(data) > 0 || chunk.EOF || q.Wait == 0 {
 			return chunk, nil
