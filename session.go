@@ -29,12 +29,13 @@ const (
 	FrameRefused                         // down, then the server closes
 	FramePublish                         // up, to a server whose Welcome names a checkpoint store
 	FramePublished                       // down, answers FramePublish
+	FrameExec                            // down, to agents with LabelExec
 	numFrameKinds
 )
 
 var frameKindNames = [numFrameKinds]string{
 	"", "hello", "beat", "report", "devices", "log", "welcome", "leases", "ack",
-	"reported", "log_request", "refused", "publish", "published",
+	"reported", "log_request", "refused", "publish", "published", "exec",
 }
 
 // String returns the kind's text.
@@ -64,6 +65,7 @@ type Frame struct {
 	Refused    *SessionError `json:"refused,omitzero"`
 	Publish    *Publish      `json:"publish,omitzero"`
 	Published  *Published    `json:"published,omitzero"`
+	Exec       *ExecRequest  `json:"exec,omitzero"`
 }
 
 // A Hello opens a session: it registers the node, compare-and-set on the

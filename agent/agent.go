@@ -135,6 +135,7 @@ func (a *Agent) open() (err error) {
 	if err := a.openBoxes(ctx); err != nil {
 		return err
 	}
+	a.offerExec()
 	if err := a.adopt(ctx); err != nil {
 		return err
 	}

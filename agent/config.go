@@ -59,7 +59,9 @@ type Config struct {
 	// LogSpace of all attempts together: the oldest that have ended make way. 0
 	// means DefaultLogBytes and DefaultLogSpace.
 	LogBytes, LogSpace int64
-	Logger             *slog.Logger
+	// DenyExec keeps commands from being run beside tasks.
+	DenyExec bool
+	Logger   *slog.Logger
 	// Clock is CLOCK_BOOTTIME; nil means the kernel's. The watchdog always
 	// uses the kernel's.
 	Clock Clock
@@ -162,6 +164,9 @@ func (c *Config) fill() error {
 		return errors.New("the agent needs the address of at least one server")
 	}
 	for k := range c.Labels {
+		if k == gpuai.LabelExec {
+			return fmt.Errorf("label %s is the agent's own: it says that commands may be run beside tasks", k)
+		}
 		if k == gpuai.LabelOCI || k == gpuai.LabelScratch || strings.HasPrefix(k, gpuai.LabelOCI+".") {
 			return fmt.Errorf("label %s is the agent's own: it says what runs images here, and with how much scratch space", k)
 		}

@@ -22,6 +22,7 @@ type Backend interface {
 	Asker
 	Writer
 	Streams
+	Execer
 	Operator
 	Members
 }

@@ -53,6 +53,8 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/jobs/{job}/leases", class: classRead, where: onLeaderOrStale, query: []string{"live"}, list: true, watch: true, handle: (*call).listLeases},
 	{method: "GET", path: "/v1/jobs/{job}/events", class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listJobEvents},
 	{method: "GET", path: "/v1/jobs/{job}/logs", class: classStream, where: here, query: []string{"group", "task", "lease", "stream", "offset", "limit", "wait", "follow", "attempt", "since_ms", "tail", "times"}, handle: (*call).logs},
+	{method: "GET", path: "/v1/jobs/{job}/exec", class: classStream, where: here, query: []string{"group", "task", "lease"}, handle: (*call).exec},
+	{method: "GET", path: "/v1/agent/exec", class: classStream, where: here, query: []string{"id", "at"}, handle: (*call).answerExec},
 	{method: "POST", path: "/v1/jobs/{job}/stop", class: classWrite, write: true, handle: (*call).stopJob},
 	{method: "POST", path: "/v1/nodes/{node}/drain", class: classWrite, write: true, handle: (*call).drain},
 	{method: "POST", path: "/v1/nodes/{node}/undrain", class: classWrite, write: true, handle: (*call).undrain},

@@ -724,3 +724,11 @@ func spec(name string, gpus, count int) string {
 	return `{"name":"` + name + `","groups":[{"count":` + strconv.Itoa(cmp.Or(count, 1)) +
 		`,"resources":{"gpu":{"count":` + strconv.Itoa(gpus) + `}},"task":{"command":["true"]}}]}`
 }
+
+// ExecTarget implements Execer: nothing runs here.
+func (t *twin) ExecTarget(_ context.Context, q LogQuery) (gpuai.Lease, gpuai.ServerID, error) {
+	return gpuai.Lease{}, "", gpuai.NewError(gpuai.Forbidden, "exec is denied")
+}
+
+// StartExec implements Execer.
+func (t *twin) StartExec(gpuai.NodeID, gpuai.ExecRequest) error { return nil }

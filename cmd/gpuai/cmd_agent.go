@@ -53,6 +53,7 @@ type agentConfig struct {
 	HostNetwork  bool     // let tasks have the node's network
 	LogSize      string   // "32MiB", of each stream of an attempt
 	LogSpace     string   // "4GiB", of all attempts on the node
+	Exec         string   // "allow" or "deny" commands beside tasks
 	TakeOver     bool     // fence another agent that holds this identity, once
 	MetricsHTTP  string   // listen address of /metrics; "" for none
 	Insecure     bool     // allow other addresses than loopback
@@ -63,7 +64,7 @@ type agentConfig struct {
 func defaultAgentConfig() agentConfig {
 	return agentConfig{
 		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
-		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny", LogSize: "32MiB", LogSpace: "4GiB",
+		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny", LogSize: "32MiB", LogSpace: "4GiB", Exec: "allow",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -103,7 +104,11 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 			fail("--metrics-http: %w", err)
 		}
 	}
-	_, err := c.Log.level()
+	var err error
+	if out.DenyExec, err = readExecFlag(c.Exec); err != nil {
+		errs = append(errs, err)
+	}
+	_, err = c.Log.level()
 	return out, errors.Join(append(errs, err)...)
 }
 
@@ -405,6 +410,7 @@ func (cfg *agentConfig) flags(c *cobra.Command) {
 	cfg.sandboxFlags(c)
 	f.StringVar(&cfg.LogSize, "log-size", cfg.LogSize, "what is kept of stdout and of stderr of each attempt: of more the oldest half goes")
 	f.StringVar(&cfg.LogSpace, "log-space", cfg.LogSpace, "what is kept of the output of all attempts: the oldest that have ended make way, and all but the last 512")
+	f.StringVar(&cfg.Exec, "exec", cfg.Exec, "allow or deny commands beside tasks (gpuai job exec)")
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")

@@ -40,7 +40,7 @@ type logMerge struct {
 	// attempts are the numbers of the attempts under the leases, where they are
 	// known and asked for.
 	attempts map[gpuai.Token]uint32
-	width    int // of the labels
+	width    int             // of the labels
 	colours  map[string]bool // of the streams
 
 	mu     sync.Mutex // guards below, and printing
