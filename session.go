@@ -29,12 +29,13 @@ const (
 	FrameRefused                         // down, then the server closes
 	FramePublish                         // up, to a server whose Welcome names a checkpoint store
 	FramePublished                       // down, answers FramePublish
+	FrameExec                            // down, to agents with LabelExec
 	numFrameKinds
 )
 
 var frameKindNames = [numFrameKinds]string{
 	"", "hello", "beat", "report", "devices", "log", "welcome", "leases", "ack",
-	"reported", "log_request", "refused", "publish", "published",
+	"reported", "log_request", "refused", "publish", "published", "exec",
 }
 
 // String returns the kind's text.
@@ -64,6 +65,7 @@ type Frame struct {
 	Refused    *SessionError `json:"refused,omitzero"`
 	Publish    *Publish      `json:"publish,omitzero"`
 	Published  *Published    `json:"published,omitzero"`
+	Exec       *ExecRequest  `json:"exec,omitzero"`
 }
 
 // A Hello opens a session: it registers the node, compare-and-set on the
@@ -230,6 +232,12 @@ type LogRequest struct {
 	Limit  int64  `json:"limit"`  // bytes at most
 	// Wait lets the agent hold the answer until there is something new.
 	Wait Duration `json:"wait_ms,omitzero"`
+	// Since, and Tail in lines, move Offset on to what was written then or later,
+	// and to the last lines; 0 leaves it.
+	Since WallTime `json:"since_ms,omitzero"`
+	Tail  int64    `json:"tail,omitzero"`
+	// Times asks for LogChunk.Times. Older agents leave all three out.
+	Times bool `json:"times,omitzero"`
 }
 
 // StreamProgress is a text that says how far the start of a task is, such as
@@ -243,6 +251,15 @@ type LogChunk struct {
 	Data   []byte `json:"data,omitempty"`
 	EOF    bool   `json:"eof,omitzero"` // the task has ended and Data is its last
 	Error  string `json:"error,omitzero"`
+	// Times say when Data was written, by the node's clock, in the order of
+	// their offsets; the first may be before Data.
+	Times []LogTime `json:"times,omitempty"`
+}
+
+// A LogTime says when output was written, from its offset to the next one's.
+type LogTime struct {
+	Offset int64    `json:"offset"`
+	At     WallTime `json:"at_ms"`
 }
 
 // A SessionError ends a session. Code Conflict with Incarnation tells an agent

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -72,6 +71,8 @@ type Agent struct {
 	drained    string // why no lease is taken
 	halt       error  // what Run ends with
 
+	collecting sync.Mutex // one looks for old attempts at a time
+
 	mu   sync.Mutex // guards below
 	wd   *watchdog.Client
 	live map[gpuai.Token]bool // tasks that may still write output
@@ -134,6 +135,7 @@ func (a *Agent) open() (err error) {
 	if err := a.openBoxes(ctx); err != nil {
 		return err
 	}
+	a.offerExec()
 	if err := a.adopt(ctx); err != nil {
 		return err
 	}
@@ -275,32 +277,5 @@ func (a *Agent) post(f func()) {
 	select {
 	case a.inbox <- f:
 	case <-a.ended:
-	}
-}
-
-// keptTasks is how many ended tasks' directories, with their output, are kept.
-const keptTasks = 512
-
-// collect removes the directories of tasks that ended long ago.
-func (a *Agent) collect() {
-	entries, err := os.ReadDir(a.path(tasksDir))
-	if err != nil {
-		return
-	}
-	var ended []fs.FileInfo
-	for _, e := range entries {
-		var t gpuai.Token
-		fi, err := e.Info()
-		if err != nil || t.UnmarshalText([]byte(e.Name())) != nil || a.records[t] != nil || a.isLive(t) {
-			continue
-		}
-		ended = append(ended, fi)
-	}
-	sortOldest(ended)
-	for len(ended) > keptTasks {
-		if err := os.RemoveAll(filepath.Join(a.path(tasksDir), ended[0].Name())); err != nil {
-			a.log.Warn("an old task's directory stays", "error", err)
-		}
-		ended = ended[1:]
 	}
 }

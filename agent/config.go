@@ -58,9 +58,12 @@ type Config struct {
 	// Else tasks go on for the next agent of the same data directory, until
 	// their deadlines.
 	StopTasks bool
-	// LogBytes bounds what is kept of each output stream of a task; 0 means
-	// DefaultLogBytes.
-	LogBytes int64
+	// LogBytes bounds what is kept of each output stream of an attempt, and
+	// LogSpace of all attempts together: the oldest that have ended make way. 0
+	// means DefaultLogBytes and DefaultLogSpace.
+	LogBytes, LogSpace int64
+	// DenyExec keeps commands from being run beside tasks.
+	DenyExec bool
 	Logger   *slog.Logger
 	// Clock is CLOCK_BOOTTIME; nil means the kernel's. The watchdog always
 	// uses the kernel's.
@@ -74,8 +77,11 @@ type Config struct {
 	testAgain   time.Duration // in place of againMin
 }
 
-// DefaultLogBytes is kept of each output stream of a task.
-const DefaultLogBytes = 32 << 20
+// What is kept of each output stream of an attempt, and of a node's attempts.
+const (
+	DefaultLogBytes = 32 << 20
+	DefaultLogSpace = 4 << 30
+)
 
 // A Clock tells the time since the boot, suspended time included.
 type Clock interface {
@@ -138,6 +144,9 @@ func (c *Config) fill() error {
 	if c.LogBytes == 0 {
 		c.LogBytes = DefaultLogBytes
 	}
+	if c.LogSpace == 0 {
+		c.LogSpace = DefaultLogSpace
+	}
 	if c.Address == "" {
 		c.Address = "127.0.0.1"
 	}
@@ -161,6 +170,9 @@ func (c *Config) fill() error {
 		return errors.New("the agent needs the address of at least one server")
 	}
 	for k := range c.Labels {
+		if k == gpuai.LabelExec {
+			return fmt.Errorf("label %s is the agent's own: it says that commands may be run beside tasks", k)
+		}
 		if k == gpuai.LabelOCI || k == gpuai.LabelScratch || strings.HasPrefix(k, gpuai.LabelOCI+".") {
 			return fmt.Errorf("label %s is the agent's own: it says what runs images here, and with how much scratch space", k)
 		}

@@ -16,6 +16,8 @@ const (
 	// unknownWait is how long a request that may wait does so for a lease that
 	// nobody here knows: another server may ask before ours has sent the lease.
 	unknownWait = 2 * time.Second
+	// maxLogTimes bounds the times of an answer, which has less data then.
+	maxLogTimes = 8192
 )
 
 // serveLog answers a request for output, beside the loop.
@@ -63,12 +65,41 @@ func (a *Agent) readLogOnce(r gpuai.LogRequest, live bool) (c gpuai.LogChunk, kn
 	if limit <= 0 || limit > maxLogChunk {
 		limit = maxLogChunk
 	}
-	data, at, end, err := watchdog.ReadLog(dir, r.Stream, r.Offset, limit)
-	if err != nil {
+	if err := readChunk(&c, dir, &r, limit); err != nil {
 		c.Error = err.Error()
-		return c, true
+	}
+	c.EOF = c.EOF && !live
+	return c, true
+}
+
+// readChunk fills a chunk; EOF says that nothing more is there.
+func readChunk(c *gpuai.LogChunk, dir string, r *gpuai.LogRequest, limit int64) error {
+	offset := r.Offset
+	if r.Since > 0 || r.Tail > 0 {
+		lines := r.Tail
+		if lines == 0 {
+			lines = -1
+		}
+		from, err := watchdog.SeekLog(dir, r.Stream, r.Since, lines)
+		if err != nil {
+			return err
+		}
+		offset = max(offset, from)
+	}
+	data, at, end, err := watchdog.ReadLog(dir, r.Stream, offset, limit)
+	if err != nil {
+		return err
 	}
 	c.Data, c.Offset = data, at
-	c.EOF = !live && at+int64(len(data)) >= end
-	return c, true
+	if r.Times && len(data) > 0 {
+		if c.Times, err = watchdog.ReadTimes(dir, r.Stream, at, at+int64(len(data)), maxLogTimes+1); err != nil {
+			return err
+		}
+		if len(c.Times) > maxLogTimes {
+			c.Data = data[:c.Times[maxLogTimes].Offset-at]
+			c.Times = c.Times[:maxLogTimes]
+		}
+	}
+	c.EOF = at+int64(len(c.Data)) >= end
+	return nil
 }

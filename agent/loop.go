@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -417,8 +416,4 @@ func (a *Agent) watchDriver(ctx context.Context, d driver) {
 			return
 		}
 	}
-}
-
-func sortOldest(files []fs.FileInfo) {
-	slices.SortFunc(files, func(x, y fs.FileInfo) int { return x.ModTime().Compare(y.ModTime()) })
 }

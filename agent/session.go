@@ -29,6 +29,7 @@ const (
 // A line is one session and what waits to be sent on it.
 type line struct {
 	id     uint64
+	server string
 	out    chan gpuai.Frame
 	cancel context.CancelFunc
 	after  time.Duration // the server's wish, before the next attempt
@@ -46,14 +47,27 @@ func newClientDialer(cfg *Config) (Dialer, error) {
 
 // Dial opens a session with one server.
 func (d clientDialer) Dial(ctx context.Context, addr string) (Session, error) {
-	if !strings.Contains(addr, "://") {
-		addr = "http://" + addr
-	}
-	s, err := d.c.DialSession(ctx, strings.TrimSuffix(addr, "/"))
+	s, err := d.c.DialSession(ctx, serverURL(addr))
 	if err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// DialExec implements ExecDialer.
+func (d clientDialer) DialExec(ctx context.Context, addr string, r *gpuai.ExecRequest) (ExecConn, error) {
+	c, err := d.c.AnswerExec(ctx, serverURL(addr), r)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func serverURL(addr string) string {
+	if !strings.Contains(addr, "://") {
+		addr = "http://" + addr
+	}
+	return strings.TrimSuffix(addr, "/")
 }
 
 // connect keeps a session with one server after the other.
@@ -119,7 +133,7 @@ func (a *Agent) converse(ctx context.Context, server string) (after time.Duratio
 	defer s.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l, hello := a.greet(cancel)
+	l, hello := a.greet(cancel, server)
 	if l == nil {
 		return 0, false, nil
 	}
@@ -170,7 +184,7 @@ func write(ctx context.Context, s Session, l *line) {
 
 // greet has the loop open a session: the Hello's t_send is taken before it is
 // written.
-func (a *Agent) greet(cancel context.CancelFunc) (l *line, hello gpuai.Frame) {
+func (a *Agent) greet(cancel context.CancelFunc, server string) (l *line, hello gpuai.Frame) {
 	done := make(chan struct{})
 	a.post(func() {
 		defer close(done)
@@ -178,7 +192,7 @@ func (a *Agent) greet(cancel context.CancelFunc) (l *line, hello gpuai.Frame) {
 			return
 		}
 		a.lines++
-		l = &line{id: a.lines, out: make(chan gpuai.Frame, lineBuffer), cancel: cancel}
+		l = &line{id: a.lines, server: server, out: make(chan gpuai.Frame, lineBuffer), cancel: cancel}
 		a.line = l
 		h := a.hello()
 		hello = gpuai.Frame{Kind: gpuai.FrameHello, Hello: h}
@@ -238,6 +252,10 @@ func (a *Agent) receive(l *line, f *gpuai.Frame) {
 	case gpuai.FrameRefused:
 		if f.Refused != nil {
 			a.refused(l, f.Refused)
+		}
+	case gpuai.FrameExec:
+		if f.Exec != nil {
+			a.serveExec(l.server, f.Exec)
 		}
 	default:
 		a.log.Warn("a server sent a frame of a kind that this agent does not know", "kind", f.Kind)

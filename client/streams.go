@@ -38,13 +38,23 @@ type LogQuery struct {
 	Limit  int64  // bytes at most; 0 is the server's default
 	// Wait lets the answer be held until there is something new.
 	Wait gpuai.Duration
+	// Attempt is the task's run of this number, from 1; 0 is the latest.
+	Attempt uint32
+	// Since and Tail (lines) leave out what was written before, and all but the
+	// last lines; 0 leaves out nothing. Times asks when output was written.
+	Since gpuai.WallTime
+	Tail  int64
+	Times bool
 }
 
 // Logs returns a chunk of a task's output.
 func (c *Client) Logs(ctx context.Context, q LogQuery) (gpuai.LogChunk, error) {
 	v := url.Values{}
 	set(v, "stream", q.Stream)
-	for name, n := range map[string]int64{"group": int64(q.Group), "task": int64(q.Task), "offset": q.Offset, "limit": q.Limit} {
+	for name, n := range map[string]int64{
+		"group": int64(q.Group), "task": int64(q.Task), "offset": q.Offset, "limit": q.Limit,
+		"attempt": int64(q.Attempt), "since_ms": int64(q.Since), "tail": q.Tail,
+	} {
 		if n != 0 {
 			v.Set(name, strconv.FormatInt(n, 10))
 		}
@@ -54,6 +64,9 @@ func (c *Client) Logs(ctx context.Context, q LogQuery) (gpuai.LogChunk, error) {
 	}
 	if q.Wait > 0 {
 		v.Set("wait", q.Wait.String())
+	}
+	if q.Times {
+		v.Set("times", "true")
 	}
 	return get[gpuai.LogChunk](ctx, c, jobPath(q.Job)+"/logs", v)
 }

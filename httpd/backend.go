@@ -22,6 +22,7 @@ type Backend interface {
 	Asker
 	Writer
 	Streams
+	Execer
 	Operator
 	Members
 }
@@ -100,6 +101,12 @@ type LogQuery struct {
 	Limit  int64  // bytes at most
 	// Wait lets the answer be held until there is something new.
 	Wait gpuai.Duration
+	// Attempt is the task's lease of this number, from 1; 0 is the latest.
+	Attempt uint32
+	// Since, Tail and Times are as in gpuai.LogRequest.
+	Since gpuai.WallTime
+	Tail  int64
+	Times bool
 }
 
 // A Reader reads the state of this server, and its history archive for what has

@@ -96,6 +96,8 @@ type api struct {
 	metrics *metrics
 	cross   *http.CrossOriginProtection
 	proxies proxyBuffers
+
+	meetings meetings
 }
 
 // New returns the handler of the API. It is safe for concurrent use.

@@ -29,8 +29,11 @@ func (c *call) logs() error {
 		return err
 	}
 	wantJSON := c.accepts("application/json")
-	if follow && wantJSON {
+	switch {
+	case follow && wantJSON:
 		return badQuery("follow", "gives text: ask for chunks with offset and wait to get JSON")
+	case q.Times && !wantJSON:
+		return badQuery("times", "comes in JSON only: ask with Accept: application/json")
 	}
 	chunk, err := c.logChunk(q)
 	if err != nil {
@@ -62,7 +65,7 @@ func (c *call) follow(q LogQuery, chunk gpuai.LogChunk) (err error) {
 		if err := c.ctl.Flush(); err != nil || chunk.EOF {
 			return err
 		}
-		q.Offset = chunk.Offset + int64(len(chunk.Data))
+		q.Offset, q.Since, q.Tail = chunk.Offset+int64(len(chunk.Data)), 0, 0
 		if chunk, err = c.logChunk(q); err != nil {
 			c.api.log.Debug("logs cut short", "request_id", c.id, "error", err)
 			panic(http.ErrAbortHandler) // a plain end would look like the output's
@@ -96,7 +99,17 @@ func (c *call) logQuery() (q LogQuery, err error) {
 	if err != nil {
 		return q, err
 	}
-	q.Group, q.Task, q.Lease = uint16(group), uint32(task), gpuai.Token(lease)
+	attempt, err := c.unsigned("attempt", 32)
+	if err != nil {
+		return q, err
+	}
+	if attempt > 0 && lease > 0 {
+		return q, badQuery("attempt", "and lease each name a run of the task: give one")
+	}
+	if q.Times, err = c.boolean("times"); err != nil {
+		return q, err
+	}
+	q.Group, q.Task, q.Lease, q.Attempt = uint16(group), uint32(task), gpuai.Token(lease), uint32(attempt)
 	if q.Stream = c.query.Get("stream"); q.Stream == "" {
 		q.Stream = "stdout"
 	}
@@ -106,8 +119,17 @@ func (c *call) logQuery() (q LogQuery, err error) {
 	return q, c.logRange(&q)
 }
 
-// logRange reads offset, limit and wait.
+// logRange reads since_ms, tail, offset, limit and wait.
 func (c *call) logRange(q *LogQuery) (err error) {
+	since, err := c.unsigned("since_ms", 63)
+	if err != nil {
+		return err
+	}
+	tail, err := c.unsigned("tail", 63)
+	if err != nil {
+		return err
+	}
+	q.Since, q.Tail = gpuai.WallTime(since), int64(tail)
 	if s := c.query.Get("offset"); s != "" {
 		if q.Offset, err = strconv.ParseInt(s, 10, 64); err != nil {
 			return badQuery("offset", "is a number of bytes, negative from the end, not "+strconv.Quote(clip(s)))

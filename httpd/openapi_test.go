@@ -194,6 +194,7 @@ func exchanges(t *testing.T) []exchange {
 		{"POST", "/v1/jobs/a/stop", "", 200, []string{"Idempotency-Key: k3"}},
 		{"POST", "/v1/jobs/a/stop", "", 409, nil},
 		{"GET", "/v1/agent/session", "", 400, nil},
+		{"GET", "/v1/agent/exec", "", 400, nil}, {"GET", "/v1/jobs/a/exec", "", 400, nil},
 		{"GET", "/v1/events?job=nope", "", 404, nil},
 		{"GET", "/v1/openapi.json", "", 200, nil},
 		{"GET", "/v1/schema/job.json", "", 200, nil},

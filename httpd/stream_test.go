@@ -249,6 +249,15 @@ func TestLogs(t *testing.T) {
 	if resp, _ := ask(t, s, "GET", "/v1/jobs/a/logs?follow=true", "", "Accept: application/json"); resp.StatusCode != 400 {
 		t.Error("follow as JSON was taken")
 	}
+	for _, q := range []string{"times=true", "attempt=1&lease=5", "since_ms=-1", "tail=x"} {
+		if resp, body := ask(t, s, "GET", "/v1/jobs/a/logs?"+q, ""); resp.StatusCode != 400 {
+			t.Errorf("%s: %d %s", q, resp.StatusCode, body)
+		}
+	}
+	_, body = ask(t, s, "GET", "/v1/jobs/a/logs?times=true&since_ms=7&tail=2", "", "Accept: application/json")
+	if c := object(t, body); fmt.Sprint(c["times"]) != "[map[at_ms:7 offset:0]]" {
+		t.Error(body)
+	}
 	next, _ := stream(t, s.URL+"/v1/jobs/a/logs?follow=true")
 	for i, line := range []string{"one", "two", "three"} {
 		if i == 2 {

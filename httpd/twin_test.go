@@ -544,6 +544,9 @@ func (t *twin) Logs(ctx context.Context, q LogQuery) (gpuai.LogChunk, error) {
 		from = min(from, int64(len(t.output)))
 		data := t.output[from:min(int64(len(t.output)), from+q.Limit)]
 		chunk := gpuai.LogChunk{Offset: from, Data: data, EOF: t.ended && from+int64(len(data)) == int64(len(t.output))}
+		if q.Times {
+			chunk.Times = []gpuai.LogTime{{Offset: from, At: q.Since}}
+		}
 		t.mu.Unlock()
 		if len(data) > 0 || chunk.EOF || q.Wait == 0 {
 			return chunk, nil
@@ -721,3 +724,11 @@ func spec(name string, gpus, count int) string {
 	return `{"name":"` + name + `","groups":[{"count":` + strconv.Itoa(cmp.Or(count, 1)) +
 		`,"resources":{"gpu":{"count":` + strconv.Itoa(gpus) + `}},"task":{"command":["true"]}}]}`
 }
+
+// ExecTarget implements Execer: nothing runs here.
+func (t *twin) ExecTarget(_ context.Context, q LogQuery) (gpuai.Lease, gpuai.ServerID, error) {
+	return gpuai.Lease{}, "", gpuai.NewError(gpuai.Forbidden, "exec is denied")
+}
+
+// StartExec implements Execer.
+func (t *twin) StartExec(gpuai.NodeID, gpuai.ExecRequest) error { return nil }

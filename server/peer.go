@@ -21,6 +21,7 @@ const (
 	pathBeats   = "/peer/v1/beats"
 	pathPropose = "/peer/v1/propose"
 	pathLogs    = "/peer/v1/logs"
+	pathHolds   = "/peer/v1/holds"
 	pathIndex   = "/peer/v1/index"
 	pathArchive = "/peer/v1/archive"
 
@@ -61,7 +62,7 @@ func (s *Server) newPeerTransport() *http.Transport {
 func (s *Server) peerHandler(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	for path, serve := range map[string]func(context.Context, []byte) ([]byte, error){
-		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
+		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathHolds: s.holdsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
 		pathJoin: s.joinPeer, pathMember: s.memberPeer, pathMembers: s.membersPeer, pathPosition: s.positionPeer,
 		pathDigest: s.digestPeer, pathLog: s.logPeer,
 		pathArchive: s.archivePeer,

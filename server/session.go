@@ -63,6 +63,7 @@ type session struct {
 	answers  []gpuai.Reported
 	judged   []gpuai.Published
 	requests []gpuai.LogRequest
+	execs    []gpuai.ExecRequest
 	jobs     []agentCommand
 	logs     logWaiters
 	told     []gpuai.Device // what the agent last said it has

@@ -72,7 +72,7 @@ func compacted(err error) error {
 // it.
 func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, error) {
 	s.awaitLease(ctx, q.Lease)
-	l, err := s.leaseOfQuery(&q)
+	run, err := s.runOfQuery(&q)
 	if err != nil {
 		return gpuai.LogChunk{}, err
 	}
@@ -80,8 +80,9 @@ func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, er
 	if stream == "" {
 		stream = "stdout"
 	}
-	return s.readLogs(ctx, logQuestion{Node: l.Node, Request: gpuai.LogRequest{
-		Lease: l.ID, Stream: stream, Offset: q.Offset, Limit: q.Limit, Wait: q.Wait,
+	return s.readLogs(ctx, logQuestion{Node: run.node, Request: gpuai.LogRequest{
+		Lease: run.lease, Stream: stream, Offset: q.Offset, Limit: q.Limit, Wait: q.Wait,
+		Since: q.Since, Tail: q.Tail, Times: q.Times,
 	}})
 }
 
@@ -97,38 +98,6 @@ func (s *Server) awaitLease(ctx context.Context, t gpuai.Token) {
 	ctx, cancel := context.WithTimeout(ctx, leaseSettles)
 	defer cancel()
 	_ = s.node.WaitApplied(ctx, t.Index()) // then it is looked for all the same
-}
-
-// leaseOfQuery finds the lease whose output is asked for: the one that is
-// named, or the latest of the task.
-func (s *Server) leaseOfQuery(q *httpd.LogQuery) (gpuai.Lease, error) {
-	if q.Lease != 0 {
-		return s.Lease(q.Lease)
-	}
-	job, err := s.Job(q.Job, true)
-	if err != nil {
-		return gpuai.Lease{}, err
-	}
-	if job.Spec == nil || int(q.Group) >= len(job.Spec.Groups) || q.Task >= job.Spec.Groups[q.Group].Count {
-		return gpuai.Lease{}, notFound(fmt.Sprintf("job %s has no task %d in group %d", job.ID, q.Task, q.Group))
-	}
-	at := q.Task
-	for i := range job.Spec.Groups[:q.Group] {
-		at += job.Spec.Groups[i].Count
-	}
-	var tasks []gpuai.Task
-	if job.Archived {
-		tasks, err = s.archivedTasks(job.ID, uint64(at), 1)
-	} else {
-		s.node.View(func(m *fsm.Machine) { tasks = m.Tasks(job.ID, at, 1) })
-	}
-	if err != nil {
-		return gpuai.Lease{}, err
-	}
-	if len(tasks) == 0 || tasks[0].Lease == 0 {
-		return gpuai.Lease{}, notFound(fmt.Sprintf("task %d of job %s has not started yet, so it has no logs", q.Task, job.ID))
-	}
-	return s.Lease(tasks[0].Lease)
 }
 
 // DigestAt implements httpd.Operator; index 0 asks for the latest.

@@ -229,6 +229,30 @@ func (r *Runtime) Argv(bundle, state, id string) []string {
 	return append(argv, "--bundle", bundle, id)
 }
 
+// ExecArgv runs a command in a sandbox that Argv has made, with what its task
+// has: user, capabilities, seccomp filter, limits, environment. env is beside
+// that. With a terminal its stdin is one.
+func (r *Runtime) ExecArgv(state, id string, command, env []string, tty bool) ([]string, error) {
+	if r.Name != "runc" && r.Name != "crun" {
+		return nil, fmt.Errorf("commands are not run in sandboxes of %s: runc and crun can", r.Name)
+	}
+	argv := []string{r.Path, "--root", state, "exec"}
+	if tty {
+		argv = append(argv, "--tty")
+	}
+	for _, v := range env {
+		argv = append(argv, "--env", v)
+	}
+	return append(append(argv, id), command...), nil
+}
+
+// Running reports whether a sandbox that Argv makes runs its task already.
+func (r *Runtime) Running(ctx context.Context, state, id string) bool {
+	out, err := exec.CommandContext(ctx, r.Path, "--root", state, "state", id).Output()
+	var s specs.State
+	return err == nil && json.Unmarshal(out, &s) == nil && s.Status == specs.StateRunning
+}
+
 const (
 	specFile = "config.json"
 	logFile  = "runtime.log"

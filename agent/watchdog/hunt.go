@@ -150,6 +150,9 @@ func (s *Server) owns(t *task, child int) bool {
 	if first := s.byPID[child]; first != nil {
 		return first == t
 	}
+	if e := s.execs[child]; e != nil {
+		return e.task == t
+	}
 	lease := s.cgroups.leaseOf(child)
 	if lease == 0 {
 		lease, _ = leaseOf(child)
@@ -234,6 +237,11 @@ func (s *Server) reap(children <-chan struct{}) {
 				delete(s.byPID, pid)
 				t.status = w
 				close(t.reaped)
+			}
+			if e := s.execs[pid]; e != nil {
+				delete(s.execs, pid)
+				e.status = w
+				close(e.reaped)
 			}
 			s.mu.Unlock()
 			if t != nil {

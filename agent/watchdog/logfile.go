@@ -15,7 +15,8 @@ import (
 // A stream's output is kept in segments named after the offset of their first
 // byte, such as stdout.0.log. Of the segments the newest two are kept, each
 // half of the bound; what comes before them is gone, and the segment after a
-// gap starts with a line that says so.
+// gap starts with a line that says so. Beside a segment is the index of its
+// times, see logtimes.go, whose bytes count as the segment's.
 
 // dropped starts a segment before which output was dropped.
 const dropped = "gpuai: output before this line was dropped, only the end is kept\n"
@@ -26,7 +27,8 @@ type logWriter struct {
 	at          int64 // offset of the next byte
 	start       int64 // of the current segment
 	file        *os.File
-	lost        error // set once: output is discarded from then on
+	times       timesWriter // of the current segment
+	lost        error       // set once: output is discarded from then on
 }
 
 func newLogWriter(dir, stream string, limit int64) (*logWriter, error) {
@@ -44,7 +46,7 @@ func (w *logWriter) open() (err error) {
 	if err != nil {
 		return fmt.Errorf("open a task's log: %w", err)
 	}
-	return nil
+	return w.times.open(filepath.Join(w.dir, timesOf(w.stream, w.at)))
 }
 
 // Write keeps b. It never fails: a task must not block or die because its
@@ -52,11 +54,13 @@ func (w *logWriter) open() (err error) {
 func (w *logWriter) Write(b []byte) (int, error) {
 	total := len(b)
 	for len(b) > 0 && w.lost == nil {
-		if w.at-w.start >= w.half {
+		w.times.note(w.at)
+		left := w.half - (w.at - w.start) - w.times.size
+		if left <= 0 {
 			w.rotate()
 			continue
 		}
-		n, err := w.file.Write(b[:min(int64(len(b)), w.half-(w.at-w.start))])
+		n, err := w.file.Write(b[:min(int64(len(b)), left)])
 		w.at += int64(n)
 		b = b[n:]
 		w.lost = err
@@ -65,13 +69,15 @@ func (w *logWriter) Write(b []byte) (int, error) {
 }
 
 func (w *logWriter) rotate() {
-	w.file.Close()
+	w.close()
 	segs, err := segments(w.dir, w.stream)
 	for len(segs) >= 2 && err == nil {
 		err = os.Remove(filepath.Join(w.dir, segment(w.stream, segs[0])))
+		_ = os.Remove(filepath.Join(w.dir, timesOf(w.stream, segs[0]))) // of an older version: there is none
 		segs = segs[1:]
 	}
 	if w.lost = errors.Join(err, w.open()); w.lost == nil && segs[0] > 0 {
+		w.times.note(w.at)
 		n, err := io.WriteString(w.file, dropped)
 		w.at, w.lost = w.at+int64(n), err
 	}
@@ -81,6 +87,7 @@ func (w *logWriter) close() {
 	if w.file != nil {
 		w.file.Close()
 	}
+	w.times.close()
 }
 
 // segments returns the starts of a stream's segments, oldest first.
@@ -165,4 +172,19 @@ func readAt(path string, offset, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("read a task's log: %w", err)
 	}
 	return b, nil
+}
+
+// LogSize is how many bytes the output kept in dir has, with its times.
+func LogSize(dir string) (n int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		stream, _, _ := strings.Cut(e.Name(), ".")
+		if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() && (stream == "stdout" || stream == "stderr") {
+			n += fi.Size()
+		}
+	}
+	return n
 }

@@ -43,9 +43,10 @@ type Server struct {
 	mu          sync.Mutex // guards below and every task
 	incarnation gpuai.Incarnation
 	tasks       map[gpuai.Token]*task
-	byPID       map[int]*task // by first process, until it is reaped
-	agent       *agentConn    // the newest connection; nil when it is gone
-	idle        int64         // CLOCK_BOOTTIME since when there is no agent
+	byPID       map[int]*task      // by first process, until it is reaped
+	execs       map[int]*execution // likewise
+	agent       *agentConn         // the newest connection; nil when it is gone
+	idle        int64              // CLOCK_BOOTTIME since when there is no agent
 }
 
 // Run serves the data directory dir until there has been no agent and nothing
@@ -76,7 +77,7 @@ func Run(dir string, log *slog.Logger) error {
 	s := &Server{
 		dir: dir, log: log, pid: os.Getpid(), cgroups: openCgroups(dir),
 		forks: make(chan func()), quit: make(chan error, 1),
-		tasks: map[gpuai.Token]*task{}, byPID: map[int]*task{}, idle: Boottime(),
+		tasks: map[gpuai.Token]*task{}, byPID: map[int]*task{}, execs: map[int]*execution{}, idle: Boottime(),
 	}
 	defer s.cgroups.close()
 	return s.run(l)
@@ -235,6 +236,9 @@ func (s *Server) accept(l net.Listener) {
 			s.quit <- fmt.Errorf("watchdog socket: %w", err)
 			return
 		}
+		if u, ok := conn.(*net.UnixConn); ok {
+			conn = &passConn{UnixConn: u}
+		}
 		a := &agentConn{conn: conn, out: make(chan reply, 1024), done: make(chan struct{})}
 		go a.write()
 		go s.serve(a)
@@ -251,6 +255,9 @@ func (s *Server) serve(a *agentConn) {
 			return
 		}
 		switch r.Op {
+		case opExec:
+			s.serveExec(a, &r)
+			return
 		case opStart:
 			go func() { a.send(s.answerStart(&r)) }()
 		case opHello:
@@ -269,6 +276,9 @@ func (s *Server) serve(a *agentConn) {
 
 func (s *Server) left(a *agentConn) {
 	a.close()
+	if pass, ok := a.conn.(*passConn); ok {
+		pass.closeFiles()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.agent == a {

@@ -40,6 +40,11 @@ type shimOrder struct {
 	// Parent is the watchdog: the task dies with it.
 	Parent int  `json:"parent"`
 	Box    *Box `json:"box,omitempty"`
+	// TTY says that stdin is the terminal that the program is to control.
+	TTY bool `json:"tty,omitzero"`
+	// Beside is the first process of a box, whose mount namespace the program
+	// runs in: there alone an OCI runtime finds what the box has; 0 for none.
+	Beside int `json:"beside,omitzero"`
 }
 
 // rlimitNProc is RLIMIT_NPROC, which syscall leaves out.
@@ -69,6 +74,11 @@ func (o *shimOrder) exec() error {
 	if err := os.Chdir(o.Cwd); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
+	if o.TTY {
+		if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
+			return fmt.Errorf("take the terminal: %w", err)
+		}
+	}
 	path, err := lookPath(o.Argv[0], o.Env)
 	if err != nil {
 		return err
@@ -85,6 +95,11 @@ func (o *shimOrder) exec() error {
 	if err := dieWith(o.Parent); err != nil {
 		return err
 	}
+	if o.Beside != 0 {
+		if err := joinMounts(o.Beside); err != nil {
+			return fmt.Errorf("enter the box's mounts: %w", err)
+		}
+	}
 	if o.Box == nil {
 		if err := unprotect(); err != nil {
 			return err
@@ -96,6 +111,20 @@ func (o *shimOrder) exec() error {
 		return fmt.Errorf("run %s: %w", path, err)
 	}
 	return nil
+}
+
+// joinMounts moves this thread, which the caller has locked, into the mount
+// namespace of a process.
+func joinMounts(pid int) error {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
 }
 
 // unprotect takes away what keeps the kernel from killing the watchdog for want

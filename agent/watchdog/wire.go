@@ -125,6 +125,8 @@ const (
 	opAck      op = "ack"      // Lease: forget an exited task
 	opList     op = "list"     // → Tasks
 	opQuit     op = "quit"     // end the watchdog, unless a task runs
+	opExec     op = "exec"     // Exec, with three files; the connection is the command's from then on
+	opSignal   op = "signal"   // Signal, of that connection's command
 )
 
 type request struct {
@@ -137,6 +139,7 @@ type request struct {
 	Signal      gpuai.Signal      `json:"signal,omitzero"` // to send first
 	Save        int64             `json:"save,omitzero"`   // ns between the signal and the stop
 	Spec        *Spec             `json:"spec,omitempty"`
+	Exec        *ExecSpec         `json:"exec,omitempty"`
 }
 
 // A reply answers the request of its ID; with ID 0 it is news of one task.
@@ -145,6 +148,8 @@ type reply struct {
 	Error string `json:"error,omitzero"`
 	Tasks []Task `json:"tasks,omitempty"`
 	Notes string `json:"notes,omitzero"`
+	// Code is of a command that has ended.
+	Code *int32 `json:"code,omitempty"`
 }
 
 // maxMessage bounds a message: a spec of gpuai.MaxSpecBytes, with room for

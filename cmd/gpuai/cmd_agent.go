@@ -52,6 +52,9 @@ type agentConfig struct {
 	Egress       string   // "deny", "allow", or networks
 	DNS          []string // resolvers of tasks with egress; none for the host's
 	HostNetwork  bool     // let tasks have the node's network
+	LogSize      string   // "32MiB", of each stream of an attempt
+	LogSpace     string   // "4GiB", of all attempts on the node
+	Exec         string   // "allow" or "deny" commands beside tasks
 	TakeOver     bool     // fence another agent that holds this identity, once
 	MetricsHTTP  string   // listen address of /metrics; "" for none
 	Insecure     bool     // allow other addresses than loopback
@@ -62,7 +65,7 @@ type agentConfig struct {
 func defaultAgentConfig() agentConfig {
 	return agentConfig{
 		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
-		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny",
+		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny", LogSize: "32MiB", LogSpace: "4GiB", Exec: "allow",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -102,7 +105,11 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 			fail("--metrics-http: %w", err)
 		}
 	}
-	_, err := c.Log.level()
+	var err error
+	if out.DenyExec, err = readExecFlag(c.Exec); err != nil {
+		errs = append(errs, err)
+	}
+	_, err = c.Log.level()
 	return out, errors.Join(append(errs, err)...)
 }
 
@@ -213,8 +220,21 @@ func (c *agentConfig) amounts(out *agent.Config) error {
 			errs = append(errs, fmt.Errorf("--price %w, not %q", err, c.Price))
 		}
 	}
+	for flag, size := range map[string]struct {
+		text string
+		into *int64
+	}{"log-size": {c.LogSize, &out.LogBytes}, "log-space": {c.LogSpace, &out.LogSpace}} {
+		n, err := jobfile.ParseSize(size.text)
+		if err != nil || n < minLogSize {
+			errs = append(errs, fmt.Errorf("--%s is a size of at least 64KiB, such as 32MiB, not %q", flag, size.text))
+		}
+		*size.into = int64(n)
+	}
 	return errors.Join(errs...)
 }
+
+// minLogSize is the least that --log-size and --log-space take.
+const minLogSize = 64 << 10
 
 // parsePrice reads US dollars with up to six decimals.
 func parsePrice(s string) (gpuai.Micros, error) {
@@ -390,6 +410,9 @@ func (cfg *agentConfig) flags(c *cobra.Command) {
 	f.StringArrayVar(&cfg.CDIDirs, "cdi-dir", nil, "directory of the host's CDI specifications, which go before the drivers' own; repeatable, a later one over an earlier (default /etc/cdi and /var/run/cdi)")
 	f.StringVar(&cfg.Scratch, "scratch", "", "room in the data directory to lend to tasks that ask for resources.scratch, such as 1TiB (default: half of what is free, rounded down to a power of two)")
 	cfg.sandboxFlags(c)
+	f.StringVar(&cfg.LogSize, "log-size", cfg.LogSize, "what is kept of stdout and of stderr of each attempt: of more the oldest half goes")
+	f.StringVar(&cfg.LogSpace, "log-space", cfg.LogSpace, "what is kept of the output of all attempts: the oldest that have ended make way, and all but the last 512")
+	f.StringVar(&cfg.Exec, "exec", cfg.Exec, "allow or deny commands beside tasks (gpuai job exec)")
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "serve metrics on other addresses than loopback, unencrypted: test networks only")

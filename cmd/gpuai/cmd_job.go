@@ -15,7 +15,7 @@ import (
 func newJobCmd(a *app) *cobra.Command {
 	return group("job", "Submit and watch jobs",
 		newJobRunCmd(a), newJobValidateCmd(a), newJobPlanCmd(a), newJobExplainCmd(a), newJobListCmd(a),
-		newJobStatusCmd(a), newJobHistoryCmd(a), newJobCheckpointsCmd(a), newJobLogsCmd(a), newJobStopCmd(a), newJobInitCmd(a))
+		newJobStatusCmd(a), newJobHistoryCmd(a), newJobCheckpointsCmd(a), newJobLogsCmd(a), newJobExecCmd(a), newJobStopCmd(a), newJobInitCmd(a))
 }
 
 // paging adds the flags of a list.

@@ -66,6 +66,7 @@ type serverConfig struct {
 	Retain     string   // how long an ended job stays in memory, or "never" retired
 	ArchiveMax string   // size of the history archive
 	Store      string   // URL of the tasks' checkpoints; "": none
+	Exec       string   // "allow" or "deny" commands beside tasks
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -73,7 +74,7 @@ type serverConfig struct {
 // defaultServerConfig returns the defaults of the flags.
 func defaultServerConfig() serverConfig {
 	return serverConfig{
-		Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
+		Exec: "allow", Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
 		Multiplier: 1, Retain: "24h", ArchiveMax: "1GiB", Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -242,6 +243,7 @@ back at another address tells the others.`,
 	f.StringVar(&cfg.Retain, "retain", cfg.Retain, "how long an ended job stays in the region's memory before it is read from the history archive; never: until memory is short. The same for all servers")
 	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "where tasks have their checkpoints, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
+	f.StringVar(&cfg.Exec, "exec", cfg.Exec, "allow or deny commands beside tasks (gpuai job exec). The same for all servers")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
@@ -267,6 +269,10 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 	if err != nil {
 		return usageError{err}
 	}
+	denyExec, err := readExecFlag(cfg.Exec)
+	if err != nil {
+		return usageError{err}
+	}
 	reg := telemetry.NewRegistry()
 	if err := telemetry.BridgeRaftMetrics(reg); err != nil {
 		return err
@@ -277,7 +283,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
-		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store,
+		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, DenyExec: denyExec,
 		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {

@@ -125,7 +125,10 @@ type devDialer struct {
 	welcome func()
 }
 
-var _ agent.Dialer = devDialer{}
+var (
+	_ agent.Dialer     = devDialer{}
+	_ agent.ExecDialer = devDialer{}
+)
 
 // Dial implements agent.Dialer.
 func (d devDialer) Dial(ctx context.Context, addr string) (agent.Session, error) {
@@ -134,6 +137,15 @@ func (d devDialer) Dial(ctx context.Context, addr string) (agent.Session, error)
 		return nil, err
 	}
 	return devSession{s, d.welcome}, nil
+}
+
+// DialExec implements agent.ExecDialer.
+func (d devDialer) DialExec(ctx context.Context, addr string, r *gpuai.ExecRequest) (agent.ExecConn, error) {
+	c, err := d.client.AnswerExec(ctx, addr, r)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 type devSession struct {

@@ -68,6 +68,7 @@ var owners = map[string]string{
 	"gocloud.dev":                              "blobs",
 	"github.com/coder/websocket":               "httpd client",
 	"github.com/containerd/containerd/v2":      "agent/image",
+	"github.com/creack/pty":                    "agent",
 	"github.com/containerd/continuity":         "agent/image",
 	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen blobs cmd examples",
 	"github.com/goccy/go-yaml":                 "jobfile",
