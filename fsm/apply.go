@@ -217,7 +217,7 @@ func (m *Machine) panicked(r any) {
 		m.out.Panic = fmt.Sprint(r)
 	}
 	if slot, ok := m.dirty.Next(0); ok {
-		m.dirty.Clear(slot)
+		m.cleared(slot)
 	}
 	if slot, ok := m.unseen.Next(0); ok {
 		m.seen(slot)

@@ -139,9 +139,17 @@ func (m *Machine) checkSafe() error {
 	if safe != 0 {
 		return fmt.Errorf("%d leases are safe and not in the lists", safe)
 	}
+	for n, ok := m.asked.Next(0); ok; n, ok = m.asked.Next(n + 1) {
+		if !m.dirty.Has(n) {
+			return fmt.Errorf("displacers were asked of node %d, which gained nothing", n)
+		}
+	}
 	counts := make([]uint32, m.starvedAt.Len())
 	for b, ok := m.bucketSlots.Next(0); ok; b, ok = m.bucketSlots.Next(b + 1) {
 		r := m.buckets.Get(b)
+		if (r.starved && r.gang > 0) != m.starvingWhole.Has(b) {
+			return fmt.Errorf("bucket %d is starved: %v, and marked otherwise among those that start as a whole", b, r.starved)
+		}
 		if r.starved != m.starving.Has(b) {
 			return fmt.Errorf("bucket %d is starved: %v, marked otherwise", b, r.starved)
 		}

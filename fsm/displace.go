@@ -135,14 +135,15 @@ func (m *Machine) displaceDomains(same gpuai.Topology, limit scheduler.Band) (ts
 	if _, ok := m.takingIn(scheduler.Scope{}, limit); !ok {
 		return nil
 	}
+	until := m.now.work - WorkPerEntry
 	m.eachDomain(same, func(sc scheduler.Scope, nodes []uint32) bool {
 		m.now.work -= workLook * int64(len(nodes)*len(m.members))
 		if t, ok := m.sched.TakingIn(nodes, m.needs, limit); ok {
 			ts = addTarget(ts, target{sc, t})
 		}
-		return true
+		return m.now.work > until
 	})
-	return ts
+	return ts[:min(len(ts), m.tries())]
 }
 
 // displaceZones returns the zones to be tried.
@@ -186,13 +187,6 @@ func (m *Machine) takingIn(sc scheduler.Scope, limit scheduler.Band) (t schedule
 		t.Lacks += lacks
 	}
 	return t, true
-}
-
-// mayDisplaceBeside reports whether those who start as a whole and found nothing to
-// take may find the rest of it now that a node gained room.
-func (m *Machine) mayDisplaceBeside(b *bucketRec, node uint32) bool {
-	most := m.displaces(b)
-	return b.gang > 0 && b.starved && most > 0 && (m.nodes.Get(node).reserved > 0 || m.mayDisplaceAround(b, node, bandsUpTo(most)))
 }
 
 // mayDisplaceAround reports whether those who wait in a bucket may find what they

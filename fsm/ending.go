@@ -42,7 +42,7 @@ func (m *Machine) endLease(slot uint32, end leaseEnd) {
 	l.state, l.cause, l.exit = gpuai.LeaseEnded, end.cause, end.exit
 	l.ended, l.modified = m.now.time, m.now.index
 	m.sched.Give(l.node, l.devices, l.share, int64(l.cpu), l.memory)
-	m.dirty.Set(l.node)
+	m.gained(l.node)
 	m.left(slot)
 	m.now.work -= workEnd
 	m.noteEnd(slot, &end)

@@ -10,6 +10,10 @@ import (
 // beforehand, see scheduler.Search.
 const maxTries = 16
 
+// triedTasks is how many tasks may be placed and taken back by the tries for one
+// gang, or the groups that start together, beyond two.
+const triedTasks = 8_192
+
 // placeGang gives leases to all tasks of a gang or to none; of an elastic one
 // to as many as there is room for, if they are enough.
 func (m *Machine) placeGang(group uint32) (placed, final bool) {
@@ -38,7 +42,7 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 		}
 	}
 	x := scheduler.Search{Level: same, Needs: m.needs}
-	for range maxTries {
+	for range m.tries() {
 		before := m.sched.Work()
 		sc, ok := m.sched.Next(&x)
 		m.now.work -= int64(m.sched.Work() - before)
@@ -50,6 +54,16 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 		}
 	}
 	return false
+}
+
+// tries is how many domains are tried for m.members: fewer for many tasks, each of
+// which a try may place and take back.
+func (m *Machine) tries() int {
+	tasks := 0
+	for i := range m.needs {
+		tasks += int(m.needs[i].Count)
+	}
+	return min(max(triedTasks/max(tasks, 1), 2), maxTries)
 }
 
 // tryFill gives leases to the groups in m.members within a scope, or changes

@@ -175,7 +175,7 @@ func (m *Machine) unhold(slot uint32) {
 	m.holdSlots.Free(slot)
 	m.sched.Give(r.node, r.devices, r.share, int64(r.cpu), r.memory)
 	m.relist(r.node)
-	m.dirty.Set(r.node)
+	m.gained(r.node)
 	if m.firstHold(r.node) != 0 {
 		m.vacated.Set(r.node) // what was vacant for this one may be for another
 	}

@@ -62,17 +62,19 @@ type Machine struct {
 	checkpointSlots  *mem.Slots
 	checkpointByTask *mem.Hash // the newest of each task
 
-	holds       *mem.Table[holdRec]
-	holdSlots   *mem.Slots
-	holdByGroup *mem.Hash             // the newest of each group
-	holdOf      *mem.Table[ref]       // by node: its oldest
-	vacated     *mem.Bitmap           // nodes with holds that may have become vacant
-	starving    *mem.Bitmap           // buckets
-	starvedAt   *mem.Table[uint32]    // how many, by priority
-	unripe      *mem.Table[unripeRec] // by unripeOf
-	ripening    *mem.Bitmap           // those that are not empty
+	holds         *mem.Table[holdRec]
+	holdSlots     *mem.Slots
+	holdByGroup   *mem.Hash             // the newest of each group
+	holdOf        *mem.Table[ref]       // by node: its oldest
+	vacated       *mem.Bitmap           // nodes with holds that may have become vacant
+	starving      *mem.Bitmap           // buckets
+	starvingWhole *mem.Bitmap           // of these, those whose groups start as a whole
+	starvedAt     *mem.Table[uint32]    // how many, by priority
+	unripe        *mem.Table[unripeRec] // by unripeOf
+	ripening      *mem.Bitmap           // those that are not empty
 
 	dirty  *mem.Bitmap // nodes that gained room
+	asked  *mem.Bitmap // of these, those of which displacers have been asked
 	unseen *mem.Bitmap // buckets that nobody has tried
 	news   *mem.Bitmap // jobs of which others must be told; derived
 	// halting are the groups of which tasks are still to be told that they stop; derived.
@@ -150,7 +152,7 @@ func New(o Options) *Machine {
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
-		dirty: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), halting: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
+		dirty: mem.NewBitmap(s), asked: mem.NewBitmap(s), starvingWhole: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), halting: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
 		timers: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
@@ -192,7 +194,7 @@ func (m *Machine) Fork() *Machine {
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
-		dirty: m.dirty.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
+		dirty: m.dirty.Fork(s), asked: m.asked.Fork(s), starvingWhole: m.starvingWhole.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
 		timers: m.timers.fork(s), sched: m.sched.Fork(s),
 	}
 	f.timers.place = f.timerPlace

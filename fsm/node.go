@@ -187,7 +187,7 @@ func (m *Machine) setOpen(slot uint32) {
 	n := m.nodes.Get(slot)
 	m.sched.SetOpen(slot, m.opens(slot))
 	if n.open() {
-		m.dirty.Set(slot)
+		m.gained(slot)
 		m.relist(slot)
 		if v := m.meta.Get().reserve; v.group == 0 && !v.wanted && m.Level() >= LevelPlacement {
 			m.meta.Mut().reserve.wanted = true

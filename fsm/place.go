@@ -99,7 +99,7 @@ func (m *Machine) refill() {
 			continue
 		}
 		if gained && !m.nodes.Get(node).open() {
-			m.dirty.Clear(node)
+			m.cleared(node)
 			continue
 		}
 		kept := gained && m.nodes.Get(node).reserved != 0
@@ -111,10 +111,25 @@ func (m *Machine) refill() {
 			return
 		}
 		if gained && (!kept || m.nodes.Get(node).reserved != 0) { // else what had to pass it by may have it now
-			m.dirty.Clear(node)
+			m.cleared(node)
 		}
 	}
 }
+
+// gained notes that a node has room that it had not, for whoever waits.
+func (m *Machine) gained(node uint32) {
+	m.dirty.Set(node)
+	m.asked.Clear(node)
+}
+
+// cleared notes that what a node gained has been offered to all.
+func (m *Machine) cleared(node uint32) {
+	m.dirty.Clear(node)
+	m.asked.Clear(node)
+}
+
+// dirtyAsked is set in the number of a node in a snapshot.
+const dirtyAsked = 1 << 31
 
 // collect fills the heap of candidates: buckets that nobody has looked at, and
 // those of which a task fits on the node that gained room.

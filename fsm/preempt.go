@@ -277,11 +277,20 @@ func (m *Machine) setStarved(bucket uint32, starved bool) {
 	m.buckets.Mut(bucket).starved = starved
 	n := m.starvedAt.Mut(uint32(b.priority))
 	if starved {
-		m.starving.Set(bucket)
+		m.starve(bucket)
 		*n++
 	} else {
 		m.starving.Clear(bucket)
+		m.starvingWhole.Clear(bucket)
 		*n--
+	}
+}
+
+// starve marks a bucket that is starved.
+func (m *Machine) starve(bucket uint32) {
+	m.starving.Set(bucket)
+	if m.buckets.Get(bucket).gang > 0 {
+		m.starvingWhole.Set(bucket)
 	}
 }
 
@@ -313,17 +322,59 @@ func (m *Machine) mayDisplaceOn(bucket, node uint32) bool {
 			m.anyOf(b, func(sh scheduler.ShapeID) bool { return m.sched.Admits(sh, node) })
 	}
 	limit := bandsUpTo(most)
-	return m.anyOf(b, func(sh scheduler.ShapeID) bool { return m.sched.FitsReclaim(sh, node, limit) }) && m.mayDisplaceAround(b, node, limit)
+	return m.anyOf(b, func(sh scheduler.ShapeID) bool { return m.sched.FitsReclaim(sh, node, limit) })
 }
 
 // lookAtDisplacers has those tried again who found nothing to take and would find
-// it on a node that changed.
+// it on a node that changed: once, however many entries it takes to serve it.
 func (m *Machine) lookAtDisplacers(node uint32) {
-	for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
-		if m.now.work -= workLook; m.mayDisplaceOn(b, node) {
+	if m.asked.Has(node) {
+		return
+	}
+	m.asked.Set(node)
+	if n := m.nodes.Get(node); n.reserved > 0 || n.yielding > 0 {
+		for b, ok := m.starving.Next(0); ok; b, ok = m.starving.Next(b + 1) {
+			if m.now.work -= workLook; !m.startsWhole(m.buckets.Get(b).first.slot()) && m.mayDisplaceOn(b, node) {
+				m.look(b)
+			}
+		}
+	}
+	m.lookAtWholes(node)
+}
+
+// workWholes is what it may cost to ask those who start as a whole whether a node
+// that changed is of use to them.
+const workWholes = WorkPerEntry / 4
+
+// lookAtWholes is lookAtDisplacers for those who start as a whole: the node may
+// have just what they lack. Each is asked about a whole domain. Where there are
+// more than may be asked, each change of a node begins with another.
+func (m *Machine) lookAtWholes(node uint32) {
+	from := uint32(m.now.index * 7_919 % uint64(max(m.bucketSlots.Len(), 1)))
+	left := m.now.work - workWholes
+	ask := func(b uint32) {
+		if m.now.work -= workLook; m.mayDisplaceWhole(b, node) {
 			m.look(b)
 		}
 	}
+	for b, ok := m.starvingWhole.Next(from); ok && m.now.work > left; b, ok = m.starvingWhole.Next(b + 1) {
+		ask(b)
+	}
+	for b, ok := m.starvingWhole.Next(0); ok && b < from && m.now.work > left; b, ok = m.starvingWhole.Next(b + 1) {
+		ask(b)
+	}
+}
+
+// mayDisplaceWhole reports whether those of a bucket who start as a whole may find
+// the rest of what they need now that a node changed.
+func (m *Machine) mayDisplaceWhole(bucket, node uint32) bool {
+	b := m.buckets.Get(bucket)
+	most := m.displaces(b)
+	if most == 0 || !m.mayDisplaceOn(bucket, node) && !m.mayServe(b, node) {
+		return false
+	}
+	// What is reserved for it lists nobody, and is not seen to be of use.
+	return m.nodes.Get(node).reserved > 0 && m.reservedFor(b.first) || m.mayDisplaceAround(b, node, bandsUpTo(most))
 }
 
 // leaving lists the room of a lease that is being revoked: it may be kept for
@@ -332,7 +383,7 @@ func (m *Machine) lookAtDisplacers(node uint32) {
 func (m *Machine) leaving(slot uint32) {
 	l := m.leases.Mut(slot)
 	if _, anybody := m.starving.Next(0); anybody && !l.yields && m.gap() > 0 {
-		m.dirty.Set(l.node)
+		m.gained(l.node)
 		l.yields = true
 		m.nodes.Mut(l.node).yielding++
 	}
@@ -376,6 +427,10 @@ func (m *Machine) joinedStarving(bucket uint32) {
 	}
 }
 
+// workDisplace is what displace may use when the search for room has used up the
+// entry's budget: without it, it would never come to an end.
+const workDisplace = WorkPerEntry / 8
+
 // displace makes room for the groups of a bucket, whose first found none: in
 // order, until one finds nothing to take. It reports false when the budget
 // ended first.
@@ -384,6 +439,7 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 	if most == 0 {
 		return true
 	}
+	m.now.work = max(m.now.work, workDisplace)
 	any, all := m.ripen(most)
 	if any {
 		m.lookAtStarved()
@@ -392,7 +448,9 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 		return false
 	}
 	for g := m.buckets.Get(bucket).first; g != 0; g = m.groups.Get(g.slot()).qnext {
-		if m.now.work -= workLook; m.now.work <= 0 {
+		// The first is decided whatever it costs: else it would be tried again in each
+		// entry, and all others wait behind it.
+		if m.now.work -= workLook; m.now.work <= 0 && g != m.buckets.Get(bucket).first {
 			return false
 		}
 		if ok, final := m.displaceGroup(g.slot(), bandsUpTo(most)); !ok {

@@ -145,14 +145,8 @@ func (m *Machine) planSame(same gpuai.Topology) (best plan) {
 // of all, until it returns false. f may change the list.
 func (m *Machine) eachZone(f func(nodes []uint32) bool) {
 	all := m.places()
-	zones := m.sched.Zones(nil)
-	for _, z := range zones {
-		nodes := make([]uint32, 0, len(all)/len(zones))
-		for _, n := range all {
-			if m.now.work -= workLook; m.sched.ScopeOf(gpuai.TopologyZone, n) == z {
-				nodes = append(nodes, n)
-			}
-		}
+	m.now.work -= workLook * int64(len(all))
+	for _, nodes := range m.sched.ByZone(all) {
 		if !f(nodes) {
 			return
 		}

@@ -172,7 +172,11 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readServers(rd, count, m.servers)
 	case secDirty:
 		for range count {
-			m.dirty.Set(rd.U32() & (mem.MaxSlots - 1))
+			n := rd.U32()
+			m.dirty.Set(n & (mem.MaxSlots - 1))
+			if n&dirtyAsked != 0 {
+				m.asked.Set(n & (mem.MaxSlots - 1))
+			}
 		}
 	default:
 		return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
@@ -314,7 +318,7 @@ func (m *Machine) rebuild() error {
 			m.unseen.Set(s)
 		}
 		if b.starved {
-			m.starving.Set(s)
+			m.starve(s)
 			*m.starvedAt.Mut(uint32(b.priority)) += 1
 		}
 	}

@@ -13,9 +13,7 @@ import (
 // nothing that fits.
 func (m *Machine) serve(node uint32) bool {
 	m.cands = m.cands[:0]
-	if n := m.nodes.Get(node); n.reserved > 0 || n.yielding > 0 {
-		m.lookAtDisplacers(node)
-	}
+	m.lookAtDisplacers(node)
 	for b, ok := m.unseen.Next(0); ok; b, ok = m.unseen.Next(b + 1) {
 		m.now.work -= workLook
 		m.offer(b)
@@ -88,8 +86,8 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 		return true
 	}
 	if m.mayServe(b, node) {
-		placed, final := m.placeGroup(c.group)
-		if b := m.buckets.Get(c.bucket); b.used && (!final || !placed && m.mayDisplaceBeside(b, node)) {
+		_, final := m.placeGroup(c.group)
+		if b := m.buckets.Get(c.bucket); b.used && !final {
 			m.look(c.bucket) // cut short, or a gang for which part of the room may be taken: it must be tried everywhere
 		}
 		if !final {

@@ -115,8 +115,12 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	writeTable(f, secBuckets, m.buckets, m.bucketSlots)
 	f.begin(secDirty)
 	for s, ok := m.dirty.Next(0); ok; s, ok = m.dirty.Next(s + 1) {
+		if m.asked.Has(s) {
+			s |= dirtyAsked
+		}
 		f.buf = le.AppendUint32(f.buf, s)
 		f.added()
+		s &^= dirtyAsked
 	}
 	f.end()
 	m.writeServers(f)

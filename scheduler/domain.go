@@ -67,3 +67,20 @@ func (s *State) Zones(dst []Scope) []Scope {
 	})
 	return dst
 }
+
+// ByZone parts nodes by their zones, in the order of Zones; nodes of one zone stay
+// in their order. It only reads.
+func (s *State) ByZone(nodes []uint32) [][]uint32 {
+	zones := s.Zones(nil)
+	place := make([]int, s.zonePools.Len())
+	for i, z := range zones {
+		place[z.at] = i + 1
+	}
+	out := make([][]uint32, len(zones))
+	for _, n := range nodes {
+		if i := place[s.ScopeOf(gpuai.TopologyZone, n).at]; i > 0 {
+			out[i-1] = append(out[i-1], n)
+		}
+	}
+	return out
+}
