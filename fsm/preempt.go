@@ -427,8 +427,8 @@ func (m *Machine) joinedStarving(bucket uint32) {
 	}
 }
 
-// workDisplace is what displace may use when the search for room has used up the
-// entry's budget: without it, it would never come to an end.
+// workDisplace is what may be used to find who is not safe any more when the search
+// for room has used up the entry's budget: without it, that would never be known.
 const workDisplace = WorkPerEntry / 8
 
 // displace makes room for the groups of a bucket, whose first found none: in
@@ -439,8 +439,10 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 	if most == 0 {
 		return true
 	}
-	m.now.work = max(m.now.work, workDisplace)
+	lent := max(workDisplace-m.now.work, 0)
+	m.now.work += lent
 	any, all := m.ripen(most)
+	m.now.work -= lent
 	if any {
 		m.lookAtStarved()
 	}
