@@ -62,7 +62,7 @@ func TestRandomGangLogs(t *testing.T) {
 // Whenever there is no backlog, no group of any bucket could start, or grow.
 func TestGangWorkConservation(t *testing.T) {
 	var started, grown, shrunk int
-	for seed := range few(8, 3) {
+	for seed := range few(8, 2) {
 		w := newGangWalk(t, 2000+seed)
 		for range 120 {
 			before := w.elastics()

@@ -112,7 +112,7 @@ func TestRandomOrderLogs(t *testing.T) {
 // Whenever there is no backlog, nothing that could start waits but behind the
 // reservation, and there behind no more than it keeps.
 func TestWorkConservationBesideTheReservation(t *testing.T) {
-	for seed := range few(5, 2) {
+	for seed := range few(5, 1) {
 		w := newOrderWalk(t, 2000+seed)
 		for range 120 {
 			w.step()

@@ -158,7 +158,7 @@ func (w *walk) shrinks() {
 func TestPreemptionAmongAll(t *testing.T) {
 	seeds := uint64(16) // in the 13th a group gets the reservation of nodes where it may take room
 	if brief() {
-		seeds = 6
+		seeds = 4
 	}
 	var preempted, shrunk, beside, kept, reserved int
 	for seed := range seeds {

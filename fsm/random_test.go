@@ -280,7 +280,7 @@ func (w *walk) beside(seed uint64, other *Machine, steps int) {
 
 // Whenever there is no backlog, nothing that could start waits.
 func TestWorkConservation(t *testing.T) {
-	for seed := range few(10, 3) {
+	for seed := range few(10, 1) {
 		w := newWalk(t, 1000+seed)
 		for range 120 {
 			w.step()
