@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/mem"
 	"github.com/gpuai/gpuai/scheduler"
 )
 
@@ -130,6 +131,14 @@ func (m *Machine) cleared(node uint32) {
 
 // dirtyAsked is set in the number of a node in a snapshot.
 const dirtyAsked = 1 << 31
+
+func (m *Machine) restoreDirty(n uint32) {
+	node := n & (mem.MaxSlots - 1)
+	m.dirty.Set(node)
+	if n&dirtyAsked != 0 {
+		m.asked.Set(node)
+	}
+}
 
 // collect fills the heap of candidates: buckets that nobody has looked at, and
 // those of which a task fits on the node that gained room.

@@ -172,11 +172,7 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readServers(rd, count, m.servers)
 	case secDirty:
 		for range count {
-			n := rd.U32()
-			m.dirty.Set(n & (mem.MaxSlots - 1))
-			if n&dirtyAsked != 0 {
-				m.asked.Set(n & (mem.MaxSlots - 1))
-			}
+			m.restoreDirty(rd.U32())
 		}
 	default:
 		return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
