@@ -31,7 +31,7 @@ func TestUsageOfACheckpointDirectory(t *testing.T) {
 	if n, why := usage(t.Context(), root); n != files*inodeBytes || why != "" {
 		t.Errorf("%d, %q", n, why)
 	}
-	nest(t, filepath.Join(dir, "deep"), 3_000)
+	nest(t, filepath.Join(dir, "deep"), 110)
 	if _, why := usage(t.Context(), root); !strings.Contains(why, "more than 100 deep") {
 		t.Errorf("%q", why)
 	}
@@ -66,7 +66,7 @@ mkfifo $GPUAI_CHECKPOINT_DIR/.gpuai.tmp; save 2 two; told 2`))
 func TestCheckpointDirectoryWithTooManyEntries(t *testing.T) {
 	f := storing(t)
 	f.run(nil)
-	lease := f.grant(testNode, saving(`cd $GPUAI_CHECKPOINT_DIR; seq 1001 | xargs mkdir; while :; do sleep 0.02; done`))
+	lease := f.grant(testNode, saving(`cd $GPUAI_CHECKPOINT_DIR; seq -f %g.tmp 1001 | xargs mkdir; while :; do sleep 0.02; done`))
 	if r := f.last(lease); r.State != gpuai.ReportFailed || !strings.Contains(r.Reason, "more than 1000 entries") {
 		t.Errorf("%+v", r)
 	}

@@ -45,7 +45,7 @@ func TestDeepDirectoryIsRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nest(t, filepath.Join(dir, "task"), 3_000)
+	nest(t, filepath.Join(dir, "task"), 1_500)
 	if err := os.Symlink("/etc", filepath.Join(dir, "task/link")); err != nil {
 		t.Fatal(err)
 	}
