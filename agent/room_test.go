@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/internal/blobs"
@@ -144,5 +148,40 @@ func TestTaskThatIsBlamedForAFullDisk(t *testing.T) {
 	a.savers.Clear()
 	if all[3].largest() {
 		t.Error("a task is blamed that takes nothing")
+	}
+}
+
+// A disk or a store that does not answer keeps neither a task's devices nor the
+// agent's end.
+func TestSaverThatDoesNotEndIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &Agent{log: slog.New(slog.DiscardHandler)}
+		s := &saver{w: &worker{a: a, saveTime: gpuai.Second}, last: make(chan struct{}), done: make(chan struct{})}
+		s.ctx, s.cancel = context.WithCancel(t.Context())
+		stuck := make(chan struct{})
+		a.saving.Go(func() { <-stuck })
+		began := time.Now()
+		s.finish()
+		if took := time.Since(began); took != time.Second+finishBound || s.ctx.Err() == nil {
+			t.Errorf("the devices were kept for %v", took)
+		}
+		a.awaitSaving()
+		if took := time.Since(began); took != time.Second+2*finishBound {
+			t.Errorf("the agent's end took %v", took)
+		}
+		close(stuck)
+	})
+}
+
+// A task that publishes without pause is slowed, more so when it is refused.
+func TestRefusalsSlowATask(t *testing.T) {
+	s := &saver{refused: map[string]bool{}}
+	var got []time.Duration
+	for i := range 8 {
+		s.refuse(fmt.Sprint(i))
+		got = append(got, s.pace/time.Second)
+	}
+	if want := []time.Duration{1, 2, 4, 8, 16, 32, 60, 60}; !slices.Equal(got, want) {
+		t.Errorf("%v, not %v", got, want)
 	}
 }

@@ -78,7 +78,8 @@ func (t *trash) took(err error) error {
 // run empties the trash, now and whenever something came.
 func (t *trash) run(ctx context.Context) {
 	for {
-		for ctx.Err() == nil && t.pass(ctx) {
+		if err := t.empty(ctx); err != nil && ctx.Err() == nil {
+			t.log.Warn("something stays in the agent's trash", "dir", t.dir, "error", err)
 		}
 		select {
 		case <-t.more:
@@ -88,30 +89,33 @@ func (t *trash) run(ctx context.Context) {
 	}
 }
 
+// empty removes what is in the trash. An error is the last of those that keep
+// something there.
+func (t *trash) empty(ctx context.Context) (err error) {
+	for again := true; again && ctx.Err() == nil; {
+		again, err = t.pass(ctx)
+	}
+	return err
+}
+
 // pass goes once over what is in the trash. It reports whether another may find
 // something to do.
-func (t *trash) pass(ctx context.Context) (again bool) {
+func (t *trash) pass(ctx context.Context) (again bool, last error) {
 	top, err := openTop(t.dir)
 	if err != nil {
-		t.log.Warn("the trash cannot be emptied", "error", err)
-		return false
+		return false, err
 	}
 	defer top.Close()
 	err = eachName(ctx, top, func(name string) {
 		done, err := unlink(top, name)
 		if !done && err == nil {
-			var some bool
-			some, err = t.strip(ctx, top, name)
-			again = again || some
+			done, err = t.strip(ctx, top, name)
 		}
 		if again = again || done; err != nil {
-			t.log.Warn("something in the trash stays", "name", name, "error", err)
+			last = fmt.Errorf("%s: %w", name, err)
 		}
 	})
-	if err != nil && ctx.Err() == nil {
-		t.log.Warn("the trash cannot be listed", "error", err)
-	}
-	return again
+	return again, errors.Join(last, err)
 }
 
 // strip removes what is in a directory of the trash, moves up what it cannot, and
