@@ -91,7 +91,7 @@ func tooLarge(err error, c *gpuai.PublishedCheckpoint, free, reserve int64) erro
 	switch {
 	case errors.As(err, &large):
 		size = large.Bytes
-	case !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT):
+	case !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) && !errors.Is(err, syscall.EFBIG):
 		return nil
 	}
 	return fmt.Errorf("the checkpoint %d to go on from does not fit: it has %d MiB, and this node's disk had %d MiB free, of which %d MiB are its own: make room on the nodes, or write smaller checkpoints", c.Seq, size>>20, free>>20, reserve>>20)
