@@ -185,3 +185,14 @@ func TestRefusalsSlowATask(t *testing.T) {
 		t.Errorf("%v, not %v", got, want)
 	}
 }
+
+// The room is watched while a checkpoint is on its way.
+func TestRoomIsWatchedBesideAnUpload(t *testing.T) {
+	f := storing(t)
+	f.unheard = true
+	f.run(nil)
+	lease := f.grant(testNode, saving(`save 1 one; d=$GPUAI_CHECKPOINT_DIR; for i in $(seq 110); do d=$d/x.tmp; mkdir $d; done; while :; do sleep 0.02; done`))
+	if r := f.last(lease); r.State != gpuai.ReportFailed || !strings.Contains(r.Reason, "more than 100 deep") {
+		t.Errorf("%+v", r)
+	}
+}
