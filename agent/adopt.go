@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"slices"
 	"time"
 
@@ -68,7 +69,28 @@ func (a *Agent) adopt(ctx context.Context) error {
 	for _, f := range later {
 		f()
 	}
+	a.discardUnknown()
 	return a.recoverDrivers(ctx)
+}
+
+// discardUnknown removes what tasks left that no life of the agent released: of a
+// host that went down, and of records that are forgotten. Their output stays.
+func (a *Agent) discardUnknown() {
+	dir, err := os.Open(a.path(tasksDir))
+	if err != nil {
+		a.log.Warn("old tasks' checkpoint directories stay", "error", err)
+		return
+	}
+	defer dir.Close()
+	err = eachName(a.life, dir, func(name string) {
+		var t gpuai.Token
+		if t.UnmarshalText([]byte(name)) == nil && (a.records[t] == nil || a.records[t].State == store.JournalEnded) {
+			a.discard(t)
+		}
+	})
+	if err != nil {
+		a.log.Warn("old tasks' checkpoint directories stay", "error", err)
+	}
 }
 
 // attachTries bounds how often a watchdog is looked for: the one that is found

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,6 +65,8 @@ type Agent struct {
 	life    context.Context
 	endLife context.CancelFunc
 	saving  sync.WaitGroup
+	savers  sync.Map // of *saver, that run
+	trash   *trash
 	// publishing are the checkpoints that wait for the region's answer, by lease.
 	publishing map[gpuai.Token]publishing
 	takeOver   bool
@@ -127,6 +130,10 @@ func (a *Agent) open() (err error) {
 	if err := a.identify(); err != nil {
 		return err
 	}
+	if a.trash, err = newTrash(a.path(trashDir), a.log); err != nil {
+		return err
+	}
+	a.saving.Go(func() { a.trash.run(a.life) })
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	if err := a.startDrivers(ctx); err != nil {
@@ -224,9 +231,11 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) Close() error {
 	a.closing.Do(func() {
 		a.endLife()
-		a.saving.Wait()
+		a.awaitSaving()
 		if wd := a.watchdog(); wd != nil {
-			_ = wd.Quit() // refuses while a task runs; it ends by itself later
+			if !a.leavesExits(wd) {
+				_ = wd.Quit() // refuses while a task runs; it ends by itself later
+			}
 			_ = wd.Close()
 		}
 		for _, d := range a.devices.drivers {
@@ -241,6 +250,31 @@ func (a *Agent) Close() error {
 		}
 	})
 	return a.closed
+}
+
+// awaitSaving waits for what stores checkpoints, but not for a disk or a store
+// that does not answer.
+func (a *Agent) awaitSaving() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.saving.Wait()
+	}()
+	select {
+	case <-done:
+	case <-time.After(finishBound):
+		a.log.Error("what stores checkpoints does not end, going on without it")
+	}
+}
+
+// leavesExits reports whether the watchdog has exits that the next life of the
+// agent is to report.
+func (a *Agent) leavesExits(wd *watchdog.Client) bool {
+	tasks, err := wd.List()
+	return err == nil && slices.ContainsFunc(tasks, func(t watchdog.Task) bool {
+		r := a.records[t.Lease]
+		return r != nil && r.State != store.JournalEnded
+	})
 }
 
 func (a *Agent) path(name string) string { return filepath.Join(a.cfg.DataDir, name) }

@@ -13,13 +13,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/sys/unix"
 
 	"github.com/gpuai/gpuai"
-	"github.com/gpuai/gpuai/agent/decide"
 	"github.com/gpuai/gpuai/internal/blobs"
 )
 
@@ -35,8 +35,11 @@ const (
 	saveTimeMin = 10 * gpuai.Second
 	// keptResults is how many results of a task are kept beside its checkpoints.
 	keptResults = 16
-	// usageEvery is how often the room that a task takes is looked at.
-	usageEvery = 5 * time.Second
+	// finishBound is how long what stores a checkpoint may take to give up.
+	finishBound = 5 * time.Second
+	// publishEvery is the least between a task's checkpoints; refusals double it,
+	// to refusedMax.
+	publishEvery, refusedMax = time.Second, time.Minute
 )
 
 // A saver stores and publishes what a task puts into its checkpoint directory. A
@@ -45,21 +48,26 @@ const (
 // is told to finish.
 type saver struct {
 	w       *worker
-	dir     string // on the host
+	dir     string   // on the host
+	root    *os.Root // the same, whatever its task puts in its place
 	ctx     context.Context
 	cancel  context.CancelFunc
 	last    chan struct{} // closed when nothing is written any more
 	ending  sync.Once
 	done    chan struct{} // closed when it has finished
+	watched chan struct{} // closed when watchRoom has ended
 	answers chan gpuai.Published
 
+	maxBytes int64        // that the directory may take
+	used     atomic.Int64 // of it, when it was last looked at
+
 	// What follows is run's own.
-	kept     []gpuai.PublishedCheckpoint // of the task, the newest first
-	refused  map[string]bool             // that cannot be stored
-	results  []string
-	maxBytes int64 // that the directory may take
-	looked   time.Time
-	retry    time.Duration
+	kept    []gpuai.PublishedCheckpoint // of the task, the newest first
+	refused map[string]bool             // that cannot be stored, and are there
+	results []string
+	retry   time.Duration
+	pace    time.Duration // between the last that was judged and the next
+	judged  time.Time
 
 	mu    sync.Mutex // guards below
 	until time.Time  // when it must have finished; zero: saveTime after the task's end
@@ -79,13 +87,17 @@ func (w *worker) newSaver() (*saver, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the task's checkpoint directory: %w", err)
 	}
-	return w.saverOf(dir), nil
+	return w.saverOf(dir)
 }
 
-func (w *worker) saverOf(dir string) *saver {
+func (w *worker) saverOf(dir string) (*saver, error) {
+	root, err := openTaskRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the task's checkpoint directory: %w", err)
+	}
 	s := &saver{
-		w: w, dir: dir, last: make(chan struct{}), done: make(chan struct{}),
-		answers: make(chan gpuai.Published, 1), refused: map[string]bool{}, maxBytes: halfFree(dir),
+		w: w, dir: dir, root: root, last: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{}),
+		answers: make(chan gpuai.Published, 1), refused: map[string]bool{}, maxBytes: w.roomOf(dir),
 	}
 	s.ctx, s.cancel = context.WithCancel(w.a.life)
 	for _, c := range w.assign.Resume {
@@ -94,16 +106,7 @@ func (w *worker) saverOf(dir string) *saver {
 		}
 	}
 	s.remember()
-	return s
-}
-
-// halfFree is half of the room on a directory's disk: what one task may take.
-func halfFree(dir string) int64 {
-	var st syscall.Statfs_t
-	if syscall.Statfs(dir, &st) != nil {
-		return 1 << 40
-	}
-	return int64(st.Bavail) * st.Bsize / 2
+	return s, nil
 }
 
 // startSaver has a task's checkpoints stored from now on.
@@ -112,27 +115,43 @@ func (w *worker) startSaver(s *saver) {
 		return
 	}
 	w.saver.Store(s)
+	w.a.savers.Store(s, nil)
 	w.a.saving.Go(s.run)
+	w.a.saving.Go(s.watchRoom)
 }
 
 // reviveSaver is startSaver for a task that an earlier life of the agent started.
 func (w *worker) reviveSaver() {
 	dir := filepath.Join(w.a.taskDir(w.lease.ID), checkpointDir)
-	if _, err := os.Stat(dir); err == nil {
-		w.startSaver(w.saverOf(dir))
+	switch s, err := w.saverOf(dir); {
+	case err == nil:
+		w.startSaver(s)
+	case !errors.Is(err, fs.ErrNotExist):
+		w.a.log.Error("a task's checkpoints are not stored any more", "lease", w.lease.ID, "error", err)
 	}
 }
 
 // finishSaver waits until the last checkpoint of a task that is gone is published,
-// for as long as there is time, and gives the room back.
-func (w *worker) finishSaver() {
+// for as long as there is time, and gives the room back. It reports false when the
+// agent ends first: all is left to its next life then, which finds the task's exit
+// with the watchdog.
+func (w *worker) finishSaver() bool {
 	if s := w.saver.Load(); s != nil {
 		s.finish()
+		if w.a.over() || w.a.life.Err() != nil {
+			return false
+		}
 	}
 	w.sayNotes()
+	w.a.discard(w.lease.ID)
+	return true
+}
+
+// discard removes what a task that is gone leaves, but for its output.
+func (a *Agent) discard(t gpuai.Token) {
 	for _, dir := range []string{checkpointDir, resumeDir} {
-		if err := os.RemoveAll(filepath.Join(w.a.taskDir(w.lease.ID), dir)); err != nil {
-			w.a.log.Warn("a task's checkpoint directory stays", "lease", w.lease.ID, "error", err)
+		if err := a.trash.take(filepath.Join(a.taskDir(t), dir)); err != nil {
+			a.log.Warn("a task's checkpoint directory stays", "lease", t, "error", err)
 		}
 	}
 }
@@ -163,16 +182,28 @@ func (s *saver) finish() {
 	s.mu.Unlock()
 	select {
 	case <-s.done:
+		return
 	case <-time.After(left):
 	}
 	s.cancel()
-	<-s.done
+	select {
+	case <-s.done:
+	case <-time.After(finishBound): // the devices are not kept for it
+		s.w.a.log.Error("what stores a task's checkpoints does not end", "lease", s.w.lease.ID)
+	}
 }
 
 // run stores one checkpoint after the other, the newest that is ready.
 func (s *saver) run() {
-	defer close(s.done)
-	defer s.cancel()
+	s.storeAll()
+	s.cancel()
+	close(s.done)
+	<-s.watched
+	s.w.a.savers.Delete(s)
+	_ = s.root.Close() // was only read
+}
+
+func (s *saver) storeAll() {
 	for s.ctx.Err() == nil {
 		over := s.isLast()
 		name, older := s.ready()
@@ -180,8 +211,11 @@ func (s *saver) run() {
 			return
 		}
 		if name == "" {
-			s.watchRoom()
 			s.sleep(checkpointPoll)
+			continue
+		}
+		if wait := time.Until(s.judged.Add(s.pace)); wait > 0 && !over {
+			s.sleep(wait)
 			continue
 		}
 		for _, o := range older {
@@ -193,6 +227,9 @@ func (s *saver) run() {
 		} else if wait > 0 {
 			s.sleep(wait)
 		}
+	}
+	if s.w.a.life.Err() != nil {
+		return // its next life goes on
 	}
 	if name, _ := s.ready(); name != "" {
 		s.w.sayTask("the checkpoint " + name + " was not published: there was no time left, or the lease was lost")
@@ -219,30 +256,45 @@ func (s *saver) isLast() bool {
 
 // ready returns the checkpoint that became ready last, and the others.
 func (s *saver) ready() (newest string, older []string) {
-	entries, err := os.ReadDir(s.dir)
+	type found struct {
+		name string
+		at   unix.Timespec // of its rename
+	}
+	d, err := openListing(s.root, ".")
 	if err != nil {
 		return "", nil
 	}
-	type found struct {
-		name string
-		at   syscall.Timespec // of its rename
-	}
+	defer d.Close()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
+	defer cancel()
 	var all []found
-	for _, e := range entries {
-		if !e.IsDir() || !checkpointName.MatchString(e.Name()) || strings.HasSuffix(e.Name(), ".tmp") || s.refused[e.Name()] {
-			continue
+	refused, n := map[string]bool{}, 0
+	err = eachName(ctx, d, func(name string) {
+		var st unix.Stat_t
+		if n++; n > maxTop {
+			cancel()
 		}
-		fi, err := e.Info()
-		if err != nil {
-			continue
+		if !checkpointName.MatchString(name) || strings.HasSuffix(name, ".tmp") || unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return
 		}
-		all = append(all, found{e.Name(), fi.Sys().(*syscall.Stat_t).Ctim})
+		if s.refused[name] {
+			refused[name] = true
+			return
+		}
+		all = append(all, found{name, st.Ctim})
+	})
+	if n > maxTop {
+		s.overrun(fmt.Sprintf("its checkpoint directory has more than %d entries: publish fewer checkpoints at a time, and delete what is not one", maxTop))
+		return "", nil
+	}
+	if err == nil {
+		s.refused = refused
 	}
 	if len(all) == 0 {
 		return "", nil
 	}
 	slices.SortFunc(all, func(a, b found) int {
-		return cmp.Or(cmp.Compare(a.at.Sec, b.at.Sec), cmp.Compare(a.at.Nsec, b.at.Nsec), cmp.Compare(stepOf(a.name), stepOf(b.name)))
+		return cmp.Or(cmp.Compare(a.at.Nano(), b.at.Nano()), cmp.Compare(stepOf(a.name), stepOf(b.name)))
 	})
 	for _, f := range all[:len(all)-1] {
 		older = append(older, f.name)
@@ -266,6 +318,7 @@ func (s *saver) save(name string) time.Duration {
 	log := s.w.a.log.With("lease", s.w.lease.ID, "checkpoint", name)
 	began := time.Now()
 	p, tree, err := s.store(name)
+	defer func() { s.judged = time.Now() }()
 	if err == nil {
 		var answer gpuai.Published
 		if answer, err = s.w.a.publish(s.ctx, p, s.answers); err == nil && answer.Code != gpuai.OK {
@@ -276,19 +329,19 @@ func (s *saver) save(name string) time.Duration {
 	var refused *gpuai.Error
 	switch {
 	case err == nil:
-		s.retry = 0
+		s.retry, s.pace = 0, publishEvery
 		log.Info("checkpoint published", "seq", p.After+1, "bytes", tree.Bytes, "sent", tree.Sent, "took", time.Since(began).Round(time.Millisecond))
 		s.published(name, p, tree)
 		return 0
 	case errors.As(err, &unfit):
 		log.Warn("a checkpoint cannot be stored", "error", err)
-		s.refused[name] = true
+		s.refuse(name)
 		s.tell(result{Name: name, Code: gpuai.InvalidSpec, Detail: err.Error()})
 		s.w.sayTask("the checkpoint " + name + " was not published: " + err.Error())
 		return 0
 	case errors.As(err, &refused) && refused.Code != gpuai.RateLimited:
 		log.Error("the region refuses a checkpoint", "code", refused.Code, "error", err)
-		s.refused[name] = true
+		s.refuse(name)
 		s.tell(result{Name: name, Code: refused.Code, Detail: refused.Detail})
 		s.w.sayTask("the checkpoint " + name + " was refused: " + err.Error())
 		return 0
@@ -300,20 +353,21 @@ func (s *saver) save(name string) time.Duration {
 	return s.retry
 }
 
+// refuse has a checkpoint not tried again, and the next wait longer.
+func (s *saver) refuse(name string) {
+	s.refused[name] = true
+	s.pace = min(refusedMax, max(publishEvery, 2*s.pace))
+}
+
 // store puts a checkpoint into the store.
 func (s *saver) store(name string) (p gpuai.Publish, t blobs.Tree, err error) {
 	store, err := s.w.a.vault.open(s.ctx)
 	if err != nil {
 		return p, t, err
 	}
-	root, err := os.OpenRoot(s.dir)
-	if err != nil {
-		return p, t, err
-	}
-	defer root.Close()
 	l := &s.w.lease
 	t, err = store.PutTree(s.ctx, blobs.Upload{
-		Root: root, Dir: name, Prefix: gpuai.CheckpointLeasePrefix(l.TaskRef, l.ID), MaxBytes: int64(gpuai.MaxCheckpointBytes),
+		Root: s.root, Dir: name, Prefix: gpuai.CheckpointLeasePrefix(l.TaskRef, l.ID), MaxBytes: min(s.maxBytes, int64(gpuai.MaxCheckpointBytes)),
 	})
 	p = gpuai.Publish{
 		Lease: l.ID, Task: l.TaskRef, Digest: t.Digest, Bytes: gpuai.Bytes(t.Bytes), Step: stepOf(name), Keep: s.keep(),
@@ -381,39 +435,43 @@ type result struct {
 }
 
 // tell writes a result; the oldest make way. The directory is the task's: nothing
-// is followed out of it.
+// is followed out of it, and nothing in it waited for.
 func (s *saver) tell(r result) {
-	root, err := os.OpenRoot(s.dir)
-	if err != nil {
-		return
-	}
-	defer root.Close()
 	data, err := json.Marshal(r)
 	if err == nil {
-		const draft = ".gpuai.tmp"
-		_ = root.RemoveAll(draft)
-		if err = root.WriteFile(draft, append(data, '\n'), 0o644); err == nil {
-			err = root.Rename(draft, r.Name+".json")
-		}
+		err = s.draft(append(data, '\n'))
+	}
+	if err == nil {
+		err = s.root.Rename(draftFile, r.Name+".json")
 	}
 	if err != nil {
 		s.w.a.log.Warn("a task is not told of its checkpoint", "lease", s.w.lease.ID, "error", err)
 	}
 	s.results = append(slices.DeleteFunc(s.results, func(n string) bool { return n == r.Name }), r.Name)
 	for len(s.results) > keptResults {
-		_ = root.Remove(s.results[0] + ".json")
+		_ = s.root.Remove(s.results[0] + ".json")
 		s.results = s.results[1:]
 	}
 }
 
+// draftFile is a result that is being written.
+const draftFile = ".gpuai.tmp"
+
+func (s *saver) draft(data []byte) error {
+	if err := s.w.a.trash.takeFrom(s.root, draftFile); err != nil { // whatever it is
+		return err
+	}
+	f, err := s.root.OpenFile(draftFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
 // drop removes a checkpoint from the node.
 func (s *saver) drop(name string) {
-	root, err := os.OpenRoot(s.dir)
-	if err != nil {
-		return
-	}
-	defer root.Close()
-	if err := root.RemoveAll(name); err != nil {
+	if err := s.w.a.trash.takeFrom(s.root, name); err != nil {
 		s.refused[name] = true // else it would be stored again and again
 		s.w.a.log.Warn("a stored checkpoint stays on the node", "lease", s.w.lease.ID, "checkpoint", name, "error", err)
 	}
@@ -423,7 +481,7 @@ func (s *saver) drop(name string) {
 func (s *saver) write() {
 	data, err := json.Marshal(s.kept)
 	if err == nil {
-		err = os.WriteFile(s.file(), data, 0o600)
+		err = writeDurably(s.file(), data)
 	}
 	if err != nil {
 		s.w.a.log.Warn("what was published is not noted", "lease", s.w.lease.ID, "error", err)
@@ -438,27 +496,5 @@ func (s *saver) remember() {
 	data, err := os.ReadFile(s.file())
 	if err == nil && json.Unmarshal(data, &kept) == nil && len(kept) > 0 {
 		s.kept = kept
-	}
-}
-
-// watchRoom ends a task that takes more of the node's disk than it may.
-func (s *saver) watchRoom() {
-	if time.Since(s.looked) < usageEvery {
-		return
-	}
-	s.looked = time.Now()
-	n := int64(0)
-	_ = filepath.WalkDir(s.dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // it goes while it is looked at
-		}
-		if fi, err := d.Info(); err == nil {
-			n += fi.Sys().(*syscall.Stat_t).Blocks * 512
-		}
-		return nil
-	})
-	if n > s.maxBytes {
-		s.w.tell(decide.DiskOverrun{Lease: s.w.lease.ID, Reason: fmt.Sprintf(
-			"its checkpoint directory takes %d MiB, half of what the node had free is %d MiB: publish smaller or fewer checkpoints at a time", n>>20, s.maxBytes>>20)})
 	}
 }

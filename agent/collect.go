@@ -50,7 +50,7 @@ func (a *Agent) collectBut(known map[gpuai.Token]bool) {
 	slices.SortFunc(ended, func(x, y fs.FileInfo) int { return x.ModTime().Compare(y.ModTime()) })
 	for len(ended) > keptTasks || left < 0 && len(ended) > 0 {
 		name := ended[0].Name()
-		if err := os.RemoveAll(filepath.Join(a.path(tasksDir), name)); err != nil {
+		if err := a.trash.take(filepath.Join(a.path(tasksDir), name)); err != nil {
 			a.log.Warn("an old attempt's directory stays", "error", err)
 		}
 		left += size[name]

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/decide"
@@ -52,17 +52,25 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 		return nil, fmt.Errorf("the checkpoint to go on from: %w", err)
 	}
 	dir := filepath.Join(w.a.taskDir(w.lease.ID), resumeDir)
-	if err := os.RemoveAll(dir); err != nil {
+	if err := w.a.trash.take(dir); err != nil {
+		return nil, err
+	}
+	free, reserve, err := diskRoom(w.a.taskDir(w.lease.ID))
+	if err != nil {
 		return nil, err
 	}
 	var last error
 	for i := range w.assign.Resume {
 		c := &w.assign.Resume[i]
 		log.Info("getting a checkpoint", "seq", c.Seq, "bytes", int64(c.Bytes))
-		_, last = store.GetTree(ctx, c.Key, c.Digest, dir)
+		_, last = store.GetTree(ctx, c.Key, c.Digest, dir, max(0, free-reserve))
 		if last == nil {
 			log.Info("the task goes on from a checkpoint", "seq", c.Seq, "step", c.Step)
 			return c, nil
+		}
+		if why := tooLarge(last, c, free, reserve); why != nil {
+			no.State = gpuai.ReportFailed // on each node it would be so
+			return nil, why
 		}
 		if !errors.Is(last, blobs.ErrNotFound) && !errors.Is(last, blobs.ErrCorrupt) {
 			return nil, fmt.Errorf("the checkpoint %d to go on from: %w", c.Seq, last)
@@ -74,6 +82,19 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 		no.State = gpuai.ReportFailed // else rank 0 has published a newer one meanwhile
 	}
 	return nil, fmt.Errorf("none of the %d checkpoints that are kept can be read, and the task is not to begin anew unasked: %w", len(w.assign.Resume), last)
+}
+
+// tooLarge is why a checkpoint does not fit on the node; nil when that is not it.
+func tooLarge(err error, c *gpuai.PublishedCheckpoint, free, reserve int64) error {
+	var large *blobs.TooLargeError
+	size := int64(c.Bytes)
+	switch {
+	case errors.As(err, &large):
+		size = large.Bytes
+	case !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) && !errors.Is(err, syscall.EFBIG):
+		return nil
+	}
+	return fmt.Errorf("the checkpoint %d to go on from does not fit: it has %d MiB, and this node's disk had %d MiB free, of which %d MiB are its own: make room on the nodes, or write smaller checkpoints", c.Seq, size>>20, free>>20, reserve>>20)
 }
 
 // env adds what a task is told of its checkpoints, by where it sees them.

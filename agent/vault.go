@@ -10,19 +10,20 @@ import (
 // A vault is the region's store of checkpoints, as its servers say where it is.
 // It is opened when it is first used.
 type vault struct {
+	opening chan struct{} // has one while the store is being opened
+
 	mu    sync.Mutex // guards below
 	url   string     // "": the region has none, or is not known yet
 	store *blobs.Store
 	known chan struct{} // closed when a server has said where the store is
 }
 
-func newVault() *vault { return &vault{known: make(chan struct{})} }
+func newVault() *vault { return &vault{known: make(chan struct{}), opening: make(chan struct{}, 1)} }
 
 // at is where the store is; "" is nowhere.
 func (v *vault) at() string {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.url
+	url, _ := v.now()
+	return url
 }
 
 // set takes what a server says. A store that is open stays open: tasks may be at
@@ -47,14 +48,30 @@ func (v *vault) open(ctx context.Context) (*blobs.Store, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	select { // one opens it; the others, and the loop, are not kept by a store that does not answer
+	case v.opening <- struct{}{}:
+		defer func() { <-v.opening }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	url, s := v.now()
+	if s != nil {
+		return s, nil
+	}
+	s, err := blobs.Open(ctx, url)
+	if err != nil {
+		return nil, err
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.store != nil {
-		return v.store, nil
-	}
-	s, err := blobs.Open(ctx, v.url)
-	if err == nil {
+	if v.url == url { // else the next opens the other
 		v.store = s
 	}
-	return s, err
+	return s, nil
+}
+
+func (v *vault) now() (url string, s *blobs.Store) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.url, v.store
 }

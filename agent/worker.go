@@ -343,7 +343,9 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 // release gives the devices back, once the task's last checkpoint is published
 // or its time is over: the region must not end the lease before.
 func (w *worker) release() {
-	w.finishSaver()
+	if !w.finishSaver() {
+		return
+	}
 	left := releaseAll(context.Background(), w.a.devices.drivers, &w.lease)
 	if len(w.unusable) > 0 {
 		left = append(left, dirt{devices: w.unusable, why: w.unusableWhy})

@@ -112,7 +112,7 @@ func TestTreeComesBackAsItWas(t *testing.T) {
 			t.Fatal(err)
 		}
 		to := filepath.Join(t.TempDir(), "to")
-		got, err := s.GetTree(t.Context(), sent.Key, sent.Digest, to)
+		got, err := s.GetTree(t.Context(), sent.Key, sent.Digest, to, 1<<30)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +157,7 @@ func TestUploadResumes(t *testing.T) {
 		if err != nil || there == 0 || rest.Sent > rest.Bytes-there {
 			t.Errorf("%d bytes were there, and %d of %d were sent: %v", there, rest.Sent, rest.Bytes, err)
 		}
-		if _, err := s.GetTree(t.Context(), rest.Key, rest.Digest, filepath.Join(t.TempDir(), "to")); err != nil {
+		if _, err := s.GetTree(t.Context(), rest.Key, rest.Digest, filepath.Join(t.TempDir(), "to"), 1<<30); err != nil {
 			t.Error(err)
 		}
 	})
@@ -182,14 +182,14 @@ func TestDamageIsFound(t *testing.T) {
 			if err := s.Put(t.Context(), e.Key, bad); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to); !errors.Is(err, ErrCorrupt) {
+			if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to, 1<<30); !errors.Is(err, ErrCorrupt) {
 				t.Errorf("%s %s: %v", e.Key, how, err)
 			}
 		}
 		if err := s.Delete(t.Context(), e.Key); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), e.Key) {
+		if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to, 1<<30); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), e.Key) {
 			t.Errorf("%s deleted: %v", e.Key, err)
 		}
 		if _, err := os.Stat(to); err == nil {
@@ -199,7 +199,7 @@ func TestDamageIsFound(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to); err != nil {
+	if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to, 1<<30); err != nil {
 		t.Error(err)
 	}
 }
@@ -217,7 +217,7 @@ func TestHostileManifest(t *testing.T) {
 	for _, at := range []string{"../x", "/x", "a/../../x", ".", "", "a//b", "a\x00"} {
 		text := fmt.Appendf(nil, `{"format":1,"files":[{"path":%q}]}`, at)
 		key, d := storeManifest(t, s, text)
-		if _, err := s.GetTree(t.Context(), key, d, filepath.Join(t.TempDir(), "to")); !errors.Is(err, ErrCorrupt) {
+		if _, err := s.GetTree(t.Context(), key, d, filepath.Join(t.TempDir(), "to"), 1<<30); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%q: %v", at, err)
 		}
 	}
@@ -228,9 +228,13 @@ func TestHostileManifest(t *testing.T) {
 func TestUnfitDirectories(t *testing.T) {
 	s := open(t, "file://"+t.TempDir())
 	for name, spoil := range map[string]func(dir string) error{
-		"link":      func(dir string) error { return os.Symlink("/etc/passwd", dir+"/x") },
-		"link in":   func(dir string) error { return os.Symlink("one", dir+"/x") },
-		"pipe":      func(dir string) error { return syscall.Mkfifo(dir+"/x", 0o600) },
+		"link":    func(dir string) error { return os.Symlink("/etc/passwd", dir+"/x") },
+		"link in": func(dir string) error { return os.Symlink("one", dir+"/x") },
+		"pipe":    func(dir string) error { return syscall.Mkfifo(dir+"/x", 0o600) },
+		"pipe instead of a directory": func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), syscall.Mkfifo(dir, 0o600))
+		},
+		"sparse":    func(dir string) error { return os.Truncate(dir+"/one", 1<<40) },
 		"long path": func(dir string) error { return os.MkdirAll(dir+strings.Repeat("/"+strings.Repeat("x", 200), 6), 0o755) },
 	} {
 		root := sample(t, 4)
@@ -241,12 +245,55 @@ func TestUnfitDirectories(t *testing.T) {
 		if _, err := s.PutTree(t.Context(), upload(root, "p/")); !errors.As(err, &unfit) {
 			t.Errorf("%s: %v", name, err)
 		}
+		for e := range s.List(t.Context(), "p/") {
+			t.Fatalf("%s: %s was sent", name, e.Key)
+		}
 	}
 	u := upload(sample(t, 4), "p/")
 	u.MaxBytes = 100
 	var unfit *UnfitError
 	if _, err := s.PutTree(t.Context(), u); !errors.As(err, &unfit) {
 		t.Errorf("too large: %v", err)
+	}
+}
+
+// What was listed as a directory may be a pipe when it is listed itself.
+func TestPipeInTheWayOfTheListing(t *testing.T) {
+	root := sample(t, 5)
+	if err := syscall.Mkfifo(filepath.Join(root.Name(), "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u := &uploading{Upload: upload(root, "p/"), ctx: t.Context()}
+	var unfit *UnfitError
+	if _, err := u.list("pipe"); !errors.As(err, &unfit) {
+		t.Error(err)
+	}
+}
+
+func TestTreeIsWrittenAsLargeAsItMayBe(t *testing.T) {
+	s, root := open(t, "file://"+t.TempDir()), sample(t, 6)
+	const size = 64 << 20
+	if err := os.Truncate(filepath.Join(root.Name(), "ckpt/large"), size); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := s.PutTree(t.Context(), upload(root, "p/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "to")
+	var large *TooLargeError
+	if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to, tree.Bytes-1); !errors.As(err, &large) || large.Bytes != tree.Bytes {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.GetTree(t.Context(), tree.Key, tree.Digest, to, tree.Bytes); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := listing(t, to), listing(t, filepath.Join(root.Name(), "ckpt")); !slices.Equal(got, want) {
+		t.Errorf("%v, not %v", got, want)
+	}
+	fi, err := os.Stat(filepath.Join(to, "large"))
+	if err != nil || fi.Size() != size || fi.Sys().(*syscall.Stat_t).Blocks*512 > 1<<20 {
+		t.Errorf("the file's holes take room: %+v, %v", fi, err)
 	}
 }
 
@@ -272,11 +319,11 @@ func TestPrune(t *testing.T) {
 			t.Fatalf("%d blobs deleted, %v", n, err)
 		}
 		for i, want := range []error{ErrNotFound, nil, nil} {
-			if _, err := s.GetTree(t.Context(), trees[i].Key, trees[i].Digest, filepath.Join(t.TempDir(), "to")); !errors.Is(err, want) {
+			if _, err := s.GetTree(t.Context(), trees[i].Key, trees[i].Digest, filepath.Join(t.TempDir(), "to"), 1<<30); !errors.Is(err, want) {
 				t.Errorf("tree %d: %v, want %v", i, err, want)
 			}
 		}
-		if _, err := s.GetTree(t.Context(), other.Key, other.Digest, filepath.Join(t.TempDir(), "to")); err != nil {
+		if _, err := s.GetTree(t.Context(), other.Key, other.Digest, filepath.Join(t.TempDir(), "to"), 1<<30); err != nil {
 			t.Errorf("what is not mine: %v", err)
 		}
 		if n, err := s.Prune(t.Context(), "task/", []string{trees[1].Key, trees[2].Key}, mine); n != 0 || err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"path"
 	"path/filepath"
 	"strings"
@@ -53,10 +54,13 @@ type chunk struct {
 	Bytes  int64  `json:"size_bytes"`
 }
 
+// bytes is the size of all files; the largest number when that is more.
 func (m *manifest) bytes() (n int64) {
 	for i := range m.Files {
 		for _, c := range m.Files[i].Chunks {
-			n += c.Bytes
+			if n += c.Bytes; n < 0 {
+				return math.MaxInt64
+			}
 		}
 	}
 	return n

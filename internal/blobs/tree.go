@@ -1,6 +1,7 @@
 package blobs
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -37,6 +39,14 @@ type UnfitError struct{ Path, Why string }
 // Error says what is unfit and why.
 func (e *UnfitError) Error() string { return fmt.Sprintf("%q cannot be stored: %s", e.Path, e.Why) }
 
+// A TooLargeError is of a tree that does not fit where it was to be written.
+type TooLargeError struct{ Bytes, Max int64 }
+
+// Error names both sizes.
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("it has %d bytes, of at most %d", e.Bytes, e.Max)
+}
+
 // An Upload is a directory that is to be stored.
 type Upload struct {
 	// Root holds the directory Dir. It may be somebody's who is not trusted:
@@ -59,17 +69,23 @@ type uploading struct {
 	s    *Store
 	have map[string]int64 // size of each chunk that is there
 	m    manifest
-	size int64
-	sent atomic.Int64
-	work *errgroup.Group
-	ctx  context.Context
+	// listed and planned are how many entries and bytes the plan has.
+	listed  int
+	planned int64
+	size    int64 // read so far
+	sent    atomic.Int64
+	work    *errgroup.Group
+	ctx     context.Context
 }
 
 // PutTree stores a directory. When it returns nil all of it is durable. After
 // an error it may be made again: what was sent is not sent again. The error wraps
 // an *UnfitError where another attempt would not help.
 func (s *Store) PutTree(ctx context.Context, u Upload) (Tree, error) {
-	up := &uploading{Upload: u, s: s, have: map[string]int64{}, m: manifest{Format: manifestFormat}}
+	up := &uploading{Upload: u, s: s, have: map[string]int64{}, m: manifest{Format: manifestFormat}, ctx: ctx}
+	if err := up.plan("."); err != nil {
+		return Tree{}, err
+	}
 	for e, err := range s.List(ctx, u.Prefix+chunkDir) {
 		if err != nil {
 			return Tree{}, err
@@ -78,12 +94,12 @@ func (s *Store) PutTree(ctx context.Context, u Upload) (Tree, error) {
 	}
 	up.work, up.ctx = errgroup.WithContext(ctx)
 	up.work.SetLimit(parallel)
-	walked := up.walk(".")
+	read := up.files()
 	if err := up.work.Wait(); err != nil {
 		return Tree{}, err
 	}
-	if walked != nil {
-		return Tree{}, walked
+	if read != nil {
+		return Tree{}, read
 	}
 	data, err := json.Marshal(&up.m, json.Deterministic(true))
 	if err != nil {
@@ -97,30 +113,79 @@ func (s *Store) PutTree(ctx context.Context, u Upload) (Tree, error) {
 	return t, s.Put(ctx, t.Key, data)
 }
 
-// walk stores what is below a directory of the tree, in the order of names.
-func (u *uploading) walk(dir string) error {
-	at := path.Join(u.Dir, dir)
-	entries, err := fs.ReadDir(u.Root.FS(), at)
+// plan lists what is below a directory of the tree, in the order of names, and
+// judges all of it: nothing is sent of a tree that cannot be stored.
+func (u *uploading) plan(dir string) error {
+	names, err := u.list(path.Join(u.Dir, dir))
 	if err != nil {
-		return &UnfitError{at, "it cannot be listed: " + err.Error()}
+		return err
 	}
-	for _, e := range entries {
-		rel := path.Join(dir, e.Name())
-		switch {
-		case len(u.m.Files) >= MaxFiles:
-			return &UnfitError{u.Dir, fmt.Sprintf("it has more than %d files", MaxFiles)}
-		case len(rel) > maxPath:
+	for _, name := range names {
+		rel := path.Join(dir, name)
+		if len(rel) > maxPath {
 			return &UnfitError{rel, "its path is too long"}
-		case e.IsDir():
+		}
+		fi, err := u.Root.Lstat(path.Join(u.Dir, rel))
+		switch {
+		case err != nil:
+			return &UnfitError{path.Join(u.Dir, rel), "it cannot be looked at: " + err.Error()}
+		case fi.IsDir():
 			u.m.Files = append(u.m.Files, file{Path: rel, Dir: true})
-			err = u.walk(rel)
-		case e.Type().IsRegular():
-			err = u.file(rel)
+			if err := u.plan(rel); err != nil {
+				return err
+			}
+		case fi.Mode().IsRegular():
+			u.m.Files = append(u.m.Files, file{Path: rel})
+			if fi.Size() > u.MaxBytes-u.planned {
+				return u.tooLarge()
+			}
+			u.planned += fi.Size()
 		default:
 			return &UnfitError{path.Join(u.Dir, rel), "it is no plain file and no directory: write what a link points to"}
 		}
-		if err != nil {
-			return err
+	}
+	return nil
+}
+
+func (u *uploading) tooLarge() error {
+	return &UnfitError{u.Dir, fmt.Sprintf("its files have more than %d bytes together, holes counted as zeros", u.MaxBytes)}
+}
+
+// listBatch is how many entries of a directory are read at a time.
+const listBatch = 1_000
+
+// list returns the names in a directory, sorted. It is opened so that no pipe in
+// its place is waited for. All listings of a tree share its bound.
+func (u *uploading) list(at string) (names []string, err error) {
+	d, err := u.Root.OpenFile(at, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &UnfitError{at, "it cannot be listed: " + err.Error()}
+	}
+	defer d.Close()
+	for {
+		some, err := d.Readdirnames(listBatch)
+		names = append(names, some...)
+		switch u.listed += len(some); {
+		case u.listed > MaxFiles:
+			return nil, &UnfitError{u.Dir, fmt.Sprintf("it has more than %d files", MaxFiles)}
+		case errors.Is(err, io.EOF):
+			slices.Sort(names)
+			return names, nil
+		case err != nil:
+			return nil, &UnfitError{at, "it cannot be listed: " + err.Error()}
+		case u.ctx.Err() != nil:
+			return nil, u.ctx.Err()
+		}
+	}
+}
+
+// files stores the files of the plan.
+func (u *uploading) files() error {
+	for i := range u.m.Files {
+		if x := &u.m.Files[i]; !x.Dir {
+			if err := u.file(x); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -128,8 +193,8 @@ func (u *uploading) walk(dir string) error {
 
 // file stores a file. It is opened so that no link is followed and no pipe waited
 // for, and looked at again: its owner may have put another in its place.
-func (u *uploading) file(rel string) error {
-	at := path.Join(u.Dir, rel)
+func (u *uploading) file(x *file) error {
+	at := path.Join(u.Dir, x.Path)
 	f, err := u.Root.OpenFile(at, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return &UnfitError{at, "it cannot be opened: " + err.Error()}
@@ -139,7 +204,7 @@ func (u *uploading) file(rel string) error {
 	if err != nil || !fi.Mode().IsRegular() {
 		return &UnfitError{at, "it is no plain file any more"}
 	}
-	x := file{Path: rel, Exec: fi.Mode()&0o100 != 0}
+	x.Exec = fi.Mode()&0o100 != 0
 	for {
 		buf := make([]byte, min(u.s.chunk, max(fi.Size()-int64(len(x.Chunks))*u.s.chunk, 1)))
 		n, err := io.ReadFull(f, buf)
@@ -147,10 +212,10 @@ func (u *uploading) file(rel string) error {
 			return fmt.Errorf("read %q: %w", at, err)
 		}
 		if n == 0 {
-			break
+			return nil
 		}
 		if u.size += int64(n); u.size > u.MaxBytes {
-			return &UnfitError{u.Dir, fmt.Sprintf("it has more than %d bytes", u.MaxBytes)}
+			return u.tooLarge()
 		}
 		if err := u.ctx.Err(); err != nil {
 			return err
@@ -160,11 +225,9 @@ func (u *uploading) file(rel string) error {
 		x.Chunks = append(x.Chunks, c)
 		u.send(c, buf[:n])
 		if int64(n) < u.s.chunk {
-			break
+			return nil
 		}
 	}
-	u.m.Files = append(u.m.Files, x)
-	return nil
 }
 
 // send stores a chunk that is not there yet. A part of one, of a store that keeps
@@ -195,8 +258,9 @@ func (u *uploading) progress(n int64) {
 // GetTree writes the tree of a manifest's key into dir, which it makes and which
 // must not be there, and verifies all of it. After an error nothing is left. The
 // error wraps ErrNotFound or ErrCorrupt when the store does not have the tree, or
-// not whole; else another attempt may help.
-func (s *Store) GetTree(ctx context.Context, key string, d Digest, dir string) (Tree, error) {
+// not whole, and a *TooLargeError when its files have more than maxBytes together;
+// else another attempt may help.
+func (s *Store) GetTree(ctx context.Context, key string, d Digest, dir string, maxBytes int64) (Tree, error) {
 	prefix, _, err := split(key)
 	if err != nil {
 		return Tree{}, err
@@ -204,6 +268,9 @@ func (s *Store) GetTree(ctx context.Context, key string, d Digest, dir string) (
 	m, err := s.readManifest(ctx, key, d)
 	if err != nil {
 		return Tree{}, err
+	}
+	if n := m.bytes(); n > maxBytes {
+		return Tree{}, &TooLargeError{Bytes: n, Max: maxBytes}
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return Tree{}, err
@@ -253,6 +320,13 @@ func (s *Store) fillFile(ctx context.Context, root *os.Root, prefix string, f *f
 	}
 	at := int64(0)
 	for _, c := range f.Chunks {
+		at += c.Bytes
+	}
+	if err := out.Truncate(at); err != nil { // what is zero stays a hole
+		return errors.Join(err, out.Close())
+	}
+	at = 0
+	for _, c := range f.Chunks {
 		off := at
 		work.Go(func() error {
 			return errors.Join(s.fetch(ctx, prefix, c, out, off), done())
@@ -271,6 +345,9 @@ func (s *Store) fetch(ctx context.Context, prefix string, c chunk, out *os.File,
 	}
 	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != c.SHA256 || int64(len(data)) != c.Bytes {
 		return fmt.Errorf("%w: %s does not have its digest", ErrCorrupt, key)
+	}
+	if len(bytes.TrimLeft(data, "\x00")) == 0 {
+		return nil
 	}
 	_, err = out.WriteAt(data, at)
 	return err
