@@ -11,4 +11,6 @@
 // Links and addresses are vishvananda/netlink's. The filter is a text that the
 // program nft loads in one transaction, so that an operator reads it with "nft list
 // table" as it was written here; google/nftables would have us write its byte code.
+// Others can flush it, with no agent there to see: what must hold then is in the
+// baseline, a program that is part of each link.
 package network

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -48,6 +46,8 @@ type Node struct {
 	mu         sync.Mutex // guards below
 	dns        []netip.Addr
 	links      []netip.Prefix       // of the host, as the rules know them
+	own        []netip.Prefix       // the host's addresses, as the baselines know them
+	listing    string               // of the rules, as nft showed them after the load
 	neighbours map[string]neighbour // by lease
 	tasks      map[string]element   // with egress, by lease
 	hubs       map[Gang]*hub
@@ -231,7 +231,10 @@ func (n *Node) prepareEgress() (err error) {
 			return err
 		}
 	}
-	return n.inHost(func() error { return errors.Join(forwards(), others(n.dns)) })
+	return n.inHost(func() error {
+		own, err := own()
+		return errors.Join(err, forwards(), others(n.dns), guards(own))
+	})
 }
 
 // forwards reports whether the host sends packets on. The agent does not turn
@@ -263,9 +266,13 @@ func others(dns []netip.Addr) error {
 
 func (n *Node) table() string { return "gpuai_" + n.owner }
 
-// load makes the rules anew, for the tasks that there are. mu is held.
+// load makes the rules anew, for the tasks that there are, and then lets their
+// links, which sever may have turned off, work. mu is held.
 func (n *Node) load() error {
 	return n.inHost(func() error {
+		if err := n.baselines(); err != nil {
+			return err
+		}
 		text, lan, err := n.rules()
 		if err != nil {
 			return err
@@ -273,8 +280,11 @@ func (n *Node) load() error {
 		if err := nft(text); err != nil {
 			return err
 		}
-		n.links = lan
-		return nil
+		if n.listing, err = n.list(); err != nil {
+			return err
+		}
+		n.listing, n.links = settled(n.listing), lan
+		return n.eachLink(netlink.LinkSetUp)
 	})
 }
 
@@ -396,7 +406,12 @@ func (n *Node) joinEgress(t *Task) error {
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("link it to the host: %w", err)
 		}
-		err := errors.Join(
+		link, err := netlink.LinkByName(e.link)
+		if err != nil {
+			return err
+		}
+		err = errors.Join(
+			guard(link, e.addr, n.own),
 			netlink.LinkSetAlias(veth, alias(n.owner, t.Lease)),
 			netspace.Set("ipv6/conf/"+e.link+"/disable_ipv6", "1"),
 			netspace.Set("ipv4/conf/"+e.link+"/rp_filter", "1"), // strict
@@ -417,7 +432,7 @@ func (n *Node) joinEgress(t *Task) error {
 		if err := netlink.RouteAdd(&netlink.Route{Gw: host.Addr().AsSlice()}); err != nil {
 			return fmt.Errorf("its route: %w", err)
 		}
-		return nil
+		return tell(n.own)
 	})
 	if err != nil {
 		return err
@@ -425,22 +440,26 @@ func (n *Node) joinEgress(t *Task) error {
 	return n.inHost(func() error { return netspace.Await(e.link) })
 }
 
-// admit has the rules know a link, and the networks of the host as they are now.
-// It runs in the host's namespace; mu is held.
+// admit has the rules know a link, and the networks and addresses of the host as
+// they are now. It runs in the host's namespace; mu is held.
 func (n *Node) admit(e element) error {
-	lan, err := n.lan()
-	if err != nil {
+	if same, err := n.same(); err != nil {
 		return err
-	}
-	text := fmt.Sprintf("add element inet %s tasks { %s }\nflush set inet %[1]s lan\n", n.table(), e)
-	for _, p := range lan {
-		text += fmt.Sprintf("add element inet %s lan { %s }\n", n.table(), p)
-	}
-	if nft(text) == nil {
-		n.links = lan
+	} else if same && nft(fmt.Sprintf("add element inet %s tasks { %s }\n", n.table(), e)) == nil {
 		return nil
 	}
-	return n.load() // somebody has flushed the host's rules
+	return n.load() // somebody has flushed the host's rules, or the host has other networks
+}
+
+// same reports whether the host has the networks and addresses that the rules and
+// the baselines know. It runs in the host's namespace; mu is held.
+func (n *Node) same() (bool, error) {
+	lan, err := n.lan()
+	if err != nil {
+		return false, err
+	}
+	own, err := own()
+	return slices.Equal(lan, n.links) && slices.Equal(own, n.own), err
 }
 
 // Leave takes away what a task has on the host. It may be called of a task that
@@ -515,49 +534,6 @@ func (n *Node) adopt(m Member) {
 		n.hubs[*m.Gang] = h
 	}
 	h.members[m.Lease] = true
-}
-
-// watchEvery is how long a task's egress is cut at most when somebody flushes the
-// host's rules, or goes on by old ones when the host's networks change.
-const watchEvery = 5 * time.Second
-
-// Watch keeps the rules of tasks loaded until ctx ends.
-func (n *Node) Watch(ctx context.Context) {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			n.look()
-		}
-	}
-}
-
-// look loads the rules if they are not there, or the host's networks are others.
-func (n *Node) look() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if len(n.tasks) == 0 {
-		return
-	}
-	var lan []netip.Prefix
-	err := n.inHost(func() (err error) {
-		if lan, err = n.lan(); err != nil {
-			return err
-		}
-		return nft("list chain inet " + n.table() + " judge\n")
-	})
-	if err == nil && slices.Equal(lan, n.links) {
-		return
-	}
-	if err != nil {
-		n.log.Error("the filter of the tasks' network was gone: somebody has flushed the host's rules; loading it again", "table", n.table(), "error", err)
-	}
-	if err := n.load(); err != nil {
-		n.log.Error("tasks are without a filter", "error", err)
-	}
 }
 
 // Close takes the rules away, unless tasks go on that need them.

@@ -121,6 +121,12 @@ const nftTime = 10 * time.Second
 
 // nft loads rules, all or none of them; with "-c" none, it only checks them.
 func nft(text string, options ...string) error {
+	_, err := nftOut(text, options...)
+	return err
+}
+
+// nftOut does so and returns what nft printed.
+func nftOut(text string, options ...string) ([]byte, error) {
 	for _, name := range nftPaths {
 		path, err := exec.LookPath(name)
 		if err != nil {
@@ -130,11 +136,13 @@ func nft(text string, options ...string) error {
 		defer cancel()
 		cmd := exec.CommandContext(ctx, path, append(options, "-f", "-")...)
 		cmd.Stdin = strings.NewReader(text)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			line, _, _ := bytes.Cut(out, []byte("\n"))
-			return fmt.Errorf("nft: %w: %s", err, line)
+		var out, wrong bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &wrong
+		if err := cmd.Run(); err != nil {
+			line, _, _ := bytes.Cut(wrong.Bytes(), []byte("\n"))
+			return nil, fmt.Errorf("nft: %w: %s", err, line)
 		}
-		return nil
+		return out.Bytes(), nil
 	}
-	return errNoNFT
+	return nil, errNoNFT
 }
