@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/network"
 	"github.com/gpuai/gpuai/agent/network/netspace"
@@ -27,6 +29,7 @@ type netBench struct {
 	*bench
 	world *nettest.World
 	node  *network.Node
+	tasks []*os.File // their networks
 }
 
 func newNetBench(t *testing.T) *netBench {
@@ -57,7 +60,7 @@ func (n *netBench) online(lease gpuai.Token, t *sandbox.Task) {
 	}
 	t.UserNS, t.NetNS = filepath.Join(n.run, "user"), filepath.Join(n.run, "net")
 	path := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
-	n.pins = map[string]string{"user": path(user), "net": path(space)}
+	n.pins, n.tasks = map[string]string{"user": path(user), "net": path(space)}, append(n.tasks, space)
 }
 
 // beside has a task with the next address, which answers.
@@ -67,6 +70,7 @@ func (n *netBench) beside(t *sandbox.Task) {
 	if _, err := n.node.Join(&network.Task{Lease: "beside", Space: space, Slot: t.IDs.Slot() + 1, Egress: true}); err != nil {
 		n.t.Fatal(err)
 	}
+	n.tasks = append(n.tasks, space)
 	n.world.Listen(space, ":80")
 }
 
@@ -94,16 +98,19 @@ func TestCase35EscapesAreDeniedWithEgress(t *testing.T) {
 	}
 }
 
-// The suite must be able to fail here too: without rules its probes are open.
+// The suite must be able to fail here too: without a filter its probes are open.
 func TestCase35ProbesSeeAnOpenNetwork(t *testing.T) {
 	b := newNetBench(t)
 	task := b.task(2, "egress", "the host's address in the LAN="+nettest.LANHost+":80")
 	b.beside(task)
 	b.online(2, task)
-	// Without rules, and without a way to where nobody answers.
+	// Without rules or baselines, and without a way to where nobody answers.
 	err := netspace.Within(b.world.Host, func() error {
-		return errors.Join(exec.Command("nft", "flush", "ruleset").Run(), exec.Command("ip", "route", "del", "default").Run())
+		return errors.Join(unguarded(), exec.Command("nft", "flush", "ruleset").Run(), exec.Command("ip", "route", "del", "default").Run())
 	})
+	for _, space := range b.tasks {
+		err = errors.Join(err, netspace.Within(space, func() error { return exec.Command("ip", "route", "flush", "type", "unreachable").Run() }))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +122,19 @@ func TestCase35ProbesSeeAnOpenNetwork(t *testing.T) {
 			t.Errorf("%q is not seen to be open, only %q", want, open)
 		}
 	}
+}
+
+// unguarded takes away the filters that are part of the tasks' links.
+func unguarded() error {
+	links, err := netlink.LinkList()
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Alias, "gpuai ") {
+			err = errors.Join(err, netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+				LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+			}}))
+		}
+	}
+	return err
 }
 
 func openOnes(out string) (open []string) {
