@@ -26,6 +26,9 @@ import (
 var binaries string
 
 func TestMain(m *testing.M) {
+	if binaries = os.Getenv(binariesIn); binaries != "" {
+		os.Exit(m.Run())
+	}
 	dir, err := os.MkdirTemp("", "doctor")
 	if err == nil {
 		cmd := exec.Command("go", "build", "-o", dir+"/", "github.com/gpuai/gpuai/cmd/gpuai-watchdog", "github.com/gpuai/gpuai/cmd/gpuai-probe", "github.com/gpuai/gpuai/cmd/gpuai-driver-sim")
@@ -220,8 +223,11 @@ func checkGone(t *testing.T, c *ProbeConfig, lent *sandbox.Range) {
 		t.Error("no range was lent")
 	}
 	path := fmt.Sprintf("/run/gpuai/ranges/%d", (lent.First-sandbox.AllRanges.First)/sandbox.RangeSize)
-	if b, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(b), "gpuai-doctor-") {
+	if b, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(b), owner+" ") {
 		t.Errorf("%s is lent to %s", path, b)
+	}
+	if left, err := os.ReadDir(placeDir); err != nil || len(left) != 1 || left[0].Name() != "lock" {
+		t.Errorf("left in %s: %v %v", placeDir, left, err)
 	}
 }
 

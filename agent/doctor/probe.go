@@ -50,7 +50,12 @@ func Probe(ctx context.Context, c *ProbeConfig) (out []ProbeResult, err error) {
 	if why := r.Refusal(); why != nil && !c.AcceptFlaw {
 		return nil, why
 	}
-	b, err := newBench(ctx, c, r)
+	p, err := openPlace(ctx, c.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	defer p.lock.Close()
+	b, err := newBench(ctx, c, r, p)
 	if err == nil {
 		out, err = b.probe(ctx)
 	}
@@ -61,6 +66,7 @@ func Probe(ctx context.Context, c *ProbeConfig) (out []ProbeResult, err error) {
 type bench struct {
 	c       *ProbeConfig
 	runtime *sandbox.Runtime
+	place   *place
 	dir     string // the watchdog's, and the image
 	run     string // where the sandbox's root is mounted
 	ranges  *sandbox.Ranges
@@ -68,21 +74,15 @@ type bench struct {
 }
 
 // newBench makes a bench, or as much of it as close has to give back.
-func newBench(ctx context.Context, c *ProbeConfig, r *sandbox.Runtime) (b *bench, err error) {
-	b = &bench{c: c, runtime: r}
-	if b.dir, err = os.MkdirTemp(place(c.DataDir), "gpuai-doctor-"); err != nil {
-		return b, err
-	}
-	if b.run, err = os.MkdirTemp("/run", "gpuai-doctor-"); err != nil {
-		return b, err
-	}
-	if err = os.Chmod(b.run, 0o711); err != nil {
+func newBench(ctx context.Context, c *ProbeConfig, r *sandbox.Runtime, p *place) (b *bench, err error) {
+	b = &bench{c: c, runtime: r, place: p, dir: p.dir, run: p.run()}
+	if err = p.make(); err != nil {
 		return b, err
 	}
 	if err = b.image(); err != nil {
 		return b, err
 	}
-	if b.ranges, err = sandbox.OpenRanges("/run/gpuai/ranges", filepath.Base(b.dir)); err != nil {
+	if b.ranges, err = sandbox.OpenRanges(rangesDir, owner); err != nil {
 		return b, err
 	}
 	bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -92,14 +92,6 @@ func newBench(ctx context.Context, c *ProbeConfig, r *sandbox.Runtime) (b *bench
 	}
 	_, _, err = b.wd.Hello(1)
 	return b, err
-}
-
-// place is where the image is put: on the disk of the tasks' images.
-func place(dataDir string) string {
-	if st, err := os.Stat(dataDir); err == nil && st.IsDir() {
-		return dataDir
-	}
-	return "/var/tmp"
 }
 
 // image is a root with gpuai-probe and nothing else.
@@ -239,38 +231,8 @@ func results(said []byte) (out []ProbeResult, err error) {
 
 // close ends the sandbox and the watchdog, and gives back what they had.
 func (b *bench) close() error {
-	var errs []error
 	if b.wd != nil {
-		errs = append(errs, b.quit())
+		b.wd.Close()
 	}
-	if b.ranges != nil {
-		errs = append(errs, b.ranges.Return(func(string) bool { return false }))
-	}
-	for _, dir := range []string{b.run, b.dir} {
-		if dir != "" {
-			errs = append(errs, os.RemoveAll(dir))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// quit kills what runs, and waits until the watchdog has gone.
-func (b *bench) quit() error {
-	_ = b.wd.Kill(probeLease, 5*gpuai.Second) // it has ended, as a rule
-	_ = b.wd.Acknowledge(probeLease)
-	give := time.NewTimer(10 * time.Second)
-	defer give.Stop()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for {
-		_ = b.wd.Quit() // refuses while the task is there
-		select {
-		case <-b.wd.Done():
-			return nil
-		case <-b.wd.News():
-		case <-again.C:
-		case <-give.C:
-			return errors.New("the watchdog of the probes does not end; it does so by itself in 10 minutes")
-		}
-	}
+	return b.place.empty()
 }

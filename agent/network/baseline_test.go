@@ -3,7 +3,6 @@ package network
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -12,36 +11,6 @@ import (
 
 	"github.com/gpuai/gpuai/agent/network/netspace"
 )
-
-// untold takes the routes away by which a task knows what it will not reach, so
-// that it is seen what the host does with packets that come all the same.
-func (w *world) untold(task *os.File) {
-	w.t.Helper()
-	w.must(netspace.Within(task, func() error {
-		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_TYPE)
-		if err == nil && len(routes) == 0 {
-			err = errors.New("the task was told of nothing")
-		}
-		for _, r := range routes {
-			err = errors.Join(err, netlink.RouteDel(&r))
-		}
-		return err
-	}))
-}
-
-// unguarded takes the baseline away, so that the rules are seen at work.
-func (w *world) unguarded(lease string) {
-	w.t.Helper()
-	w.must(netspace.Within(w.Host, func() error {
-		link, err := netlink.LinkByName(linkName("owner", lease))
-		if err != nil {
-			return err
-		}
-		return netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-			LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-		}})
-	}))
-}
 
 func (w *world) nft(text string) {
 	w.t.Helper()
@@ -73,14 +42,14 @@ func TestCase35FlushWithNoAgentOpensNeitherHostNorMetadata(t *testing.T) {
 			t.Errorf("%s: %s, and is to fail at once", at, got)
 		}
 	}
-	w.untold(task)
+	w.Untell(task)
 	w.nft("flush ruleset\n")
 	for _, at := range neverReached {
 		if got := w.Silent(task, at); got != "timeout" {
 			t.Errorf("%s: %s", at, got)
 		}
 	}
-	w.unguarded("1") // else the test would show nothing
+	w.Unguard() // else the test would show nothing
 	for _, at := range neverReached[:3] {
 		if got := w.Dial(task, at); strings.HasPrefix(got, "E") || got == "timeout" {
 			t.Errorf("%s without the baseline: %s", at, got)
@@ -93,7 +62,7 @@ func TestCase35FailedLoadCutsTasksOffUntilItIsDone(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(Config{Egress: egress(t, "allow")})
 	task := w.join(n, Task{Lease: "1", Egress: true})
-	w.untold(task)
+	w.Untell(task)
 	w.nft("flush ruleset\n")
 	back := noNFT(t)
 	n.look()
@@ -158,8 +127,8 @@ func TestNewAddressesOfTheHostAreInTheBaseline(t *testing.T) {
 func TestNextAgentGuardsTheLinksThatItFinds(t *testing.T) {
 	w := newWorld(t)
 	task := w.join(w.open(Config{Egress: egress(t, "allow")}), Task{Lease: "1", Egress: true})
-	w.unguarded("1")
-	w.untold(task)
+	w.Unguard()
+	w.Untell(task)
 	w.open(Config{Egress: egress(t, "allow")})
 	w.nft("flush ruleset\n")
 	if got := w.Silent(task, uplink+":80"); got != "timeout" {

@@ -123,8 +123,8 @@ func TestCase35EgressReachesWhatThePolicySays(t *testing.T) {
 		t.Run(policy, func(t *testing.T) {
 			w := newWorld(t)
 			task := w.join(w.open(Config{Egress: egress(t, policy)}), Task{Lease: "1", Slot: 7, Egress: true})
-			w.untold(task)
-			w.unguarded("1")
+			w.Untell(task)
+			w.Unguard()
 			for _, list := range []map[string]string{everywhere, more} {
 				for addr, want := range list {
 					if policy == "0.0.0.0/1,128.0.0.0/1" && addr == "100.64.0.9:80" {
@@ -145,8 +145,8 @@ func TestCase35TasksAreApart(t *testing.T) {
 	n := w.open(Config{Egress: egress(t, "allow")})
 	one := w.join(n, Task{Lease: "1", Slot: 0, Egress: true})
 	two := w.join(n, Task{Lease: "2", Slot: 1, Egress: true})
-	w.untold(one)
-	w.unguarded("1")
+	w.Untell(one)
+	w.Unguard()
 	w.Listen(two, ":80")
 	_, addr := egressAddrs(1)
 	at := addr.Addr().String() + ":80"

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/network"
 	"github.com/gpuai/gpuai/agent/network/netspace"
@@ -104,13 +102,14 @@ func TestCase35ProbesSeeAnOpenNetwork(t *testing.T) {
 	task := b.task(2, "egress", "the host's address in the LAN="+nettest.LANHost+":80")
 	b.beside(task)
 	b.online(2, task)
-	// Without rules or baselines, and without a way to where nobody answers.
-	err := netspace.Within(b.world.Host, func() error {
-		return errors.Join(unguarded(), exec.Command("nft", "flush", "ruleset").Run(), exec.Command("ip", "route", "del", "default").Run())
-	})
+	b.world.Unguard()
 	for _, space := range b.tasks {
-		err = errors.Join(err, netspace.Within(space, func() error { return exec.Command("ip", "route", "flush", "type", "unreachable").Run() }))
+		b.world.Untell(space)
 	}
+	// Without rules, and without a way to where nobody answers.
+	err := netspace.Within(b.world.Host, func() error {
+		return errors.Join(exec.Command("nft", "flush", "ruleset").Run(), exec.Command("ip", "route", "del", "default").Run())
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,19 +121,6 @@ func TestCase35ProbesSeeAnOpenNetwork(t *testing.T) {
 			t.Errorf("%q is not seen to be open, only %q", want, open)
 		}
 	}
-}
-
-// unguarded takes away the filters that are part of the tasks' links.
-func unguarded() error {
-	links, err := netlink.LinkList()
-	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Alias, "gpuai ") {
-			err = errors.Join(err, netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-				LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-			}}))
-		}
-	}
-	return err
 }
 
 func openOnes(out string) (open []string) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent"
+	"github.com/gpuai/gpuai/agent/doctor"
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/plugins"
@@ -460,6 +461,11 @@ func runWithMetrics(ctx context.Context, cfg agent.Config, addr string) error {
 func runAgent(ctx context.Context, cfg agent.Config) error {
 	if cfg.AllowProcess {
 		cfg.Logger.Warn("the process runtime is on: tasks run without isolation, as this user", slog.Any("node", cfg.Node))
+	}
+	if os.Geteuid() == 0 {
+		if err := doctor.Clear(cfg.DataDir); err != nil {
+			cfg.Logger.Warn("something of a killed doctor's probes stays until the next one", "error", err)
+		}
 	}
 	g, err := agent.Open(cfg)
 	if err != nil {

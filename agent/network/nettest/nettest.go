@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -155,4 +156,37 @@ func (w *World) dialFor(d time.Duration, from *os.File, addr string) (as string)
 		return nil
 	})
 	return as
+}
+
+// Unguard takes away the filters that are part of the tasks' links, so that it is
+// seen what the host's rules do.
+func (w *World) Unguard() {
+	w.t.Helper()
+	w.must(netspace.Within(w.Host, func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if strings.HasPrefix(l.Attrs().Alias, "gpuai ") {
+				err = errors.Join(err, netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+					LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+				}}))
+			}
+		}
+		return err
+	}))
+}
+
+// Untell takes the routes away by which a task knows what it will not reach, so
+// that it is seen what the host does with packets that come all the same.
+func (w *World) Untell(task *os.File) {
+	w.t.Helper()
+	w.must(netspace.Within(task, func() error {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_TYPE)
+		if err == nil && len(routes) == 0 {
+			err = errors.New("the task was told of nothing")
+		}
+		for _, r := range routes {
+			err = errors.Join(err, netlink.RouteDel(&r))
+		}
+		return err
+	}))
 }
