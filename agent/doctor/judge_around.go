@@ -30,7 +30,7 @@ func (f *Facts) judgeEgress() Check {
 	case !f.Root:
 		return warn(code, cure{"see root", none}, "not tried")
 	case f.Egress != nil:
-		return fail(code, cure{"see docs/isolation.md for what egress needs (nftables, net.ipv4.ip_forward=1, a resolver)", none}, "%v", f.Egress)
+		return fail(code, cure{"see docs/isolation.md for what egress needs (nftables, net.ipv4.ip_forward=1, a resolver, filters at links)", none}, "%v", f.Egress)
 	case !e.Internet:
 		return ok(code, "%d networks that are listed; the host has what it takes", len(e.Listed))
 	}

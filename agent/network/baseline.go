@@ -81,11 +81,13 @@ func denied(own []netip.Prefix) (out []netip.Prefix) {
 // own are the destinations that the host takes as its own, those of tasks' links
 // apart, which are in never. It runs in the host's namespace.
 func own() (out []netip.Prefix, err error) {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	routes, err := undisturbed(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("the host's own addresses: %w", err)
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4) // those in other tables, as of a VRF
+	addrs, err := hostAddrs() // those in other tables, as of a VRF
 	if err != nil {
 		return nil, fmt.Errorf("the host's own addresses: %w", err)
 	}

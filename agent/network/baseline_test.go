@@ -57,6 +57,28 @@ func TestCase35FlushWithNoAgentOpensNeitherHostNorMetadata(t *testing.T) {
 	}
 }
 
+// Case 35: nor does a task then send under another's address.
+func TestCase35FlushWithNoAgentLetsNobodyForge(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(Config{Egress: egress(t, "allow")})
+	task := w.join(n, Task{Lease: "1", Egress: true})
+	w.must(netspace.Within(w.Host, func() error { return netspace.Set("ipv4/conf/"+linkName("owner", "1")+"/rp_filter", "0") }))
+	w.must(netspace.Within(task, func() error { return netspace.Bring("lo", netip.MustParsePrefix("198.18.0.6/32")) }))
+	_, addr := egressAddrs(0)
+	own, forged, there := w.packets(task, addr.Addr().String()+":5000"), w.packets(task, "198.18.0.6:5000"), w.packets(w.Beyond, internet+":5000")
+	w.nft("flush ruleset\n")
+	w.send(forged, internet+":5000", "forged")
+	w.send(own, internet+":5000", "own")
+	if text, _ := w.first(there); text != "own" {
+		t.Errorf("the internet gets %q", text)
+	}
+	w.Unguard()
+	w.send(forged, internet+":5000", "forged")
+	if text, _ := w.first(there); text != "forged" {
+		t.Errorf("without the baseline it gets %q", text)
+	}
+}
+
 // Case 35: the rules are gone and cannot be loaded again.
 func TestCase35FailedLoadCutsTasksOffUntilItIsDone(t *testing.T) {
 	w := newWorld(t)
@@ -90,7 +112,9 @@ func TestCase35FailedLoadCutsTasksOffUntilItIsDone(t *testing.T) {
 func TestRulesThatAreNotWholeAreLoadedAgain(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(Config{Egress: egress(t, "allow")})
-	w.join(n, Task{Lease: "1", Egress: true})
+	if got := w.Dial(w.join(n, Task{Lease: "1", Egress: true}), internet+":80"); got != open { // it has a flow
+		t.Error(got)
+	}
 	w.join(n, Task{Lease: "2", Slot: 1, Egress: true})
 	whole := func() error { return netspace.Within(w.Host, n.whole) }
 	w.must(whole())

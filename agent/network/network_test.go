@@ -206,6 +206,7 @@ func TestCase35NoPacketIsForgedOrUnasked(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(Config{Egress: egress(t, "allow")})
 	one := w.join(n, Task{Lease: "1", Slot: 0, Egress: true})
+	w.Unguard()
 	w.must(netspace.Within(w.Host, func() error { return netspace.Set("ipv4/conf/"+linkName("owner", "1")+"/rp_filter", "0") }))
 	w.must(netspace.Within(one, func() error {
 		link, err := netlink.LinkByName(EgressLink)
@@ -240,6 +241,7 @@ func TestCase35NoPacketIsForgedOrUnasked(t *testing.T) {
 func TestCase35NoIPv6(t *testing.T) {
 	w := newWorld(t)
 	one := w.join(w.open(Config{Egress: egress(t, "allow")}), Task{Lease: "1", Egress: true})
+	w.Unguard()
 	for space, c := range map[*os.File][2]string{w.Host: {linkName("owner", "1"), "fd00::1/64"}, one: {EgressLink, "fd00::2/64"}} {
 		w.must(netspace.Within(space, func() error {
 			link, err := netlink.LinkByName(c[0])

@@ -178,7 +178,7 @@ func (n *Node) inHost(f func() error) error { return netspace.Within(n.cfg.Space
 
 // find reads which links of the host are this owner's. mu is held.
 func (n *Node) find() error {
-	links, err := netlink.LinkList()
+	links, err := undisturbed(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("the host's links: %w", err)
 	}
@@ -252,7 +252,7 @@ func forwards() error {
 
 // others reports whether no resolver is the host itself.
 func others(dns []netip.Addr) error {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := hostAddrs()
 	if err != nil {
 		return fmt.Errorf("the host's addresses: %w", err)
 	}
@@ -316,9 +316,24 @@ func (n *Node) unload() error {
 	return err
 }
 
+// undisturbed lists what the kernel has, again if that changed meanwhile: a list
+// may then lack some of it.
+func undisturbed[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 10 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+func hostAddrs() ([]netlink.Addr, error) {
+	return undisturbed(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+}
+
 // lan are the networks that the host has a link to, but for tasks' own.
 func (n *Node) lan() (out []netip.Prefix, err error) {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := hostAddrs()
 	if err != nil {
 		return nil, fmt.Errorf("the host's addresses: %w", err)
 	}
