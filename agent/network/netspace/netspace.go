@@ -24,6 +24,11 @@ func Within(space *os.File, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if onMain() {
+			defer runtime.UnlockOSThread()
+			done <- Within(space, f) // on another thread, as this one is held
+			return
+		}
 		before, err := os.Open("/proc/thread-self/ns/net")
 		if err != nil {
 			runtime.UnlockOSThread()
@@ -42,6 +47,10 @@ func Within(space *os.File, f func() error) error {
 	return <-done
 }
 
+// onMain reports whether this is the main thread, which stays where it is: what it
+// is in is what /proc/net shows of the process, and it does not end with a goroutine.
+func onMain() bool { return unix.Gettid() == unix.Getpid() }
+
 // New makes a network namespace, which lives as long as a file or a process
 // holds it.
 func New() (space *os.File, err error) {
@@ -49,6 +58,11 @@ func New() (space *os.File, err error) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // for good: the thread ends here
+		if onMain() {
+			defer runtime.UnlockOSThread()
+			space, err = New()
+			return
+		}
 		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			err = fmt.Errorf("make a network namespace: %w", err)
 			return
