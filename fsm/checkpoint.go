@@ -108,9 +108,7 @@ func (m *Machine) savedSince(task uint32, since gpuai.Instant) gpuai.Instant {
 // checkpoint converts a record to its edge type.
 func (m *Machine) checkpoint(c ref) gpuai.PublishedCheckpoint {
 	r := m.checkpoints.Get(c.slot())
-	t := m.tasks.Get(r.task.slot())
-	g := m.groups.Get(t.group.slot())
-	ref := gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx}
+	ref := m.taskRef(r.task.slot())
 	return gpuai.PublishedCheckpoint{
 		TaskRef: ref, Seq: r.seq, Digest: r.digest, Bytes: gpuai.Bytes(r.bytes), Step: r.step,
 		PublishedAt: r.at, Lease: r.token, Key: gpuai.CheckpointKey(ref, r.token, r.digest),

@@ -241,3 +241,32 @@ func TestCheckpointsArePaged(t *testing.T) {
 		t.Errorf("%d at once, %d in pages", len(all), len(paged))
 	}
 }
+
+// A node that names a lease that is not its own, or not the task's, is refused,
+// and writes nothing into the events of a job.
+func TestRefusedPublishOfAStrangerTellsNothing(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 1)
+	r.node("b", 1)
+	first, second := r.submit(jobSpec("x", 1, 1)), r.submit(jobSpec("y", 1, 1))
+	mine, theirs := r.leases(first)[0], r.leases(second)[0]
+	r.do(publish(theirs, 1))
+	for name, spoil := range map[string]func(c *PublishCheckpoint){
+		"another's job":     func(c *PublishCheckpoint) { c.Publish.Task = theirs.TaskRef },
+		"another's lease":   func(c *PublishCheckpoint) { c.Publish.Lease, c.Publish.Task = theirs.ID, theirs.TaskRef },
+		"no such lease":     func(c *PublishCheckpoint) { c.Publish.Lease = gpuai.MakeToken(0, 9_999, 1) },
+		"no such task":      func(c *PublishCheckpoint) { c.Publish.Task.Task = 7 },
+		"no such group":     func(c *PublishCheckpoint) { c.Publish.Task.Group = 7 },
+		"an invented token": func(c *PublishCheckpoint) { c.Publish.Lease, c.Publish.Task = 1, theirs.TaskRef },
+	} {
+		c := publish(mine, 2)
+		spoil(c)
+		if out := r.apply(c); out.Results[0].Code != gpuai.Conflict || len(out.Events) != 0 {
+			t.Errorf("%s: %+v", name, out)
+		}
+	}
+	r.report(mine, gpuai.ReportDone, 0)
+	if out := r.apply(publish(mine, 1)); out.Results[0].Code != gpuai.Conflict || len(out.Events) != 1 {
+		t.Errorf("its own, which has ended: %+v", out)
+	}
+}
