@@ -270,3 +270,49 @@ func TestRefusedPublishOfAStrangerTellsNothing(t *testing.T) {
 		t.Errorf("its own, which has ended: %+v", out)
 	}
 }
+
+// Where there is no room for one more a task still replaces what it has, and no
+// tenant takes all there is. A job has no more kept than it says.
+func TestFullTableOfCheckpointsTakesReplacements(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 2)
+	id := r.submit(jobSpec("x", 2, 1))
+	ls := r.leases(id)
+	greedy := func(n uint64) *PublishCheckpoint {
+		c := publish(ls[0], n)
+		c.Publish.Keep = gpuai.MaxCheckpointKeep
+		return c
+	}
+	for n := range uint64(3) {
+		r.do(greedy(n + 1))
+	}
+	if got, _ := r.m.Checkpoints(id, 0, 10); len(got) != gpuai.DefaultCheckpointKeep {
+		t.Fatalf("%d are kept", len(got))
+	}
+	tenant := r.m.jobs.Get(0).tenant
+	*r.m.checkpointsOfTenant.Mut(tenant) += MaxTenantCheckpoints - 2
+	r.m.sp.Commit()
+	r.check = false
+	if res := r.apply(publish(ls[1], 1)).Results[0]; res.Code != gpuai.RateLimited {
+		t.Errorf("a tenant has more than its share: %+v", res)
+	}
+	r.do(greedy(4))
+	*r.m.checkpointsOfTenant.Mut(tenant) -= MaxTenantCheckpoints - 2
+	for r.m.checkpointSlots.Len() < MaxCheckpoints {
+		r.m.checkpointSlots.Alloc()
+	}
+	r.m.sp.Commit()
+	if res := r.apply(publish(ls[1], 1)).Results[0]; res.Code != gpuai.RateLimited {
+		t.Errorf("the table grows: %+v", res)
+	}
+	r.do(greedy(5))
+	if n := r.m.checkpointSlots.Len(); n != MaxCheckpoints || r.leases(id)[0].Checkpoint.Seq != 5 {
+		t.Errorf("%d are kept", n)
+	}
+	one := greedy(6)
+	one.Publish.Keep = 1
+	r.do(one)
+	if got, _ := r.m.Checkpoints(id, 0, 10); len(got) != 1 || got[0].Seq != 6 || got[0].Digest != one.Publish.Digest {
+		t.Errorf("%+v", got)
+	}
+}

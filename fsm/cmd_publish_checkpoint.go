@@ -14,7 +14,8 @@ import (
 // node or incarnation, or was granted before the region was restored from a backup
 // (an event tells of it, if the lease was one of the task); PreconditionFailed when the task's newest checkpoint is
 // not After, or below LevelPlacement; InvalidSpec beyond the limits of
-// gpuai.Publish; RateLimited at MaxCheckpoints. None changes anything.
+// gpuai.Publish; RateLimited where a task would have more than before at
+// MaxCheckpoints, or its tenant at MaxTenantCheckpoints. None changes anything.
 type PublishCheckpoint struct {
 	Node    gpuai.NodeID
 	Publish gpuai.Publish
@@ -75,20 +76,48 @@ func (m *Machine) applyPublishCheckpoint(r *wire.Reader) Result {
 			return Result{} // a repeated publish, answered again
 		}
 	}
-	switch {
-	case seq != p.After:
+	if seq != p.After {
 		m.refusedPublish(&c)
 		return rejected(gpuai.PreconditionFailed, "another checkpoint of the task was published meanwhile")
-	case m.checkpointSlots.Len() >= MaxCheckpoints:
-		return rejected(gpuai.RateLimited, "the region keeps its maximum of checkpoints: retire jobs, or keep fewer of each task")
+	}
+	keep := min(p.Keep, m.keepOf(task.slot()))
+	if res := m.roomForCheckpoint(task.slot(), newest, keep); res.Code != gpuai.OK {
+		return res
 	}
 	m.addCheckpoint(newest, checkpointRec{
 		task: task, seq: seq + 1, token: p.Lease, at: m.now.time, bytes: int64(p.Bytes), step: p.Step, digest: p.Digest,
-	}, p.Keep)
+	}, keep)
 	m.now.work -= workEnd
 	e := m.leaseEvent(gpuai.CheckpointPublished, slot)
 	e.Checkpoint = seq + 1
 	m.emit(e)
+	return Result{}
+}
+
+// keepOf returns how many checkpoints of a task its job wants to be kept.
+func (m *Machine) keepOf(task uint32) uint32 {
+	g := m.groups.Get(m.tasks.Get(task).group.slot())
+	var v wire.JobView
+	if wire.ReadJobView(m.blobs.Append(nil, uint32(m.jobs.Get(g.job.slot()).spec)), &v) != nil || g.idx >= v.NumGroups {
+		return gpuai.DefaultCheckpointKeep // written by us: cannot be
+	}
+	return v.Groups[g.idx].Checkpoint.Kept()
+}
+
+// roomForCheckpoint reports whether a task may have one more, of which keep are
+// kept: one that replaces another takes no room.
+func (m *Machine) roomForCheckpoint(task uint32, newest ref, keep uint32) Result {
+	has := uint32(0)
+	for c := newest; c != 0 && has < keep; c = m.checkpoints.Get(c.slot()).older {
+		has++
+	}
+	switch {
+	case has >= keep:
+	case m.checkpointSlots.Len() >= MaxCheckpoints:
+		return rejected(gpuai.RateLimited, "the region keeps its maximum of checkpoints: retire jobs, or keep fewer of each task")
+	case *m.checkpointsBy(task) >= MaxTenantCheckpoints:
+		return rejected(gpuai.RateLimited, "the region keeps as many checkpoints of this tenant as it may have: retire jobs, or keep fewer of each task")
+	}
 	return Result{}
 }
 

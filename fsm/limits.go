@@ -27,8 +27,11 @@ const (
 	MaxNotes      = 1 << 20
 	MaxNoteBlocks = MaxBlocks / 2
 
-	// MaxCheckpoints is how many published checkpoints of all tasks are known.
-	MaxCheckpoints = 1 << 22
+	// MaxCheckpoints is how many published checkpoints of all tasks are known,
+	// MaxTenantCheckpoints of those of one tenant. Jobs that ended are retired
+	// sooner before either is reached.
+	MaxCheckpoints       = 1 << 22
+	MaxTenantCheckpoints = MaxCheckpoints / 4 * 3
 
 	// MaxHolds is for how many tasks room may be kept at a time.
 	MaxHolds = 1 << 16
