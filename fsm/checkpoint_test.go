@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -314,5 +315,36 @@ func TestFullTableOfCheckpointsTakesReplacements(t *testing.T) {
 	r.do(one)
 	if got, _ := r.m.Checkpoints(id, 0, 10); len(got) != 1 || got[0].Seq != 6 || got[0].Digest != one.Publish.Digest {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A bundle has a checkpoint's digest neither in its state nor in its entries, and
+// those that are equal stay so: a repeated publish is one.
+func TestCheckpointsAreRedacted(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 1)
+	id := r.submit(jobSpec("x", 1, 1))
+	l := r.leases(id)[0]
+	r.do(publish(l, 1))
+	m := restored(t, r.m)
+	x := Redaction{Salt: 7}
+	x.RedactState(m)
+	digest := m.LeasesOfJob(id, 0, 1)[0].Checkpoint.Digest
+	if digest == (gpuai.BlobDigest{1, 7}) || digest.IsZero() || digest != x.blob(gpuai.BlobDigest{1, 7}) {
+		t.Errorf("the state has %x", digest)
+	}
+	for i, n := range []uint64{1, 2} { // the first again, and the next
+		c := publish(l, n)
+		e, err := x.RedactEntry(AppendEntry(nil, Header{Term: 1}, c.Append(nil, Envelope{})), m)
+		if err != nil || bytes.Contains(e, c.Publish.Digest[:]) {
+			t.Fatalf("%v, %x", err, e)
+		}
+		out := &Output{}
+		if err := m.Apply(m.Index()+1, 1, e, out); err != nil || out.Results[0].Code != gpuai.OK || len(out.Events) != i {
+			t.Errorf("%v, %+v", err, out)
+		}
+	}
+	if err := m.Check(); err != nil {
+		t.Error(err)
 	}
 }
