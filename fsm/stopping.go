@@ -56,13 +56,17 @@ func (m *Machine) stopOneByOne(left int64) {
 		if m.guard(func(m *Machine) { m.stopTasks(group, m.now.work-1) }) {
 			continue
 		}
-		m.guard(func(m *Machine) {
-			g := m.groups.Mut(group)
-			if g.stop = m.tasks.Get(g.stop.slot()).next; g.stop == 0 {
-				m.halting.Clear(group)
-			}
-		})
+		if !m.guard(func(m *Machine) { m.stopFrom(group, m.tasks.Get(m.groups.Get(group).stop.slot()).next) }) {
+			m.guard(func(m *Machine) { m.stopFrom(group, 0) }) // its list leads nowhere
+		}
 		return
+	}
+}
+
+// stopFrom makes t the first task of a group that is not told yet; 0: all are.
+func (m *Machine) stopFrom(group uint32, t ref) {
+	if m.groups.Mut(group).stop = t; t == 0 {
+		m.halting.Clear(group)
 	}
 }
 
