@@ -1,5 +1,10 @@
 package gpuai
 
+import (
+	"slices"
+	"strconv"
+)
+
 // Network is what a sandboxed task may reach.
 type Network uint8
 
@@ -32,8 +37,9 @@ func (n *Network) UnmarshalText(b []byte) error {
 }
 
 // Labels of nodes that say which networks their sandboxes can have. A group that
-// needs one has the constraint that it is LabelYes, unless it names the label in a
-// constraint of its own.
+// needs one has the constraint that it is LabelYes, beside those of its own; only
+// on LabelEgress does its own stand alone that says which of LabelYes and
+// LabelListed it takes.
 const (
 	// LabelEgress is LabelYes where the internet can be reached, LabelListed
 	// where only what the operator lists.
@@ -51,33 +57,74 @@ func (g *Group) inSandbox() bool {
 	return g.Task.Runtime == RuntimeOCI && g.Resources.Network != NetworkHost
 }
 
-// networkDefaults adds the constraints of what the group's sandboxes need.
-func (g *Group) networkDefaults() {
+// sandboxDefaults adds the constraints of what the group's sandboxes need, and
+// takes out those that an earlier form of the group needed.
+func (g *Group) sandboxDefaults() {
 	if g.Task.Runtime != RuntimeOCI {
 		return
 	}
-	g.needs(LabelOCI)
-	switch g.Resources.Network {
-	case NetworkEgress:
-		g.needs(LabelEgress)
-	case NetworkHost:
-		g.needs(LabelHostNetwork)
+	n, scratch := g.Resources.Network, ""
+	if g.Resources.Scratch > 0 {
+		scratch = strconv.FormatInt(int64(g.Resources.Scratch), 10)
 	}
-	if g.Gang && g.Count > 1 && g.inSandbox() {
-		g.needs(LabelGangNetwork)
-	}
+	g.imply(LabelOCI, yesIf(true))
+	g.imply(LabelEgress, yesIf(n == NetworkEgress && !slices.ContainsFunc(g.Constraints, ownEgress)))
+	g.imply(LabelHostNetwork, yesIf(n == NetworkHost))
+	g.imply(LabelGangNetwork, yesIf(g.Gang && g.Count > 1 && g.inSandbox()))
+	g.imply(LabelScratch, scratch)
 }
 
-// needs adds the constraint that a label of the node is LabelYes, unless the
-// group has one on that label.
-func (g *Group) needs(label string) {
+func yesIf(needed bool) string {
+	if needed {
+		return LabelYes
+	}
+	return ""
+}
+
+// imply makes the group's one constraint of the implied form on a label that with
+// a value; none with "".
+func (g *Group) imply(label, value string) {
+	implied := func(c Constraint) bool { return c.implied(label) }
+	if slices.ContainsFunc(g.Constraints, implied) {
+		g.Constraints = slices.DeleteFunc(slices.Clone(g.Constraints), implied)
+	}
+	if value == "" {
+		return
+	}
+	more := Constraint{Attribute: LabelPrefix + label, Op: impliedOp(label), Values: []string{value}}
+	g.Constraints = append(slices.Clip(g.Constraints), more)
+}
+
+func impliedOp(label string) Op {
+	if label == LabelScratch {
+		return AtLeast
+	}
+	return Equal
+}
+
+// implied reports whether c has the form of the constraint that a sandbox implies
+// on a label.
+func (c *Constraint) implied(label string) bool {
+	return c.Attribute == LabelPrefix+label && c.Op == impliedOp(label) && len(c.Values) == 1 &&
+		(label == LabelScratch || c.Values[0] == LabelYes)
+}
+
+// ownEgress reports whether c says which of the nodes with egress a group takes.
+func ownEgress(c Constraint) bool {
+	return c.Attribute == LabelPrefix+LabelEgress && (c.Op == Equal || c.Op == In) && !c.implied(LabelEgress) &&
+		len(c.Values) > 0 && !slices.ContainsFunc(c.Values, func(s string) bool { return s != LabelYes && s != LabelListed })
+}
+
+// own counts the constraints that no sandbox implies.
+func (g *Group) own() (n int) {
 	for i := range g.Constraints {
-		if g.Constraints[i].Attribute == LabelPrefix+label {
-			return
+		c := &g.Constraints[i]
+		if g.Task.Runtime != RuntimeOCI || !c.implied(LabelOCI) && !c.implied(LabelEgress) && !c.implied(LabelHostNetwork) &&
+			!c.implied(LabelGangNetwork) && !c.implied(LabelScratch) {
+			n++
 		}
 	}
-	more := Constraint{Attribute: LabelPrefix + label, Op: Equal, Values: []string{LabelYes}}
-	g.Constraints = append(g.Constraints[:len(g.Constraints):len(g.Constraints)], more)
+	return n
 }
 
 // validateNetwork says what is wrong with a group's network. same is how near its

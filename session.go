@@ -219,7 +219,8 @@ type Reported struct {
 	Lease Token  `json:"lease"`
 	Seq   uint32 `json:"seq"`
 	Code  Code   `json:"code"`
-	// Image answers ReportResolved: the digest that the group's tasks run.
+	// Image answers ReportResolved: the digest that the group's tasks run. Without
+	// one, as with RateLimited, nothing is to be run: the agent tells again later.
 	Image string `json:"image,omitzero"`
 }
 

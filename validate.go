@@ -89,10 +89,7 @@ func (g *Group) defaults(i int, array uint32) {
 			g.Task.Runtime = RuntimeOCI
 		}
 	}
-	g.networkDefaults()
-	if n := g.Resources.Scratch; n > 0 && !slices.ContainsFunc(g.Constraints, func(c Constraint) bool { return c.Attribute == LabelPrefix+LabelScratch }) {
-		g.Constraints = append(slices.Clip(g.Constraints), Constraint{Attribute: LabelPrefix + LabelScratch, Op: AtLeast, Values: []string{strconv.FormatInt(int64(n), 10)}})
-	}
+	g.sandboxDefaults()
 	if g.Task.StopGrace == 0 {
 		g.Task.StopGrace = 5 * Second
 	}
@@ -244,8 +241,8 @@ func (g *Group) validate(v *fieldErrors, at string) {
 		v.add(at+"/count", "a gang has at most "+strconv.Itoa(MaxGangTasks)+" tasks")
 	}
 	g.validateElastic(v, at)
-	if len(g.Constraints) > MaxConstraints {
-		v.add(at+"/constraints", "must be at most "+strconv.Itoa(MaxConstraints))
+	if len(g.Constraints) > MaxConstraints || g.own() > MaxOwnConstraints {
+		v.add(at+"/constraints", "must be at most "+strconv.Itoa(MaxOwnConstraints)+" beside those that a sandbox implies")
 	}
 	for i := range g.Constraints[:min(len(g.Constraints), MaxConstraints)] {
 		g.Constraints[i].validate(v, at+"/constraints/"+strconv.Itoa(i))

@@ -49,18 +49,42 @@ func (w *worker) pull() (*image.Image, error) {
 		return img, err
 	}
 	mine := img.Digest()
+	digest, err := w.agreement(mine)
+	if err != nil {
+		return nil, err
+	}
+	if digest == mine {
+		return img, nil
+	}
+	w.a.log.Info("the job's other tasks run another image of that name", "lease", w.lease.ID, "found", mine, "digest", digest)
+	return w.fetch(digest)
+}
+
+// agreeRetryMin and agreeRetryMax are how long it takes until a digest is told
+// again that the region could not keep: twice as long each time.
+const agreeRetryMin, agreeRetryMax = time.Second, 30 * time.Second
+
+// agreement tells the region the digest that was found, and returns the one that
+// the group's tasks run. It is never "": while the region can keep none nothing is
+// run, since each task would run what its node found.
+func (w *worker) agreement(mine string) (string, error) {
 	w.tell(decide.ImageResolved{Lease: w.lease.ID, Digest: mine})
-	select {
-	case digest := <-w.pulling.agreed:
-		if digest == mine {
-			return img, nil
+	var again <-chan time.Time
+	for wait := agreeRetryMin; ; {
+		select {
+		case digest := <-w.pulling.agreed:
+			if digest != "" {
+				return digest, nil
+			}
+			w.a.log.Warn("the region cannot keep the digest of a task's image yet", "lease", w.lease.ID, "digest", mine, "again_in", wait)
+			again, wait = time.After(wait), min(2*wait, agreeRetryMax)
+		case <-again:
+			w.tell(decide.ImageResolved{Lease: w.lease.ID, Digest: mine})
+		case <-w.ctx.Done():
+			return "", w.ctx.Err()
+		case <-w.a.ended:
+			return "", errors.New("the agent is ending")
 		}
-		w.a.log.Info("the job's other tasks run another image of that name", "lease", w.lease.ID, "found", mine, "digest", digest)
-		return w.fetch(digest)
-	case <-w.ctx.Done():
-		return nil, w.ctx.Err()
-	case <-w.a.ended:
-		return nil, errors.New("the agent is ending")
 	}
 }
 

@@ -82,6 +82,7 @@ type region struct {
 	deaf    bool // beats are not answered
 	logs    map[uint64]chan gpuai.LogChunk
 	refuse  *gpuai.SessionError
+	full    int    // how many digests it has no room for
 	image   string // digest that it has for every task's image; "" for what the first tells
 	// store is the checkpoint store, stale has every publish refused, unheard
 	// leaves it unanswered.
@@ -264,6 +265,9 @@ func (r *region) judge(w *wire, n *fakeNode, rep *gpuai.Report) {
 	switch {
 	case !ok || a.Lease.Incarnation != rep.Incarnation:
 		out.Code = gpuai.Conflict
+	case rep.State == gpuai.ReportResolved && r.full > 0:
+		r.full--
+		out.Code = gpuai.RateLimited
 	case rep.State == gpuai.ReportResolved:
 		out.Image = cmp.Or(r.image, rep.Image)
 	case rep.State == gpuai.ReportRunning:

@@ -362,6 +362,11 @@ func TestImageOfAnotherDigestIsRefused(t *testing.T) {
 	if r := f.last(again); r.State != gpuai.ReportDone || r.Seq != 2 {
 		t.Errorf("with the digest known: %+v", r)
 	}
+	f.set(func(r *region) { r.full = 1 })
+	later := f.grant(testNode, inImage(image))
+	if r := f.last(later); r.State != gpuai.ReportDone || len(f.reports(later)) < 2 || f.reports(later)[1].State != gpuai.ReportResolved {
+		t.Errorf("with no room for the digest at first: %+v", f.reports(later))
+	}
 	other := "sha256:" + strings.Repeat("a", 64)
 	f.set(func(r *region) { r.image = other })
 	for name, change := range map[string]func(*gpuai.Assignment){

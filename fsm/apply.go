@@ -66,7 +66,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	m.begin()
 	m.guard((*Machine).fireTimers)
 	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
-		m.guard((*Machine).giveUpStopping)
+		m.stopOneByOne(WorkPerEntry / 2)
 	}
 	m.guard((*Machine).packStep)
 	m.guard((*Machine).ripenDue)

@@ -59,22 +59,41 @@ func (m *Machine) newestCheckpoint(task uint32) ref {
 }
 
 // addCheckpoint makes r the newest checkpoint of its task, whose newest was old,
-// and forgets those beyond the newest keep.
+// and forgets those beyond the newest keep, before it takes the room of one more.
 func (m *Machine) addCheckpoint(old ref, r checkpointRec, keep uint32) {
-	slot, _ := m.checkpointSlots.Alloc()
-	r.older = old
-	m.checkpoints.Put(slot, r)
 	if old != 0 {
 		m.checkpointByTask.Delete(hashTask(r.task), old.slot())
 	}
+	r.older = m.keepNewest(old, keep-1)
+	slot, _ := m.checkpointSlots.Alloc()
+	m.checkpoints.Put(slot, r)
 	m.checkpointByTask.Insert(hashTask(r.task), slot)
-	last := slot
+	*m.checkpointsBy(r.task.slot())++
+}
+
+// keepNewest forgets a list of checkpoints but for its first keep. It returns the
+// list.
+func (m *Machine) keepNewest(list ref, keep uint32) ref {
+	if list == 0 || keep == 0 {
+		m.dropCheckpoints(list)
+		return 0
+	}
+	last := list.slot()
 	for n := uint32(1); n < keep && m.checkpoints.Get(last).older != 0; n++ {
 		last = m.checkpoints.Get(last).older.slot()
 	}
 	rest := m.checkpoints.Get(last).older
 	m.checkpoints.Mut(last).older = 0
 	m.dropCheckpoints(rest)
+	return list
+}
+
+// checkpointsBy returns how many checkpoints the tenant of a task has.
+func (m *Machine) checkpointsBy(task uint32) *uint32 {
+	g := m.groups.Get(m.tasks.Get(task).group.slot())
+	tenant := m.jobs.Get(g.job.slot()).tenant
+	m.checkpointsOfTenant.Grow(tenant + 1)
+	return m.checkpointsOfTenant.Mut(tenant)
 }
 
 // dropCheckpoints forgets a checkpoint and those older.
@@ -82,6 +101,7 @@ func (m *Machine) dropCheckpoints(c ref) {
 	for c != 0 {
 		m.now.work -= workLook
 		next := m.checkpoints.Get(c.slot()).older
+		*m.checkpointsBy(m.checkpoints.Get(c.slot()).task.slot())--
 		*m.checkpoints.Mut(c.slot()) = checkpointRec{}
 		m.checkpointSlots.Free(c.slot())
 		c = next
@@ -108,9 +128,7 @@ func (m *Machine) savedSince(task uint32, since gpuai.Instant) gpuai.Instant {
 // checkpoint converts a record to its edge type.
 func (m *Machine) checkpoint(c ref) gpuai.PublishedCheckpoint {
 	r := m.checkpoints.Get(c.slot())
-	t := m.tasks.Get(r.task.slot())
-	g := m.groups.Get(t.group.slot())
-	ref := gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx}
+	ref := m.taskRef(r.task.slot())
 	return gpuai.PublishedCheckpoint{
 		TaskRef: ref, Seq: r.seq, Digest: r.digest, Bytes: gpuai.Bytes(r.bytes), Step: r.step,
 		PublishedAt: r.at, Lease: r.token, Key: gpuai.CheckpointKey(ref, r.token, r.digest),
@@ -179,8 +197,8 @@ func (m *Machine) HasCheckpoints(id gpuai.JobID) bool {
 	return false
 }
 
-// rebuildCheckpoints finds the newest checkpoint of each task: the one that no
-// other has as its older one.
+// rebuildCheckpoints counts the checkpoints of each tenant, and finds the newest of
+// each task: the one that no other has as its older one.
 func (m *Machine) rebuildCheckpoints() {
 	older := map[ref]bool{}
 	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
@@ -189,6 +207,10 @@ func (m *Machine) rebuildCheckpoints() {
 		}
 	}
 	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
+		if t := m.checkpoints.Get(s).task; t == 0 || !m.taskSlots.Has(t.slot()) {
+			continue // Check refuses it
+		}
+		*m.checkpointsBy(m.checkpoints.Get(s).task.slot())++
 		if !older[refTo(s)] {
 			m.checkpointByTask.Insert(hashTask(m.checkpoints.Get(s).task), s)
 		}
@@ -197,12 +219,13 @@ func (m *Machine) rebuildCheckpoints() {
 
 // checkCheckpoints holds each task's checkpoints to be a list in falling order.
 func (m *Machine) checkCheckpoints() error {
-	found := uint32(0)
+	found, of := uint32(0), map[uint32]uint32{}
 	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
 		r := m.checkpoints.Get(s)
 		if r.task == 0 || !m.taskSlots.Has(r.task.slot()) || r.seq == 0 || r.digest.IsZero() || r.bytes < 0 || r.token == 0 {
 			return fmt.Errorf("checkpoint %d is of no task or of no blob: %+v", s, *r)
 		}
+		of[m.jobs.Get(m.groups.Get(m.tasks.Get(r.task.slot()).group.slot()).job.slot()).tenant]++
 		if m.newestCheckpoint(r.task.slot()) != refTo(s) {
 			continue
 		}
@@ -216,6 +239,11 @@ func (m *Machine) checkCheckpoints() error {
 		}
 		if found += uint32(kept); kept > gpuai.MaxCheckpointKeep {
 			return fmt.Errorf("a task has %d checkpoints", kept)
+		}
+	}
+	for tenant := range m.checkpointsOfTenant.Len() {
+		if n := *m.checkpointsOfTenant.Get(tenant); n != of[tenant] {
+			return fmt.Errorf("tenant %q has %d checkpoints, recorded %d", m.strs.Get(tenant), of[tenant], n)
 		}
 	}
 	if n := m.checkpointSlots.Len(); n != found || n > MaxCheckpoints || n > 0 && m.Level() < LevelPlacement {

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -239,5 +240,111 @@ func TestCheckpointsArePaged(t *testing.T) {
 	}
 	if len(all) != 16 || len(paged) != 16 || all[15] != paged[15] || all[7] != paged[7] {
 		t.Errorf("%d at once, %d in pages", len(all), len(paged))
+	}
+}
+
+// A node that names a lease that is not its own, or not the task's, is refused,
+// and writes nothing into the events of a job.
+func TestRefusedPublishOfAStrangerTellsNothing(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 1)
+	r.node("b", 1)
+	first, second := r.submit(jobSpec("x", 1, 1)), r.submit(jobSpec("y", 1, 1))
+	mine, theirs := r.leases(first)[0], r.leases(second)[0]
+	r.do(publish(theirs, 1))
+	for name, spoil := range map[string]func(c *PublishCheckpoint){
+		"another's job":     func(c *PublishCheckpoint) { c.Publish.Task = theirs.TaskRef },
+		"another's lease":   func(c *PublishCheckpoint) { c.Publish.Lease, c.Publish.Task = theirs.ID, theirs.TaskRef },
+		"no such lease":     func(c *PublishCheckpoint) { c.Publish.Lease = gpuai.MakeToken(0, 9_999, 1) },
+		"no such task":      func(c *PublishCheckpoint) { c.Publish.Task.Task = 7 },
+		"no such group":     func(c *PublishCheckpoint) { c.Publish.Task.Group = 7 },
+		"an invented token": func(c *PublishCheckpoint) { c.Publish.Lease, c.Publish.Task = 1, theirs.TaskRef },
+	} {
+		c := publish(mine, 2)
+		spoil(c)
+		if out := r.apply(c); out.Results[0].Code != gpuai.Conflict || len(out.Events) != 0 {
+			t.Errorf("%s: %+v", name, out)
+		}
+	}
+	r.report(mine, gpuai.ReportDone, 0)
+	if out := r.apply(publish(mine, 1)); out.Results[0].Code != gpuai.Conflict || len(out.Events) != 1 {
+		t.Errorf("its own, which has ended: %+v", out)
+	}
+}
+
+// Where there is no room for one more a task still replaces what it has, and no
+// tenant takes all there is. A job has no more kept than it says.
+func TestFullTableOfCheckpointsTakesReplacements(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 2)
+	id := r.submit(jobSpec("x", 2, 1))
+	ls := r.leases(id)
+	greedy := func(n uint64) *PublishCheckpoint {
+		c := publish(ls[0], n)
+		c.Publish.Keep = gpuai.MaxCheckpointKeep
+		return c
+	}
+	for n := range uint64(3) {
+		r.do(greedy(n + 1))
+	}
+	if got, _ := r.m.Checkpoints(id, 0, 10); len(got) != gpuai.DefaultCheckpointKeep {
+		t.Fatalf("%d are kept", len(got))
+	}
+	tenant := r.m.jobs.Get(0).tenant
+	*r.m.checkpointsOfTenant.Mut(tenant) += MaxTenantCheckpoints - 2
+	r.m.sp.Commit()
+	r.check = false
+	if res := r.apply(publish(ls[1], 1)).Results[0]; res.Code != gpuai.RateLimited {
+		t.Errorf("a tenant has more than its share: %+v", res)
+	}
+	r.do(greedy(4))
+	*r.m.checkpointsOfTenant.Mut(tenant) -= MaxTenantCheckpoints - 2
+	for r.m.checkpointSlots.Len() < MaxCheckpoints {
+		r.m.checkpointSlots.Alloc()
+	}
+	r.m.sp.Commit()
+	if res := r.apply(publish(ls[1], 1)).Results[0]; res.Code != gpuai.RateLimited {
+		t.Errorf("the table grows: %+v", res)
+	}
+	r.do(greedy(5))
+	if n := r.m.checkpointSlots.Len(); n != MaxCheckpoints || r.leases(id)[0].Checkpoint.Seq != 5 {
+		t.Errorf("%d are kept", n)
+	}
+	one := greedy(6)
+	one.Publish.Keep = 1
+	r.do(one)
+	if got, _ := r.m.Checkpoints(id, 0, 10); len(got) != 1 || got[0].Seq != 6 || got[0].Digest != one.Publish.Digest {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A bundle has a checkpoint's digest neither in its state nor in its entries, and
+// those that are equal stay so: a repeated publish is one.
+func TestCheckpointsAreRedacted(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 1)
+	id := r.submit(jobSpec("x", 1, 1))
+	l := r.leases(id)[0]
+	r.do(publish(l, 1))
+	m := restored(t, r.m)
+	x := Redaction{Salt: 7}
+	x.RedactState(m)
+	digest := m.LeasesOfJob(id, 0, 1)[0].Checkpoint.Digest
+	if digest == (gpuai.BlobDigest{1, 7}) || digest.IsZero() || digest != x.blob(gpuai.BlobDigest{1, 7}) {
+		t.Errorf("the state has %x", digest)
+	}
+	for i, n := range []uint64{1, 2} { // the first again, and the next
+		c := publish(l, n)
+		e, err := x.RedactEntry(AppendEntry(nil, Header{Term: 1}, c.Append(nil, Envelope{})), m)
+		if err != nil || bytes.Contains(e, c.Publish.Digest[:]) {
+			t.Fatalf("%v, %x", err, e)
+		}
+		out := &Output{}
+		if err := m.Apply(m.Index()+1, 1, e, out); err != nil || out.Results[0].Code != gpuai.OK || len(out.Events) != i {
+			t.Errorf("%v, %+v", err, out)
+		}
+	}
+	if err := m.Check(); err != nil {
+		t.Error(err)
 	}
 }

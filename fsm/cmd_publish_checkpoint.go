@@ -12,9 +12,10 @@ import (
 //
 // Rejected: Conflict when the lease is not the task's live one, belongs to another
 // node or incarnation, or was granted before the region was restored from a backup
-// (an event tells of it); PreconditionFailed when the task's newest checkpoint is
+// (an event tells of it, if the lease was one of the task); PreconditionFailed when the task's newest checkpoint is
 // not After, or below LevelPlacement; InvalidSpec beyond the limits of
-// gpuai.Publish; RateLimited at MaxCheckpoints. None changes anything.
+// gpuai.Publish; RateLimited where a task would have more than before at
+// MaxCheckpoints, or its tenant at MaxTenantCheckpoints. None changes anything.
 type PublishCheckpoint struct {
 	Node    gpuai.NodeID
 	Publish gpuai.Publish
@@ -75,20 +76,48 @@ func (m *Machine) applyPublishCheckpoint(r *wire.Reader) Result {
 			return Result{} // a repeated publish, answered again
 		}
 	}
-	switch {
-	case seq != p.After:
+	if seq != p.After {
 		m.refusedPublish(&c)
 		return rejected(gpuai.PreconditionFailed, "another checkpoint of the task was published meanwhile")
-	case m.checkpointSlots.Len() >= MaxCheckpoints:
-		return rejected(gpuai.RateLimited, "the region keeps its maximum of checkpoints: retire jobs, or keep fewer of each task")
+	}
+	keep := min(p.Keep, m.keepOf(task.slot()))
+	if res := m.roomForCheckpoint(task.slot(), newest, keep); res.Code != gpuai.OK {
+		return res
 	}
 	m.addCheckpoint(newest, checkpointRec{
 		task: task, seq: seq + 1, token: p.Lease, at: m.now.time, bytes: int64(p.Bytes), step: p.Step, digest: p.Digest,
-	}, p.Keep)
+	}, keep)
 	m.now.work -= workEnd
 	e := m.leaseEvent(gpuai.CheckpointPublished, slot)
 	e.Checkpoint = seq + 1
 	m.emit(e)
+	return Result{}
+}
+
+// keepOf returns how many checkpoints of a task its job wants to be kept.
+func (m *Machine) keepOf(task uint32) uint32 {
+	g := m.groups.Get(m.tasks.Get(task).group.slot())
+	var v wire.JobView
+	if wire.ReadJobView(m.blobs.Append(nil, uint32(m.jobs.Get(g.job.slot()).spec)), &v) != nil || g.idx >= v.NumGroups {
+		return gpuai.DefaultCheckpointKeep // written by us: cannot be
+	}
+	return v.Groups[g.idx].Checkpoint.Kept()
+}
+
+// roomForCheckpoint reports whether a task may have one more, of which keep are
+// kept: one that replaces another takes no room.
+func (m *Machine) roomForCheckpoint(task uint32, newest ref, keep uint32) Result {
+	has := uint32(0)
+	for c := newest; c != 0 && has < keep; c = m.checkpoints.Get(c.slot()).older {
+		has++
+	}
+	switch {
+	case has >= keep:
+	case m.checkpointSlots.Len() >= MaxCheckpoints:
+		return rejected(gpuai.RateLimited, "the region keeps its maximum of checkpoints: retire jobs, or keep fewer of each task")
+	case *m.checkpointsBy(task) >= MaxTenantCheckpoints:
+		return rejected(gpuai.RateLimited, "the region keeps as many checkpoints of this tenant as it may have: retire jobs, or keep fewer of each task")
+	}
 	return Result{}
 }
 
@@ -103,26 +132,76 @@ func (m *Machine) publisher(c *PublishCheckpoint) (slot uint32, why string) {
 		return 0, "the lease has ended: its task runs elsewhere, or will"
 	}
 	l := m.leases.Get(slot)
-	t := m.tasks.Get(l.task.slot())
-	g := m.groups.Get(t.group.slot())
-	is := gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx}
 	switch {
 	case m.nodeName(l.node) != c.Node || l.incarnation != p.Incarnation:
 		return 0, "the lease belongs to another incarnation or node"
-	case is != p.Task:
+	case m.taskRef(l.task.slot()) != p.Task:
 		return 0, "the lease is of another task"
 	}
 	return slot, ""
 }
 
-// refusedPublish tells of a publish that came from a stale runner, if its job is
-// known.
+// refusedPublish tells of a publish that came from a stale runner. What names a
+// lease that the task never had, or that is another node's, tells nothing: any
+// node could write such into the events of any job.
 func (m *Machine) refusedPublish(c *PublishCheckpoint) {
 	p := &c.Publish
-	if _, ok := m.jobSlot(p.Task.Job); ok {
+	if m.wasRunner(c) {
 		m.emit(gpuai.Event{
 			Kind: gpuai.CheckpointRefused, Job: p.Task.Job, Group: p.Task.Group, Task: p.Task.Task,
 			Lease: p.Lease, Node: c.Node, Incarnation: p.Incarnation, Checkpoint: p.After + 1,
 		})
 	}
+}
+
+// wasRunner reports whether a publish's lease is or was one of its task: one that
+// is kept and of its node, or under which a checkpoint was published that is kept.
+func (m *Machine) wasRunner(c *PublishCheckpoint) bool {
+	p := &c.Publish
+	if slot, ok := m.leaseSlot(p.Lease); ok {
+		l := m.leases.Get(slot)
+		return m.nodeName(l.node) == c.Node && m.taskRef(l.task.slot()) == p.Task
+	}
+	task, ok := m.findTask(&p.Task)
+	if !ok {
+		return false
+	}
+	for n := m.newestCheckpoint(task); n != 0; n = m.checkpoints.Get(n.slot()).older {
+		if m.checkpoints.Get(n.slot()).token == p.Lease {
+			return true
+		}
+	}
+	return false
+}
+
+// taskRef returns what a task's record is of.
+func (m *Machine) taskRef(task uint32) gpuai.TaskRef {
+	t := m.tasks.Get(task)
+	g := m.groups.Get(t.group.slot())
+	return gpuai.TaskRef{Job: m.jobs.Get(g.job.slot()).id, Group: uint16(g.idx), Task: t.idx}
+}
+
+// findTask returns the record of a task that is among the first MaxScan of its
+// group: they are a list.
+func (m *Machine) findTask(of *gpuai.TaskRef) (task uint32, ok bool) {
+	job, ok := m.jobSlot(of.Job)
+	if !ok || of.Task >= MaxScan {
+		return 0, false
+	}
+	g := m.jobs.Get(job).group
+	for g != 0 && uint16(m.groups.Get(g.slot()).idx) != of.Group {
+		g = m.groups.Get(g.slot()).next
+	}
+	if g == 0 {
+		return 0, false
+	}
+	t := m.groups.Get(g.slot()).first
+	for n := 0; t != 0 && n < MaxScan; n++ {
+		m.now.work -= workLook
+		if m.tasks.Get(t.slot()).idx == of.Task {
+			return t.slot(), true
+		}
+		t = m.tasks.Get(t.slot()).next
+	}
+	return 0, false
 }

@@ -10,7 +10,8 @@ import (
 //
 // Rejected: NotFound for a token that is not kept, Conflict for one that has
 // ended, belongs to another incarnation or another node, or was granted before
-// the region was restored from a backup. Neither changes
+// the region was restored from a backup; RateLimited for a
+// digest that cannot be kept, to be told again later. None changes
 // anything: a stale runner's report has no effect.
 type ReportLease struct {
 	Node   gpuai.NodeID
@@ -49,6 +50,8 @@ func (m *Machine) applyReportLease(r *wire.Reader) Result {
 		return Result{} // a repeated report, answered again
 	case !l.live():
 		return rejected(gpuai.Conflict, "the lease has ended")
+	case rep.State == gpuai.ReportResolved && !m.roomForDigest(slot, rep.Image):
+		return rejected(gpuai.RateLimited, "the region has no room for the digest of one more image: tell it again later")
 	}
 	m.leases.Mut(slot).seq = rep.Seq
 	switch rep.State {

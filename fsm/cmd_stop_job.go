@@ -9,8 +9,9 @@ import (
 // agents report the end, or their nodes fall silent. What an entry's budget does
 // not reach of a large job is left to those that follow; none of it is placed again.
 //
-// Rejected: NotFound. Stopping a job that has ended, or is being stopped, is OK
-// and changes nothing.
+// Rejected: NotFound. Stopping a job that has ended is OK and changes nothing; of
+// one that is being stopped, the tasks that were not told yet are, below
+// LevelPlacement nothing.
 type StopJob struct{ Job gpuai.JobID }
 
 // Append appends the encoded command to dst.
@@ -28,9 +29,13 @@ func (m *Machine) applyStopJob(r *wire.Reader) Result {
 	if !ok {
 		return rejected(gpuai.NotFound, "no such job")
 	}
-	if j := m.jobs.Get(slot); !j.status.Final() && !j.stopping {
+	switch j := m.jobs.Get(slot); {
+	case j.status.Final():
+	case !j.stopping:
 		m.jobs.Mut(slot).reason = endStopped
 		m.stopJob(slot)
+	case m.Level() >= LevelPlacement:
+		m.stopAgain(slot)
 	}
 	return Result{Job: id}
 }

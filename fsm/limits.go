@@ -22,13 +22,19 @@ const (
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 
-	// MaxNotes is how many tasks and groups may have one, MaxNoteBlocks how many
-	// blocks may be in use for one more to be kept: specs come first.
-	MaxNotes      = 1 << 20
+	// MaxNotes is how many tasks and groups may have one, MaxEndNotes how many
+	// there may be for one more of an end to be kept: digests of images come first.
+	MaxNotes    = 1 << 20
+	MaxEndNotes = MaxNotes / 8 * 7
+	// MaxNoteBlocks is how many blocks may be in use for one more note of an end to
+	// be kept: specs and digests come first.
 	MaxNoteBlocks = MaxBlocks / 2
 
-	// MaxCheckpoints is how many published checkpoints of all tasks are known.
-	MaxCheckpoints = 1 << 22
+	// MaxCheckpoints is how many published checkpoints of all tasks are known,
+	// MaxTenantCheckpoints of those of one tenant. Jobs that ended are retired
+	// sooner before either is reached.
+	MaxCheckpoints       = 1 << 22
+	MaxTenantCheckpoints = MaxCheckpoints / 4 * 3
 
 	// MaxHolds is for how many tasks room may be kept at a time.
 	MaxHolds = 1 << 16

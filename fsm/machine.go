@@ -61,6 +61,8 @@ type Machine struct {
 	checkpoints      *mem.Table[checkpointRec]
 	checkpointSlots  *mem.Slots
 	checkpointByTask *mem.Hash // the newest of each task
+	// checkpointsOfTenant is how many each has, by string number; derived.
+	checkpointsOfTenant *mem.Table[uint32]
 
 	holds         *mem.Table[holdRec]
 	holdSlots     *mem.Slots
@@ -147,8 +149,8 @@ func New(o Options) *Machine {
 		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		notes:   mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
 		checkpoints: mem.NewHashed(s, 5, hasher[checkpointRec](seedCheckpoint)), checkpointSlots: mem.NewSlots(s),
-		checkpointByTask: mem.NewHash(s),
-		holds:            mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		checkpointByTask: mem.NewHash(s), checkpointsOfTenant: mem.NewTable[uint32](s, 10),
+		holds: mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
@@ -189,8 +191,8 @@ func (m *Machine) Fork() *Machine {
 		servers: m.servers.Fork(s),
 		notes:   m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
 		checkpoints: m.checkpoints.Fork(s), checkpointSlots: m.checkpointSlots.Fork(s),
-		checkpointByTask: m.checkpointByTask.Fork(s),
-		holds:            m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		checkpointByTask: m.checkpointByTask.Fork(s), checkpointsOfTenant: m.checkpointsOfTenant.Fork(s),
+		holds: m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),

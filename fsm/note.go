@@ -49,12 +49,8 @@ type leaseEnd struct {
 	reason string
 }
 
-// keepNote stores a note; 0 when there is no room for one more. The text is
-// not worth refusing anything for.
+// keepNote stores a note, for which the caller has seen that there is room.
 func (m *Machine) keepNote(r noteRec, text string) ref {
-	if m.noteSlots.Len() >= MaxNotes || !m.blobs.Room(len(text), MaxNoteBlocks) {
-		return 0
-	}
 	slot, ok := m.noteSlots.Alloc()
 	if !ok {
 		return 0
@@ -91,6 +87,9 @@ func (m *Machine) noteEnd(lease uint32, end *leaseEnd) {
 	if end.cause == gpuai.CauseDone || end.code == gpuai.EndOther && end.reason == "" {
 		return
 	}
+	if m.noteSlots.Len() >= MaxEndNotes || !m.blobs.Room(len(end.reason), MaxNoteBlocks) {
+		return // the text is not worth refusing anything for
+	}
 	r := noteRec{lease: l.token, at: l.ended, node: l.node, exit: end.exit, cause: end.cause, code: end.code}
 	if n := m.keepNote(r, end.reason); n != 0 {
 		m.tasks.Mut(task).note = n
@@ -99,22 +98,26 @@ func (m *Machine) noteEnd(lease uint32, end *leaseEnd) {
 
 // resolved records the digest of a group's image: the first that any of its
 // tasks tells is that of all. So a digest comes from a live lease only, and is
-// never another later.
+// never another later. roomForDigest has seen that there is room.
 func (m *Machine) resolved(lease uint32, digest string) {
 	l := m.leases.Get(lease)
 	group := m.tasks.Get(l.task.slot()).group.slot()
 	if m.groups.Get(group).image != 0 {
 		return
 	}
-	n := m.keepNote(noteRec{lease: l.token, at: m.now.time, node: l.node}, digest)
-	if n == 0 {
-		return
-	}
-	m.groups.Mut(group).image = n
+	m.groups.Mut(group).image = m.keepNote(noteRec{lease: l.token, at: m.now.time, node: l.node}, digest)
 	m.jobs.Mut(m.groups.Get(group).job.slot()).modified = m.now.index
 	e := m.leaseEvent(gpuai.ImageResolved, lease)
 	e.Image = digest
 	m.emit(e)
+}
+
+// roomForDigest reports whether the digest of the image of a lease's group is
+// kept, or can be. Where it cannot nobody may start: each task would run what its
+// node found.
+func (m *Machine) roomForDigest(lease uint32, digest string) bool {
+	return m.groups.Get(m.tasks.Get(m.leases.Get(lease).task.slot()).group.slot()).image != 0 ||
+		m.noteSlots.Len() < MaxNotes && m.blobs.Room(len(digest), MaxBlocks)
 }
 
 // imageOf returns the digest of a group's image; "" when none was told.

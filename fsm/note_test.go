@@ -180,15 +180,34 @@ func TestNotesAreRedacted(t *testing.T) {
 	}
 }
 
-// Notes take no more room than they may; what has none is no error.
+// Notes take no more room than they may; an end that has none is no error. Ends
+// leave room for digests, and a digest that has none is told again: it is never
+// answered as if it were kept.
 func TestNotesAreBounded(t *testing.T) {
 	r := newest(t, nil)
-	r.node("a", 1)
-	id := r.submit(retrying(1))
+	r.node("a", 2)
+	id, other := r.submit(retrying(1)), r.submit(jobSpec("x", 1, 1))
+	for r.m.noteSlots.Len() < MaxEndNotes {
+		r.m.noteSlots.Alloc()
+	}
+	r.m.sp.Commit()
+	if full := r.m.Fullness(); full != 875 {
+		t.Errorf("the machine is full to %d", full)
+	}
+	r.check = false
+	resolved := gpuai.Report{State: gpuai.ReportResolved, Image: digestA}
+	r.do(r.says(r.leases(id)[0], resolved))
+	if a, _ := r.m.Assignment(r.leases(id)[0].ID); a.Image != digestA {
+		t.Errorf("the digest is %q", a.Image)
+	}
 	for r.m.noteSlots.Len() < MaxNotes {
 		r.m.noteSlots.Alloc()
 	}
-	r.check = false
+	r.m.sp.Commit()
+	late := r.says(r.leases(other)[0], resolved)
+	r.refuse(late, gpuai.RateLimited)
+	r.refuse(late, gpuai.RateLimited) // not answered as what was judged before
+	r.do(r.says(r.leases(id)[0], resolved))
 	r.do(r.says(r.leases(id)[0], gpuai.Report{State: gpuai.ReportFailed, Reason: "exit code 1"}))
 	if task := r.m.Tasks(id, 0, 1)[0]; task.LastEnd != nil || task.ExitCode != 1 && task.Status != gpuai.TaskPending {
 		t.Errorf("%+v", task)

@@ -34,13 +34,13 @@ func (m *Machine) EndedJobs(from uint32, before gpuai.Instant, limit int) (page 
 }
 
 // Fullness is how much of the limits on jobs is used, in thousandths: of
-// whichever of jobs, groups, tasks, leases and specs is nearest to its own.
+// whichever of jobs, groups, tasks, leases, specs, checkpoints and notes is nearest to its own.
 func (m *Machine) Fullness() uint32 {
 	full := uint64(0)
 	for _, x := range [...]struct{ n, limit uint32 }{
 		{m.jobSlots.Len(), MaxJobs}, {m.groupSlots.Len(), MaxGroupRecs}, {m.taskSlots.Len(), MaxTaskRecs},
 		{m.leaseSlots.Len(), MaxLeaseRecs}, {m.blobs.Len(), MaxBlocks},
-		{m.checkpointSlots.Len(), MaxCheckpoints},
+		{m.checkpointSlots.Len(), MaxCheckpoints}, {m.noteSlots.Len(), MaxNotes},
 	} {
 		full = max(full, uint64(x.n)*1_000/uint64(x.limit))
 	}

@@ -15,7 +15,7 @@ import (
 // the same decisions: commands, scripts, environments, directories, the names of
 // jobs and groups, keys and values of labels, in nodes and in constraints, names
 // of racks and NVLink domains, idempotency keys, actors, addresses, boot IDs,
-// reasons of reports and of health. What stays: sizes, times, vendors, models, IDs
+// reasons of reports and of health, digests of images and checkpoints. What stays: sizes, times, vendors, models, IDs
 // of devices, versions, the names of nodes, servers, tenants and zones, and values
 // of labels that are whole numbers, which constraints compare.
 //
@@ -46,6 +46,14 @@ func (x *Redaction) digest(s string) string {
 	out := "sha256:"
 	for i := range uint64(4) {
 		out += fmt.Sprintf("%016x", mem.HashBytes(x.Salt+i, []byte(s)))
+	}
+	return out
+}
+
+// blob returns the stand-in of a checkpoint's digest.
+func (x *Redaction) blob(d gpuai.BlobDigest) (out gpuai.BlobDigest) {
+	for i := range len(out) / 8 {
+		le.PutUint64(out[8*i:], mem.HashBytes(x.Salt+uint64(i), d[:]))
 	}
 	return out
 }
@@ -150,6 +158,10 @@ func (x *Redaction) RedactState(m *Machine) {
 	for s, ok := m.jobSlots.Next(0); ok; s, ok = m.jobSlots.Next(s + 1) {
 		x.job(m, s)
 		x.notes(m, s)
+	}
+	for s, ok := m.checkpointSlots.Next(0); ok; s, ok = m.checkpointSlots.Next(s + 1) {
+		c := m.checkpoints.Mut(s)
+		c.digest = x.blob(c.digest)
 	}
 	m.sched.Rename(&scheduler.Renames{
 		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
@@ -285,6 +297,12 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 			b = bodyOf(&u)
 		}
 		ok = b != nil
+	case typePublishCheckpoint:
+		var u PublishCheckpoint
+		if u, ok = readPublish(wire.NewReader(c.Body)); ok {
+			u.Publish.Digest = x.blob(u.Publish.Digest)
+			b = bodyOf(&u)
+		}
 	case typeSetDemand:
 		d, err := readDemand(wire.NewReader(c.Body))
 		for i := range d.Demand {

@@ -160,3 +160,52 @@ func (r *stopping) stops() {
 		r.t.Fatalf("%+v", c)
 	}
 }
+
+// A task of which the stop panics is stepped over and the others are told; who
+// stops the job again has that one told too, once the fault is mended.
+func TestStopStepsOverTheTaskThatPanics(t *testing.T) {
+	r := newest(t, nil)
+	for i := range 20 {
+		s := nodeSpec(fmt.Sprintf("n-%02d", i), 1, "H100")
+		s.CPU = 64_000_000
+		r.register(s)
+	}
+	r.check = false
+	id := r.submit(manyTasks("tasks"))
+	r.catchUp()
+	r.do(&StopJob{Job: id})
+	job, _ := r.m.jobSlot(id)
+	group := r.m.jobs.Get(job).group.slot()
+	next := r.m.groups.Get(group).stop
+	if next == 0 {
+		t.Fatal("all were told at once")
+	}
+	bad := r.m.tasks.Get(r.m.tasks.Get(next.slot()).next.slot()).next.slot()
+	lease := r.m.tasks.Get(bad).lease
+	set := func(x ref) {
+		r.m.tasks.Mut(bad).lease = x
+		r.m.sp.Commit()
+	}
+	set(1 << 23) // points nowhere
+	panics := 0
+	for range 20 {
+		r.index++
+		out := &Output{}
+		if err := r.m.Apply(r.index, 1, AppendEntry(nil, Header{Term: 1, Time: r.time}, (&Tick{}).Append(nil, Envelope{})), out); err != nil {
+			t.Fatal(err)
+		}
+		panics += int(out.Panics)
+	}
+	if c := r.m.Counts(); c.Revoking != c.Leases-1 || panics != 2 { // the slice's, and the task's own
+		t.Fatalf("%d of %d leases are told, %d panics", c.Revoking, c.Leases, panics)
+	}
+	set(lease)
+	r.do(&StopJob{Job: id})
+	r.catchUp()
+	if c := r.m.Counts(); c.Revoking != c.Leases {
+		t.Fatalf("%d of %d leases are told", c.Revoking, c.Leases)
+	}
+	if err := r.m.Check(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -44,12 +44,40 @@ func (m *Machine) goOnStopping(left int64) {
 	}
 }
 
-// giveUpStopping leaves the tasks of one group as they are: to tell them panicked,
-// and would again in each entry.
-func (m *Machine) giveUpStopping() {
-	if group, ok := m.halting.Next(0); ok {
+// stopOneByOne is goOnStopping after a panic, with each task a step of its own:
+// the one that panics is stepped over, since it would again in each entry, and
+// those behind it are left to the next.
+func (m *Machine) stopOneByOne(left int64) {
+	for m.now.work > left {
+		group, ok := m.halting.Next(0)
+		if !ok {
+			return
+		}
+		if m.guard(func(m *Machine) { m.stopTasks(group, m.now.work-1) }) {
+			continue
+		}
+		if !m.guard(func(m *Machine) { m.stopFrom(group, m.tasks.Get(m.groups.Get(group).stop.slot()).next) }) {
+			m.guard(func(m *Machine) { m.stopFrom(group, 0) }) // its list leads nowhere
+		}
+		return
+	}
+}
+
+// stopFrom makes t the first task of a group that is not told yet; 0: all are.
+func (m *Machine) stopFrom(group uint32, t ref) {
+	if m.groups.Mut(group).stop = t; t == 0 {
 		m.halting.Clear(group)
-		m.groups.Mut(group).stop = 0
+	}
+}
+
+// stopAgain has the tasks of a job that is being stopped told anew, by the entries
+// that follow: some may have been stepped over.
+func (m *Machine) stopAgain(job uint32) {
+	for r := m.jobs.Get(job).group; r != 0; r = m.groups.Get(r.slot()).next {
+		if g := m.groups.Get(r.slot()); !g.ended && g.stop == 0 && g.first != 0 {
+			m.groups.Mut(r.slot()).stop = g.first
+			m.halting.Set(r.slot())
+		}
 	}
 }
 

@@ -27,7 +27,8 @@ type Extend struct {
 }
 
 // UseImage lets a start go on that told of its image: with the digest that the
-// region has for the group's.
+// region has for the group's; "" when it could not keep one more, and has none:
+// what was found must not be run then, and is told again later.
 type UseImage struct {
 	Lease  gpuai.Token
 	Digest string

@@ -713,6 +713,13 @@ func TestImageIsAgreed(t *testing.T) {
 	if _, again := find[UseImage](r.step(answer)); again {
 		t.Error("an answer counts twice")
 	}
+	for _, none := range []gpuai.Reported{{Code: gpuai.RateLimited}, {Code: gpuai.OK}, {Code: gpuai.RateLimited, Image: "sha256:mine"}} {
+		again, _ := find[SendReport](r.step(ImageResolved{a.Lease.ID, "sha256:mine"}))
+		none.Lease, none.Seq = a.Lease.ID, again.Report.Seq
+		if use, ok := find[UseImage](r.step(ReportAnswered{r.sess, none})); !ok || use.Digest != "" {
+			t.Errorf("answered %+v it runs what it found: %+v", none, r.acts)
+		}
+	}
 	held := Held{Assignment: a, Seq: 1, Unsent: []gpuai.Report{told.Report}}
 	if v := newRig(t, held).core.Views(); len(v) != 1 || v[0].Phase == Reported {
 		t.Errorf("the next life takes it for an end: %+v", v)

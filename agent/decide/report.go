@@ -1,7 +1,6 @@
 package decide
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -67,9 +66,11 @@ func (c *Core) answered(r gpuai.Reported) {
 		return
 	}
 	if judged && u.State == gpuai.ReportResolved && l.phase == Starting {
-		// Without an answer, as when the region cannot keep one more, each task
-		// runs what it found.
-		c.do(UseImage{Lease: l.a.Lease.ID, Digest: cmp.Or(r.Image, u.Image)})
+		digest := ""
+		if r.Code == gpuai.OK {
+			digest = r.Image
+		}
+		c.do(UseImage{Lease: l.a.Lease.ID, Digest: digest})
 	}
 	c.forgetAnswered(l)
 }

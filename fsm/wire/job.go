@@ -133,9 +133,13 @@ func ReadJobView(b []byte, v *JobView) error {
 	v.LeaseTTL = r.within(r.I64(), 0, int64(gpuai.MaxLeaseTTL))
 	v.ArraySize = uint32(r.within(int64(r.U32()), 0, gpuai.MaxTasks))
 	v.Name, v.Tenant = r.name(), r.name()
+	most := gpuai.MaxConstraints
+	if !v.Extended { // what it has no sandbox for, and builds below the level do not take
+		most = gpuai.MaxOwnConstraints
+	}
 	var tasks uint64
 	for i := range v.Groups[:v.NumGroups] {
-		r.group(&v.Groups[i])
+		r.group(&v.Groups[i], most)
 		tasks += uint64(v.Groups[i].Count)
 	}
 	r.extensions(v)
@@ -154,7 +158,8 @@ func ReadJobView(b []byte, v *JobView) error {
 	return r.Done()
 }
 
-func (r *Reader) group(g *GroupView) {
+// group reads a group with at most so many constraints.
+func (r *Reader) group(g *GroupView, constraints int) {
 	g.Count = uint32(r.within(int64(r.U32()), 1, gpuai.MaxTasks))
 	if g.Gang = r.bool(); g.Gang && g.Count > gpuai.MaxGangTasks {
 		r.Fail("a gang is too large")
@@ -164,7 +169,7 @@ func (r *Reader) group(g *GroupView) {
 	g.Backoff = r.within(r.I64(), 0, int64(gpuai.MaxBackoff))
 	g.Name, g.Shape, g.Task = r.name(), r.Blob(), r.Blob()
 	if r.err == nil {
-		r.err = checkShape(g.Shape)
+		r.err = checkShape(g.Shape, constraints)
 	}
 	if r.err == nil {
 		g.StopGrace, r.err = checkTask(g.Task)

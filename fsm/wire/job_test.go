@@ -219,9 +219,10 @@ var hostile = map[string]func(s *gpuai.JobSpec, g *gpuai.Group){
 	"empty memory range": func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Resources.GPU.Any = []gpuai.GPUAlternative{{MemoryMin: 2, MemoryMax: 1}}
 	},
-	"constraints": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = zones(gpuai.MaxConstraints + 1) },
-	"operator":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: 8, Values: texts(1)}} },
-	"no value":    func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: gpuai.In}} },
+	"constraints":                   func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = zones(gpuai.MaxConstraints + 1) },
+	"constraints without a sandbox": func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = zones(gpuai.MaxOwnConstraints + 1) },
+	"operator":                      func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: 8, Values: texts(1)}} },
+	"no value":                      func(s *gpuai.JobSpec, g *gpuai.Group) { g.Constraints = []gpuai.Constraint{{Op: gpuai.In}} },
 	"two values": func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Constraints = []gpuai.Constraint{{Values: []string{"a", "b"}}}
 	},

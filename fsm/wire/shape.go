@@ -60,8 +60,9 @@ func appendConstraint(b []byte, c *gpuai.Constraint) []byte {
 	return b
 }
 
-// checkShape says why ReadShape would not take b, without allocating.
-func checkShape(b []byte) error {
+// checkShape says why ReadShape would not take b, without allocating, or that it
+// has more constraints than most.
+func checkShape(b []byte, most int) error {
 	r := Reader{b: b}
 	r.within(r.I64(), 0, int64(gpuai.MaxCPU)-1)
 	r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1)
@@ -74,7 +75,7 @@ func checkShape(b []byte) error {
 		r.alternative()
 	}
 	var last []byte
-	for range r.count8(gpuai.MaxConstraints) {
+	for range r.count8(most) {
 		c := r.constraint()
 		if bytes.Compare(last, c) >= 0 {
 			r.Fail("constraints are out of order")
@@ -117,7 +118,7 @@ func (r *Reader) constraint() []byte {
 
 // ReadShape reads what a task needs. It takes the canonical form only.
 func ReadShape(b []byte) (gpuai.Resources, []gpuai.Constraint, error) {
-	if err := checkShape(b); err != nil {
+	if err := checkShape(b, gpuai.MaxConstraints); err != nil {
 		return gpuai.Resources{}, nil, err
 	}
 	r := NewReader(b)
