@@ -10,6 +10,7 @@ import (
 // What a plan says of the capacity behind it, from the nodes that it touched, is
 // what looking at every node says.
 func TestPlanCountsTheCapacityBehindIt(t *testing.T) {
+	lengthy(t)
 	changed := 0
 	for seed := range uint64(10) {
 		w := newWalk(t, 700+seed)

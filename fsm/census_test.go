@@ -66,6 +66,7 @@ func countByIndex(m *Machine) map[kindState]uint32 {
 }
 
 func TestCountDevicesAgreesWithTheNodes(t *testing.T) {
+	lengthy(t)
 	for seed := range uint64(20) {
 		w := newWalk(t, seed)
 		for range 150 {

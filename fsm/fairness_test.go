@@ -135,6 +135,7 @@ func (c *crowd) step() {
 
 // Over a long time tenants get devices in proportion to their weights.
 func TestWeightsAreRespected(t *testing.T) {
+	lengthy(t)
 	weights := []uint32{100, 200, 300, 50}
 	c := newCrowd(t, 7, []string{"a", "b", "c", "d"}, weights)
 	for range 6_000 {

@@ -38,6 +38,7 @@ func togetherOf(name string, same gpuai.Topology, groups int, one func(g *gpuai.
 // Two groups of a thousand tasks fit into each rack one by one, and not both: the
 // tries cost more than an entry has, and end all the same.
 func TestCostlyTriesEnd(t *testing.T) {
+	lengthy(t)
 	r := newest(t, nil)
 	r.check = false
 	for i := range 16 * 256 {
@@ -58,6 +59,7 @@ func TestCostlyTriesEnd(t *testing.T) {
 // 300 different jobs wait for a rack that none of them can have whole. The end of
 // one lease asks no more of them than an entry may, and others start.
 func TestManyWholesAreAskedInPart(t *testing.T) {
+	lengthy(t)
 	r := newest(t, nil)
 	r.check = false
 	const nodes = 64
@@ -99,9 +101,7 @@ func TestManyWholesAreAskedInPart(t *testing.T) {
 // The end of a lease on a reserved node of a large region has those looked at who
 // start as a whole, once.
 func TestEndOnAReservedNodeIsLookedAtOnce(t *testing.T) {
-	if brief() {
-		t.Skip("15,000 nodes")
-	}
+	lengthy(t)
 	r := newest(t, nil)
 	r.check = false
 	const nodes = 15_000

@@ -195,6 +195,14 @@ func restored(t testing.TB, m *Machine) *Machine {
 // brief reports whether walks are to take few seeds.
 func brief() bool { return underRace || testing.Short() }
 
+// lengthy skips a test of a large region where time is short.
+func lengthy(t *testing.T) {
+	t.Helper()
+	if brief() {
+		t.Skip("a large region: it runs without the race detector, for 386")
+	}
+}
+
 // few is how many seeds a walk runs with: all, or where time is short some.
 func few(all, some uint64) uint64 {
 	if brief() {

@@ -60,6 +60,7 @@ const perCommand = 1_000 * (workCommand + workEnd + 2*workLook)
 // Placing keeps to the budget, whatever is submitted: what is left over is
 // backlog.
 func TestWorkOfSubmits(t *testing.T) {
+	lengthy(t)
 	r := large(t, 10_000)
 	gang := func(n, gpus uint32) *gpuai.JobSpec {
 		s := jobSpec("gang", n, gpus)
@@ -120,6 +121,7 @@ func (m *Machine) liveLeases() (out []uint32) {
 
 // Ends of leases cost what they are, not what waits or what else is in a gang.
 func TestWorkOfEnds(t *testing.T) {
+	lengthy(t)
 	r := large(t, 5_000)
 	spec := jobSpec("gang", gpuai.MaxGangTasks, 1)
 	spec.Groups[0].Gang = true
@@ -168,6 +170,7 @@ func TestWorkOfEnds(t *testing.T) {
 // Tasks that lose their nodes all at once find their places among those that
 // wait, in the order of their jobs, without a walk through the queue.
 func TestWorkOfALostRack(t *testing.T) {
+	lengthy(t)
 	const nodes, jobs = 2_500, 20_000
 	r := large(t, nodes)
 	for range jobs / 500 {
@@ -211,6 +214,7 @@ func TestWorkOfALostRack(t *testing.T) {
 
 // Leases of one node that are no longer safe all at once are listed once.
 func TestWorkOfRipening(t *testing.T) {
+	lengthy(t)
 	r := newest(t, func(p *gpuai.Policy) { p.PreemptionProtect = gpuai.Minute })
 	s := nodeSpec("a", 1, "H100")
 	r.register(s)
