@@ -70,7 +70,6 @@ type Agent struct {
 	// publishing are the checkpoints that wait for the region's answer, by lease.
 	publishing map[gpuai.Token]publishing
 	takeOver   bool
-	urgent     bool   // the next session is wanted at once
 	drained    string // why no lease is taken
 	halt       error  // what Run ends with
 

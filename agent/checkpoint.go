@@ -21,6 +21,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/internal/blobs"
+	"github.com/gpuai/gpuai/plugins"
 )
 
 const (
@@ -449,7 +450,7 @@ func (s *saver) tell(r result) {
 	}
 	s.results = append(slices.DeleteFunc(s.results, func(n string) bool { return n == r.Name }), r.Name)
 	for len(s.results) > keptResults {
-		_ = s.root.Remove(s.results[0] + ".json")
+		_ = s.root.Remove(s.results[0] + ".json") // the task may have taken it away, or put something else there
 		s.results = s.results[1:]
 	}
 }
@@ -481,7 +482,7 @@ func (s *saver) drop(name string) {
 func (s *saver) write() {
 	data, err := json.Marshal(s.kept)
 	if err == nil {
-		err = writeDurably(s.file(), data)
+		err = plugins.ReplaceFile(s.file(), data)
 	}
 	if err != nil {
 		s.w.a.log.Warn("what was published is not noted", "lease", s.w.lease.ID, "error", err)

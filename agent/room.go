@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gpuai/gpuai/agent/decide"
+
+	"github.com/gpuai/gpuai/plugins"
 )
 
 const (
@@ -56,33 +58,12 @@ func (w *worker) roomOf(dir string) int64 {
 	free, _, err := diskRoom(dir)
 	room := free / 2
 	if err == nil {
-		err = writeDurably(file, []byte(strconv.FormatInt(room, 10)+"\n"))
+		err = plugins.ReplaceFile(file, []byte(strconv.FormatInt(room, 10)+"\n"))
 	}
 	if err != nil {
 		w.a.log.Warn("what a task's checkpoints may take is not noted", "lease", w.lease.ID, "error", err)
 	}
 	return room
-}
-
-// writeDurably replaces a file of the agent's as a whole.
-func writeDurably(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // watchRoom ends a task that takes more of the node's disk than it may, or that

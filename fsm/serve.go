@@ -87,10 +87,10 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 	}
 	if m.mayServe(b, node) {
 		_, final := m.placeGroup(c.group)
-		if b := m.buckets.Get(c.bucket); b.used && !final {
-			m.look(c.bucket) // cut short, or a gang for which part of the room may be taken: it must be tried everywhere
-		}
 		if !final {
+			if m.buckets.Get(c.bucket).used {
+				m.look(c.bucket) // cut short: it must be tried everywhere
+			}
 			return false
 		}
 		if *room = m.sched.Room(node); !m.turns.mayTake(room) {

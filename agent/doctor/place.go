@@ -203,7 +203,7 @@ func end(dir string) error {
 // quit kills what runs, and waits until the watchdog has gone.
 func quit(wd *watchdog.Client) error {
 	_ = wd.Kill(probeLease, 5*gpuai.Second) // it has ended, as a rule
-	_ = wd.Acknowledge(probeLease)
+	_ = wd.Acknowledge(probeLease)          // else the watchdog keeps the exit code until it is told to quit
 	give := time.NewTimer(10 * time.Second)
 	defer give.Stop()
 	again := time.NewTicker(20 * time.Millisecond)

@@ -29,12 +29,9 @@ memory. Times are region time.`,
 		var job gpuai.Job
 		var list []gpuai.PublishedCheckpoint
 		_, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (_ struct{}, err error) {
-			ref := args[0]
-			if !a.objects() {
-				if job, err = c.Job(ctx, ref); err != nil {
-					return struct{}{}, err
-				}
-				ref = job.ID.String() // a name might stand for another job by now
+			ref, err := a.describe(ctx, c, args[0], &job)
+			if err != nil {
+				return struct{}{}, err
 			}
 			list, page.Cursor, err = c.Checkpoints(ctx, ref, page)
 			return struct{}{}, err

@@ -29,12 +29,9 @@ one, or a name (the newest job of it). Times are region time.`,
 		var events []gpuai.Event
 		v := &view{}
 		_, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (_ struct{}, err error) {
-			ref := args[0]
-			if !a.objects() {
-				if job, err = c.Job(ctx, ref); err != nil {
-					return struct{}{}, err
-				}
-				ref = job.ID.String() // a name might stand for another job by now
+			ref, err := a.describe(ctx, c, args[0], &job)
+			if err != nil {
+				return struct{}{}, err
 			}
 			events, v.more, err = c.JobEvents(ctx, ref, page)
 			return struct{}{}, err
@@ -95,4 +92,15 @@ func eventDetail(e *gpuai.Event) string {
 		parts = append(parts, "checkpoint "+num(e.Checkpoint))
 	}
 	return strings.Join(parts, ", ")
+}
+
+// describe reads the job that is shown beside what is asked of it, unless only
+// that is printed. It returns the job's ID then, and else the reference as it is.
+func (a *app) describe(ctx context.Context, c *client.Client, ref string, job *gpuai.Job) (string, error) {
+	if a.objects() {
+		return ref, nil
+	}
+	j, err := c.Job(ctx, ref)
+	*job = j
+	return j.ID.String(), err // a name might stand for another job by now
 }

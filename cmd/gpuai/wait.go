@@ -100,11 +100,19 @@ func away(err error) bool {
 func ended(j *gpuai.Job) error {
 	switch {
 	case j.Status == gpuai.JobFailed:
-		return &exitError{code: exitJobFailed, text: "the job failed: " + countsText(j), next: "gpuai job logs " + j.ID.String() + ", gpuai job status " + j.ID.String()}
+		return &exitError{code: exitJobFailed, text: "the job failed: " + countsText(j) + because(j), next: "gpuai job logs " + j.ID.String() + ", gpuai job status " + j.ID.String()}
 	case j.Status == gpuai.JobStopped:
 		return &exitError{code: exitJobFailed, text: "the job was stopped: " + j.Reason}
 	}
 	return nil
+}
+
+// because says why a job ended, where it is known.
+func because(j *gpuai.Job) string {
+	if j.Reason == "" {
+		return ""
+	}
+	return "; " + j.Reason
 }
 
 func (w *waiting) late(j *gpuai.Job) error {

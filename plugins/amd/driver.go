@@ -105,42 +105,18 @@ func (d *Driver) watch() {
 
 // Fingerprint sends the devices, and again when they change.
 func (d *Driver) Fingerprint(ctx context.Context, send func(plugins.Inventory) error) error {
-	for {
+	return plugins.FollowInventory(ctx, send, func() (plugins.Inventory, <-chan struct{}) {
 		now, changed := d.current()
-		if err := send(now.inventory); err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return now.inventory, changed
+	})
 }
 
 // Health sends the health of every device, then what changed.
 func (d *Driver) Health(ctx context.Context, send func([]plugins.Health) error) error {
-	sent := map[gpuai.DeviceID]plugins.Health{}
-	for {
+	return plugins.FollowHealth(ctx, send, func() (map[gpuai.DeviceID]plugins.Health, <-chan struct{}) {
 		now, changed := d.current()
-		var news []plugins.Health
-		for _, id := range slices.Sorted(maps.Keys(now.health)) {
-			if old, ok := sent[id]; !ok || old != now.health[id] {
-				news = append(news, now.health[id])
-			}
-		}
-		sent = now.health
-		if len(news) > 0 {
-			if err := send(news); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return now.health, changed
+	})
 }
 
 func (d *Driver) current() (view, <-chan struct{}) {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -302,17 +301,7 @@ func (d *Driver) held(g *gpu) bool {
 
 // Fingerprint sends what there is.
 func (d *Driver) Fingerprint(ctx context.Context, send func(plugins.Inventory) error) error {
-	for {
-		v, changed := d.inventory()
-		if err := send(v); err != nil { // Serve drops repetitions
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return plugins.FollowInventory(ctx, send, d.inventory)
 }
 
 func (d *Driver) inventory() (plugins.Inventory, <-chan struct{}) {
@@ -330,29 +319,11 @@ func (d *Driver) inventory() (plugins.Inventory, <-chan struct{}) {
 
 // Health sends the health of every device, then what changed.
 func (d *Driver) Health(ctx context.Context, send func([]plugins.Health) error) error {
-	sent := map[gpuai.DeviceID]plugins.Health{}
-	for {
+	return plugins.FollowHealth(ctx, send, func() (map[gpuai.DeviceID]plugins.Health, <-chan struct{}) {
 		d.mu.Lock()
-		all, changed := d.health(), d.changed
-		d.mu.Unlock()
-		var news []plugins.Health
-		for _, id := range slices.Sorted(maps.Keys(all)) {
-			if sent[id] != all[id] {
-				news = append(news, all[id])
-			}
-		}
-		sent = all
-		if len(news) > 0 {
-			if err := send(news); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		defer d.mu.Unlock()
+		return d.health(), d.changed
+	})
 }
 
 // health is the verdict on every device; the caller locks.

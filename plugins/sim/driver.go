@@ -113,17 +113,7 @@ func struck(faults []*Fault, kind string, v device) *Fault {
 
 // Fingerprint sends the devices that have not vanished.
 func (d *Driver) Fingerprint(ctx context.Context, send func(plugins.Inventory) error) error {
-	for {
-		v, changed := d.inventory()
-		if err := send(v); err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return plugins.FollowInventory(ctx, send, d.inventory)
 }
 
 func (d *Driver) inventory() (plugins.Inventory, <-chan struct{}) {
@@ -143,29 +133,11 @@ func (d *Driver) inventory() (plugins.Inventory, <-chan struct{}) {
 
 // Health sends the health of every device, then what changed.
 func (d *Driver) Health(ctx context.Context, send func([]plugins.Health) error) error {
-	sent := map[gpuai.DeviceID]plugins.Health{}
-	for {
+	return plugins.FollowHealth(ctx, send, func() (map[gpuai.DeviceID]plugins.Health, <-chan struct{}) {
 		d.mu.Lock()
-		health, changed := d.health, d.changed
-		d.mu.Unlock()
-		var news []plugins.Health
-		for _, id := range slices.Sorted(maps.Keys(health)) {
-			if old, ok := sent[id]; !ok || old != health[id] {
-				news = append(news, health[id])
-			}
-		}
-		sent = health
-		if len(news) > 0 {
-			if err := send(news); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		defer d.mu.Unlock()
+		return d.health, d.changed
+	})
 }
 
 // Reserve holds devices. A slow one answers late, but has reserved: as a real
