@@ -87,13 +87,13 @@ func (m *Machine) displaceWhole(group uint32, limit scheduler.Band) bool {
 	case gpuai.TopologyNone:
 		return m.attempt(func() bool { return m.displaceIn(scheduler.Scope{}, limit) })
 	case gpuai.TopologyZone:
-		for _, z := range m.displaceZones(limit) {
+		for _, z := range m.tried(m.displaceZones(limit)) {
 			if m.attempt(func() bool { return m.displaceIn(z.sc, limit) }) {
 				return true
 			}
 		}
 	default:
-		for _, d := range m.displaceDomains(same, limit) {
+		for _, d := range m.tried(m.displaceDomains(same, limit)) {
 			if m.attempt(func() bool { return m.displaceAmong(d.sc, limit) }) {
 				return true
 			}
@@ -101,6 +101,9 @@ func (m *Machine) displaceWhole(group uint32, limit scheduler.Band) bool {
 	}
 	return false
 }
+
+// tried returns those of targets that are tried: the first, fewer for many tasks.
+func (m *Machine) tried(ts []target) []target { return ts[:min(len(ts), m.tries())] }
 
 // A target is a domain in which others might make room for m.members.
 type target struct {
@@ -143,7 +146,7 @@ func (m *Machine) displaceDomains(same gpuai.Topology, limit scheduler.Band) (ts
 		}
 		return m.now.work > until
 	})
-	return ts[:min(len(ts), m.tries())]
+	return ts
 }
 
 // displaceZones returns the zones to be tried.

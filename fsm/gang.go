@@ -60,8 +60,8 @@ func (m *Machine) startTogether(same gpuai.Topology) bool {
 // which a try may place and take back.
 func (m *Machine) tries() int {
 	tasks := 0
-	for i := range m.needs {
-		tasks += int(m.needs[i].Count)
+	for _, group := range m.members {
+		tasks += int(m.groups.Get(group).count)
 	}
 	return min(max(triedTasks/max(tasks, 1), 2), maxTries)
 }
