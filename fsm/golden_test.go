@@ -160,6 +160,14 @@ func recordMissing(t *testing.T) {
 			w.line("snapshot level-3.snap")
 			w.steps(40)
 		},
+		"level-4": func(w *goldenWalk) {
+			w.steps(40)
+			w.apply(&SetFeatureLevel{Level: 4})
+			w.flush()
+			w.steps(40)
+			w.line("snapshot level-4.snap")
+			w.steps(40)
+		},
 		"level-3-efw":     recordPacking,
 		"level-3-order":   recordOrder,
 		"level-3-preempt": recordPreemption,

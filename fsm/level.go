@@ -12,7 +12,7 @@ import (
 // raises it once every voter knows a newer one.
 const (
 	MinLevel uint32 = 1
-	MaxLevel uint32 = 3
+	MaxLevel uint32 = 4
 )
 
 // LevelRestore is the level from which on
@@ -28,6 +28,12 @@ const LevelRestore uint32 = 2
 // settings of placement. Below it, commands that say so are refused, as builds
 // refuse them that do not know the level.
 const LevelPlacement uint32 = 3
+
+// LevelTenants is the level from which on the state knows who may do what and
+// how much: authorities and join tokens, tenants and their tokens, quotas,
+// budgets and the ledger, secrets, and the chain of the audit. Commands of
+// these are refused below it, as builds refuse them that do not know them.
+const LevelTenants uint32 = 4
 
 // ErrLevel is returned, wrapped with both levels, for a log or a snapshot of a
 // newer feature level than this machine takes part in. Nothing was applied or
