@@ -112,6 +112,8 @@ type Node struct {
 	FreeMemory  Bytes       `json:"free_memory_bytes"`
 	FreeGPUs    uint32      `json:"free_gpus"` // whole, healthy ones
 	Leases      uint32      `json:"leases"`    // live ones
+	// Contributor is whose the node is; "" is the region's own.
+	Contributor ContributorID `json:"contributor,omitzero"`
 	// QuarantineUntil is the region time when a quarantine ends.
 	QuarantineUntil Instant `json:"quarantine_until_ms,omitzero"`
 	RegisterIndex   uint64  `json:"register_index"`

@@ -25,6 +25,14 @@ var scopeNames = [numScopes]string{"read", "submit", "tenant-admin", "contributo
 // String returns the scope's text.
 func (s Scope) String() string { return enumName(scopeNames[:], uint8(s)) }
 
+// MarshalText writes the scope's text.
+func (s Scope) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a scope's text.
+func (s *Scope) UnmarshalText(b []byte) error {
+	return enumParse(scopeNames[:], "scope", b, (*uint8)(s))
+}
+
 // Scopes is a set of scopes, one bit each.
 type Scopes uint8
 
@@ -38,6 +46,23 @@ func ScopesOf(all ...Scope) (s Scopes) {
 
 // Has reports whether s holds x.
 func (s Scopes) Has(x Scope) bool { return x < numScopes && s>>x&1 != 0 }
+
+// AllScopes is every scope there is.
+const AllScopes = Scopes(1<<numScopes - 1)
+
+// List returns the scopes of s, in their order.
+func (s Scopes) List() []Scope {
+	out := []Scope{}
+	for x := range numScopes {
+		if s.Has(x) {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// Within reports whether all of s is in o.
+func (s Scopes) Within(o Scopes) bool { return s&^o == 0 }
 
 // A Principal is who a request comes from, once that is proven. The zero value
 // is nobody, who may do nothing.

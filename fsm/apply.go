@@ -28,11 +28,30 @@ const (
 	typeSetDemand
 	typeSetTenantWeight
 	typePublishCheckpoint
-	numTypes
+
+	typeCreateTenant uint8 = 25
+	typeCreateToken  uint8 = 26
+	typeRevokeToken  uint8 = 27
+	typeTouchTokens  uint8 = 28
+	typeSetRole      uint8 = 29
+	typeSetNodeOwner uint8 = 30
+
+	numTypes = 31
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
-const plainTypes = (1<<numTypes - 1) &^ (1 | 1<<typeSetFeatureLevel)
+var plainTypes = func() (types uint64) {
+	for t, name := range commandNames {
+		if name != "" && uint8(t) != typeSetFeatureLevel {
+			types |= 1 << t
+		}
+	}
+	return types
+}()
+
+// unknownType reports whether no command has a type: numbers are handed out with
+// gaps.
+func unknownType(t uint8) bool { return t >= numTypes || commandNames[t] == "" }
 
 // Apply applies one committed entry. Data is read during the call only. The
 // slices of out are reused when they have room; what they hold is not kept.
@@ -86,7 +105,7 @@ func known(e wire.Entry, maxLevel uint32) error {
 		return nil
 	}
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
-		if c.Type == 0 || c.Type >= numTypes || c.Version != 1 {
+		if unknownType(c.Type) || c.Version != 1 {
 			return fmt.Errorf("%w (type %d, version %d)", ErrUnknownCommand, c.Type, c.Version)
 		}
 		if err := levelOf(&c, maxLevel); err != nil {
@@ -266,6 +285,18 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetTenantWeight(r)
 	case typePublishCheckpoint:
 		return m.applyPublishCheckpoint(r)
+	case typeCreateTenant:
+		return m.applyCreateTenant(r)
+	case typeCreateToken:
+		return m.applyCreateToken(r)
+	case typeRevokeToken:
+		return m.applyRevokeToken(r)
+	case typeTouchTokens:
+		return m.applyTouchTokens(r)
+	case typeSetRole:
+		return m.applySetRole(r)
+	case typeSetNodeOwner:
+		return m.applySetNodeOwner(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

@@ -137,8 +137,8 @@ func TestOutputNamesCommandsAndWhatIsHeld(t *testing.T) {
 		t.Errorf("%d milli are held, of two devices", out.GPUMilli)
 	}
 	for k := range CommandKind(NumCommandKinds) {
-		if k > 0 && (commandNames[k] == "" || k.String() != commandNames[k]) {
-			t.Errorf("command type %d has no name: see commandNames", k)
+		if name := commandNames[k]; name != "" && k.String() != name || (name == "") != unknownType(uint8(k)) {
+			t.Errorf("command type %d is called %q: see commandNames", k, k)
 		}
 	}
 }

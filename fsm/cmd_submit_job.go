@@ -11,20 +11,24 @@ import (
 //
 // Result: OK with Job, Tasks and Leased.
 //
-// Rejected, and nothing is stored: InvalidSpec; Unschedulable when no
+// Rejected, and nothing is stored: InvalidSpec, also for a tenant that does not
+// exist, if TenantExists; Unschedulable when no
 // registered node could ever run a task of it, unless HoldAnyway; Conflict when
 // the ID is taken; RateLimited or TooLarge at a limit of the machine.
 type SubmitJob struct {
 	ID         gpuai.JobID
 	Spec       *gpuai.JobSpec // after Defaults and Validate
 	HoldAnyway bool
+	// TenantExists refuses a job whose tenant was not created (see CreateTenant);
+	// from LevelTenants on.
+	TenantExists bool
 }
 
 // Append appends the encoded command to dst.
 func (c *SubmitJob) Append(dst []byte, env Envelope) []byte {
 	dst, at := wire.BeginCommand(dst, typeSubmitJob, 1, string(env.Tenant), env.Actor, env.Key)
 	dst = append(dst, c.ID[:]...)
-	dst = append(dst, bool8(c.HoldAnyway))
+	dst = append(dst, bool8(c.HoldAnyway)|bool8(c.TenantExists)<<1)
 	dst = wire.AppendJobSpec(dst, c.Spec)
 	return wire.EndCommand(dst, at)
 }
@@ -32,13 +36,20 @@ func (c *SubmitJob) Append(dst []byte, env Envelope) []byte {
 const submitHeader = len(gpuai.JobID{}) + 1
 
 func (m *Machine) applySubmitJob(c *wire.Command) Result {
-	if len(c.Body) < submitHeader || c.Body[submitHeader-1] > 1 {
+	most := uint8(1)
+	if m.Level() >= LevelTenants {
+		most = 3
+	}
+	if len(c.Body) < submitHeader || c.Body[submitHeader-1] > most {
 		return malformed
 	}
-	id, hold, spec := gpuai.JobID(c.Body[:16]), c.Body[16] == 1, c.Body[submitHeader:]
+	id, hold, spec := gpuai.JobID(c.Body[:16]), c.Body[16]&1 != 0, c.Body[submitHeader:]
 	v := &m.view
 	if err := wire.ReadJobView(spec, v); err != nil || id.IsZero() || v.Extended && m.Level() < LevelPlacement {
 		return rejected(gpuai.InvalidSpec, "the job is invalid")
+	}
+	if c.Body[16]&2 != 0 && !m.tenantExists(v.Tenant) {
+		return rejected(gpuai.InvalidSpec, "this tenant does not exist: an operator creates it with gpuai tenant create")
 	}
 	if _, taken := m.jobSlot(id); taken {
 		return rejected(gpuai.Conflict, "this job ID is taken")

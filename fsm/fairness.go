@@ -180,10 +180,14 @@ func (m *Machine) Tenants(from, limit uint32) (out []gpuai.TenantShare, next uin
 			return out, s
 		}
 		r := m.tenants.Get(s)
-		out = append(out, gpuai.TenantShare{
+		share := gpuai.TenantShare{
 			ID: gpuai.TenantID(m.strs.Get(r.name)), Weight: r.weight, HeldMilli: r.held,
 			UsageMilliHours: r.usageAt(max(m.Time(), r.at), p.HalfLife()) / uint64(gpuai.Hour),
-		})
+		}
+		if s < m.accounts.Len() && m.accounts.Get(s).created {
+			share.Created, share.Name = m.accounts.Get(s).wall, string(m.blobs.Append(nil, uint32(m.accounts.Get(s).name)))
+		}
+		out = append(out, share)
 	}
 	return out, 0
 }

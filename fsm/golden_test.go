@@ -168,6 +168,7 @@ func recordMissing(t *testing.T) {
 			w.line("snapshot level-4.snap")
 			w.steps(40)
 		},
+		"level-4-tokens":  recordAccess,
 		"level-3-efw":     recordPacking,
 		"level-3-order":   recordOrder,
 		"level-3-preempt": recordPreemption,

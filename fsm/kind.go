@@ -19,6 +19,8 @@ var commandNames = [numTypes]string{
 	typeSetDemand:         "set_demand",
 	typeSetTenantWeight:   "set_tenant_weight",
 	typePublishCheckpoint: "publish_checkpoint",
+	typeCreateTenant:      "create_tenant", typeCreateToken: "create_token", typeRevokeToken: "revoke_token",
+	typeTouchTokens: "touch_tokens", typeSetRole: "set_role", typeSetNodeOwner: "set_node_owner",
 }
 
 // String returns the kind's stable name, "submit_job".

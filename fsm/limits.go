@@ -18,7 +18,13 @@ const (
 	MaxTenants     = 1 << 14 // tenants that were granted something or given a weight
 	MaxEdges       = 1 << 22 // pairs of a job and one that it waits for
 	MaxNodeLeases  = 1_024   // live leases of one node
-	MaxRetire      = 1_000   // jobs of one RetireJobs
+	// MaxAccessTokens is how many access tokens are kept, those that are over for
+	// less than a day too, MaxTenantTokens how many of one tenant.
+	MaxAccessTokens = 1 << 16
+	MaxTenantTokens = 1 << 12
+	MaxRoles        = 1 << 10 // mappings of claims to scopes
+	MaxTouched      = 256     // tokens of one TouchTokens
+	MaxRetire       = 1_000   // jobs of one RetireJobs
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 

@@ -48,12 +48,21 @@ type Machine struct {
 	edges     *mem.Table[edgeRec]
 	edgeSlots *mem.Slots
 
-	tenants  *mem.Table[tenantRec] // in the order in which they became known
-	tenantOf *mem.Table[ref]       // by string number
-	turns    *turns                // derived
-	kinds    *kinds                // derived
+	tenants  *mem.Table[tenantRec]  // in the order in which they became known
+	tenantOf *mem.Table[ref]        // by string number
+	accounts *mem.Table[accountRec] // by the tenants' slots
+	turns    *turns                 // derived
+	kinds    *kinds                 // derived
 
 	servers *mem.Table[serverRec] // in the order in which they became known
+
+	access     mem.Var[accessRec]
+	tokens     *mem.Table[tokenRec]
+	tokenSlots *mem.Slots
+	tokenByID  *mem.Hash
+	tokensOf   *mem.Table[uint32] // how many each tenant has, by string number; derived
+	roles      *mem.Table[roleRec]
+	roleSlots  *mem.Slots
 
 	notes     *mem.Table[noteRec]
 	noteSlots *mem.Slots
@@ -146,8 +155,13 @@ func New(o Options) *Machine {
 		waits:       mem.NewHashed(s, 5, hasher[waitRec](seedWait)), waitSlots: mem.NewSlots(s),
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
-		servers: mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
-		notes:   mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
+		accounts: mem.NewHashed(s, 5, hasher[accountRec](seedAccount)),
+		servers:  mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
+		access:   mem.NewHashedVar(s, accessRec{}, hasher[accessRec](seedAccess)),
+		tokens:   mem.NewHashed(s, 5, hasher[tokenRec](seedToken)), tokenSlots: mem.NewSlots(s),
+		tokenByID: mem.NewHash(s), tokensOf: mem.NewTable[uint32](s, 10),
+		roles: mem.NewHashed(s, 5, hasher[roleRec](seedRole)), roleSlots: mem.NewSlots(s),
+		notes: mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
 		checkpoints: mem.NewHashed(s, 5, hasher[checkpointRec](seedCheckpoint)), checkpointSlots: mem.NewSlots(s),
 		checkpointByTask: mem.NewHash(s), checkpointsOfTenant: mem.NewTable[uint32](s, 10),
 		holds: mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
@@ -188,8 +202,10 @@ func (m *Machine) Fork() *Machine {
 		waits:       m.waits.Fork(s), waitSlots: m.waitSlots.Fork(s),
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
-		servers: m.servers.Fork(s),
-		notes:   m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
+		accounts: m.accounts.Fork(s), servers: m.servers.Fork(s), access: m.access.Fork(s),
+		tokens: m.tokens.Fork(s), tokenSlots: m.tokenSlots.Fork(s), tokenByID: m.tokenByID.Fork(s), tokensOf: m.tokensOf.Fork(s),
+		roles: m.roles.Fork(s), roleSlots: m.roleSlots.Fork(s),
+		notes: m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
 		checkpoints: m.checkpoints.Fork(s), checkpointSlots: m.checkpointSlots.Fork(s),
 		checkpointByTask: m.checkpointByTask.Fork(s), checkpointsOfTenant: m.checkpointsOfTenant.Fork(s),
 		holds: m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),

@@ -38,6 +38,7 @@ type nodeRec struct {
 	yielding    uint32 // leases that yield; derived
 	kept        uint32 // holds; derived
 	lastKept    ref    // the newest of them; derived
+	owner       uint32 // string number of its contributor; 0 is none
 }
 
 func (r *nodeRec) put(b []byte) []byte {
@@ -50,7 +51,7 @@ func (r *nodeRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, r.ports)
 	b = le.AppendUint16(b, r.portMin)
 	tail := r.reserved != 0
-	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1, r.devices)
+	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1|bool8(r.owner != 0)*flagOwner, r.devices)
 	b = put64(b, int64(r.price))
 	b = r.first.put(b)
 	b = le.AppendUint32(b, r.live)
@@ -62,6 +63,9 @@ func (r *nodeRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, r.modified)
 	if tail {
 		b = le.AppendUint16(b, r.reserved)
+	}
+	if r.owner != 0 {
+		b = le.AppendUint32(b, r.owner)
 	}
 	return b
 }
@@ -92,7 +96,14 @@ func (r *nodeRec) get(rd *wire.Reader) {
 	if flags&2 != 0 {
 		r.reserved = rd.U16()
 	}
+	if flags&flagOwner != 0 {
+		r.owner = rd.U32()
+	}
 }
+
+// flagOwner is set in a node's last flag where its contributor is behind it, from
+// LevelTenants on.
+const flagOwner = 4
 
 func bool8(v bool) uint8 {
 	if v {
@@ -284,6 +295,7 @@ func (m *Machine) node(slot uint32) gpuai.Node {
 		Incarnation: r.incarnation, BootID: body.boot, Leases: r.live,
 		FreeCPU:         body.spec.CPU - gpuai.MilliCPU(r.cpuUsed),
 		FreeMemory:      body.spec.Memory - gpuai.Bytes(r.memUsed),
+		Contributor:     gpuai.ContributorID(m.text(r.owner)),
 		QuarantineUntil: r.until, RegisterIndex: r.registered, ModifyIndex: r.modified,
 	}
 	var used [gpuai.MaxGPUs]gpuai.Milli

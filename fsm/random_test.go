@@ -28,6 +28,8 @@ type walk struct {
 	says bool
 	// publishes has tasks publish checkpoints.
 	publishes bool
+	// opens has operators create tenants and tokens, and say whose nodes are.
+	opens bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -96,6 +98,9 @@ func (w *walk) registerCommand() *RegisterNode {
 func (w *walk) command() Command {
 	if w.publishes && w.r.IntN(3) == 0 {
 		return w.publishCommand()
+	}
+	if w.opens && w.r.IntN(2) == 0 {
+		return w.accessCommand()
 	}
 	name := walkNodes[w.r.IntN(len(walkNodes))]
 	inc, _, _ := w.m.NodeLive(gpuai.NodeID(name))
@@ -234,6 +239,7 @@ func TestRandomLogs(t *testing.T) {
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
 		w.preempts, w.says = seed%4 == 3, seed%8 >= 4
+		w.opens = seed%8 == 5
 		if seed%2 == 1 {
 			w.do(&SetFeatureLevel{Level: MaxLevel})
 			if err := other.Apply(w.index, w.term, w.log[0], &Output{}); err != nil {

@@ -98,7 +98,13 @@ const (
 	seedCheckpoint
 )
 
-const seedNote = 32
+const (
+	seedNote    = 32
+	seedAccount = 37
+	seedToken   = 38
+	seedRole    = 39
+	seedAccess  = 40
+)
 
 // A putter is a record's codec: it appends every field that replicas agree on,
 // in a fixed order and width.

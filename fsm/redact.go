@@ -15,7 +15,8 @@ import (
 // the same decisions: commands, scripts, environments, directories, the names of
 // jobs and groups, keys and values of labels, in nodes and in constraints, names
 // of racks and NVLink domains, idempotency keys, actors, addresses, boot IDs,
-// reasons of reports and of health, digests of images and checkpoints. What stays: sizes, times, vendors, models, IDs
+// reasons of reports and of health, digests of images and checkpoints, hashes of access tokens with what
+// describes them, names of tenants for people, and claims. What stays: sizes, times, vendors, models, IDs
 // of devices, versions, the names of nodes, servers, tenants and zones, and values
 // of labels that are whole numbers, which constraints compare.
 //
@@ -163,6 +164,7 @@ func (x *Redaction) RedactState(m *Machine) {
 		c := m.checkpoints.Mut(s)
 		c.digest = x.blob(c.digest)
 	}
+	x.access(m)
 	m.sched.Rename(&scheduler.Renames{
 		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
 		Constraints: func(cs []gpuai.Constraint) []gpuai.Constraint {
@@ -191,6 +193,15 @@ func (x *Redaction) addresses(m *Machine) {
 	}
 	for s := range m.servers.Len() {
 		name[m.servers.Get(s).name] = true
+	}
+	for s := range m.nodes.Len() {
+		name[m.nodes.Get(s).owner] = true
+	}
+	for s, ok := m.tokenSlots.Next(0); ok; s, ok = m.tokenSlots.Next(s + 1) {
+		name[m.tokens.Get(s).contributor] = true
+	}
+	for s, ok := m.roleSlots.Next(0); ok; s, ok = m.roleSlots.Next(s + 1) {
+		name[m.roles.Get(s).contributor] = true
 	}
 	old := m.strs
 	m.strs = mem.NewStrings(m.sp)
@@ -280,14 +291,7 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		}
 		ok = err == nil
 	case typeUpdateDevices:
-		r := wire.NewReader(c.Body)
-		u := UpdateDevices{Node: gpuai.NodeID(r.Str()), Incarnation: gpuai.Incarnation(r.U64())}
-		var err error
-		if u.Devices, err = wire.ReadDevicesFrom(r); err == nil && r.Done() == nil {
-			x.devices(u.Devices)
-			b = bodyOf(&u)
-		}
-		ok = b != nil
+		b, ok = x.devicesBody(c.Body)
 	case typeReportLease:
 		r := wire.NewReader(c.Body)
 		u := ReportLease{Node: gpuai.NodeID(r.Str())}
@@ -309,6 +313,8 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 			x.constraints(d.Demand[i].Constraints)
 		}
 		b, ok = bodyOf(&d), err == nil
+	case typeCreateTenant, typeCreateToken, typeSetRole:
+		b, ok = x.accessBody(c)
 	case typeMoveServer:
 		r := wire.NewReader(c.Body)
 		u := MoveServer{Server: gpuai.ServerID(r.Str()), Address: x.name("a", r.Str())}
@@ -330,6 +336,17 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		return []byte(strings.Repeat("\xff", len(c.Body)))
 	}
 	return b
+}
+
+func (x *Redaction) devicesBody(body []byte) ([]byte, bool) {
+	r := wire.NewReader(body)
+	u := UpdateDevices{Node: gpuai.NodeID(r.Str()), Incarnation: gpuai.Incarnation(r.U64())}
+	var err error
+	if u.Devices, err = wire.ReadDevicesFrom(r); err != nil || r.Done() != nil {
+		return nil, false
+	}
+	x.devices(u.Devices)
+	return bodyOf(&u), true
 }
 
 func (x *Redaction) submitBody(body []byte) ([]byte, bool) {

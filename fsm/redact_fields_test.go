@@ -33,6 +33,9 @@ var stays = map[string]bool{
 	"Node":                                 true,
 	"Server":                               true,
 	"Tenant":                               true,
+	"Contributor":                          true,
+	"Mapping.Tenant":                       true,
+	"Mapping.Contributor":                  true,
 	"Demand.Resources.GPU.Any.Vendor":      true,
 	"Demand.Resources.GPU.Any.Model":       true,
 }
@@ -144,10 +147,18 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&SetTenantWeight{Weight: 5}, &filler{})
 	add(&PublishCheckpoint{Publish: gpuai.Publish{Digest: gpuai.BlobDigest{1}, Keep: 1}}, &filler{})
 	add(&SetNodeEligibility{}, &filler{})
+	add(&CreateTenant{}, &filler{})
+	add(&CreateToken{ID: gpuai.AccessTokenID{1}, Scopes: gpuai.AllScopes, TTL: gpuai.Hour}, &filler{})
+	add(&RevokeToken{}, &filler{})
+	add(&SetRole{Mapping: gpuai.RoleMapping{Scopes: gpuai.AllScopes.List()}}, &filler{})
+	add(&SetNodeOwner{}, &filler{})
 	one := jobSpec("x", 1, 1).Groups[0].Resources
 	add(&SetDemand{Demand: []gpuai.DemandClass{{Resources: one, Tasks: 1}}}, &filler{form: forms})
 	return cmds, fs
 }
+
+// createdTenant is the place of the CreateTenant among the filled commands.
+const createdTenant = 10
 
 // Every text of every command, found by looking at the types, is redacted or is
 // known to stay: in entries, and in the state that they lead to.
@@ -181,7 +192,16 @@ func TestRedactsEveryField(t *testing.T) {
 		if len(f.found(whole)) < len(f.paths)-1 { // the tenant was replaced
 			t.Errorf("%s: of %v only %v is encoded", what, f.paths, f.found(whole))
 		}
+		switch c := c.(type) { // of the tenant that is there
+		case *CreateToken:
+			c.Tenant = cmds[createdTenant].(*CreateTenant).Tenant
+		case *SetRole:
+			c.Mapping.Tenant = cmds[createdTenant].(*CreateTenant).Tenant
+		}
 		r.apply(c)
+	}
+	if page, _ := r.m.AccessTokens(0, 10, ""); len(page) != 1 || len(r.m.RoleMappings()) != 1 {
+		t.Fatalf("tokens %v and mappings %v were refused", page, r.m.RoleMappings())
 	}
 	m := restored(t, r.m)
 	x.RedactState(m)

@@ -170,6 +170,8 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.checkpoints, m.checkpointSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
+	case secAccounts, secTokens, secRoles, secAccess:
+		m.restoreAccess(section, count, rd)
 	case secDirty:
 		for range count {
 			m.restoreDirty(rd.U32())
@@ -177,6 +179,10 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 	default:
 		return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
 	}
+	return wellFormed(rd, section)
+}
+
+func wellFormed(rd *wire.Reader, section uint8) error {
 	if rd.Done() != nil {
 		return errSnapshot(fmt.Sprintf("section %d is malformed", section))
 	}
@@ -229,7 +235,7 @@ func (m *loader) restoreNode(rd *wire.Reader) {
 	r := m.nodes.Mut(slot)
 	r.get(rd)
 	body := rd.Bytes(int(rd.U32()))
-	if rd.Err() != nil || r.name == 0 || r.name >= m.strs.Len() {
+	if rd.Err() != nil || r.name == 0 || r.name >= m.strs.Len() || r.owner >= m.strs.Len() {
 		rd.Fail("a node has no name")
 		return
 	}

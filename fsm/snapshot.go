@@ -48,6 +48,10 @@ const (
 	secHolds       uint8 = 20
 	secCheckpoints uint8 = 21
 	secNotes       uint8 = 22
+	secAccounts    uint8 = 37
+	secTokens      uint8 = 38
+	secRoles       uint8 = 39
+	secAccess      uint8 = 40
 	secEnd               = 255
 )
 
@@ -143,6 +147,8 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		writeTable(f, secCheckpoints, m.checkpoints, m.checkpointSlots)
 	}
 	m.writeNotes(f)
+	m.writeAccounts(f)
+	m.writeAccess(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)

@@ -58,7 +58,7 @@ type ReportInfo struct {
 	digests map[uint64]string // behind each entry
 }
 
-const whatIsRedacted = "commands, scripts, environments, directories, names of jobs, groups, racks and NVLink domains, labels, idempotency keys, actors, addresses, boot IDs, reasons of reports and health"
+const whatIsRedacted = "commands, scripts, environments, directories, names of jobs, groups, racks and NVLink domains, labels, idempotency keys, actors, addresses, boot IDs, reasons of reports and health, hashes and descriptions of access tokens, claims of roles"
 
 // WriteReport writes a redacted report of a range of a recording: its state at
 // From and the entries behind it up to To. What it records are the digests of

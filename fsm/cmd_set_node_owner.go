@@ -1,0 +1,43 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// SetNodeOwner says whose a node is: the contributor that sees it and may drain
+// it. "" is nobody's but the region's.
+//
+// Rejected: InvalidSpec, also below LevelTenants; NotFound for a node that never
+// registered; TooLarge at a limit of the machine.
+type SetNodeOwner struct {
+	Node        gpuai.NodeID
+	Contributor gpuai.ContributorID
+}
+
+// Append appends the encoded command to dst.
+func (c *SetNodeOwner) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeSetNodeOwner, env, func(b []byte) []byte {
+		return wire.AppendStr(wire.AppendStr(b, string(c.Node)), string(c.Contributor))
+	})
+}
+
+func (m *Machine) applySetNodeOwner(r *wire.Reader) Result {
+	id, owner := gpuai.NodeID(r.Str()), r.Str()
+	if m.Level() < LevelTenants || r.Done() != nil || owner != "" && !gpuai.ValidName(owner) {
+		return malformed
+	}
+	slot, ok := m.nodeSlot(id)
+	switch {
+	case !ok:
+		return rejected(gpuai.NotFound, "no such node")
+	case m.strs.Len() >= MaxStrings:
+		return rejected(gpuai.TooLarge, "the region knows too many names")
+	}
+	if n := m.number(owner); m.nodes.Get(slot).owner != n {
+		m.nodes.Mut(slot).owner = n
+		m.nodes.Mut(slot).modified = m.now.index
+		m.emit(gpuai.Event{Kind: gpuai.NodeChanged, Node: id, Incarnation: m.nodes.Get(slot).incarnation, NodeState: m.nodes.Get(slot).state, Drained: m.nodes.Get(slot).drained})
+	}
+	return Result{}
+}
