@@ -28,11 +28,26 @@ const (
 	typeSetDemand
 	typeSetTenantWeight
 	typePublishCheckpoint
-	numTypes
+	// typeUpToPlacement is behind the types of LevelPlacement and below.
+	typeUpToPlacement
 )
 
+// Types of LevelTenants. Between them are numbers that nobody has.
+const (
+	typePutAuthority    uint8 = 20
+	typeCreateJoinToken uint8 = 21
+	typeJoin            uint8 = 22
+	typeRevokeIdentity  uint8 = 23
+	typeRetireAuthority uint8 = 24
+
+	numTypes = typeRetireAuthority + 1
+)
+
+// authorityTypes are those of authorities, as a set.
+const authorityTypes = 1<<typePutAuthority | 1<<typeCreateJoinToken | 1<<typeJoin | 1<<typeRevokeIdentity | 1<<typeRetireAuthority
+
 // plainTypes are the types whose commands any machine of this version takes.
-const plainTypes = (1<<numTypes - 1) &^ (1 | 1<<typeSetFeatureLevel)
+const plainTypes uint64 = (1<<typeUpToPlacement - 1 | authorityTypes) &^ (1 | 1<<typeSetFeatureLevel)
 
 // Apply applies one committed entry. Data is read during the call only. The
 // slices of out are reused when they have room; what they hold is not kept.
@@ -86,7 +101,7 @@ func known(e wire.Entry, maxLevel uint32) error {
 		return nil
 	}
 	for c, ok := e.Next(); ok; c, ok = e.Next() {
-		if c.Type == 0 || c.Type >= numTypes || c.Version != 1 {
+		if c.Type >= numTypes || commandNames[c.Type] == "" || c.Version != 1 {
 			return fmt.Errorf("%w (type %d, version %d)", ErrUnknownCommand, c.Type, c.Version)
 		}
 		if err := levelOf(&c, maxLevel); err != nil {
@@ -266,6 +281,16 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetTenantWeight(r)
 	case typePublishCheckpoint:
 		return m.applyPublishCheckpoint(r)
+	case typePutAuthority:
+		return m.applyPutAuthority(r)
+	case typeCreateJoinToken:
+		return m.applyCreateJoinToken(r)
+	case typeJoin:
+		return m.applyJoin(r)
+	case typeRevokeIdentity:
+		return m.applyRevokeIdentity(r)
+	case typeRetireAuthority:
+		return m.applyRetireAuthority(r)
 	default:
 		return m.applyRetireJobs(r)
 	}
@@ -273,5 +298,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 
 // rejected is the result of a command that changed nothing.
 func rejected(code gpuai.Code, detail string) Result { return Result{Code: code, Detail: detail} }
+
+// belowTenants refuses what LevelTenants brings.
+var belowTenants = rejected(gpuai.PreconditionFailed, "the region is below feature level 4, which brings authentication, tenants and quotas: upgrade all its servers")
 
 var malformed = rejected(gpuai.InvalidSpec, "the command is malformed")

@@ -18,6 +18,7 @@ func TestUnknownCommandStopsBeforeApplying(t *testing.T) {
 		"type":    raw(numTypes, 1),
 		"version": raw(typeTick, 2),
 		"zero":    raw(0, 1),
+		"gap":     raw(typeUpToPlacement, 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRegion(t)

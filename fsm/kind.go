@@ -19,6 +19,11 @@ var commandNames = [numTypes]string{
 	typeSetDemand:         "set_demand",
 	typeSetTenantWeight:   "set_tenant_weight",
 	typePublishCheckpoint: "publish_checkpoint",
+	typePutAuthority:      "put_authority",
+	typeCreateJoinToken:   "create_join_token",
+	typeJoin:              "join",
+	typeRevokeIdentity:    "revoke_identity",
+	typeRetireAuthority:   "retire_authority",
 }
 
 // String returns the kind's stable name, "submit_job".

@@ -28,6 +28,8 @@ type walk struct {
 	says bool
 	// publishes has tasks publish checkpoints.
 	publishes bool
+	// joins has nodes and servers join and be revoked, and authorities change.
+	joins bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -96,6 +98,9 @@ func (w *walk) registerCommand() *RegisterNode {
 func (w *walk) command() Command {
 	if w.publishes && w.r.IntN(3) == 0 {
 		return w.publishCommand()
+	}
+	if w.joins && w.r.IntN(3) == 0 {
+		return w.joinCommand()
 	}
 	name := walkNodes[w.r.IntN(len(walkNodes))]
 	inc, _, _ := w.m.NodeLive(gpuai.NodeID(name))
@@ -233,7 +238,7 @@ func TestRandomLogs(t *testing.T) {
 		w := newWalk(t, seed)
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
-		w.preempts, w.says = seed%4 == 3, seed%8 >= 4
+		w.preempts, w.says, w.joins = seed%4 == 3, seed%8 >= 4, seed%10 == 9
 		if seed%2 == 1 {
 			w.do(&SetFeatureLevel{Level: MaxLevel})
 			if err := other.Apply(w.index, w.term, w.log[0], &Output{}); err != nil {

@@ -98,7 +98,12 @@ const (
 	seedCheckpoint
 )
 
-const seedNote = 32
+const (
+	seedNote      = 32
+	seedAuthority = 33
+	seedJoinToken = 34
+	seedIdentity  = 35
+)
 
 // A putter is a record's codec: it appends every field that replicas agree on,
 // in a fixed order and width.

@@ -15,7 +15,7 @@ import (
 // the same decisions: commands, scripts, environments, directories, the names of
 // jobs and groups, keys and values of labels, in nodes and in constraints, names
 // of racks and NVLink domains, idempotency keys, actors, addresses, boot IDs,
-// reasons of reports and of health, digests of images and checkpoints. What stays: sizes, times, vendors, models, IDs
+// reasons of reports and of health, digests of images and checkpoints, certificates, hashes and sealed keys of authorities and join tokens. What stays: sizes, times, vendors, models, IDs
 // of devices, versions, the names of nodes, servers, tenants and zones, and values
 // of labels that are whole numbers, which constraints compare.
 //
@@ -163,6 +163,7 @@ func (x *Redaction) RedactState(m *Machine) {
 		c := m.checkpoints.Mut(s)
 		c.digest = x.blob(c.digest)
 	}
+	x.authorities(m)
 	m.sched.Rename(&scheduler.Renames{
 		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
 		Constraints: func(cs []gpuai.Constraint) []gpuai.Constraint {
@@ -192,6 +193,7 @@ func (x *Redaction) addresses(m *Machine) {
 	for s := range m.servers.Len() {
 		name[m.servers.Get(s).name] = true
 	}
+	keepNamesOfJoins(m, name)
 	old := m.strs
 	m.strs = mem.NewStrings(m.sp)
 	for i := uint32(1); i < old.Len(); i++ {
@@ -324,7 +326,7 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		}
 		return bodyOf(&Checkpoint{Index: index, Digest: d})
 	default:
-		return c.Body
+		b, ok = x.authorityBody(c)
 	}
 	if !ok {
 		return []byte(strings.Repeat("\xff", len(c.Body)))

@@ -33,6 +33,9 @@ var stays = map[string]bool{
 	"Node":                                 true,
 	"Server":                               true,
 	"Tenant":                               true,
+	"Name":                                 true, // of who may join
+	"Contributor":                          true,
+	"Identity.Name":                        true,
 	"Demand.Resources.GPU.Any.Vendor":      true,
 	"Demand.Resources.GPU.Any.Model":       true,
 }
@@ -144,6 +147,11 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&SetTenantWeight{Weight: 5}, &filler{})
 	add(&PublishCheckpoint{Publish: gpuai.Publish{Digest: gpuai.BlobDigest{1}, Keep: 1}}, &filler{})
 	add(&SetNodeEligibility{}, &filler{})
+	add(authority(1), &filler{})
+	add(&CreateJoinToken{Hash: secretOf("a"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute}, &filler{})
+	add(&Join{Token: secretOf("a"), Identity: gpuai.Identity{Kind: gpuai.IdentityNode}, Key: gpuai.SubjectHash{1}}, &filler{})
+	add(&RevokeIdentity{gpuai.Identity{Kind: gpuai.IdentityNode}}, &filler{})
+	add(&RetireAuthority{}, &filler{})
 	one := jobSpec("x", 1, 1).Groups[0].Resources
 	add(&SetDemand{Demand: []gpuai.DemandClass{{Resources: one, Tasks: 1}}}, &filler{form: forms})
 	return cmds, fs

@@ -48,6 +48,9 @@ const (
 	secHolds       uint8 = 20
 	secCheckpoints uint8 = 21
 	secNotes       uint8 = 22
+	secAuthorities uint8 = 33
+	secJoinTokens  uint8 = 34
+	secIdentities  uint8 = 35
 	secEnd               = 255
 )
 
@@ -143,6 +146,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		writeTable(f, secCheckpoints, m.checkpoints, m.checkpointSlots)
 	}
 	m.writeNotes(f)
+	m.writeAuthorities(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)
