@@ -28,15 +28,23 @@ const (
 	typeSetDemand
 	typeSetTenantWeight
 	typePublishCheckpoint
+)
 
-	typeCreateTenant uint8 = 25
-	typeCreateToken  uint8 = 26
-	typeRevokeToken  uint8 = 27
-	typeTouchTokens  uint8 = 28
-	typeSetRole      uint8 = 29
-	typeSetNodeOwner uint8 = 30
+// Types of LevelTenants. Between them are numbers that nobody has.
+const (
+	typePutAuthority    uint8 = 20
+	typeCreateJoinToken uint8 = 21
+	typeJoin            uint8 = 22
+	typeRevokeIdentity  uint8 = 23
+	typeRetireAuthority uint8 = 24
+	typeCreateTenant    uint8 = 25
+	typeCreateToken     uint8 = 26
+	typeRevokeToken     uint8 = 27
+	typeTouchTokens     uint8 = 28
+	typeSetRole         uint8 = 29
+	typeSetNodeOwner    uint8 = 30
 
-	numTypes = 31
+	numTypes = typeSetNodeOwner + 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -297,6 +305,16 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetRole(r)
 	case typeSetNodeOwner:
 		return m.applySetNodeOwner(r)
+	case typePutAuthority:
+		return m.applyPutAuthority(r)
+	case typeCreateJoinToken:
+		return m.applyCreateJoinToken(r)
+	case typeJoin:
+		return m.applyJoin(r)
+	case typeRevokeIdentity:
+		return m.applyRevokeIdentity(r)
+	case typeRetireAuthority:
+		return m.applyRetireAuthority(r)
 	default:
 		return m.applyRetireJobs(r)
 	}
@@ -304,5 +322,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 
 // rejected is the result of a command that changed nothing.
 func rejected(code gpuai.Code, detail string) Result { return Result{Code: code, Detail: detail} }
+
+// belowTenants refuses what LevelTenants brings.
+var belowTenants = rejected(gpuai.PreconditionFailed, "the region is below feature level 4, which brings authentication, tenants and quotas: upgrade all its servers")
 
 var malformed = rejected(gpuai.InvalidSpec, "the command is malformed")

@@ -58,6 +58,9 @@ type Output struct {
 	Theirs     Digest
 	// Servers says that what Machine.Servers returns has changed.
 	Servers bool
+	// Trust says that what Machine.Authorities or Machine.Standing returns has
+	// changed.
+	Trust bool
 	// Panics counts commands of this entry that were taken back because they
 	// panicked; Panic is the first one's text.
 	Panics uint32

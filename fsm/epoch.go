@@ -31,6 +31,8 @@ var ErrEpoch = errors.New("the epoch cannot begin")
 //   - Every incarnation is void and every node silent until it registers anew.
 //   - Nothing is granted until MaxTTL and its grace have passed in region time,
 //     which stands still until the first election.
+//   - Join tokens are dropped, and certificates of servers void; authorities,
+//     and certificates of nodes that were not revoked, are good as before.
 //   - Tokens and incarnations carry the epoch from now on, so they grow on.
 //
 // The state is raised to LevelRestore at least. What it returns is what the
@@ -87,6 +89,7 @@ func (m *Machine) beginEpoch(e *NewEpoch) {
 		}
 	}
 	m.forgetServers()
+	m.forgetJoins()
 }
 
 // void reports whether an incarnation is from before the region was restored.

@@ -14,10 +14,15 @@ import (
 // Case 17: an unknown command or a newer version stops the server before it
 // applies anything of the entry.
 func TestUnknownCommandStopsBeforeApplying(t *testing.T) {
+	gap := uint8(1) // the first number that nobody has
+	for gap < numTypes && !unknownType(gap) {
+		gap++
+	}
 	for name, cmd := range map[string][]byte{
 		"type":    raw(numTypes, 1),
 		"version": raw(typeTick, 2),
 		"zero":    raw(0, 1),
+		"gap":     raw(gap, 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRegion(t)

@@ -168,11 +168,12 @@ func recordMissing(t *testing.T) {
 			w.line("snapshot level-4.snap")
 			w.steps(40)
 		},
-		"level-4-tokens":  recordAccess,
-		"level-3-efw":     recordPacking,
-		"level-3-order":   recordOrder,
-		"level-3-preempt": recordPreemption,
-		"level-3-notes":   recordNotes,
+		"level-4-authority": recordAuthority,
+		"level-4-tokens":    recordAccess,
+		"level-3-efw":       recordPacking,
+		"level-3-order":     recordOrder,
+		"level-3-preempt":   recordPreemption,
+		"level-3-notes":     recordNotes,
 		"level-3-checkpoint": func(w *goldenWalk) {
 			w.apply(&SetFeatureLevel{Level: 3})
 			w.flush()
@@ -208,6 +209,17 @@ func recordMissing(t *testing.T) {
 type goldenWalk struct {
 	*walk
 	lines []string
+}
+
+// recordAuthority has authorities come and go, and nodes and servers join.
+func recordAuthority(w *goldenWalk) {
+	w.joins = true
+	w.steps(20)
+	w.apply(&SetFeatureLevel{Level: 4})
+	w.flush()
+	w.steps(80)
+	w.line("snapshot level-4-authority.snap")
+	w.steps(40)
 }
 
 // recordNotes has agents say why tasks end and what images are, before the

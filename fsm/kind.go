@@ -21,6 +21,11 @@ var commandNames = [numTypes]string{
 	typePublishCheckpoint: "publish_checkpoint",
 	typeCreateTenant:      "create_tenant", typeCreateToken: "create_token", typeRevokeToken: "revoke_token",
 	typeTouchTokens: "touch_tokens", typeSetRole: "set_role", typeSetNodeOwner: "set_node_owner",
+	typePutAuthority:    "put_authority",
+	typeCreateJoinToken: "create_join_token",
+	typeJoin:            "join",
+	typeRevokeIdentity:  "revoke_identity",
+	typeRetireAuthority: "retire_authority",
 }
 
 // String returns the kind's stable name, "submit_job".

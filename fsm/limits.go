@@ -27,6 +27,12 @@ const (
 	MaxRetire       = 1_000   // jobs of one RetireJobs
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
+	// MaxAuthorities is how many CAs are trusted at a time, MaxJoinTokens how many
+	// join tokens have not expired, MaxIdentities how many nodes and servers have
+	// joined or were revoked.
+	MaxAuthorities = 4
+	MaxJoinTokens  = 4_096
+	MaxIdentities  = MaxNodes + MaxServers
 
 	// MaxNotes is how many tasks and groups may have one, MaxEndNotes how many
 	// there may be for one more of an end to be kept: digests of images come first.

@@ -73,6 +73,17 @@ type Machine struct {
 	// checkpointsOfTenant is how many each has, by string number; derived.
 	checkpointsOfTenant *mem.Table[uint32]
 
+	authorities    *mem.Table[authorityRec]
+	authoritySlots *mem.Slots
+
+	joinTokens      *mem.Table[joinTokenRec]
+	joinTokenSlots  *mem.Slots
+	joinTokenByHash *mem.Hash
+
+	identities     *mem.Table[identityRec]
+	identitySlots  *mem.Slots
+	identityByName *mem.Hash
+
 	holds         *mem.Table[holdRec]
 	holdSlots     *mem.Slots
 	holdByGroup   *mem.Hash             // the newest of each group
@@ -164,7 +175,12 @@ func New(o Options) *Machine {
 		notes: mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
 		checkpoints: mem.NewHashed(s, 5, hasher[checkpointRec](seedCheckpoint)), checkpointSlots: mem.NewSlots(s),
 		checkpointByTask: mem.NewHash(s), checkpointsOfTenant: mem.NewTable[uint32](s, 10),
-		holds: mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		authorities: mem.NewHashed(s, 2, hasher[authorityRec](seedAuthority)), authoritySlots: mem.NewSlots(s),
+		joinTokens: mem.NewHashed(s, 4, hasher[joinTokenRec](seedJoinToken)), joinTokenSlots: mem.NewSlots(s),
+		joinTokenByHash: mem.NewHash(s),
+		identities:      mem.NewHashed(s, 6, hasher[identityRec](seedIdentity)), identitySlots: mem.NewSlots(s),
+		identityByName: mem.NewHash(s),
+		holds:          mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
@@ -208,7 +224,12 @@ func (m *Machine) Fork() *Machine {
 		notes: m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
 		checkpoints: m.checkpoints.Fork(s), checkpointSlots: m.checkpointSlots.Fork(s),
 		checkpointByTask: m.checkpointByTask.Fork(s), checkpointsOfTenant: m.checkpointsOfTenant.Fork(s),
-		holds: m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		authorities: m.authorities.Fork(s), authoritySlots: m.authoritySlots.Fork(s),
+		joinTokens: m.joinTokens.Fork(s), joinTokenSlots: m.joinTokenSlots.Fork(s),
+		joinTokenByHash: m.joinTokenByHash.Fork(s),
+		identities:      m.identities.Fork(s), identitySlots: m.identitySlots.Fork(s),
+		identityByName: m.identityByName.Fork(s),
+		holds:          m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),

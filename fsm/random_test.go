@@ -30,6 +30,8 @@ type walk struct {
 	publishes bool
 	// opens has operators create tenants and tokens, and say whose nodes are.
 	opens bool
+	// joins has nodes and servers join and be revoked, and authorities change.
+	joins bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -101,6 +103,9 @@ func (w *walk) command() Command {
 	}
 	if w.opens && w.r.IntN(2) == 0 {
 		return w.accessCommand()
+	}
+	if w.joins && w.r.IntN(3) == 0 {
+		return w.joinCommand()
 	}
 	name := walkNodes[w.r.IntN(len(walkNodes))]
 	inc, _, _ := w.m.NodeLive(gpuai.NodeID(name))
@@ -238,7 +243,7 @@ func TestRandomLogs(t *testing.T) {
 		w := newWalk(t, seed)
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
-		w.preempts, w.says = seed%4 == 3, seed%8 >= 4
+		w.preempts, w.says, w.joins = seed%4 == 3, seed%8 >= 4, seed%10 == 9
 		w.opens = seed%8 == 5
 		if seed%2 == 1 {
 			w.do(&SetFeatureLevel{Level: MaxLevel})

@@ -99,11 +99,14 @@ const (
 )
 
 const (
-	seedNote    = 32
-	seedAccount = 37
-	seedToken   = 38
-	seedRole    = 39
-	seedAccess  = 40
+	seedNote      = 32
+	seedAccount   = 37
+	seedToken     = 38
+	seedRole      = 39
+	seedAccess    = 40
+	seedAuthority = 33
+	seedJoinToken = 34
+	seedIdentity  = 35
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

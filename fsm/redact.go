@@ -15,7 +15,8 @@ import (
 // the same decisions: commands, scripts, environments, directories, the names of
 // jobs and groups, keys and values of labels, in nodes and in constraints, names
 // of racks and NVLink domains, idempotency keys, actors, addresses, boot IDs,
-// reasons of reports and of health, digests of images and checkpoints, hashes of access tokens with what
+// reasons of reports and of health, digests of images and checkpoints, certificates, sealed keys of authorities,
+// hashes of join tokens and of access tokens with what
 // describes them, names of tenants for people, and claims. What stays: sizes, times, vendors, models, IDs
 // of devices, versions, the names of nodes, servers, tenants and zones, and values
 // of labels that are whole numbers, which constraints compare.
@@ -165,6 +166,7 @@ func (x *Redaction) RedactState(m *Machine) {
 		c.digest = x.blob(c.digest)
 	}
 	x.access(m)
+	x.authorities(m)
 	m.sched.Rename(&scheduler.Renames{
 		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
 		Constraints: func(cs []gpuai.Constraint) []gpuai.Constraint {
@@ -203,6 +205,7 @@ func (x *Redaction) addresses(m *Machine) {
 	for s, ok := m.roleSlots.Next(0); ok; s, ok = m.roleSlots.Next(s + 1) {
 		name[m.roles.Get(s).contributor] = true
 	}
+	keepNamesOfJoins(m, name)
 	old := m.strs
 	m.strs = mem.NewStrings(m.sp)
 	for i := uint32(1); i < old.Len(); i++ {
@@ -330,7 +333,7 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		}
 		return bodyOf(&Checkpoint{Index: index, Digest: d})
 	default:
-		return c.Body
+		b, ok = x.authorityBody(c)
 	}
 	if !ok {
 		return []byte(strings.Repeat("\xff", len(c.Body)))

@@ -1,17 +1,6 @@
 package fsm
 
-import (
-	"github.com/gpuai/gpuai/fsm/wire"
-	"github.com/gpuai/gpuai/internal/mem"
-)
-
-// hash returns the stand-in of a token's hash.
-func (x *Redaction) hash(h [32]byte) (out [32]byte) {
-	for i := range len(out) / 8 {
-		le.PutUint64(out[8*i:], mem.HashBytes(x.Salt+uint64(i), h[:]))
-	}
-	return out
-}
+import "github.com/gpuai/gpuai/fsm/wire"
 
 // accessBody redacts the body of a command about who may do what.
 func (x *Redaction) accessBody(c *wire.Command) ([]byte, bool) {

@@ -177,7 +177,9 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 			m.restoreDirty(rd.U32())
 		}
 	default:
-		return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
+		if !m.tenantFrame(section, f) {
+			return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
+		}
 	}
 	return wellFormed(rd, section)
 }
@@ -187,6 +189,23 @@ func wellFormed(rd *wire.Reader, section uint8) error {
 		return errSnapshot(fmt.Sprintf("section %d is malformed", section))
 	}
 	return nil
+}
+
+// tenantFrame reads a frame of what LevelTenants brings; false for another.
+func (m *loader) tenantFrame(section uint8, f rows) bool {
+	switch section {
+	case secAuthorities:
+		for range f.count {
+			m.restoreAuthority(f.rd)
+		}
+	case secJoinTokens:
+		readTable(f, m.joinTokens, m.joinTokenSlots)
+	case secIdentities:
+		readTable(f, m.identities, m.identitySlots)
+	default:
+		return false
+	}
+	return true
 }
 
 func (m *Machine) restoreMeta(rd *wire.Reader, s *snapshotMeta) error {
@@ -330,6 +349,7 @@ func (m *Machine) rebuild() error {
 	m.rebuildBarriers()
 	m.rebuildHolds()
 	m.rebuildCheckpoints()
+	m.rebuildAuthorities()
 	for s := range m.nodes.Len() {
 		m.retake(s)
 		m.keepHolds(s)

@@ -52,6 +52,9 @@ const (
 	secTokens      uint8 = 38
 	secRoles       uint8 = 39
 	secAccess      uint8 = 40
+	secAuthorities uint8 = 33
+	secJoinTokens  uint8 = 34
+	secIdentities  uint8 = 35
 	secEnd               = 255
 )
 
@@ -149,6 +152,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	m.writeNotes(f)
 	m.writeAccounts(f)
 	m.writeAccess(f)
+	m.writeAuthorities(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)

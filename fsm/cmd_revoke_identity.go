@@ -1,0 +1,58 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
+)
+
+// RevokeIdentity makes every certificate of a node or a server void, at once and
+// for good. It can join again with a token that names it.
+//
+// Rejected: InvalidSpec, NotFound for who has neither joined nor registered,
+// TooLarge at MaxIdentities, PreconditionFailed below LevelTenants and in a
+// region without an authority. Revoking again changes nothing.
+type RevokeIdentity struct{ Identity gpuai.Identity }
+
+// Append appends the encoded command to dst.
+func (c *RevokeIdentity) Append(dst []byte, env Envelope) []byte {
+	return appendCommand(dst, typeRevokeIdentity, env, func(b []byte) []byte {
+		return wire.AppendStr(append(b, uint8(c.Identity.Kind)), c.Identity.Name)
+	})
+}
+
+func (m *Machine) applyRevokeIdentity(r *wire.Reader) Result {
+	var id gpuai.Identity
+	id.Kind = gpuai.IdentityKind(r.U8())
+	id.Name = r.Str()
+	switch {
+	case r.Done() != nil:
+		return malformed
+	case m.Level() < LevelTenants:
+		return belowTenants
+	case !m.HasAuthority():
+		return rejected(gpuai.PreconditionFailed, "this region has no authority: nobody in it has a certificate")
+	case !id.Valid():
+		return rejected(gpuai.InvalidSpec, "an identity is node/NAME or server/NAME")
+	case !m.met(id):
+		return rejected(gpuai.NotFound, "nobody of this name has joined the region")
+	}
+	slot, bad := m.identityFor(id)
+	if bad.Code != gpuai.OK {
+		return bad
+	}
+	if i := m.identities.Mut(slot); !i.revoked {
+		i.revoked, i.before = true, m.stamp()
+	}
+	m.out.Trust = true
+	return Result{}
+}
+
+// met reports whether the region knows anybody of this name: who joined behind a
+// backup that was restored has registered, at most.
+func (m *Machine) met(id gpuai.Identity) bool {
+	if m.Standing(id).Known {
+		return true
+	}
+	name, ok := m.strs.Find(id.Name)
+	return ok && id.Kind == gpuai.IdentityNode && name < m.nodeOf.Len() && *m.nodeOf.Get(name) != 0
+}
