@@ -28,7 +28,8 @@ const (
 	typeSetDemand
 	typeSetTenantWeight
 	typePublishCheckpoint
-	numTypes
+	typeAuditNote uint8 = 19
+	numTypes            = 20 // the highest and 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -63,6 +64,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 		out.Results = make([]Result, 0, n)
 		out.Events = make([]gpuai.Event, 0, 2*n)
 	}
+	m.trail.reset()
 	m.begin()
 	m.guard((*Machine).fireTimers)
 	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
@@ -105,6 +107,7 @@ func (m *Machine) begin() {
 
 // finish writes the digest of the entry.
 func (m *Machine) finish() {
+	m.sealTrail()
 	m.sp.Commit()
 	if m.digests != nil {
 		m.digests[m.now.index%DigestsKept] = m.Digest()
@@ -139,6 +142,7 @@ func (m *Machine) command(c *wire.Command) {
 	res.EventsFrom, res.EventsTo = uint32(from), uint32(len(m.out.Events))
 	m.out.Results = append(m.out.Results, res)
 	m.chain(c, &res)
+	m.record(c, &res)
 	if m.sp.Uncommitted() >= commitEvery {
 		m.sp.Commit()
 	}
@@ -266,6 +270,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetTenantWeight(r)
 	case typePublishCheckpoint:
 		return m.applyPublishCheckpoint(r)
+	case typeAuditNote:
+		return m.applyAuditNote(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

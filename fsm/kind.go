@@ -19,6 +19,7 @@ var commandNames = [numTypes]string{
 	typeSetDemand:         "set_demand",
 	typeSetTenantWeight:   "set_tenant_weight",
 	typePublishCheckpoint: "publish_checkpoint",
+	typeAuditNote:         "audit_note",
 }
 
 // String returns the kind's stable name, "submit_job".

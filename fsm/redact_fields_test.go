@@ -33,6 +33,7 @@ var stays = map[string]bool{
 	"Node":                                 true,
 	"Server":                               true,
 	"Tenant":                               true,
+	"Notes.Tenant":                         true,
 	"Demand.Resources.GPU.Any.Vendor":      true,
 	"Demand.Resources.GPU.Any.Model":       true,
 }
@@ -144,6 +145,7 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&SetTenantWeight{Weight: 5}, &filler{})
 	add(&PublishCheckpoint{Publish: gpuai.Publish{Digest: gpuai.BlobDigest{1}, Keep: 1}}, &filler{})
 	add(&SetNodeEligibility{}, &filler{})
+	add(&AuditNote{Notes: []gpuai.AuditNote{{Count: 1}}}, &filler{})
 	one := jobSpec("x", 1, 1).Groups[0].Resources
 	add(&SetDemand{Demand: []gpuai.DemandClass{{Resources: one, Tasks: 1}}}, &filler{form: forms})
 	return cmds, fs

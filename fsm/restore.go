@@ -153,11 +153,7 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 	case secWaits:
 		readTable(f, m.waits, m.waitSlots)
 	case secTenants:
-		for range count {
-			var r tenantRec
-			r.get(rd)
-			m.restoreTenant(r)
-		}
+		m.restoreTenants(rd, count)
 	case secEdges:
 		readTable(f, m.edges, m.edgeSlots)
 	case secHolds:
@@ -175,12 +171,33 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 			m.restoreDirty(rd.U32())
 		}
 	default:
-		return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
+		if !m.tenantsFrame(section, rd) {
+			return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
+		}
 	}
 	if rd.Done() != nil {
 		return errSnapshot(fmt.Sprintf("section %d is malformed", section))
 	}
 	return nil
+}
+
+func (m *loader) restoreTenants(rd *wire.Reader, count uint32) {
+	for range count {
+		var r tenantRec
+		r.get(rd)
+		m.restoreTenant(r)
+	}
+}
+
+// tenantsFrame reads a frame of a section of LevelTenants; false for none.
+func (m *loader) tenantsFrame(section uint8, rd *wire.Reader) bool {
+	switch section {
+	case secAudit:
+		m.audit.Mut().get(rd)
+	default:
+		return false
+	}
+	return true
 }
 
 func (m *Machine) restoreMeta(rd *wire.Reader, s *snapshotMeta) error {

@@ -143,6 +143,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		writeTable(f, secCheckpoints, m.checkpoints, m.checkpointSlots)
 	}
 	m.writeNotes(f)
+	m.writeAudit(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)
