@@ -15,14 +15,16 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+
+	"github.com/gpuai/gpuai"
 )
 
 // A Config says how to reach a region.
 type Config struct {
 	// Addrs are the servers' URLs, such as http://127.0.0.1:7470. At least one.
 	Addrs []string
-	// Token is sent as a bearer token; "" sends none.
-	Token string
+	// Token is sent as a bearer token; the zero value sends none.
+	Token gpuai.Secret
 	// HTTP makes the requests; nil is a client with a pool of its own. It must
 	// have no Timeout where events or sessions are used.
 	HTTP *http.Client
@@ -42,7 +44,7 @@ type Config struct {
 // A Client talks to one region. It is safe for concurrent use.
 type Client struct {
 	addrs []string
-	token string
+	token gpuai.Secret
 	http  *http.Client
 	log   *slog.Logger
 	cfg   Config

@@ -270,8 +270,8 @@ func (c *Client) newRequest(ctx context.Context, addr string, r *request) (*http
 	if r.key != "" {
 		req.Header.Set("Idempotency-Key", r.key)
 	}
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
+	if !c.token.IsZero() {
+		req.Header.Set("Authorization", "Bearer "+c.token.Reveal())
 	}
 	return req, nil
 }

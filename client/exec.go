@@ -62,8 +62,8 @@ func (c *Client) AnswerExec(ctx context.Context, addr string, r *gpuai.ExecReque
 
 func (c *Client) dialExec(ctx context.Context, url string) (*ExecConn, error) {
 	h := http.Header{}
-	if c.token != "" {
-		h.Set("Authorization", "Bearer "+c.token)
+	if !c.token.IsZero() {
+		h.Set("Authorization", "Bearer "+c.token.Reveal())
 	}
 	ws, res, err := websocket.Dial(ctx, url, &websocket.DialOptions{
 		HTTPClient: c.http, HTTPHeader: h, Subprotocols: []string{gpuai.ExecProtocol},

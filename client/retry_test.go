@@ -253,7 +253,7 @@ func TestOnRequest(t *testing.T) {
 	var seen []string
 	first := serve(t, func(w http.ResponseWriter, r *http.Request) { refuse(w, 503, "no_leader", "an election") })
 	second := serve(t, submitted)
-	c, err := New(Config{Addrs: []string{first, second}, Token: "tok", OnRequest: func(r *http.Request, body []byte) {
+	c, err := New(Config{Addrs: []string{first, second}, Token: gpuai.NewSecret("tok"), OnRequest: func(r *http.Request, body []byte) {
 		seen = append(seen, r.Method+" "+r.URL.String()+" "+r.Header.Get("Idempotency-Key")+" "+r.Header.Get("Authorization")+" "+string(body))
 	}})
 	if err != nil {

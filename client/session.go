@@ -19,8 +19,8 @@ type Session struct{ ws *websocket.Conn }
 // DialSession opens an agent session to one server, by its URL.
 func (c *Client) DialSession(ctx context.Context, addr string) (*Session, error) {
 	h := http.Header{}
-	if c.token != "" {
-		h.Set("Authorization", "Bearer "+c.token)
+	if !c.token.IsZero() {
+		h.Set("Authorization", "Bearer "+c.token.Reveal())
 	}
 	ws, res, err := websocket.Dial(ctx, addr+"/v1/agent/session", &websocket.DialOptions{
 		HTTPClient: c.http, HTTPHeader: h, Subprotocols: []string{gpuai.SessionProtocol},

@@ -32,6 +32,7 @@ const (
 
 // Types of LevelTenants. Between them are numbers that nobody has.
 const (
+	typeAuditNote       uint8 = 19
 	typePutAuthority    uint8 = 20
 	typeCreateJoinToken uint8 = 21
 	typeJoin            uint8 = 22
@@ -90,6 +91,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 		out.Results = make([]Result, 0, n)
 		out.Events = make([]gpuai.Event, 0, 2*n)
 	}
+	m.trail.reset()
 	m.begin()
 	m.guard((*Machine).fireTimers)
 	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
@@ -132,6 +134,7 @@ func (m *Machine) begin() {
 
 // finish writes the digest of the entry.
 func (m *Machine) finish() {
+	m.sealTrail()
 	m.sp.Commit()
 	if m.digests != nil {
 		m.digests[m.now.index%DigestsKept] = m.Digest()
@@ -166,6 +169,7 @@ func (m *Machine) command(c *wire.Command) {
 	res.EventsFrom, res.EventsTo = uint32(from), uint32(len(m.out.Events))
 	m.out.Results = append(m.out.Results, res)
 	m.chain(c, &res)
+	m.record(c, &res)
 	if m.sp.Uncommitted() >= commitEvery {
 		m.sp.Commit()
 	}
@@ -315,6 +319,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRevokeIdentity(r)
 	case typeRetireAuthority:
 		return m.applyRetireAuthority(r)
+	case typeAuditNote:
+		return m.applyAuditNote(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

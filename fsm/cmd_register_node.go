@@ -81,6 +81,7 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 		w := m.nodes.Mut(slot)
 		w.incarnation = gpuai.MakeIncarnation(m.meta.Get().epoch, w.incarnation.Counter()+1)
 		m.adopt(slot, &c)
+		m.now.joined = refTo(slot)
 	}
 	return m.registered(slot)
 }
@@ -103,6 +104,7 @@ func (m *Machine) registerNew(body *nodeBody) Result {
 		m.takeBack()
 		return rejected(code, "the region has too many kinds of nodes, racks or NVLink domains, or too many nodes in one")
 	}
+	m.now.joined = refTo(slot)
 	return m.registered(slot)
 }
 

@@ -50,6 +50,9 @@ type Output struct {
 	// Retired are the jobs that this entry took out, whole: what is not kept of
 	// them now is gone.
 	Retired []gpuai.RetiredJob
+	// Audit is the entry's link of the audit, as ReadAudit reads it; nil when it
+	// recorded nothing.
+	Audit []byte
 	// Diverged is set when a Checkpoint of this entry named a digest other
 	// than ours at its index: this replica or the leader is damaged.
 	Diverged bool

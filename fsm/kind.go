@@ -26,6 +26,7 @@ var commandNames = [numTypes]string{
 	typeJoin:            "join",
 	typeRevokeIdentity:  "revoke_identity",
 	typeRetireAuthority: "retire_authority",
+	typeAuditNote:       "audit_note",
 }
 
 // String returns the kind's stable name, "submit_job".

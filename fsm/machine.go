@@ -15,6 +15,7 @@ type Machine struct {
 
 	meta   mem.Var[metaRec]
 	policy mem.Var[policyRec]
+	audit  mem.Var[auditRec]
 	strs   *mem.Strings
 	blobs  *mem.Blobs
 
@@ -110,6 +111,7 @@ type Machine struct {
 	now      entryState
 	mark     mem.Mark // where the present step began
 	out      *Output
+	trail    trail
 	cands    []candidate
 	needs    []scheduler.Members
 	members  []uint32 // groups that start together
@@ -138,6 +140,7 @@ type entryState struct {
 	group       ref    // that is being placed
 	reserved    uint32 // the reserved nodes before it have no room for the group that is being placed
 	emptying    ref    // node of which victims go: it is listed anew once all have been told
+	joined      ref    // node that began a life with the present command; for the audit
 	onReserved  bool   // its groups may have the nodes that are reserved for them
 }
 
@@ -151,6 +154,7 @@ func New(o Options) *Machine {
 		opts: o, sp: s,
 		meta:   mem.NewHashedVar(s, metaRec{level: MinLevel}, hasher[metaRec](seedMeta)),
 		policy: mem.NewHashedVar(s, policyRec{gpuai.DefaultPolicy()}, hasher[policyRec](seedPolicy)),
+		audit:  mem.NewHashedVar(s, auditRec{}, hasher[auditRec](seedAudit)),
 		strs:   mem.NewStrings(s), blobs: mem.NewBlobs(s),
 		nodes: mem.NewHashed(s, 5, hasher[nodeRec](seedNode)), nodeOf: mem.NewTable[ref](s, 10),
 		jobs: mem.NewHashed(s, 5, hasher[jobRec](seedJob)), jobSlots: mem.NewSlots(s),
@@ -202,7 +206,7 @@ func New(o Options) *Machine {
 func (m *Machine) Fork() *Machine {
 	s := m.sp.Fork()
 	f := &Machine{
-		opts: m.opts, sp: s, meta: m.meta.Fork(s), policy: m.policy.Fork(s),
+		opts: m.opts, sp: s, meta: m.meta.Fork(s), policy: m.policy.Fork(s), audit: m.audit.Fork(s),
 		strs: m.strs.Fork(s), blobs: m.blobs.Fork(s),
 		nodes: m.nodes.Fork(s), nodeOf: m.nodeOf.Fork(s),
 		jobs: m.jobs.Fork(s), jobSlots: m.jobSlots.Fork(s),

@@ -96,16 +96,23 @@ func (w *walk) registerCommand() *RegisterNode {
 	return c
 }
 
+// special returns a command of what only some walks play; nil for another.
+func (w *walk) special() Command {
+	switch {
+	case w.publishes && w.r.IntN(3) == 0:
+		return w.publishCommand()
+	case w.opens && w.r.IntN(2) == 0:
+		return w.accessCommand()
+	case w.joins && w.r.IntN(3) == 0:
+		return w.joinCommand()
+	}
+	return nil
+}
+
 // command returns the next random command.
 func (w *walk) command() Command {
-	if w.publishes && w.r.IntN(3) == 0 {
-		return w.publishCommand()
-	}
-	if w.opens && w.r.IntN(2) == 0 {
-		return w.accessCommand()
-	}
-	if w.joins && w.r.IntN(3) == 0 {
-		return w.joinCommand()
+	if c := w.special(); c != nil {
+		return c
 	}
 	name := walkNodes[w.r.IntN(len(walkNodes))]
 	inc, _, _ := w.m.NodeLive(gpuai.NodeID(name))

@@ -177,6 +177,9 @@ func (x *Redaction) RedactState(m *Machine) {
 		Key: func(r gpuai.Resources, cs []gpuai.Constraint) []byte { return wire.AppendShape(nil, &r, cs) },
 	})
 	x.addresses(m)
+	if r := m.audit.Mut(); r.records > 0 { // over actors, too
+		r.hash = gpuai.AuditHash{1}
+	}
 	m.sp.Commit()
 }
 
@@ -318,20 +321,14 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		b, ok = bodyOf(&d), err == nil
 	case typeCreateTenant, typeCreateToken, typeSetRole:
 		b, ok = x.accessBody(c)
+	case typeAuditNote:
+		b, ok = x.auditNotes(c.Body)
 	case typeMoveServer:
 		r := wire.NewReader(c.Body)
 		u := MoveServer{Server: gpuai.ServerID(r.Str()), Address: x.name("a", r.Str())}
 		b, ok = bodyOf(&u), r.Done() == nil
 	case typeCheckpoint:
-		if len(c.Body) < 8 {
-			return c.Body
-		}
-		index := le.Uint64(c.Body)
-		d, known := m.DigestAt(index)
-		if !known {
-			index = 0 // no replica remembers it
-		}
-		return bodyOf(&Checkpoint{Index: index, Digest: d})
+		return renamedCheckpoint(c.Body, m)
 	default:
 		b, ok = x.authorityBody(c)
 	}
@@ -350,6 +347,32 @@ func (x *Redaction) devicesBody(body []byte) ([]byte, bool) {
 	}
 	x.devices(u.Devices)
 	return bodyOf(&u), true
+}
+
+// renamedCheckpoint makes a Checkpoint name the digest that m has.
+func renamedCheckpoint(body []byte, m *Machine) []byte {
+	if len(body) < 8 {
+		return body
+	}
+	index := le.Uint64(body)
+	d, known := m.DigestAt(index)
+	if !known {
+		index = 0 // no replica remembers it
+	}
+	return bodyOf(&Checkpoint{Index: index, Digest: d})
+}
+
+func (x *Redaction) auditNotes(body []byte) ([]byte, bool) {
+	lines := readAuditNotes(wire.NewReader(body))
+	var u AuditNote
+	for i := range lines {
+		l := &lines[i]
+		u.Notes = append(u.Notes, gpuai.AuditNote{
+			Actor: x.name("u", string(l.actor)), Tenant: gpuai.TenantID(l.tenant), Job: l.job,
+			Subject: x.name("s", string(l.subject)), Request: x.name("r", string(l.request)), Code: l.code, Count: l.count,
+		})
+	}
+	return bodyOf(&u), lines != nil
 }
 
 func (x *Redaction) submitBody(body []byte) ([]byte, bool) {

@@ -38,6 +38,7 @@ var stays = map[string]bool{
 	"Identity.Name":                        true,
 	"Mapping.Tenant":                       true,
 	"Mapping.Contributor":                  true,
+	"Notes.Tenant":                         true,
 	"Demand.Resources.GPU.Any.Vendor":      true,
 	"Demand.Resources.GPU.Any.Model":       true,
 }
@@ -164,6 +165,7 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&Join{Token: secretOf("a"), Identity: gpuai.Identity{Kind: gpuai.IdentityNode}, Key: gpuai.SubjectHash{1}}, &filler{})
 	add(&RevokeIdentity{gpuai.Identity{Kind: gpuai.IdentityNode}}, &filler{})
 	add(&RetireAuthority{}, &filler{})
+	add(&AuditNote{Notes: []gpuai.AuditNote{{Count: 1}}}, &filler{})
 	one := jobSpec("x", 1, 1).Groups[0].Resources
 	add(&SetDemand{Demand: []gpuai.DemandClass{{Resources: one, Tasks: 1}}}, &filler{form: forms})
 	return cmds, fs

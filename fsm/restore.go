@@ -153,11 +153,7 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 	case secWaits:
 		readTable(f, m.waits, m.waitSlots)
 	case secTenants:
-		for range count {
-			var r tenantRec
-			r.get(rd)
-			m.restoreTenant(r)
-		}
+		m.restoreTenants(rd, count)
 	case secEdges:
 		readTable(f, m.edges, m.edgeSlots)
 	case secHolds:
@@ -191,6 +187,14 @@ func wellFormed(rd *wire.Reader, section uint8) error {
 	return nil
 }
 
+func (m *loader) restoreTenants(rd *wire.Reader, count uint32) {
+	for range count {
+		var r tenantRec
+		r.get(rd)
+		m.restoreTenant(r)
+	}
+}
+
 // tenantFrame reads a frame of what LevelTenants brings; false for another.
 func (m *loader) tenantFrame(section uint8, f rows) bool {
 	switch section {
@@ -202,6 +206,8 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 		readTable(f, m.joinTokens, m.joinTokenSlots)
 	case secIdentities:
 		readTable(f, m.identities, m.identitySlots)
+	case secAudit:
+		m.audit.Mut().get(f.rd)
 	default:
 		return false
 	}

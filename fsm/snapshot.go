@@ -153,6 +153,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	m.writeAccounts(f)
 	m.writeAccess(f)
 	m.writeAuthorities(f)
+	m.writeAudit(f)
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)

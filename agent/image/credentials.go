@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/gpuai/gpuai"
 )
 
 // credentials reads the node's store of registry credentials: a file in the
@@ -24,7 +26,22 @@ type credentials struct {
 
 	mu   sync.Mutex // guards below
 	seen fs.FileInfo
-	auth map[string]authn.AuthConfig
+	auth map[string]credential
+}
+
+// A credential is what a registry wants to see.
+type credential struct {
+	user                      string
+	password, token, identity gpuai.Secret
+}
+
+// authenticator gives it to the library that talks to registries, which keeps
+// it for as long as one image is fetched.
+func (c *credential) authenticator() authn.Authenticator {
+	return authn.FromConfig(authn.AuthConfig{
+		Username: c.user, Password: c.password.Reveal(),
+		RegistryToken: c.token.Reveal(), IdentityToken: c.identity.Reveal(),
+	})
 }
 
 var _ authn.Keychain = (*credentials)(nil)
@@ -41,7 +58,7 @@ func (c *credentials) Resolve(target authn.Resource) (authn.Authenticator, error
 	}
 	for key := target.String(); key != ""; {
 		if a, ok := c.auth[key]; ok {
-			return authn.FromConfig(a), nil
+			return a.authenticator(), nil
 		}
 		i := strings.LastIndexByte(key, '/')
 		key = key[:max(i, 0)]
@@ -88,29 +105,29 @@ func (c *credentials) load() error {
 }
 
 // parseCredentials reads docker's form. Its errors never quote the file.
-func parseCredentials(b []byte) (map[string]authn.AuthConfig, error) {
+func parseCredentials(b []byte) (map[string]credential, error) {
 	var file struct {
 		Auths map[string]struct {
-			Auth     string `json:"auth"`
-			Username string `json:"username"`
-			Password string `json:"password"`
-			Token    string `json:"registrytoken"`
-			Identity string `json:"identitytoken"`
+			Auth     gpuai.Secret `json:"auth"`
+			Username string       `json:"username"`
+			Password gpuai.Secret `json:"password"`
+			Token    gpuai.Secret `json:"registrytoken"`
+			Identity gpuai.Secret `json:"identitytoken"`
 		} `json:"auths"`
 	}
 	if json.Unmarshal(b, &file) != nil {
 		return nil, errors.New(`is not JSON of the form {"auths": {"REGISTRY": {"username": …, "password": …}}}`)
 	}
-	out := map[string]authn.AuthConfig{}
+	out := map[string]credential{}
 	for registry, a := range file.Auths {
-		c := authn.AuthConfig{Username: a.Username, Password: a.Password, RegistryToken: a.Token, IdentityToken: a.Identity}
-		if a.Auth != "" {
-			plain, err := base64.StdEncoding.DecodeString(a.Auth)
+		c := credential{user: a.Username, password: a.Password, token: a.Token, identity: a.Identity}
+		if !a.Auth.IsZero() {
+			plain, err := base64.StdEncoding.DecodeString(a.Auth.Reveal())
 			user, password, ok := strings.Cut(string(plain), ":")
 			if err != nil || !ok {
 				return nil, fmt.Errorf("has for %q an auth that is not the base64 of user:password", clip(registry))
 			}
-			c.Username, c.Password = user, password
+			c.user, c.password = user, gpuai.NewSecret(password)
 		}
 		out[registryKey(registry)] = c
 	}

@@ -1,16 +1,20 @@
 package main
 
-import "regexp"
+import (
+	"regexp"
+
+	"github.com/gpuai/gpuai"
+)
 
 // redacted stands for what looks secret.
-const redacted = "[redacted]"
+const redacted = gpuai.Redacted
 
 // secretPatterns find what looks secret in any text. A bundle is made of what
 // holds no secrets; this is for what somebody logged, or named so. The first
 // group stays.
 var secretPatterns = []*regexp.Regexp{
-	// A bearer token of ours, wherever it stands.
-	regexp.MustCompile(`()\bgpu_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}`),
+	// A bearer or join token of ours, wherever it stands.
+	regexp.MustCompile(`()\bgpu(?:join)?_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}`),
 	// Authorization: Bearer …
 	regexp.MustCompile(`(?i)(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`),
 	// password=…, "api_key": "…", --secret …: a name that says so, and a value.

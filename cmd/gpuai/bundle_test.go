@@ -17,6 +17,8 @@ func TestScrubTakesWhatLooksSecret(t *testing.T) {
 		`SECRET_TOKEN: ` + hush + `, next`,
 		`Authorization: Bearer ` + hush,
 		`with gpu_a1b2_` + hush + ` as token`,
+		`GET /v1/jobs?token=gpu_a1b2_` + hush,
+		`joins with gpujoin_a1b2_` + hush + `_00ff00ff00ff00ff`,
 		`pull https://user:` + hush + `@registry.example/x`,
 		"-----BEGIN RSA PRIVATE KEY-----\n" + hush + "\n-----END RSA PRIVATE KEY-----",
 	} {

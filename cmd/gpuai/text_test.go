@@ -111,7 +111,7 @@ func TestShellQuote(t *testing.T) {
 	}
 }
 
-// TestCurl has a shell and the test's own server read the command of --curl.
+// TestCurl prints a call for a shell, case 37: without the token.
 func TestCurl(t *testing.T) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://h:1/v1/x?a=b&c=d", strings.NewReader(`{"a":"it's"}`))
 	if err != nil {
@@ -123,7 +123,7 @@ func TestCurl(t *testing.T) {
 	if err := printCurl(&b, req); err != nil {
 		t.Fatal(err)
 	}
-	want := `curl -sS -X POST -H 'Content-Type: application/json' --data-binary '{"a":"it'\''s"}' 'http://h:1/v1/x?a=b&c=d'` + "\n"
+	want := `curl -sS -X POST -H 'Content-Type: application/json' -H "Authorization: Bearer $GPUAI_TOKEN" --data-binary '{"a":"it'\''s"}' 'http://h:1/v1/x?a=b&c=d'` + "\n"
 	if b.String() != want {
 		t.Errorf("got %s, want %s", b.String(), want)
 	}

@@ -100,6 +100,9 @@ func printCurl(w io.Writer, req *http.Request) error {
 			b.WriteString(" -H " + shellQuote(h+": "+v))
 		}
 	}
+	if req.Header.Get("Authorization") != "" { // the shell has it, the screen does not
+		b.WriteString(` -H "Authorization: Bearer $GPUAI_TOKEN"`)
+	}
 	if req.GetBody != nil {
 		body, err := req.GetBody()
 		if err != nil {

@@ -36,7 +36,7 @@ var layers = map[string]string{
 	"fsm/wire":             ".",
 	"agent/cdi":            "",
 	"agent/doctor":         ". agent agent/cdi agent/image agent/network agent/probe agent/sandbox agent/watchdog plugins",
-	"agent/image":          "",
+	"agent/image":          ".",
 	"agent/probe":          "",
 	"agent/sandbox":        ".",
 	"agent/watchdog":       ".",
