@@ -41,14 +41,15 @@ const (
 func (d *devices) list(drained string) []gpuai.Device {
 	var out []gpuai.Device
 	for _, dr := range d.drivers {
-		for _, dev := range dr.Inventory().Devices {
+		snap := dr.Inventory()
+		for _, dev := range snap.Devices {
 			switch {
 			case drained != "":
 				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeDrained
 			case d.masked(&dev):
 				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, healthCode("", d.unclean[dev.ID])
-			case d.unclean[dev.ID] != "":
-				dev.HealthCode = healthCode(dev.HealthCode, d.unclean[dev.ID])
+			case dev.HealthCode != "" || d.unclean[dev.ID] != "":
+				dev.HealthCode = healthCode(dev.HealthCode, sickness(snap.Health[dev.ID], dev.HealthCode, d.unclean[dev.ID]))
 			}
 			out = append(out, dev)
 		}
@@ -56,6 +57,20 @@ func (d *devices) list(drained string) []gpuai.Device {
 	slices.SortStableFunc(out, func(a, b gpuai.Device) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	out = slices.CompactFunc(out, func(a, b gpuai.Device) bool { return a.ID == b.ID })
 	return out[:min(len(out), gpuai.MaxGPUs)]
+}
+
+// sickness says what is to be done about a device of which the driver gives code,
+// and why it is unclean, where it is. The driver's message is left out: it may
+// change with each reading.
+func sickness(h plugins.Health, code, unclean string) string {
+	remedy := remedies[h.Action]
+	if h.Code != code {
+		remedy = "" // the host's own word: the driver is away
+	}
+	if remedy != "" && unclean != "" {
+		remedy += "; "
+	}
+	return remedy + unclean
 }
 
 // masked reports whether a device must not be offered as healthy.
@@ -139,6 +154,14 @@ func releaseFrom(ctx context.Context, d driver, id string) (clean bool, detail s
 	return false, "", err
 }
 
+// remedies say what a driver's action asks of the node's operator, where it asks
+// for something.
+var remedies = map[plugins.HealthAction]string{
+	plugins.ActionResetDevice: "reset the device",
+	plugins.ActionRebootNode:  "reboot the node",
+	plugins.ActionReplace:     "replace the device",
+}
+
 // failedUnder says which device of a running lease its driver wants to take
 // out of use, or "".
 func failedUnder(drivers []driver, l *gpuai.Lease) string {
@@ -149,7 +172,11 @@ func failedUnder(drivers []driver, l *gpuai.Lease) string {
 		}
 		for _, id := range l.Devices {
 			if h, ok := snap.Health[id]; ok && h.Action >= plugins.ActionRestartTask {
-				return fmt.Sprintf("device %s failed: %s %s", id, h.Code, h.Message)
+				why := fmt.Sprintf("device %s failed: %s %s", id, h.Code, h.Message)
+				if remedy := remedies[h.Action]; remedy != "" {
+					why += "; its operator has to " + remedy
+				}
+				return why
 			}
 		}
 	}

@@ -301,6 +301,18 @@ func TestFailedDeviceEndsItsTask(t *testing.T) {
 	if n := len(f.reports(well)); n != 1 {
 		t.Errorf("the other task has %d reports", n)
 	}
+	d.change(func(s *plugins.Snapshot) {
+		s.Devices[1].Health, s.Devices[1].HealthCode = gpuai.DeviceLost, "xid:79"
+		s.Health["GPU-2"] = plugins.Health{Device: "GPU-2", State: plugins.HealthLost, Code: "xid:79", Message: "off the bus", Action: plugins.ActionRebootNode}
+	})
+	if r := f.last(well); r.Reason != "device GPU-2 failed: xid:79 off the bus; its operator has to reboot the node" {
+		t.Errorf("reported %+v", r)
+	}
+	eventually(t, "what to do", func() bool {
+		f.region.mu.Lock()
+		defer f.region.mu.Unlock()
+		return f.region.node[testNode].devices[1].HealthCode == "xid:79: reboot the node"
+	})
 }
 
 // killWatchdog kills the watchdog of a data directory with -9.
