@@ -37,7 +37,8 @@ const (
 	codeDrained = "agent:drained"
 )
 
-// list merges the drivers' inventories. drained makes all of it unhealthy.
+// list merges the drivers' inventories. drained, if it says
+// why, makes all of it unhealthy.
 func (d *devices) list(drained string) []gpuai.Device {
 	var out []gpuai.Device
 	for _, dr := range d.drivers {
@@ -45,7 +46,7 @@ func (d *devices) list(drained string) []gpuai.Device {
 		for _, dev := range snap.Devices {
 			switch {
 			case drained != "":
-				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeDrained
+				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, healthCode(codeDrained, drained)
 			case d.masked(&dev):
 				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, healthCode("", d.unclean[dev.ID])
 			case dev.HealthCode != "" || d.unclean[dev.ID] != "":
