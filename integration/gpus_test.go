@@ -33,6 +33,8 @@ type gpuNode struct {
 	nodes               []string // device files of the two GPUs, in the sandbox
 	common              string   // device file that both have
 	env                 string   // variable that names a task's device
+	library             string   // of the vendor, mounted read-only; "" for none
+	says                string   // line of the environment that shows whose CDI specification it is
 	// crash kills the driver. It stays away until it is mended, or comes back by
 	// itself: then mend is nil.
 	crash func() (mend func())
@@ -175,8 +177,13 @@ func (n *gpuNode) holds(d *dev, image, dir string) {
 	lease := n.holder(d, job, image, dir)
 	held := lease.Devices[0]
 	n.sees(d, job, held)
-	if out := inTask(d, job, "/probe", "say"); !strings.Contains(out, "env "+n.env+"="+string(held)+"\n") {
-		t.Errorf("%s does not name %s:\n%s", n.env, held, out)
+	if out := inTask(d, job, "/probe", "say"); !strings.Contains(out, "env "+n.env+"="+string(held)+"\n") || !strings.Contains(out, n.says) {
+		t.Errorf("%s does not name %s, or %q is not in\n%s", n.env, held, n.says, out)
+	}
+	if n.library != "" {
+		if out := inTask(d, job, "/probe", "open", n.library); out != n.library+" EACCES\n" {
+			t.Errorf("opening the driver's library: %s", out)
+		}
 	}
 
 	if mend := n.crash(); mend != nil {
@@ -248,9 +255,10 @@ func nvidiaNode(t *testing.T, specification bool) *gpuNode {
 	if err := nvidiatest.Build(library); err != nil {
 		t.Fatal(err)
 	}
+	n.library = "/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15"
 	model := func(line string) string { return line }
 	if specification {
-		n.name, n.model = "nvidia-host", "A100-SXM4-80GB"
+		n.says, n.name, n.model = "env FROM=host\n", "nvidia-host", "A100-SXM4-80GB"
 		model = func(line string) string {
 			return strings.Replace(line, "NVIDIA_H100_80GB_HBM3", "NVIDIA_A100-SXM4-80GB", 1)
 		}
