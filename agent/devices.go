@@ -37,6 +37,9 @@ const (
 	codeDrained = "agent:drained"
 )
 
+// driverLabels precede the labels that say what the drivers' hosts have.
+const driverLabels = "driver."
+
 // list merges the drivers' inventories. drained, if it says
 // why, makes all of it unhealthy.
 func (d *devices) list(drained string) []gpuai.Device {
@@ -94,6 +97,26 @@ func (d *devices) masked(dev *gpuai.Device) bool {
 // simulated reports whether a driver made its devices up.
 func (d *devices) simulated() bool {
 	return slices.ContainsFunc(d.drivers, func(dr driver) bool { return dr.Inventory().Simulated })
+}
+
+// labels adds the versions of the vendors' software to a node's labels, as far as
+// there is room: jobs ask for one by a constraint.
+func (d *devices) labels(of map[string]string) map[string]string {
+	out := maps.Clone(of)
+	for _, dr := range d.drivers {
+		snap := dr.Inventory()
+		for what, version := range map[string]string{".version": snap.DriverVersion, ".runtime": snap.RuntimeVersion} {
+			key := driverLabels + dr.name + what
+			if version == "" || len(version) > gpuai.MaxTextLen || !gpuai.ValidLabel(key) || len(out) >= gpuai.MaxLabels {
+				continue
+			}
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[key] = version
+		}
+	}
+	return out
 }
 
 // owners splits devices by the driver that has them.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -99,6 +100,13 @@ func (n *gpuNode) start(d *dev, dir string) {
 	start(d.t, "agent "+n.name, "gpuai", "agent", "run", "--id", n.name, "--data", filepath.Join(dir, n.name), "--servers", "http://"+d.addr,
 		"--oci-runtime", "runc", "--local-registry", "--cpu", "1", "--memory", "1GiB", "--cdi-dir", n.cdiDir,
 		"--driver", n.vendor+"="+n.driver+","+config)
+	eventually(d.t, patience, "the driver's version", func(ctx context.Context) error {
+		node, err := d.client.Node(ctx, gpuai.NodeID(n.name))
+		if err == nil && node.Labels["driver."+n.vendor+".version"] == "" {
+			err = fmt.Errorf("labels %v", node.Labels)
+		}
+		return err
+	})
 	n.await(d, "two healthy devices", func(i int, dev gpuai.Device) bool {
 		return dev.Health == gpuai.DeviceHealthy && dev.Vendor == n.vendor && dev.Model == n.model && dev.Memory == n.memory
 	})
@@ -235,6 +243,21 @@ func inTask(d *dev, job string, command ...string) string {
 	return p.out.String()
 }
 
+// nvidiaPrograms builds the driver as make build does, and a library for it to load.
+var nvidiaPrograms = sync.OnceValues(func() (library string, err error) {
+	if err := os.Mkdir(program("nvidia"), 0o755); err != nil {
+		return "", err
+	}
+	build := exec.Command("go", "build", "-trimpath", "-o", program("nvidia/gpuai-driver-nvidia"), "./cmd/gpuai-driver-nvidia")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-O2 -g -Wno-deprecated-declarations")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the driver: %w: %s", err, out)
+	}
+	library = program("nvidia/library")
+	return library, nvidiatest.Build(library)
+})
+
 // nvidiaNode is a host of two NVIDIA GPUs, with a CDI specification as NVIDIA's
 // toolkit writes it or without one.
 func nvidiaNode(t *testing.T, specification bool) *gpuNode {
@@ -242,17 +265,10 @@ func nvidiaNode(t *testing.T, specification bool) *gpuNode {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("the driver is built with a C compiler: ", err)
 	}
-	work := t.TempDir()
 	n := &gpuNode{name: "nvidia-own", vendor: "nvidia", model: "H100-80GB-HBM3", memory: 85520809984,
-		driver: filepath.Join(work, "gpuai-driver-nvidia"), nodes: []string{"/dev/nvidia0", "/dev/nvidia1"}, common: "/dev/nvidiactl", env: gpuai.EnvCUDADevices}
-	build := exec.Command("go", "build", "-trimpath", "-o", n.driver, "./cmd/gpuai-driver-nvidia")
-	build.Dir = ".."
-	build.Env = append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-O2 -g -Wno-deprecated-declarations") // as make build
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the driver: %v\n%s", err, out)
-	}
-	library := filepath.Join(work, "library")
-	if err := nvidiatest.Build(library); err != nil {
+		driver: program("nvidia/gpuai-driver-nvidia"), nodes: []string{"/dev/nvidia0", "/dev/nvidia1"}, common: "/dev/nvidiactl", env: gpuai.EnvCUDADevices}
+	library, err := nvidiaPrograms()
+	if err != nil {
 		t.Fatal(err)
 	}
 	n.library = "/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15"
