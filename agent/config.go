@@ -170,6 +170,9 @@ func (c *Config) fill() error {
 		return errors.New("the agent needs the address of at least one server")
 	}
 	for k := range c.Labels {
+		if strings.HasPrefix(k, driverLabels) {
+			return fmt.Errorf("label %s is the agent's own: it says which versions the drivers have found", k)
+		}
 		if k == gpuai.LabelExec {
 			return fmt.Errorf("label %s is the agent's own: it says that commands may be run beside tasks", k)
 		}

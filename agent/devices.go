@@ -37,18 +37,23 @@ const (
 	codeDrained = "agent:drained"
 )
 
-// list merges the drivers' inventories. drained makes all of it unhealthy.
+// driverLabels precede the labels that say what the drivers' hosts have.
+const driverLabels = "driver."
+
+// list merges the drivers' inventories. drained, if it says
+// why, makes all of it unhealthy.
 func (d *devices) list(drained string) []gpuai.Device {
 	var out []gpuai.Device
 	for _, dr := range d.drivers {
-		for _, dev := range dr.Inventory().Devices {
+		snap := dr.Inventory()
+		for _, dev := range snap.Devices {
 			switch {
 			case drained != "":
-				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, codeDrained
+				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, healthCode(codeDrained, drained)
 			case d.masked(&dev):
 				dev.Health, dev.HealthCode = gpuai.DeviceUnhealthy, healthCode("", d.unclean[dev.ID])
-			case d.unclean[dev.ID] != "":
-				dev.HealthCode = healthCode(dev.HealthCode, d.unclean[dev.ID])
+			case dev.HealthCode != "" || d.unclean[dev.ID] != "":
+				dev.HealthCode = healthCode(dev.HealthCode, sickness(snap.Health[dev.ID], dev.HealthCode, d.unclean[dev.ID]))
 			}
 			out = append(out, dev)
 		}
@@ -56,6 +61,20 @@ func (d *devices) list(drained string) []gpuai.Device {
 	slices.SortStableFunc(out, func(a, b gpuai.Device) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	out = slices.CompactFunc(out, func(a, b gpuai.Device) bool { return a.ID == b.ID })
 	return out[:min(len(out), gpuai.MaxGPUs)]
+}
+
+// sickness says what is to be done about a device of which the driver gives code,
+// and why it is unclean, where it is. The driver's message is left out: it may
+// change with each reading.
+func sickness(h plugins.Health, code, unclean string) string {
+	remedy := remedies[h.Action]
+	if h.Code != code {
+		remedy = "" // the host's own word: the driver is away
+	}
+	if remedy != "" && unclean != "" {
+		remedy += "; "
+	}
+	return remedy + unclean
 }
 
 // masked reports whether a device must not be offered as healthy.
@@ -78,6 +97,26 @@ func (d *devices) masked(dev *gpuai.Device) bool {
 // simulated reports whether a driver made its devices up.
 func (d *devices) simulated() bool {
 	return slices.ContainsFunc(d.drivers, func(dr driver) bool { return dr.Inventory().Simulated })
+}
+
+// labels adds the versions of the vendors' software to a node's labels, as far as
+// there is room: jobs ask for one by a constraint.
+func (d *devices) labels(of map[string]string) map[string]string {
+	out := maps.Clone(of)
+	for _, dr := range d.drivers {
+		snap := dr.Inventory()
+		for what, version := range map[string]string{".version": snap.DriverVersion, ".runtime": snap.RuntimeVersion} {
+			key := driverLabels + dr.name + what
+			if version == "" || len(version) > gpuai.MaxTextLen || !gpuai.ValidLabel(key) || len(out) >= gpuai.MaxLabels {
+				continue
+			}
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[key] = version
+		}
+	}
+	return out
 }
 
 // owners splits devices by the driver that has them.
@@ -139,6 +178,14 @@ func releaseFrom(ctx context.Context, d driver, id string) (clean bool, detail s
 	return false, "", err
 }
 
+// remedies say what a driver's action asks of the node's operator, where it asks
+// for something.
+var remedies = map[plugins.HealthAction]string{
+	plugins.ActionResetDevice: "reset the device",
+	plugins.ActionRebootNode:  "reboot the node",
+	plugins.ActionReplace:     "replace the device",
+}
+
 // failedUnder says which device of a running lease its driver wants to take
 // out of use, or "".
 func failedUnder(drivers []driver, l *gpuai.Lease) string {
@@ -149,7 +196,11 @@ func failedUnder(drivers []driver, l *gpuai.Lease) string {
 		}
 		for _, id := range l.Devices {
 			if h, ok := snap.Health[id]; ok && h.Action >= plugins.ActionRestartTask {
-				return fmt.Sprintf("device %s failed: %s %s", id, h.Code, h.Message)
+				why := fmt.Sprintf("device %s failed: %s %s", id, h.Code, h.Message)
+				if remedy := remedies[h.Action]; remedy != "" {
+					why += "; its operator has to " + remedy
+				}
+				return why
 			}
 		}
 	}

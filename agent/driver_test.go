@@ -283,6 +283,33 @@ func TestAnsweredLeaseIsForgottenAfterARestart(t *testing.T) {
 	}
 }
 
+// What the driver says of its host can be asked for; a change is told with the next
+// registration.
+func TestVersionsOfADriverAreLabels(t *testing.T) {
+	f := newFixture(t)
+	d := newDriver("GPU-1")
+	d.snap.DriverVersion, d.snap.RuntimeVersion = "550.54.15", "CUDA 12.4"
+	f.runWith(d, func(c *Config) { c.Labels = map[string]string{"disk": "ssd"} })
+	labels := func() map[string]string {
+		h := f.hellos(testNode)
+		return h[len(h)-1].Node.Labels
+	}
+	if got := labels(); got["driver.mem.version"] != "550.54.15" || got["driver.mem.runtime"] != "CUDA 12.4" || got["disk"] != "ssd" {
+		t.Errorf("labels %v", got)
+	}
+	d.change(func(s *plugins.Snapshot) { s.DriverVersion, s.RuntimeVersion = "560.28.03", "" })
+	f.set(func(r *region) { r.node[testNode].session.Close() })
+	eventually(t, "the new version", func() bool {
+		_, runtime := labels()["driver.mem.runtime"]
+		return labels()["driver.mem.version"] == "560.28.03" && !runtime
+	})
+	cfg := testConfig(t.TempDir(), "127.0.0.1:1", discard())
+	cfg.Labels = map[string]string{"driver.mem.version": "1"}
+	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "driver.mem.version is the agent's own") {
+		t.Errorf("opened: %v", err)
+	}
+}
+
 func TestFailedDeviceEndsItsTask(t *testing.T) {
 	f := newFixture(t)
 	d := newDriver("GPU-1", "GPU-2")
@@ -301,6 +328,18 @@ func TestFailedDeviceEndsItsTask(t *testing.T) {
 	if n := len(f.reports(well)); n != 1 {
 		t.Errorf("the other task has %d reports", n)
 	}
+	d.change(func(s *plugins.Snapshot) {
+		s.Devices[1].Health, s.Devices[1].HealthCode = gpuai.DeviceLost, "xid:79"
+		s.Health["GPU-2"] = plugins.Health{Device: "GPU-2", State: plugins.HealthLost, Code: "xid:79", Message: "off the bus", Action: plugins.ActionRebootNode}
+	})
+	if r := f.last(well); r.Reason != "device GPU-2 failed: xid:79 off the bus; its operator has to reboot the node" {
+		t.Errorf("reported %+v", r)
+	}
+	eventually(t, "what to do", func() bool {
+		f.region.mu.Lock()
+		defer f.region.mu.Unlock()
+		return f.region.node[testNode].devices[1].HealthCode == "xid:79: reboot the node"
+	})
 }
 
 // killWatchdog kills the watchdog of a data directory with -9.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -268,7 +269,12 @@ func (a *Agent) drain(err error) {
 	if a.drained != "" {
 		return
 	}
-	a.drained = "the node cannot take leases: its journal cannot be written"
+	a.drained = "the node cannot take leases, as its journal cannot be written"
+	var no syscall.Errno
+	if errors.As(err, &no) { // and not the path: a tenant may read it
+		a.drained += " (" + no.Error() + ")"
+	}
+	a.drained += ": its operator has to make room or replace the disk, and to restart the agent"
 	a.log.Error("draining: the agent's journal cannot be written; make room or replace the disk, then restart the agent", "error", err)
 	a.step(decide.Drain{Reason: a.drained})
 	a.refresh()

@@ -100,7 +100,7 @@ func TestUncleanReleaseOfTheSimulation(t *testing.T) {
 	if r := f.last(f.grant(testNode, gpuTask("exit 0", ids[:2]...))); r.State != gpuai.ReportDone || !slices.Equal(r.Unclean, ids[1:2]) {
 		t.Errorf("reported %+v", r)
 	}
-	want := "sim:unclean: not clean: simulated: " + string(ids[1]) + " could not be cleaned"
+	want := "sim:unclean: reset the device; not clean: simulated: " + string(ids[1]) + " could not be cleaned"
 	eventually(t, "the device to be taken out", func() bool { return f.health(ids[1]) == gpuai.DeviceUnhealthy && f.code(ids[1]) == want })
 	if f.health(ids[0]) != gpuai.DeviceHealthy || f.health(ids[2]) != gpuai.DeviceHealthy {
 		t.Error("another device is out too")

@@ -213,6 +213,7 @@ func (a *Agent) hello() *gpuai.Hello {
 		BootID: a.boot, Nonce: a.identity.Nonce, Replaces: a.identity.Incarnation,
 		Epoch: a.identity.Epoch, RestoreID: a.identity.RestoreID, Sent: a.cfg.Clock.Boottime(),
 	}
+	h.Node.Labels = a.devices.labels(h.Node.Labels)
 	for _, t := range a.core.Running() {
 		if r := a.records[t]; r != nil {
 			h.Held = append(h.Held, gpuai.HeldLease{Lease: t, BootID: r.BootID})

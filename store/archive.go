@@ -120,6 +120,9 @@ func openArchive(path string) (*Archive, error) {
 }
 
 func (a *Archive) open() error {
+	if fi, err := os.Stat(a.path); err == nil && fi.Size() > 0 && fi.Size() < journalLeast { // for which bbolt has an error without a name
+		return a.damaged(fmt.Errorf("the file has only %d bytes", fi.Size()))
+	}
 	db, err := bbolt.Open(a.path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
 	switch {
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):

@@ -387,6 +387,7 @@ func TestDamagedArchive(t *testing.T) { // case 10, of the archive
 		},
 		"zero pages":  func(b []byte) []byte { clear(b[4096*4 : len(b)/2]); return b },
 		"truncated":   func(b []byte) []byte { return b[:len(b)/3] },
+		"one page":    func(b []byte) []byte { return b[:4096] },
 		"no database": func(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) },
 	} {
 		t.Run(name, func(t *testing.T) {

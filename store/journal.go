@@ -27,6 +27,9 @@ var ErrJournalDamaged = errors.New("agent's journal is damaged")
 // journalLockWait is how long OpenJournal waits for an agent that is ending.
 const journalLockWait = time.Second
 
+// journalLeast is less than any journal has: bbolt makes it of four pages.
+const journalLeast = 4 * 4096
+
 var (
 	journalIdentityBucket = []byte("identity")
 	journalLeaseBucket    = []byte("leases")
@@ -105,8 +108,8 @@ type Journal struct {
 // ErrJournalDamaged or of the file system. A damaged journal is left as it is.
 func OpenJournal(path string) (*Journal, error) {
 	switch fi, err := os.Stat(path); {
-	case err == nil && fi.Size() == 0:
-		return nil, damagedJournal(path, errors.New("the file is empty"))
+	case err == nil && fi.Size() < journalLeast: // bbolt has an error without a name for some, and takes an empty file for a new one
+		return nil, damagedJournal(path, fmt.Errorf("the file has only %d bytes", fi.Size()))
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("open the agent's journal: %w", err)
 	}

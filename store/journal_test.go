@@ -79,6 +79,8 @@ func TestJournalDamageIsFound(t *testing.T) {
 	for name, damage := range map[string]func(b []byte) []byte{
 		"empty":         func([]byte) []byte { return []byte{} },
 		"truncated":     func(b []byte) []byte { return b[:len(b)/2] },
+		"one page":      func(b []byte) []byte { return b[:4096] },
+		"one byte":      func(b []byte) []byte { return b[:1] },
 		"garbage":       func(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) },
 		"record flip":   func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("gpu-a1"), []byte("gpu-a2")) },
 		"key flip":      func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("gpu-a1"), []byte("\"pu-a1")) },

@@ -25,7 +25,7 @@ type Check struct {
 // A ProbeResult is what came of one attempt to get out of a sandbox.
 type ProbeResult struct {
 	Name     string `json:"name"`
-	Control  string `json:"control"`  // of docs/isolation.md
+	Control  string `json:"-"`        // of docs/isolation.md, where the attempt stands
 	Expected string `json:"expected"` // what a closed sandbox gives: an errno or a value, or several with " or "
 	Got      string `json:"got"`      // "open" if the attempt worked
 	Open     bool   `json:"open"`

@@ -71,7 +71,7 @@ func (s *Store) evict(n int64) (doomed []string, err error) {
 	case total > s.cfg.MaxBytes:
 		return doomed, fmt.Errorf("%w: %d bytes are needed, and running tasks and fetches leave %d of %d: give the node a larger image cache, or wait until other tasks end", errFull, n, s.cfg.MaxBytes-(total-n), s.cfg.MaxBytes)
 	case missing > 0:
-		return doomed, fmt.Errorf("%w: %d bytes are needed, and the disk of %s has %d free, of which %d stay free: free some, or give the node another directory", errFull, n, s.cfg.Dir, free, s.cfg.KeepFree)
+		return doomed, fmt.Errorf("%w: %d bytes are needed, and the disk of the node's image cache has %d free, of which %d stay free: its operator has to free some, or to give the agent another directory", errFull, n, free, s.cfg.KeepFree)
 	}
 	return doomed, nil
 }

@@ -200,6 +200,9 @@ func wrongWhiteout(name string) string {
 
 // wrongType says why an entry's type is refused, or "".
 func wrongType(h *tar.Header) string {
+	if h.Typeflag != tar.TypeDir && (h.Name == "." || h.Name == "/") {
+		return "is the root of the image, which can only be a directory"
+	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeDir, tar.TypeFifo, '\x00':
 		return ""

@@ -182,9 +182,9 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 	return b, func() {}, nil
 }
 
-// noSpace says which disk is full.
+// noSpace says that the disk of dir is full, without its name: a tenant reads it.
 func noSpace(dir string) error {
-	return fmt.Errorf("%w: no space is left on the disk of the image cache, %s has %d bytes free: free some, or give the node another directory", errFull, dir, freeBytes(dir))
+	return fmt.Errorf("%w: no space is left on the disk of the node's image cache, %d bytes are free: its operator has to free some, or to give the agent another directory", errFull, freeBytes(dir))
 }
 
 // freeBytes is what is free on the disk of dir; -1 when that is not known.

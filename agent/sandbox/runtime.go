@@ -221,10 +221,15 @@ func patched(have, fixed string) bool {
 // state is a directory of this run alone, which the caller removes when the
 // task is gone.
 func (r *Runtime) Argv(bundle, state, id string) []string {
-	argv := []string{r.Path, "--root", state, "--log", filepath.Join(bundle, logFile), "run"}
-	if r.Name == "runc" {
+	argv := []string{r.Path, "--root", state, "--log", filepath.Join(bundle, logFile)}
+	switch r.Name {
+	case "runc":
 		// Its groups stay until they were read: who was killed for memory?
-		argv = append(argv, "--keep")
+		argv = append(argv, "run", "--keep")
+	case "crun": // whose text does not tell an error from a warning
+		argv = append(argv, "--log-format", "json", "run")
+	default:
+		argv = append(argv, "run")
 	}
 	return append(argv, "--bundle", bundle, id)
 }
@@ -282,6 +287,11 @@ func Failure(bundle string) string {
 	}
 	why := ""
 	for line := range strings.Lines(string(b)) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Level == "error" {
+			why = strings.TrimSpace(entry.Msg)
+			continue
+		}
 		_, rest, ok := strings.Cut(line, "level=error msg=")
 		if !ok {
 			continue

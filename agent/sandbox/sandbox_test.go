@@ -344,10 +344,13 @@ func TestFailureIsRead(t *testing.T) {
 		t.Errorf("%q of no log", got)
 	}
 	log := `time="2026-01-01T00:00:00Z" level=warning msg="x"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="Failed to remove cgroup"` + "\n" + `time="2026-01-01T00:00:00Z" level=error msg="runc run failed: exec: \"/bin/x\": no such file"` + "\n"
-	if err := os.WriteFile(filepath.Join(dir, logFile), []byte(log), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := Failure(dir); got != `runc run failed: exec: "/bin/x": no such file` {
-		t.Errorf("%q", got)
+	crun := `{"msg":"x","level":"warning","time":"2026-01-01T00:00:00Z"}` + "\n" + `{"msg":"open executable: \"/bin/x\"","level":"error","time":"2026-01-01T00:00:00Z"}` + "\n"
+	for log, want := range map[string]string{log: `runc run failed: exec: "/bin/x": no such file`, crun: `open executable: "/bin/x"`} {
+		if err := os.WriteFile(filepath.Join(dir, logFile), []byte(log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := Failure(dir); got != want {
+			t.Errorf("%q", got)
+		}
 	}
 }

@@ -95,13 +95,17 @@ const (
 // limit; with one, each may take half of it.
 const defaultScratch = 1 << 30
 
+// specVersion is the version that the specification keeps to: crun before 1.9, as
+// Debian 12 has it, takes no later one.
+const specVersion = "1.0.2"
+
 // Spec returns the specification for the runtime.
 func Spec(t *Task) (*specs.Spec, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
 	s := &specs.Spec{
-		Version:  specs.Version,
+		Version:  specVersion,
 		Hostname: cmp.Or(t.Hostname, "task"),
 		Root:     &specs.Root{Path: t.Root, Readonly: true},
 		Process:  t.process(),

@@ -85,8 +85,9 @@ func noteFull() {
 		if unix.Statfs(dir, &st) != nil || st.Blocks == 0 {
 			continue
 		}
-		// The last write found less than it asked for, which may be a block of some size.
-		if st.Bavail <= min(st.Blocks/100, fullBytes/uint64(st.Bsize)) || st.Files > 0 && st.Ffree == 0 {
+		// The last write found less than it asked for, which may be a block of some
+		// size; ext4 keeps a few hundred blocks back, more than 1 % of a small one.
+		if st.Bavail <= min(st.Blocks/50, fullBytes/uint64(st.Bsize)) || st.Files > 0 && st.Ffree == 0 {
 			fmt.Fprintln(os.Stderr, FullNote+dir)
 			return
 		}

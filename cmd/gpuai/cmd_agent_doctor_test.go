@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -36,5 +37,18 @@ func TestDoctorExitCodes(t *testing.T) {
 				t.Errorf("exit code %d with %q", got, said.String())
 			}
 		})
+	}
+}
+
+// Scripts read these names, and no others.
+func TestDoctorJSON(t *testing.T) {
+	r := doctor.Report{
+		Checks: []doctor.Check{{Code: "kernel", Status: doctor.Fail, Detail: "Linux 5.10", Fix: "install 5.19", Effect: "no images"}},
+		Probes: []doctor.ProbeResult{{Name: "keyctl", Control: "system calls", Expected: "EPERM", Got: "open", Open: true}},
+	}
+	const want = `{"checks":[{"code":"kernel","status":"fail","detail":"Linux 5.10","fix":"install 5.19","effect":"no images"}],` +
+		`"probes":[{"name":"keyctl","expected":"EPERM","got":"open","open":true}]}`
+	if got, err := json.Marshal(r); err != nil || string(got) != want {
+		t.Errorf("%s, %v", got, err)
 	}
 }

@@ -57,9 +57,9 @@ func TestConformance(t *testing.T) {
 		"mig 2 0 uuid=MIG-a name=NVIDIA_H100_80GB_HBM3_MIG_1g.10gb gi=7 ci=0 memory=10200547328",
 		"mig 2 1 uuid=MIG-b name=NVIDIA_H100_80GB_HBM3_MIG_2g.20gb gi=3 ci=0 memory=20937965568",
 		"topo 0 1 20")
-	m.write("mps/control", "")
+	m.Write("mps/control", "")
 	conformance.Run(t, conformance.Subject{
-		Path: driverBinary(t), Config: m.json(),
+		Path: driverBinary(t), Config: m.JSON(),
 		Refused: map[string][]byte{
 			"a relative library": []byte(`{"library_path":"libnvidia-ml.so.1"}`),
 			"a quick scan":       []byte(`{"scan_ms":1}`),
@@ -142,10 +142,10 @@ func TestCase29BadLibrary(t *testing.T) {
 			}
 			m := newMachine(t, c.library(t), append(slices.Clone(good), c.bad)...)
 			if strings.Contains(c.want, "within 3s") {
-				m.config["hang_after_ms"] = 3000
+				m.Config["hang_after_ms"] = 3000
 			}
 			if c.name == "no device" {
-				m.set(versions)
+				m.Set(versions)
 			}
 			h := m.start()
 			s := await(t, h, "why there is no device", says(c.want))
@@ -156,8 +156,8 @@ func TestCase29BadLibrary(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.write(defaultLibrary, string(src))
-			m.set(good...)
+			m.Write(defaultLibrary, string(src))
+			m.Set(good...)
 			await(t, h, "put right", well(2))
 		})
 	}
@@ -225,19 +225,19 @@ func TestCase29LibraryGoesBad(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, fakeLibrary(t), good...)
 			if c.name == "hang" {
-				m.config["hang_after_ms"] = 3000
+				m.Config["hang_after_ms"] = 3000
 			}
 			h := m.start()
 			await(t, h, "devices", well(2))
 			if _, err := h.Reserve(t.Context(), reservation("held", 0)); err != nil {
 				t.Fatal(err)
 			}
-			m.set(append(slices.Clone(good), c.bad)...)
+			m.Set(append(slices.Clone(good), c.bad)...)
 			s := await(t, h, "why there is no device", func(s plugins.Snapshot) bool { return s.Up && strings.Contains(s.Err, c.want) })
 			if s.Restarts == 0 || len(s.Devices) != 2 || s.Devices[0].HealthCode != plugins.CodeDriverError {
 				t.Errorf("the host has %+v", s)
 			}
-			m.set(good...)
+			m.Set(good...)
 			await(t, h, "put right", well(2))
 			if known, _, err := h.Recover(t.Context(), []string{"held"}); err != nil || len(known) != 1 {
 				t.Errorf("of what was held it knows %v, %v", known, err)
@@ -265,7 +265,7 @@ func TestXidErrors(t *testing.T) {
 		}
 	}
 	conf = append(conf, "event 1 8 95 4294967295", "event 0 8 79 4294967295", "event 1 8 13 4294967295", "event 2 8 119 4294967295", "event 3 8 94 9")
-	m.set(conf...)
+	m.Set(conf...)
 	lost := health("xid:79", plugins.HealthLost, plugins.ActionRebootNode, uuid(0))
 	reset := health("xid:119", plugins.HealthUnhealthy, plugins.ActionResetDevice, uuid(2))
 	s := await(t, h, "events", func(s plugins.Snapshot) bool {
@@ -293,7 +293,7 @@ func TestXidErrors(t *testing.T) {
 	await(t, h, "released", health("", plugins.HealthOK, plugins.ActionNone, uuid(1), "MIG-b"))
 	// NVML says that the GPU was reset, to a driver that did not see the error.
 	conf[3] = line(2, "recovery=0")
-	m.set(conf...)
+	m.Set(conf...)
 	await(t, h, "reset", health("", plugins.HealthOK, plugins.ActionNone, uuid(2)))
 }
 
@@ -322,28 +322,28 @@ func TestHealthByReading(t *testing.T) {
 	// Those that are lost while the driver runs stay what they were, with their instances.
 	mig := []string{versions, line(0, ""), line(1, ""), strings.Replace(line(2, ""), "mig=0", "mig=1", 1), "mig 2 0 uuid=MIG-a name=MIG_1g gi=7 ci=0 memory=1000",
 		line(3, ""), line(4, ""), line(5, ""), line(6, "")}
-	m.write("mode.6", "2")
-	m.set(mig...)
+	m.Write("mode.6", "2")
+	m.Set(mig...)
 	before := await(t, h, "well", func(s plugins.Snapshot) bool {
 		return len(s.Details) == 8 && s.Details[7].Memory > 0 && s.Health["MIG-a"].State == plugins.HealthOK && s.Health[gpuai.DeviceID(uuid(6))].Code == "mode:prohibited"
 	})
-	m.set(append(mig, "fail nvmlDeviceGetName 15 2", "fail nvmlDeviceGetMemoryInfo 15 2", "fail nvmlDeviceGetMigMode 15 2", "fail nvmlDeviceGetUUID 15 1")...)
+	m.Set(append(mig, "fail nvmlDeviceGetName 15 2", "fail nvmlDeviceGetMemoryInfo 15 2", "fail nvmlDeviceGetMigMode 15 2", "fail nvmlDeviceGetUUID 15 1")...)
 	s = await(t, h, "lost", func(s plugins.Snapshot) bool {
 		return s.Health["MIG-a"].State == plugins.HealthLost && s.Health[gpuai.DeviceID(uuid(1))].Code == "nvml:vanished"
 	})
 	if !reflect.DeepEqual(s.Details, before.Details) {
 		t.Errorf("with two GPUs lost the devices are %+v, they were %+v", s.Details, before.Details)
 	}
-	if err := os.Remove(m.path("mode.6")); err != nil {
+	if err := os.Remove(m.Path("mode.6")); err != nil {
 		t.Fatal(err)
 	}
 	// A GPU that NVML does not list any more is lost, and well when it is back.
 	lines := []string{versions, line(0, ""), line(1, "")}
-	m.set(lines...)
+	m.Set(lines...)
 	await(t, h, "gone", func(s plugins.Snapshot) bool {
 		return s.Health[gpuai.DeviceID(uuid(4))].Code == "nvml:vanished" && s.Health[gpuai.DeviceID(uuid(1))].State == plugins.HealthOK
 	})
-	m.set(append(lines, line(2, ""), line(3, ""), line(4, ""), line(5, ""), line(6, ""))...)
+	m.Set(append(lines, line(2, ""), line(3, ""), line(4, ""), line(5, ""), line(6, ""))...)
 	await(t, h, "back", func(s plugins.Snapshot) bool {
 		return len(s.Details) == 7 && !slices.ContainsFunc(s.Details, func(d plugins.Device) bool { return s.Health[d.ID].State != plugins.HealthOK })
 	})
@@ -378,11 +378,11 @@ func TestRelease(t *testing.T) {
 	t.Parallel()
 	gpus := []string{versions, line(0, ""), line(1, "")}
 	m := newMachine(t, fakeLibrary(t), gpus...)
-	m.write("scrub", "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\" >>"+m.path("scrubbed")+"\ntest ! -e "+m.path("broken")+" || { echo no memory; exit 3; }\n")
-	if err := os.Chmod(m.path("scrub"), 0o755); err != nil {
+	m.Write("scrub", "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\" >>"+m.Path("scrubbed")+"\ntest ! -e "+m.Path("broken")+" || { echo no memory; exit 3; }\n")
+	if err := os.Chmod(m.Path("scrub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m.config["scrub_command"] = []string{m.path("scrub")}
+	m.Config["scrub_command"] = []string{m.Path("scrub")}
 	h := m.start()
 	await(t, h, "devices", well(2))
 	release := func(id string, lines ...string) (bool, string) {
@@ -390,7 +390,7 @@ func TestRelease(t *testing.T) {
 		if _, err := h.Reserve(t.Context(), reservation(id, 0)); err != nil {
 			t.Fatal(err)
 		}
-		m.set(append(slices.Clone(gpus), lines...)...)
+		m.Set(append(slices.Clone(gpus), lines...)...)
 		clean, why, err := h.Release(t.Context(), id, true)
 		if err != nil {
 			t.Fatal(err)
@@ -400,7 +400,7 @@ func TestRelease(t *testing.T) {
 	if clean, why := release("1"); !clean {
 		t.Errorf("a free GPU is not clean: %s", why)
 	}
-	if src, err := os.ReadFile(m.path("scrubbed")); err != nil || string(src) != uuid(0)+"\n" {
+	if src, err := os.ReadFile(m.Path("scrubbed")); err != nil || string(src) != uuid(0)+"\n" {
 		t.Errorf("scrubbed %q, %v", src, err)
 	}
 	unclean := func(s plugins.Snapshot) bool {
@@ -413,15 +413,15 @@ func TestRelease(t *testing.T) {
 	if _, err := h.Reserve(t.Context(), reservation("3", 0)); !errors.Is(err, plugins.ErrUnusable) {
 		t.Errorf("an unclean device is reserved: %v", err)
 	}
-	m.set(gpus...)
+	m.Set(gpus...)
 	await(t, h, "not held", well(2))
 	if clean, why := release("3", "proc 0 2147483647 5000 graphics"); clean || !strings.Contains(why, "gone") {
 		t.Errorf("with a process of a display: clean %t, %s", clean, why)
 	}
 	await(t, h, "held by a display", unclean)
-	m.set(gpus...)
+	m.Set(gpus...)
 	await(t, h, "not held", well(2))
-	m.write("broken", "")
+	m.Write("broken", "")
 	if clean, why := release("4"); clean || !strings.Contains(why, "scrub_command: exit status 3: no memory") {
 		t.Errorf("not scrubbed: clean %t, %s", clean, why)
 	}
@@ -447,26 +447,26 @@ func TestReleaseResidue(t *testing.T) {
 func TestShare(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, fakeLibrary(t), versions, line(0, ""), line(1, ""))
-	m.config["mps_shm_directory"] = m.path("shm")
+	m.Config["mps_shm_directory"] = m.Path("shm")
 	h := m.start()
 	await(t, h, "devices", well(2))
 	if _, err := h.Reserve(t.Context(), reservation("1", 250)); !errors.Is(err, plugins.ErrUnusable) || !strings.Contains(err.Error(), "nvidia-cuda-mps-control") {
 		t.Errorf("without MPS: %v", err)
 	}
-	m.write("mps/control", "")
+	m.Write("mps/control", "")
 	g, err := h.Reserve(t.Context(), reservation("1", 250))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"CUDA_VISIBLE_DEVICES": uuid(0), "NVIDIA_VISIBLE_DEVICES": uuid(0), "CUDA_MPS_PIPE_DIRECTORY": m.path("mps"),
+		"CUDA_VISIBLE_DEVICES": uuid(0), "NVIDIA_VISIBLE_DEVICES": uuid(0), "CUDA_MPS_PIPE_DIRECTORY": m.Path("mps"),
 		"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=20389M",
 	}
 	if !maps.Equal(g.Env, want) || len(g.Mounts) != 2 || g.Mounts[1].ContainerPath != "/dev/shm" {
 		t.Errorf("granted %+v, want %v", g, want)
 	}
 	mode := func() string {
-		src, err := os.ReadFile(m.path("mode.0"))
+		src, err := os.ReadFile(m.Path("mode.0"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -481,7 +481,7 @@ func TestShare(t *testing.T) {
 	if got := mode(); got != "0" {
 		t.Errorf("the compute mode of a released GPU is %s, want 0, DEFAULT", got)
 	}
-	m.set(versions, line(0, ""), line(1, ""), "fail nvmlDeviceSetComputeMode 4")
+	m.Set(versions, line(0, ""), line(1, ""), "fail nvmlDeviceSetComputeMode 4")
 	if _, err := h.Reserve(t.Context(), reservation("2", 250)); !errors.Is(err, plugins.ErrUnusable) || !strings.Contains(err.Error(), "as root") {
 		t.Errorf("without the right to set the mode: %v", err)
 	}
@@ -495,11 +495,11 @@ func TestShare(t *testing.T) {
 func TestReleaseOutlivesItsCaller(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, fakeLibrary(t), versions, line(0, ""))
-	fifo := m.path("fifo")
+	fifo := m.Path("fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m.config["scrub_command"] = []string{"/bin/sh", "-c", "read go <" + fifo + "; exit 4"}
+	m.Config["scrub_command"] = []string{"/bin/sh", "-c", "read go <" + fifo + "; exit 4"}
 	p, err := plugins.Launch(t.Context(), m.hostConfig())
 	if err != nil {
 		t.Fatal(err)
@@ -534,7 +534,7 @@ func TestReleaseOutlivesItsCaller(t *testing.T) {
 // A driver finds its library by the loader too.
 func TestLibraryByTheLoader(t *testing.T) {
 	m := newMachine(t, fakeLibrary(t), versions, line(0, ""))
-	delete(m.config, "library_path")
-	t.Setenv("LD_LIBRARY_PATH", filepath.Dir(m.path(defaultLibrary)))
+	delete(m.Config, "library_path")
+	t.Setenv("LD_LIBRARY_PATH", filepath.Dir(m.Path(defaultLibrary)))
 	await(t, m.start(), "devices", well(1))
 }

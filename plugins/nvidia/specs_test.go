@@ -10,49 +10,17 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
-	"golang.org/x/sys/unix"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/plugins"
 )
-
-// install puts the driver's files and device files of n GPUs into the machine's root.
-func (m *machine) install(n int) {
-	m.t.Helper()
-	for _, lib := range []string{"libcuda.so.550.54.15", "libnvidia-ml.so.550.54.15", "libnvidia-ptxjitcompiler.so.550.54.15"} {
-		m.write("root/usr/lib/x86_64-linux-gnu/"+lib, "")
-	}
-	if err := os.Symlink("libcuda.so.550.54.15", m.path("root/usr/lib/x86_64-linux-gnu/libcuda.so.1")); err != nil {
-		m.t.Fatal(err)
-	}
-	m.write("root/usr/bin/nvidia-smi", "")
-	if err := os.Chmod(m.path("root/usr/bin/nvidia-smi"), 0o755); err != nil {
-		m.t.Fatal(err)
-	}
-	names := map[string]uint32{"nvidiactl": 255, "nvidia-uvm": 1, "nvidia-uvm-tools": 2}
-	for i := range n {
-		names[fmt.Sprintf("nvidia%d", i)] = uint32(i)
-	}
-	if err := os.MkdirAll(m.path("root/dev"), 0o755); err != nil {
-		m.t.Fatal(err)
-	}
-	for name, minor := range names {
-		err := unix.Mknod(m.path("root/dev/"+name), unix.S_IFCHR|0o600, int(unix.Mkdev(195, minor)))
-		if err == unix.EPERM {
-			m.t.Skip("making device files needs root")
-		}
-		if err != nil {
-			m.t.Fatal(err)
-		}
-	}
-}
 
 // A host without a CDI specification gets one by NVIDIA's generator, without hooks,
 // in the directory of the driver that the agent reads.
 func TestOwnCDI(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, fakeLibrary(t), versions, line(0, ""), line(1, ""))
-	m.install(2)
+	m.Install(2)
 	h := m.start()
 	s := await(t, h, "devices", well(2))
 	if got := s.Details[1].CDIName; got != "nvidia.com/gpu="+uuid(1) {
@@ -62,7 +30,7 @@ func TestOwnCDI(t *testing.T) {
 	if err != nil || !slices.Equal(g.CDI, []string{"nvidia.com/gpu=" + uuid(0), "nvidia.com/gpu=" + uuid(1)}) || len(g.DeviceNodes) > 0 {
 		t.Errorf("granted %+v, %v", g, err)
 	}
-	src, err := os.ReadFile(m.path("sockets/nvidia/state/cdi/" + ownSpec))
+	src, err := os.ReadFile(m.Path("sockets/nvidia/state/cdi/" + ownSpec))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +69,7 @@ func TestOwnCDI(t *testing.T) {
 		}
 	}
 	for path, wants := range map[string]os.FileMode{"sockets/nvidia/state/cdi": 0o755 | os.ModeDir, "sockets/nvidia/state/cdi/" + ownSpec: 0o644} {
-		if st, err := os.Stat(m.path(path)); err != nil || st.Mode() != wants {
+		if st, err := os.Stat(m.Path(path)); err != nil || st.Mode() != wants {
 			t.Errorf("%s has mode %v, want %v", path, st.Mode(), wants)
 		}
 	}
@@ -112,13 +80,13 @@ func TestOwnCDIWithALostGPU(t *testing.T) {
 	t.Parallel()
 	gpus := []string{versions, line(0, ""), line(1, ""), line(2, "")}
 	m := newMachine(t, fakeLibrary(t), append(slices.Clone(gpus), "fail nvmlDeviceGetMinorNumber 3 2")...)
-	m.install(3)
+	m.Install(3)
 	h := m.start()
 	s := await(t, h, "devices", well(3))
 	if s.Details[0].CDIName == "" || s.Details[2].CDIName != "" {
 		t.Errorf("the CDI names are %q and %q", s.Details[0].CDIName, s.Details[2].CDIName)
 	}
-	m.set(append(gpus, "fail nvmlDeviceGetUUID 15 1")...)
+	m.Set(append(gpus, "fail nvmlDeviceGetUUID 15 1")...)
 	s = await(t, h, "lost", func(s plugins.Snapshot) bool {
 		return s.Devices[1].Health == gpuai.DeviceLost && s.Details[2].CDIName != ""
 	})
@@ -132,11 +100,11 @@ func TestOwnCDIWithALostGPU(t *testing.T) {
 func TestHostCDI(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, fakeLibrary(t), versions, line(0, ""), line(1, ""), line(2, ""))
-	m.install(3)
+	m.Install(3)
 	entry := func(name string, minor int) string {
 		return fmt.Sprintf(`{"name":%q,"containerEdits":{"deviceNodes":[{"path":"/dev/nvidia%d"}]}}`, name, minor)
 	}
-	m.write("etc-cdi/nvidia.json", `{"cdiVersion":"0.6.0","kind":"nvidia.com/gpu","devices":[`+
+	m.Write("etc-cdi/nvidia.json", `{"cdiVersion":"0.6.0","kind":"nvidia.com/gpu","devices":[`+
 		entry(uuid(0), 0)+","+entry("1", 1)+","+entry("2", 7)+`]}`)
 	h := m.start()
 	await(t, h, "devices", well(3))
@@ -152,16 +120,16 @@ func TestNoCDI(t *testing.T) {
 	t.Parallel()
 	for _, cdi := range []string{cdiAuto, cdiOff} {
 		m := newMachine(t, fakeLibrary(t), versions, line(0, ""), line(1, ""))
-		m.install(2)
-		m.config["cdi"] = cdi
-		if err := os.Remove(m.path("root/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15")); err != nil {
+		m.Install(2)
+		m.Config["cdi"] = cdi
+		if err := os.Remove(m.Path("root/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15")); err != nil {
 			t.Fatal(err)
 		}
 		h := m.start()
 		await(t, h, "devices", well(2))
 		g, err := h.Reserve(t.Context(), reservation("1", 0, 1))
 		if err != nil || len(g.CDI) > 0 || len(g.DeviceNodes) != 4 || g.DeviceNodes[0] != (plugins.DeviceNode{
-			HostPath: m.path("root/dev/nvidia1"), ContainerPath: "/dev/nvidia1", Permissions: "rw",
+			HostPath: m.Path("root/dev/nvidia1"), ContainerPath: "/dev/nvidia1", Permissions: "rw",
 		}) || g.Env["CUDA_VISIBLE_DEVICES"] != uuid(1) {
 			t.Errorf("cdi %s: granted %+v, %v", cdi, g, err)
 		}
