@@ -78,6 +78,8 @@ type Principal struct {
 	Node   NodeID
 	Server ServerID
 	Scopes Scopes
+	// Token is the access token that was shown; zero for none.
+	Token AccessTokenID
 	// From is the address that the request came from, without a port.
 	From string
 }

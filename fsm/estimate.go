@@ -147,6 +147,10 @@ func (e *estimator) known(ended *gpuai.Event) {
 		return
 	}
 	e.est.Behind = &gpuai.TaskRef{Job: ended.Job, Group: ended.Group, Task: ended.Task}
+	if !e.m.tells(ended.Job) {
+		e.est.Behind, e.est.Name = &gpuai.TaskRef{}, anothers
+		return
+	}
 	if j, ok := e.m.Job(ended.Job, false); ok {
 		e.est.Name = j.Name
 	}

@@ -174,22 +174,34 @@ func (m *Machine) bringUpAll() {
 // something, or given a weight, limit of them, and the slot to go on from; 0 at
 // the end.
 func (m *Machine) Tenants(from, limit uint32) (out []gpuai.TenantShare, next uint32) {
-	p := m.policy.Get()
 	for s := from; s < m.tenants.Len(); s++ {
 		if s-from == limit {
 			return out, s
 		}
-		r := m.tenants.Get(s)
-		share := gpuai.TenantShare{
-			ID: gpuai.TenantID(m.strs.Get(r.name)), Weight: r.weight, HeldMilli: r.held,
-			UsageMilliHours: r.usageAt(max(m.Time(), r.at), p.HalfLife()) / uint64(gpuai.Hour),
-		}
-		if s < m.accounts.Len() && m.accounts.Get(s).created {
-			share.Created, share.Name = m.accounts.Get(s).wall, string(m.blobs.Append(nil, uint32(m.accounts.Get(s).name)))
-		}
-		out = append(out, share)
+		out = append(out, m.tenantShare(s))
 	}
 	return out, 0
+}
+
+// Tenant returns what Tenants does of one.
+func (m *Machine) Tenant(id gpuai.TenantID) (gpuai.TenantShare, bool) {
+	if !m.knownTenant([]byte(id)) {
+		return gpuai.TenantShare{}, false
+	}
+	n, _ := m.strs.Find(string(id))
+	return m.tenantShare(m.tenantOf.Get(n).slot()), true
+}
+
+func (m *Machine) tenantShare(slot uint32) gpuai.TenantShare {
+	r := m.tenants.Get(slot)
+	share := gpuai.TenantShare{
+		ID: gpuai.TenantID(m.strs.Get(r.name)), Weight: r.weight, HeldMilli: r.held,
+		UsageMilliHours: r.usageAt(max(m.Time(), r.at), m.policy.Get().HalfLife()) / uint64(gpuai.Hour),
+	}
+	if slot < m.accounts.Len() && m.accounts.Get(slot).created {
+		share.Created, share.Name = m.accounts.Get(slot).wall, string(m.blobs.Append(nil, uint32(m.accounts.Get(slot).name)))
+	}
+	return share
 }
 
 // tenantOfLease returns the string number of a lease's tenant.

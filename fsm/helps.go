@@ -57,6 +57,7 @@ func (m *Machine) preferred(id gpuai.JobID, position uint32) (out []gpuai.Prefer
 		case e.Priority == mine.priority && m.jobs.Get(other).seq < mine.seq:
 			p.Why = "it was submitted before"
 		}
+		m.discreet(&p.QueueEntry)
 		out = append(out, p)
 	}
 	return out
@@ -249,6 +250,9 @@ func (h *helper) wait(est *gpuai.StartEstimate) {
 		effect := "starts in about " + in.String() + " (estimate)"
 		if est.Behind != nil {
 			effect = fmt.Sprintf("when %s[%d] ends, in about %s (estimate)", est.Name, est.Behind.Task, in)
+			if est.Name == anothers {
+				effect = fmt.Sprintf("when a task of another tenant ends, in about %s (estimate)", in)
+			}
 		}
 		h.add("wait", effect)
 		return
@@ -269,7 +273,11 @@ func (h *helper) wait(est *gpuai.StartEstimate) {
 		}
 		if f, _ := h.fork(h.m.endReport(slot, gpuai.ReportDone)); f != nil && f.liveOf(h.id) > h.m.liveOf(h.id) {
 			j, _ := h.m.Job(ref.Job, false)
-			h.add("wait", fmt.Sprintf("when %s[%d] ends", j.Name, ref.Task))
+			effect := fmt.Sprintf("when %s[%d] ends", j.Name, ref.Task)
+			if !h.m.tells(ref.Job) {
+				effect = "when a task of another tenant ends"
+			}
+			h.add("wait", effect)
 			return
 		}
 	}

@@ -36,3 +36,9 @@ func (k CommandKind) String() string {
 	}
 	return "type_" + strconv.Itoa(int(k))
 }
+
+// ChangesAccess reports whether commands of the kind change what an access token
+// is, so that what was known of one may not hold.
+func (k CommandKind) ChangesAccess() bool {
+	return k == CommandKind(typeCreateToken) || k == CommandKind(typeRevokeToken)
+}

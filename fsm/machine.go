@@ -124,8 +124,9 @@ type Machine struct {
 	victims  []victim
 	holdings []scheduler.Holding
 	gone     []bool
-	digests  []Digest // ring by index; nil in a fork
-	traced   *tracing // nil but in a machine that replays to explain
+	digests  []Digest       // ring by index; nil in a fork
+	traced   *tracing       // nil but in a machine that replays to explain
+	asker    gpuai.TenantID // whose jobs answers name; "": all
 }
 
 // entryState is what holds for the entry being applied.
@@ -238,7 +239,7 @@ func (m *Machine) Fork() *Machine {
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
 		dirty: m.dirty.Fork(s), asked: m.asked.Fork(s), starvingWhole: m.starvingWhole.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
-		timers: m.timers.fork(s), sched: m.sched.Fork(s),
+		timers: m.timers.fork(s), sched: m.sched.Fork(s), asker: m.asker,
 	}
 	f.timers.place = f.timerPlace
 	return f

@@ -151,7 +151,7 @@ func TestOtherSitesAreRefused(t *testing.T) {
 // panicky panics where a backend never should.
 type panicky struct{ *twin }
 
-func (panicky) Queue() gpuai.QueueStatus { panic("two leases on one device") }
+func (panicky) Queue(gpuai.TenantID) gpuai.QueueStatus { panic("two leases on one device") }
 
 func TestPanicsAreAnswered(t *testing.T) {
 	s := serve(t, panicky{newTwin()})

@@ -38,7 +38,13 @@ func (c *call) suppose() error {
 		}
 		r.Policy = &p
 	}
+	if mine := c.tenant(); mine != "" && len(r.Add)+len(r.Undrain)+len(r.Drain)+len(r.Lose)+len(b.Policy) > 0 {
+		return gpuai.NewError(gpuai.Forbidden, c.who.Actor+" may only plan what it would submit: nodes and policy are for operators")
+	}
 	for i := range r.Submit {
+		if err := c.own(&r.Submit[i], "/submit/"+strconv.Itoa(i)); err != nil {
+			return err
+		}
 		r.Submit[i].Defaults()
 	}
 	if wrong := r.Validate(); len(wrong) > 0 {
@@ -63,7 +69,7 @@ func under(at string, err error) error {
 
 // explain answers GET /v1/jobs/{job}/explain.
 func (c *call) explain() error {
-	ref, err := c.variable("job")
+	ref, err := c.job()
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type Backend interface {
 	Execer
 	Operator
 	Members
+	Access
 }
 
 // Status is what this server knows of itself and its region right now.
@@ -55,6 +56,9 @@ type Status struct {
 type Page struct {
 	Limit  int    // 1 … 1,000
 	Cursor string // "" = from the start; else as a page before returned it
+	// Tenant and Contributor have the list hold only what is theirs; "" = all.
+	Tenant      gpuai.TenantID
+	Contributor gpuai.ContributorID
 }
 
 // A JobQuery asks for jobs, newest first.
@@ -87,12 +91,15 @@ type EventQuery struct {
 	From uint64
 	Job  string       // ID, unique prefix or name; "" = any
 	Node gpuai.NodeID // "" = any
+	// Tenant has the stream tell only of jobs of one; "" = of everything.
+	Tenant gpuai.TenantID
 }
 
 // A LogQuery asks for output of one task. Lease wins over Group and Task; 0
 // means the task's latest lease.
 type LogQuery struct {
-	Job    string // ID, unique prefix or name
+	Job    string         // ID, unique prefix or name
+	Tenant gpuai.TenantID // whose lease it must be; "" = any's
 	Group  uint16
 	Task   uint32
 	Lease  gpuai.Token
@@ -120,6 +127,9 @@ type Reader interface {
 	// ReadIndex returns once reads on this server, which must lead, see every
 	// write that was acknowledged before the call.
 	ReadIndex(ctx context.Context) error
+	// FindJob returns the job that an ID, a unique prefix of one, or a name names,
+	// among those of a tenant; "" = all. Another's is as unknown as none.
+	FindJob(ref string, tenant gpuai.TenantID) (gpuai.JobID, error)
 	// Job takes an ID, a unique prefix of one, or a name.
 	Job(ref string, withSpec bool) (gpuai.Job, error)
 	// Jobs and the other lists return a page and the cursor of the next, ""
@@ -131,10 +141,13 @@ type Reader interface {
 	Leases(q LeaseQuery) ([]gpuai.Lease, string, error)
 	// JobEvents returns what happened to a job, in order.
 	JobEvents(ctx context.Context, ref string, p Page) ([]gpuai.Event, string, error)
-	Lease(t gpuai.Token) (gpuai.Lease, error)
+	// Lease and Node return one of the given tenant's or contributor's; "" = any.
+	// Another's is as unknown as none.
+	Lease(t gpuai.Token, tenant gpuai.TenantID) (gpuai.Lease, error)
 	Nodes(p Page) ([]gpuai.Node, string, error)
-	Node(id gpuai.NodeID) (gpuai.Node, error)
-	Queue() gpuai.QueueStatus
+	Node(id gpuai.NodeID, owner gpuai.ContributorID) (gpuai.Node, error)
+	// Queue sums up all that waits; it names jobs of the tenant only, "" = all.
+	Queue(tenant gpuai.TenantID) gpuai.QueueStatus
 	QueueEntries(p Page) ([]gpuai.QueueEntry, string, error)
 	Policy() gpuai.Policy
 	// Demand returns what the packing policy expects.
@@ -147,7 +160,9 @@ type Reader interface {
 // It may take a while, and answers RateLimited when too many ask.
 type Asker interface {
 	// Explain says why a job's tasks wait or are where they are, at a past
-	// index or, for 0, now. NotFound says too that the past is not retained.
+	// index or, for 0, now. NotFound says too that the past is not retained. All
+	// three name other jobs only where they are of the tenant of who asks, or that
+	// is an operator.
 	Explain(ctx context.Context, ref string, index uint64) (gpuai.Explanation, error)
 	// Estimate says when a job's waiting tasks start.
 	Estimate(ctx context.Context, id gpuai.JobID) (*gpuai.StartEstimate, error)

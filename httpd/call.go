@@ -25,7 +25,8 @@ type call struct {
 	w     http.ResponseWriter
 	r     *http.Request
 	ctl   *http.ResponseController
-	id    string // the request's ID
+	id    string           // the request's ID
+	who   *gpuai.Principal // never nil in a handler
 	query url.Values
 	index uint64 // of the state that the answer is from; 0 = not set yet
 	// status is that of the answer; 0 while nothing was written.
@@ -78,6 +79,9 @@ func (a *api) handler(rt *route) http.Handler {
 func (c *call) serve(known []string) error {
 	if err := c.api.cross.Check(c.r); err != nil {
 		return gpuai.NewError(gpuai.Forbidden, "a page of another site may not use this API")
+	}
+	if err := c.admit(); err != nil {
+		return err
 	}
 	if err := c.parseQuery(known); err != nil {
 		return err

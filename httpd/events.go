@@ -25,7 +25,7 @@ const catchUpTime = 5 * time.Second
 // events answers GET /v1/events: Server-Sent Events or, by Accept, lines of
 // JSON, from after ?index= or Last-Event-ID, by default from now on.
 func (c *call) events() error {
-	q := EventQuery{Job: c.query.Get("job"), Node: gpuai.NodeID(c.query.Get("node"))}
+	q := EventQuery{Job: c.query.Get("job"), Node: gpuai.NodeID(c.query.Get("node")), Tenant: c.tenant()}
 	var err error
 	if q.From, err = c.eventsFrom(); err != nil {
 		return err
@@ -34,6 +34,9 @@ func (c *call) events() error {
 		return err
 	}
 	if q.Job != "" { // an unknown one is a 404 now, not an empty stream
+		if q.Job, err = c.jobOf(q.Job); err != nil {
+			return err
+		}
 		if _, err := c.api.backend.Job(q.Job, false); err != nil {
 			return err
 		}
@@ -108,7 +111,7 @@ type eventStream struct {
 // reset with the index that the stream goes on from: the caller reads the state
 // again, at that index or later.
 func (s *eventStream) run(q EventQuery) error {
-	ctx, cancel := context.WithCancel(s.c.r.Context())
+	ctx, cancel := s.c.still()
 	defer cancel()
 	done := make(chan struct{})
 	go func() {

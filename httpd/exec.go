@@ -30,28 +30,37 @@ const execWait = 10 * time.Second
 // meetings are the commands whose agents have not come yet.
 type meetings struct {
 	mu   sync.Mutex // guards below
-	byID map[string]chan *websocket.Conn
+	byID map[string]meeting
 }
 
-func (m *meetings) open() (id string, agent chan *websocket.Conn) {
+// A meeting is where the connection of a node's agent goes.
+type meeting struct {
+	agent chan *websocket.Conn
+	node  gpuai.NodeID
+}
+
+func (m *meetings) open(node gpuai.NodeID) (id string, agent chan *websocket.Conn) {
 	id, agent = rand.Text(), make(chan *websocket.Conn, 1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.byID == nil {
-		m.byID = map[string]chan *websocket.Conn{}
+		m.byID = map[string]meeting{}
 	}
-	m.byID[id] = agent
+	m.byID[id] = meeting{agent, node}
 	return id, agent
 }
 
 // take returns where the agent's connection goes, once; nil for an ID that is
-// not waited for.
-func (m *meetings) take(id string) chan *websocket.Conn {
+// not waited for, or of another node; "" is any.
+func (m *meetings) take(id string, node gpuai.NodeID) chan *websocket.Conn {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	agent := m.byID[id]
+	at := m.byID[id]
+	if node != "" && at.node != node {
+		return nil
+	}
 	delete(m.byID, id)
-	return agent
+	return at.agent
 }
 
 // exec answers GET /v1/jobs/{job}/exec: a WebSocket to a command beside a task.
@@ -68,7 +77,7 @@ func (c *call) exec() error {
 		return err
 	}
 	if holder != c.api.backend.Status().Server {
-		c.api.log.Info("exec is passed on", "audit", "exec", "who", c.r.RemoteAddr, "job", lease.Job, "task", lease.Task, "lease", lease.ID,
+		c.api.log.Info("exec is passed on", "audit", "exec", "who", c.who.Actor, "from", c.who.From, "job", lease.Job, "task", lease.Task, "lease", lease.ID,
 			"node", lease.Node, "server", holder, "request_id", c.id)
 		return c.passOn(holder)
 	}
@@ -76,6 +85,9 @@ func (c *call) exec() error {
 	if err != nil {
 		return err
 	}
+	ctx, done := c.still()
+	defer done()
+	defer context.AfterFunc(ctx, func() { _ = conn.CloseNow() })()
 	if err := c.runExec(conn, &lease); err != nil {
 		e := gpuai.NewError(gpuai.Internal, err.Error())
 		errors.As(err, &e)
@@ -120,10 +132,10 @@ func (c *call) runExec(client *websocket.Conn, lease *gpuai.Lease) error {
 	if err != nil {
 		return err
 	}
-	c.api.log.Info("exec", "audit", "exec", "who", c.r.RemoteAddr, "job", lease.Job, "task", lease.Task, "lease", lease.ID,
+	c.api.log.Info("exec", "audit", "exec", "who", c.who.Actor, "from", c.who.From, "job", lease.Job, "task", lease.Task, "lease", lease.ID,
 		"node", lease.Node, "command", start.Command, "tty", start.TTY, "request_id", c.id)
-	id, came := c.api.meetings.open()
-	defer c.api.meetings.take(id)
+	id, came := c.api.meetings.open(lease.Node)
+	defer c.api.meetings.take(id, "")
 	r := gpuai.ExecRequest{ID: id, Server: c.api.backend.Status().Server, Lease: lease.ID, Start: *start}
 	if err := c.api.backend.StartExec(lease.Node, r); err != nil {
 		return err
@@ -134,7 +146,7 @@ func (c *call) runExec(client *websocket.Conn, lease *gpuai.Lease) error {
 		return nil
 	case <-ctx.Done():
 	}
-	if c.api.meetings.take(id) == nil { // it comes this moment
+	if c.api.meetings.take(id, "") == nil { // it comes this moment
 		select {
 		case agent := <-came:
 			splice(client, agent)
@@ -193,7 +205,7 @@ func (c *call) answerExec() error {
 	if at := gpuai.ServerID(c.query.Get("at")); at != "" && at != c.api.backend.Status().Server {
 		return c.passOn(at)
 	}
-	client := c.api.meetings.take(c.query.Get("id"))
+	client := c.api.meetings.take(c.query.Get("id"), c.who.Node)
 	if client == nil {
 		return gpuai.NewError(gpuai.NotFound, "no such command waits for an agent here")
 	}

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-json-experiment/json"
+
 	"github.com/gpuai/gpuai"
 )
 
@@ -61,6 +63,10 @@ func (c *call) rewrite(p *httputil.ProxyRequest) {
 	p.Out.URL.Scheme, p.Out.URL.Host = "http", "leader"
 	p.Out.Host = p.In.Host
 	p.Out.Header.Set(headerForwarded, "1")
+	p.Out.Header.Del("Authorization") // who asks is known, and a token has gone far enough
+	if who, err := json.Marshal(c.who); err == nil {
+		p.Out.Header.Set(headerPrincipal, string(who))
+	}
 	p.Out.Header.Set(headerRequestID, c.id)
 }
 

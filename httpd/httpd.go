@@ -34,6 +34,14 @@ type Config struct {
 	Schema  []byte       // the job file's JSON Schema; nil = the route answers 404
 	Metrics http.Handler // of /metrics; nil = the route answers 404
 	Logger  *slog.Logger // nil discards
+	// Auth says who requests come from; nil: nobody has to say so, and every
+	// request is an operator's, called insecure.
+	Auth Authenticator
+	// PeerOf reads certificates, which the listener has verified; nil: none is
+	// looked at.
+	PeerOf PeerOf
+	// PrivateMetrics has /metrics take an operator's token.
+	PrivateMetrics bool
 	// Registry takes the gpuai_http_* metrics; nil = they are kept nowhere.
 	Registry prometheus.Registerer
 	// MaxInFlight bounds the requests under way, sessions and streams aside;
@@ -128,7 +136,7 @@ func (a *api) newRouter() *mux.Router {
 		r.Path(rt.path).Methods(methods...).Handler(a.handler(rt))
 	}
 	other := func(path string, handle func(*call) error) *route {
-		return &route{path: path, class: classStatus, anyQuery: true, handle: handle}
+		return &route{path: path, who: anyone, class: classStatus, anyQuery: true, handle: handle}
 	}
 	r.NotFoundHandler = a.handler(other("unknown", (*call).noSuchPath))
 	r.MethodNotAllowedHandler = a.handler(other("unknown", (*call).noSuchMethod))

@@ -53,6 +53,9 @@ func (c *call) spec() (*gpuai.JobSpec, error) {
 	if err := c.decode(spec); err != nil {
 		return nil, err
 	}
+	if err := c.own(spec, ""); err != nil {
+		return nil, err
+	}
 	spec.Defaults()
 	if wrong := spec.Validate(); len(wrong) > 0 {
 		return nil, &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong[:min(len(wrong), maxErrors)]}
@@ -124,7 +127,7 @@ func (c *call) batch() ([]*gpuai.JobSpec, error) {
 	if err := b.enter('[', "/jobs", "must be an array"); err != nil {
 		return nil, err
 	}
-	specs, err := b.specs()
+	specs, err := b.specs(c.own)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +155,7 @@ func (b *body) enter(kind jsontext.Kind, at, otherwise string) error {
 }
 
 // specs reads the elements of the array that was entered.
-func (b *body) specs() (specs []*gpuai.JobSpec, err error) {
+func (b *body) specs(own func(*gpuai.JobSpec, string) error) (specs []*gpuai.JobSpec, err error) {
 	var wrong []gpuai.FieldError
 	for n := 0; b.dec.PeekKind() != ']'; n++ {
 		if n == gpuai.MaxBatchJobs {
@@ -161,6 +164,9 @@ func (b *body) specs() (specs []*gpuai.JobSpec, err error) {
 		b.guard.values = 0 // but for what is buffered already
 		spec := new(gpuai.JobSpec)
 		if err := b.value(spec); err != nil {
+			return nil, err
+		}
+		if err := own(spec, "/jobs/"+strconv.Itoa(n)); err != nil {
 			return nil, err
 		}
 		spec.Defaults()
@@ -204,7 +210,7 @@ type jobReply struct {
 
 // getJob answers GET /v1/jobs/{job}.
 func (c *call) getJob() error {
-	ref, err := c.variable("job")
+	ref, err := c.job()
 	if err != nil {
 		return err
 	}
@@ -235,7 +241,7 @@ func (c *call) getJob() error {
 
 // stopJob answers POST /v1/jobs/{job}/stop.
 func (c *call) stopJob() error {
-	ref, err := c.variable("job")
+	ref, err := c.job()
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ type listing struct {
 
 // listing reads limit, cursor, filter and fields.
 func (c *call) listing() (l listing, err error) {
-	l.page = Page{Limit: defaultLimit, Cursor: c.query.Get("cursor")}
+	l.page = Page{Limit: defaultLimit, Cursor: c.query.Get("cursor"), Tenant: c.tenant(), Contributor: c.owner()}
 	if s := c.query.Get("limit"); s != "" {
 		l.page.Limit, err = strconv.Atoi(s)
 		if err != nil || l.page.Limit < 1 || l.page.Limit > maxLimit {
@@ -205,7 +205,7 @@ func (c *call) listJobs() error {
 
 // listJobEvents answers GET /v1/jobs/{job}/events.
 func (c *call) listJobEvents() error {
-	ref, err := c.variable("job")
+	ref, err := c.job()
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (c *call) listJobEvents() error {
 
 // listTasks answers GET /v1/jobs/{job}/tasks.
 func (c *call) listTasks() error {
-	ref, err := c.variable("job")
+	ref, err := c.job()
 	if err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (c *call) listTasks() error {
 
 // listCheckpoints answers GET /v1/jobs/{job}/checkpoints.
 func (c *call) listCheckpoints() error {
-	ref, err := c.variable("job")
+	ref, err := c.job()
 	if err != nil {
 		return err
 	}
@@ -239,18 +239,47 @@ func (c *call) listCheckpoints() error {
 // listLeases answers GET /v1/leases and GET /v1/jobs/{job}/leases.
 func (c *call) listLeases() error {
 	q := LeaseQuery{Job: c.query.Get("job"), Node: gpuai.NodeID(c.query.Get("node"))}
-	if job, err := c.variable("job"); err != nil {
-		return err
-	} else if job != "" {
-		q.Job = job
-	}
 	var err error
 	if q.Live, err = c.boolean("live"); err != nil {
 		return err
 	}
+	if who := rolesOf(c.who); c.api.cfg.Auth != nil && who&tenantReads == 0 && who&contributor != 0 {
+		return c.listOwnLeases(q)
+	}
+	if q.Job != "" {
+		q.Job, err = c.jobOf(q.Job)
+	} else {
+		q.Job, err = c.job()
+	}
+	if err != nil {
+		return err
+	}
 	return list(c, "leases", func(p Page) ([]gpuai.Lease, string, error) {
 		q.Page = p
-		return c.api.backend.Leases(q)
+		leases, next, err := c.api.backend.Leases(q)
+		for i := range leases {
+			c.discreet(&leases[i])
+		}
+		return leases, next, err
+	})
+}
+
+// listOwnLeases answers a contributor with the leases of a node of its own.
+func (c *call) listOwnLeases(q LeaseQuery) error {
+	if q.Job != "" || q.Node == "" {
+		return gpuai.NewError(gpuai.Forbidden, "a contributor sees the leases of its own nodes: ask with ?node= and without job")
+	}
+	return list(c, "leases", func(p Page) ([]gpuai.Lease, string, error) {
+		if _, err := c.api.backend.Node(q.Node, c.owner()); err != nil {
+			return nil, "", err
+		}
+		q.Page = p
+		q.Tenant = ""
+		leases, next, err := c.api.backend.Leases(q)
+		for i := range leases {
+			leases[i] = unnamed(leases[i])
+		}
+		return leases, next, err
 	})
 }
 

@@ -20,6 +20,9 @@ const (
 // logs answers GET /v1/jobs/{job}/logs: the output itself, or with Accept:
 // application/json one LogChunk, whose offset and length say where to go on.
 func (c *call) logs() error {
+	ctx, cancel := c.still()
+	defer cancel()
+	c.r = c.r.WithContext(ctx)
 	q, err := c.logQuery()
 	if err != nil {
 		return err
@@ -84,7 +87,7 @@ func (c *call) logChunk(q LogQuery) (gpuai.LogChunk, error) {
 }
 
 func (c *call) logQuery() (q LogQuery, err error) {
-	if q.Job, err = c.variable("job"); err != nil {
+	if q.Job, err = c.job(); err != nil {
 		return q, err
 	}
 	group, err := c.unsigned("group", 16)
@@ -109,6 +112,7 @@ func (c *call) logQuery() (q LogQuery, err error) {
 	if q.Times, err = c.boolean("times"); err != nil {
 		return q, err
 	}
+	q.Tenant = c.tenant()
 	q.Group, q.Task, q.Lease, q.Attempt = uint16(group), uint32(task), gpuai.Token(lease), uint32(attempt)
 	if q.Stream = c.query.Get("stream"); q.Stream == "" {
 		q.Stream = "stdout"

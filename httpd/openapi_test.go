@@ -242,7 +242,7 @@ func TestAnswersFitTheDocument(t *testing.T) {
 	b := newTwin()
 	b.output, b.ended = []byte("hello\n"), true
 	s, doc := serve(t, b), newContract(t)
-	for _, c := range slices.Concat(exchanges(t), memberExchanges) {
+	for _, c := range slices.Concat(exchanges(t), memberExchanges, accessExchanges) {
 		resp, body := ask(t, s, c.method, c.path, c.body, c.headers...)
 		if resp.StatusCode != c.status {
 			t.Errorf("%s %s → %d, want %d: %s", c.method, c.path, resp.StatusCode, c.status, body)
@@ -292,6 +292,9 @@ func (c *contract) checkEveryRoute(t *testing.T) {
 		if item := c.doc.Paths.Value(rt.path); item == nil || item.GetOperation(rt.method) == nil {
 			t.Errorf("%s %s is served but not in the document", rt.method, rt.path)
 			continue
+		}
+		if security := c.doc.Paths.Value(rt.path).GetOperation(rt.method).Security; (rt.who&anyone != 0) != (security != nil && len(*security) == 0) {
+			t.Errorf("%s %s is for %s, the document says otherwise: \"security\": [] is for those of anyone", rt.method, rt.path, rt.who)
 		}
 		if !c.seen[rt.method+" "+rt.path] {
 			t.Errorf("no answer of %s %s was checked", rt.method, rt.path)

@@ -49,15 +49,16 @@ func (c *call) getLease() error {
 		return gpuai.NewError(gpuai.NotFound, "a lease's ID is a decimal number: see GET /v1/leases")
 	}
 	if err := c.await(func() (uint64, error) {
-		l, err := c.api.backend.Lease(token)
+		l, err := c.api.backend.Lease(token, c.tenant())
 		return l.ModifyIndex, err
 	}); err != nil {
 		return err
 	}
-	lease, err := c.api.backend.Lease(token)
+	lease, err := c.api.backend.Lease(token, c.tenant())
 	if err != nil {
 		return err
 	}
+	c.discreet(&lease)
 	c.setETag(lease.ModifyIndex)
 	return c.reply(http.StatusOK, &leaseReply{lease, c.index})
 }
@@ -69,12 +70,12 @@ func (c *call) getNode() error {
 		return err
 	}
 	if err := c.await(func() (uint64, error) {
-		n, err := c.api.backend.Node(id)
+		n, err := c.api.backend.Node(id, c.owner())
 		return n.ModifyIndex, err
 	}); err != nil {
 		return err
 	}
-	node, err := c.api.backend.Node(id)
+	node, err := c.api.backend.Node(id, c.owner())
 	if err != nil {
 		return err
 	}
@@ -99,6 +100,11 @@ func (c *call) setDrained(drained bool) error {
 	if err := c.noBody(); err != nil {
 		return err
 	}
+	if mine := c.owner(); mine != "" {
+		if _, err := c.api.backend.Node(id, mine); err != nil {
+			return err
+		}
+	}
 	node, err := c.api.backend.SetDrained(c.r.Context(), id, drained)
 	if err != nil {
 		return err
@@ -113,7 +119,7 @@ func (c *call) queue() error {
 	if err := c.await(nil); err != nil {
 		return err
 	}
-	q := c.api.backend.Queue()
+	q := c.api.backend.Queue(c.tenant())
 	return c.reply(http.StatusOK, &q)
 }
 

@@ -44,14 +44,14 @@ func (c *call) session() error {
 	c.status = http.StatusSwitchingProtocols
 	conn.SetReadLimit(gpuai.MaxFrameBytes)
 	c.lasting = true
-	go c.api.session(&agentConn{conn: conn, wire: w.wire, addr: c.r.RemoteAddr}, c.id)
+	go c.api.session(WithPrincipal(context.Background(), c.who), &agentConn{conn: conn, wire: w.wire, addr: c.r.RemoteAddr}, c.id)
 	return nil
 }
 
 // session has the backend serve an agent until one of them ends it. It is no
 // part of the request, which is over: its buffers and its goroutine's stack
 // would be several times what a session needs.
-func (a *api) session(agent *agentConn, request string) {
+func (a *api) session(ctx context.Context, agent *agentConn, request string) {
 	defer a.gate.leave(classSession)
 	defer func() {
 		if p := recover(); p != nil {
@@ -60,7 +60,7 @@ func (a *api) session(agent *agentConn, request string) {
 		}
 	}()
 	// A hijacked request's context does not end with the connection; Recv does.
-	err := a.backend.Agent(context.Background(), agent)
+	err := a.backend.Agent(ctx, agent)
 	if err == nil || errors.Is(err, context.Canceled) {
 		_ = agent.conn.Close(websocket.StatusNormalClosure, "") // the peer may be gone
 		return

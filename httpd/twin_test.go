@@ -47,6 +47,7 @@ type twin struct {
 	ended    bool   // the output is all there is
 	batch    []string
 	agent    func(context.Context, AgentConn) error
+	access   twinAccess
 	members  []gpuai.MemberStatus
 	removed  []gpuai.ServerID
 }
@@ -163,7 +164,7 @@ func (t *twin) Jobs(q JobQuery) ([]gpuai.Job, string, error) {
 		if j.Archived && !q.Archived {
 			continue
 		}
-		if j.Spec = nil; q.Status == nil || *q.Status == j.Status {
+		if j.Spec = nil; (q.Status == nil || *q.Status == j.Status) && (q.Tenant == "" || q.Tenant == j.Tenant) {
 			rows = append(rows, j)
 		}
 	}
@@ -216,7 +217,7 @@ func (t *twin) Leases(q LeaseQuery) ([]gpuai.Lease, string, error) {
 				continue
 			}
 		}
-		if (q.Node == "" || q.Node == l.Node) && (!q.Live || l.State != gpuai.LeaseEnded) {
+		if (q.Node == "" || q.Node == l.Node) && (!q.Live || l.State != gpuai.LeaseEnded) && (q.Tenant == "" || q.Tenant == l.Tenant) {
 			rows = append(rows, l)
 		}
 	}
@@ -239,11 +240,11 @@ func (t *twin) JobEvents(_ context.Context, ref string, p Page) ([]gpuai.Event, 
 	return page(rows, p)
 }
 
-func (t *twin) Lease(id gpuai.Token) (gpuai.Lease, error) {
+func (t *twin) Lease(id gpuai.Token, tenant gpuai.TenantID) (gpuai.Lease, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, l := range t.leases {
-		if l.ID == id {
+		if l.ID == id && (tenant == "" || l.Tenant == tenant) {
 			return l, nil
 		}
 	}
@@ -253,14 +254,14 @@ func (t *twin) Lease(id gpuai.Token) (gpuai.Lease, error) {
 func (t *twin) Nodes(p Page) ([]gpuai.Node, string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return page(t.nodes, p)
+	return page(slices.DeleteFunc(slices.Clone(t.nodes), func(n gpuai.Node) bool { return p.Contributor != "" && n.Contributor != p.Contributor }), p)
 }
 
-func (t *twin) Node(id gpuai.NodeID) (gpuai.Node, error) {
+func (t *twin) Node(id gpuai.NodeID, owner gpuai.ContributorID) (gpuai.Node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, n := range t.nodes {
-		if n.ID == id {
+		if n.ID == id && (owner == "" || n.Contributor == owner) {
 			return n, nil
 		}
 	}
@@ -285,7 +286,7 @@ func (t *twin) Suppose(ctx context.Context, r *gpuai.PlanRequest) (gpuai.Plan, e
 		p.Jobs = append(p.Jobs, gpuai.PlannedJob{Job: sub.Job, Leases: sub.Leases, Reasons: sub.Reasons})
 	}
 	for _, id := range r.Drain {
-		if _, err := t.Node(id); err != nil {
+		if _, err := t.Node(id, ""); err != nil {
 			return p, err
 		}
 		p.Changes = append(p.Changes, gpuai.PlanChange{Name: "j", Change: gpuai.PlanMoves, Cause: gpuai.CauseDrained, From: id, To: "n2", GPUs: 1})
@@ -326,12 +327,15 @@ func (t *twin) pending() (rows []gpuai.QueueEntry) {
 	return rows
 }
 
-func (t *twin) Queue() gpuai.QueueStatus {
+func (t *twin) Queue(tenant gpuai.TenantID) gpuai.QueueStatus {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	q := gpuai.QueueStatus{Index: t.index}
 	for _, e := range t.pending() {
 		q.Jobs++
+		if tenant != "" && e.Tenant != tenant {
+			e.Job = gpuai.JobID{}
+		}
 		q.Shapes = append(q.Shapes, gpuai.QueueShape{Priority: 20, Jobs: 1, Tasks: 1, Oldest: e.Job, Reason: gpuai.InsufficientGPUs})
 	}
 	return q
@@ -340,7 +344,7 @@ func (t *twin) Queue() gpuai.QueueStatus {
 func (t *twin) QueueEntries(p Page) ([]gpuai.QueueEntry, string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return page(t.pending(), p)
+	return page(slices.DeleteFunc(t.pending(), func(e gpuai.QueueEntry) bool { return p.Tenant != "" && e.Tenant != p.Tenant }), p)
 }
 
 func (t *twin) Policy() gpuai.Policy {
@@ -465,7 +469,7 @@ func (t *twin) SetDrained(_ context.Context, id gpuai.NodeID, drained bool) (gpu
 func (t *twin) Tenants(p Page) ([]gpuai.TenantShare, string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return page(t.tenants, p)
+	return page(slices.DeleteFunc(slices.Clone(t.tenants), func(s gpuai.TenantShare) bool { return p.Tenant != "" && s.ID != p.Tenant }), p)
 }
 
 func (t *twin) SetTenantWeight(_ context.Context, id gpuai.TenantID, weight uint32) error {
@@ -509,7 +513,7 @@ func (t *twin) Events(ctx context.Context, q EventQuery, f func([]gpuai.Event, u
 		first, index := t.first, t.index
 		var out []gpuai.Event
 		for _, e := range t.events {
-			if e.Index > from && (q.Node == "" || e.Node == q.Node) && (q.Job == "" || e.Job.String() == q.Job) {
+			if e.Index > from && (q.Node == "" || e.Node == q.Node) && (q.Job == "" || e.Job.String() == q.Job) && (q.Tenant == "" || t.tenantOf(e.Job) == q.Tenant) {
 				out = append(out, e)
 			}
 		}

@@ -31,6 +31,11 @@ func (c *call) await(modified func() (uint64, error)) error {
 		if err := c.r.Context().Err(); err != nil {
 			return err
 		}
+		if auth := c.api.cfg.Auth; auth != nil && c.rt.judges(&c.api.cfg) { // it may have been long
+			if err := auth.Again(c.r.Context(), c.who); err != nil {
+				return err
+			}
+		}
 	}
 	return c.readPoint()
 }

@@ -62,7 +62,7 @@ func TestAPlanChangesNothing(t *testing.T) {
 	r := startRegion(t, 3)
 	join(t, r.leader().Server, helloOf("n1", 4))
 	for _, m := range r.servers {
-		eventually(t, "node", func() bool { _, err := m.Node("n1"); return err == nil })
+		eventually(t, "node", func() bool { _, err := m.Node("n1", ""); return err == nil })
 		var before, after uint64
 		m.node.View(func(f *fsm.Machine) { before = f.Index() })
 		for range 5 {

@@ -73,7 +73,7 @@ func (m *member) wantArchived(t *testing.T, job gpuai.Job, leases []gpuai.Lease)
 	if got, _, err := m.Leases(httpd.LeaseQuery{Job: job.Name}); err != nil || !reflect.DeepEqual(got, leases) {
 		t.Errorf("server %s: leases %+v, %v", m.cfg.ID, got, err)
 	}
-	if l, err := m.Lease(leases[0].ID); err != nil || !reflect.DeepEqual(l, leases[0]) {
+	if l, err := m.Lease(leases[0].ID, ""); err != nil || !reflect.DeepEqual(l, leases[0]) {
 		t.Errorf("server %s: lease %+v, %v", m.cfg.ID, l, err)
 	}
 	m.wantEvents(t, job)

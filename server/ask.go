@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -54,7 +55,15 @@ func (s *Server) Suppose(ctx context.Context, r *gpuai.PlanRequest) (gpuai.Plan,
 	m, release := s.node.Fork()
 	defer release()
 	h := fsm.Header{Time: s.node.RegionTime(), Wall: gpuai.WallTime(s.cfg.Wall().UnixMilli()), Term: m.Term()}
+	who := asker(ctx)
+	m.AnswerTo(who)
 	p, err := m.Plan(r, ids, h)
+	if who != "" {
+		p.Changes = slices.DeleteFunc(p.Changes, func(x gpuai.PlanChange) bool {
+			of, ok := m.TenantOf(x.Job)
+			return !slices.Contains(ids, x.Job) && (!ok || of != who)
+		})
+	}
 	for i := range p.Jobs {
 		s.calibrate(p.Jobs[i].Estimate)
 	}
@@ -76,7 +85,9 @@ func (s *Server) Explain(ctx context.Context, ref string, index uint64) (gpuai.E
 	}
 	found, now := false, gpuai.Instant(0)
 	if err := s.explainer.do(ctx, func(m *fsm.Machine) {
+		m.AnswerTo(asker(ctx))
 		out, found = m.Ask(at.id)
+		m.AnswerTo("")
 		now = m.Time()
 	}); err != nil {
 		return out, err
@@ -96,7 +107,9 @@ func (s *Server) Estimate(ctx context.Context, id gpuai.JobID) (*gpuai.StartEsti
 	now := gpuai.Instant(0)
 	err := s.explainer.do(ctx, func(m *fsm.Machine) {
 		now = m.Time()
-		est = m.Fork().EstimateStart(id)
+		f := m.Fork()
+		f.AnswerTo(asker(ctx))
+		est = f.EstimateStart(id)
 	})
 	if err != nil {
 		return nil, err
@@ -144,6 +157,7 @@ func (s *Server) explainAt(ctx context.Context, ref string, index uint64) (out g
 		if err != nil {
 			return err
 		}
+		m.AnswerTo(asker(ctx))
 		out, _ = m.Ask(id)
 		return nil
 	})

@@ -76,7 +76,7 @@ func TestSupposeChangesNothing(t *testing.T) {
 	if after, end := digest(); at == end && after != before {
 		t.Error("a plan changed the machine")
 	}
-	if _, err := s.Node("plan-0-0"); !isCode(err, gpuai.NotFound) {
+	if _, err := s.Node("plan-0-0", ""); !isCode(err, gpuai.NotFound) {
 		t.Errorf("a planned node: %v", err)
 	}
 	_, err = s.Suppose(t.Context(), &gpuai.PlanRequest{Lose: []gpuai.NodeID{"nobody"}})

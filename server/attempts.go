@@ -23,7 +23,7 @@ type run struct {
 // is named, of the number that is named, or the latest of the task.
 func (s *Server) runOfQuery(q *httpd.LogQuery) (run, error) {
 	if q.Lease != 0 {
-		return s.runOfLease(q.Lease)
+		return s.runOfLease(q.Lease, q.Tenant)
 	}
 	job, err := s.Job(q.Job, true)
 	if err != nil {
@@ -39,7 +39,7 @@ func (s *Server) runOfQuery(q *httpd.LogQuery) (run, error) {
 	if q.Attempt > 0 {
 		return s.attempt(&job, q)
 	}
-	l, err := s.Lease(t.Lease)
+	l, err := s.Lease(t.Lease, q.Tenant)
 	return run{l.ID, l.Node}, err
 }
 
@@ -96,15 +96,17 @@ func (s *Server) attempt(job *gpuai.Job, q *httpd.LogQuery) (r run, err error) {
 }
 
 // runOfLease returns where a lease was. The machine and the archive keep the
-// latest of each task; of an earlier one the event of its grant tells.
-func (s *Server) runOfLease(t gpuai.Token) (r run, err error) {
-	l, gone := s.Lease(t)
+// latest of each task; of an earlier one the event of its grant tells. Another
+// tenant's lease is as unknown as none; "" is any.
+func (s *Server) runOfLease(t gpuai.Token, tenant gpuai.TenantID) (r run, err error) {
+	l, gone := s.Lease(t, tenant)
 	if gone == nil {
 		return run{l.ID, l.Node}, nil
 	}
 	if !errors.Is(gone, &gpuai.Error{Code: gpuai.NotFound}) {
 		return r, gone
 	}
+	var job gpuai.JobID
 	err = s.archivedPage(func(db *store.Archive) error {
 		rows, _, _, err := db.Rows(store.ArchivePlace{Index: t.Index()}, t.Index(), 1)
 		if err != nil || len(rows) == 0 || rows[0].Kind != store.ArchiveEvents {
@@ -112,11 +114,16 @@ func (s *Server) runOfLease(t gpuai.Token) (r run, err error) {
 		}
 		return rows[0].Events(func(e *gpuai.Event) bool {
 			if e.Kind == gpuai.LeaseGrantedEvent && e.Lease == t {
-				r = run{t, e.Node}
+				r, job = run{t, e.Node}, e.Job
 			}
 			return r.lease == 0
 		})
 	})
+	if err == nil && r.lease != 0 && tenant != "" {
+		if _, foreign := s.FindJob(job.String(), tenant); foreign != nil {
+			r = run{}
+		}
+	}
 	if err == nil && r.lease == 0 {
 		err = gone
 	}

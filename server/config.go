@@ -79,6 +79,16 @@ type Config struct {
 	// InsecurePlaintext allows listening on other addresses than loopback:
 	// nothing on the wire is encrypted or authenticated yet.
 	InsecurePlaintext bool
+	// Authenticate has every request of the API say who it comes from, by an
+	// access token or a certificate. Without it every request is an operator's.
+	// Give all servers the same.
+	Authenticate bool
+	// PrivateMetrics has /metrics take an operator's token, where Authenticate.
+	PrivateMetrics bool
+	// OIDCIssuer is the URL of the OpenID provider that users log in with, and
+	// OIDCClientID what this region is called there; "" is none. Give all servers
+	// the same.
+	OIDCIssuer, OIDCClientID string
 	// NotReady holds /readyz back while the server itself is ready: it says
 	// why, "" for no reason. It must not block; nil holds nothing back.
 	NotReady func() string

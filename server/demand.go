@@ -19,6 +19,6 @@ func (s *Server) SetDemand(ctx context.Context, d gpuai.Demand) error {
 		return &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "the demand is invalid", Fields: bad}
 	}
 	c := fsm.SetDemand{Demand: d.Classes, Fixed: d.Fixed}
-	_, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI}))
+	_, err := s.command(ctx, c.Append(nil, envelopeOf(ctx, "", "")))
 	return err
 }

@@ -25,7 +25,7 @@ func (s *Server) ExecTarget(ctx context.Context, q httpd.LogQuery) (l gpuai.Leas
 	if err != nil {
 		return l, "", err
 	}
-	if l, err = s.Lease(run.lease); err != nil {
+	if l, err = s.Lease(run.lease, q.Tenant); err != nil {
 		return l, "", err
 	}
 	if l.State == gpuai.LeaseEnded { // whether it runs already its agent knows

@@ -81,10 +81,13 @@ type place struct {
 }
 
 // locate finds the job that ref names, in the machine or in the archive.
-func (s *Server) locate(ref string) (p place, err error) {
+func (s *Server) locate(ref string) (p place, err error) { return s.locateOf(ref, "") }
+
+// locateOf is locate among the jobs of a tenant; "" is all.
+func (s *Server) locateOf(ref string, tenant gpuai.TenantID) (p place, err error) {
 	var index uint64
 	s.node.View(func(m *fsm.Machine) {
-		p.id, err = m.FindJob(ref)
+		p.id, err = m.FindJobOf(ref, tenant)
 		index = m.Index()
 	})
 	if err == nil || !isCode(err, gpuai.NotFound) {
@@ -92,7 +95,11 @@ func (s *Server) locate(ref string) (p place, err error) {
 	}
 	p.archived = true
 	return p, s.archive.look(index, err, func(db *store.Archive) (bool, error) {
-		id, ambiguous, err := db.FindJob(ref)
+		find := db.FindJob
+		if tenant != "" {
+			find = func(ref string) (gpuai.JobID, bool, error) { return db.FindJobOf(ref, tenant) }
+		}
+		id, ambiguous, err := find(ref)
 		if ambiguous {
 			err = gpuai.NewError(gpuai.Conflict, "several jobs begin with "+strings.ToUpper(ref)+": give more of the ID")
 		}
@@ -137,7 +144,7 @@ func (s *Server) archivedJobs(q *httpd.JobQuery, after gpuai.JobID, limit int) (
 	s.archive.settle(s.ctx, s.machineIndex()) // nothing may fall between the two
 	err = s.archivedPage(func(db *store.Archive) error {
 		for hold := 0; hold < maxHolds; hold++ {
-			page, last, err := db.Jobs(after, limit-len(jobs), q.Status)
+			page, last, err := db.JobsOf(q.Tenant, after, limit-len(jobs), q.Status)
 			if jobs = append(jobs, page...); err != nil || last.IsZero() {
 				next = ""
 				return err
@@ -289,11 +296,11 @@ func (s *Server) archivedLeases(id gpuai.JobID, after gpuai.Token, limit int) (l
 }
 
 // archivedLease is Lease of a lease in the archive.
-func (s *Server) archivedLease(t gpuai.Token, index uint64) (l gpuai.Lease, err error) {
+func (s *Server) archivedLease(t gpuai.Token, tenant gpuai.TenantID, index uint64) (l gpuai.Lease, err error) {
 	gone := notFound("no lease " + t.String() + " is kept: of each task only the latest is")
 	err = s.archive.look(index, gone, func(db *store.Archive) (ok bool, err error) {
 		l, ok, err = db.Lease(t)
-		return ok, err
+		return ok && (tenant == "" || l.Tenant == tenant), err
 	})
 	return l, err
 }

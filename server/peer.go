@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/httpd"
 )
 
 // Paths between servers, on the HTTP side of the Raft port. Everything else
@@ -33,6 +34,8 @@ const (
 	pathDigest = "/peer/v1/digest"
 	pathState  = "/peer/v1/state"
 	pathLog    = "/peer/v1/log"
+
+	pathUses = "/peer/v1/uses"
 
 	// maxPeerBody bounds a body in either direction.
 	maxPeerBody = 16 << 20
@@ -65,12 +68,12 @@ func (s *Server) peerHandler(api http.Handler) http.Handler {
 		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathHolds: s.holdsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
 		pathJoin: s.joinPeer, pathMember: s.memberPeer, pathMembers: s.membersPeer, pathPosition: s.positionPeer,
 		pathDigest: s.digestPeer, pathLog: s.logPeer,
-		pathArchive: s.archivePeer,
+		pathArchive: s.archivePeer, pathUses: s.usesPeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}
 	mux.HandleFunc("POST "+pathState, s.statePeer)
-	mux.Handle("/", api)
+	mux.Handle("/", httpd.FromServers(api))
 	return mux
 }
 

@@ -109,7 +109,7 @@ func (s *Server) Jobs(q httpd.JobQuery) (jobs []gpuai.Job, next string, err erro
 	}
 	for hold := 0; hold < maxHolds; hold++ {
 		var page []gpuai.Job
-		s.node.View(func(m *fsm.Machine) { page, after = m.Jobs(after, limit-len(jobs), q.Status) })
+		s.node.View(func(m *fsm.Machine) { page, after = m.JobsOf(q.Tenant, after, limit-len(jobs), q.Status) })
 		jobs = append(jobs, page...)
 		if after == (fsm.JobCursor{}) {
 			return s.furtherJobs(&q, jobs, limit)
@@ -194,7 +194,7 @@ func (s *Server) Leases(q httpd.LeaseQuery) ([]gpuai.Lease, string, error) {
 	var leases []gpuai.Lease
 	for hold := 0; hold < maxHolds && len(leases) < limit; hold++ {
 		var page []gpuai.Lease
-		s.node.View(func(m *fsm.Machine) { page, at = m.Leases(at, limit-len(leases), q.Live) })
+		s.node.View(func(m *fsm.Machine) { page, at = m.LeasesOf(q.Tenant, at, limit-len(leases), q.Live) })
 		if leases = append(leases, page...); at == 0 {
 			return leases, "", nil
 		}
@@ -243,8 +243,9 @@ func (s *Server) leasesOfNode(q httpd.LeaseQuery) (leases []gpuai.Lease, next st
 		}
 	})
 	if !known {
-		return nil, "", notFound("no node is called " + string(q.Node))
+		return nil, "", errNoNode(q.Node)
 	}
+	leases = slices.DeleteFunc(leases, func(l gpuai.Lease) bool { return q.Tenant != "" && l.Tenant != q.Tenant })
 	slices.SortFunc(leases, func(a, b gpuai.Lease) int {
 		if a.ID < b.ID {
 			return -1
@@ -265,14 +266,14 @@ func (s *Server) leasesOfNode(q httpd.LeaseQuery) (leases []gpuai.Lease, next st
 }
 
 // Lease implements httpd.Reader.
-func (s *Server) Lease(t gpuai.Token) (l gpuai.Lease, err error) {
+func (s *Server) Lease(t gpuai.Token, tenant gpuai.TenantID) (l gpuai.Lease, err error) {
 	ok, index := false, uint64(0)
 	s.node.View(func(m *fsm.Machine) {
 		l, ok = m.Lease(t)
 		index = m.Index()
 	})
-	if !ok {
-		return s.archivedLease(t, index)
+	if !ok || tenant != "" && l.Tenant != tenant {
+		return s.archivedLease(t, tenant, index)
 	}
 	return l, nil
 }
@@ -288,22 +289,22 @@ func (s *Server) Nodes(p httpd.Page) (nodes []gpuai.Node, next string, err error
 	if len(nodes) == limit {
 		next = makeCursor("nodes", string(nodes[limit-1].ID))
 	}
-	return nodes, next, nil
+	return slices.DeleteFunc(nodes, func(n gpuai.Node) bool { return p.Contributor != "" && n.Contributor != p.Contributor }), next, nil
 }
 
 // Node implements httpd.Reader.
-func (s *Server) Node(id gpuai.NodeID) (n gpuai.Node, err error) {
+func (s *Server) Node(id gpuai.NodeID, owner gpuai.ContributorID) (n gpuai.Node, err error) {
 	ok := false
 	s.node.View(func(m *fsm.Machine) { n, ok = m.Node(id) })
-	if !ok {
-		return n, notFound("no node is called " + string(id))
+	if !ok || owner != "" && n.Contributor != owner {
+		return gpuai.Node{}, errNoNode(id)
 	}
 	return n, nil
 }
 
 // Queue implements httpd.Reader.
-func (s *Server) Queue() (q gpuai.QueueStatus) {
-	s.node.View(func(m *fsm.Machine) { q = m.Queue() })
+func (s *Server) Queue(tenant gpuai.TenantID) (q gpuai.QueueStatus) {
+	s.node.View(func(m *fsm.Machine) { q = m.QueueFor(tenant) })
 	return q
 }
 
@@ -318,7 +319,7 @@ func (s *Server) QueueEntries(p httpd.Page) (entries []gpuai.QueueEntry, next st
 	if len(entries) == limit {
 		next = makeCursor("queue", strconv.FormatUint(from+uint64(limit), 10))
 	}
-	return entries, next, nil
+	return slices.DeleteFunc(entries, func(e gpuai.QueueEntry) bool { return p.Tenant != "" && e.Tenant != p.Tenant }), next, nil
 }
 
 // Policy implements httpd.Reader.

@@ -231,7 +231,7 @@ func TestASilentNodeLosesItsLeasesOnlyAfterTheirTime(t *testing.T) {
 	if code := back.report(lease, 2, gpuai.ReportDone); code != gpuai.Conflict && code != gpuai.NotFound {
 		t.Errorf("the report of an expired lease: %s", code)
 	}
-	if n, err := r.leader().Node("dead"); err != nil || n.State != gpuai.NodeReady {
+	if n, err := r.leader().Node("dead", ""); err != nil || n.State != gpuai.NodeReady {
 		t.Errorf("the node that came back is %s, %v", n.State, err)
 	}
 	r.equalDigests()

@@ -47,6 +47,7 @@ type Server struct {
 	collector *collector
 	lane      *lane
 	announcer *announcer
+	keeper    *keeper
 	tribunal  *tribunal
 
 	quarantine  quarantine
@@ -113,7 +114,7 @@ func Open(cfg Config) (*Server, error) {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
 	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
-	s.calibration = newCalibration()
+	s.calibration, s.keeper = newCalibration(), newKeeper(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	if err := s.openNode(); err != nil {
@@ -122,6 +123,9 @@ func Open(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	if err := s.metrics.register(cfg.Metrics, cfg.ID); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if err := s.writeBootstrapSecret(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.serveHTTP()
@@ -160,7 +164,12 @@ func (s *Server) openNode() error {
 
 // serveHTTP makes the two HTTP servers.
 func (s *Server) serveHTTP() {
+	var auth httpd.Authenticator
+	if s.cfg.Authenticate {
+		auth = s.keeper
+	}
 	api := httpd.New(httpd.Config{
+		Auth: auth, PrivateMetrics: s.cfg.PrivateMetrics,
 		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
 		Metrics:  telemetry.Handler(s.cfg.Metrics),
 		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),
@@ -190,7 +199,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, f := range []func(context.Context){
 		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run, s.joinLevel,
-		s.announcer.run, s.tribunal.run,
+		s.announcer.run, s.tribunal.run, s.keeper.run,
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}
@@ -277,6 +286,7 @@ func (s *Server) applied(out *fsm.Output) {
 	s.hub.Publish(out.Index, out.Events)
 	s.archive.offer(out)
 	s.calibration.saw(out)
+	s.keeper.observe(out)
 	s.changed.happened()
 	if out.Panics > 0 {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
@@ -293,6 +303,7 @@ func (s *Server) applied(out *fsm.Output) {
 
 // restored is raft's OnRestore: whoever watches starts over.
 func (s *Server) restored() {
+	s.keeper.changes.Add(1)
 	s.changed.happened()
 	node := s.opened.Load()
 	if node == nil { // the node is still being opened

@@ -61,7 +61,7 @@ func TestTwoHostsWithOneIdentity(t *testing.T) { // case 34, the server's half
 	if len(second.held()) != 0 || len(second.welcome.Ack.Tokens) != 0 {
 		t.Error("the newer host was sent the older one's lease")
 	}
-	if l, err := r.leader().Lease(lease.Lease.ID); err != nil || l.State == gpuai.LeaseEnded {
+	if l, err := r.leader().Lease(lease.Lease.ID, ""); err != nil || l.State == gpuai.LeaseEnded {
 		t.Errorf("registering ended the lease: %+v, %v", l, err)
 	}
 }
@@ -195,7 +195,7 @@ func TestDevicesAreUpdated(t *testing.T) {
 	devices[1].Health, devices[1].HealthCode = gpuai.DeviceUnhealthy, "xid:79"
 	a.send(gpuai.Frame{Kind: gpuai.FrameDevices, Devices: devices})
 	eventually(t, "unhealthy device", func() bool {
-		n, err := r.leader().Node("n1")
+		n, err := r.leader().Node("n1", "")
 		return err == nil && n.FreeGPUs == 1 && n.Devices[1].HealthCode == "xid:79"
 	})
 }
@@ -206,7 +206,7 @@ func TestLateUpdateOfDevicesIsCorrected(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)
 	a := join(t, r.followers()[0].Server, helloOf("n1", 2))
-	n, err := r.leader().Node("n1")
+	n, err := r.leader().Node("n1", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestLateUpdateOfDevicesIsCorrected(t *testing.T) {
 		t.Fatal(out, err)
 	}
 	eventually(t, "what the agent said last", func() bool {
-		n, err := r.leader().Node("n1")
+		n, err := r.leader().Node("n1", "")
 		return err == nil && n.FreeGPUs == 2 && n.ModifyIndex > n.RegisterIndex
 	})
 }
@@ -234,7 +234,7 @@ func TestLogsAreReadThroughAnyServer(t *testing.T) {
 	r.submit(jobSpec("j", 1), "")
 	lease := a.awaitLeases(1)[0].Lease.ID
 	for _, m := range r.servers {
-		eventually(t, "lease on server "+string(m.cfg.ID), func() bool { _, err := m.Lease(lease); return err == nil })
+		eventually(t, "lease on server "+string(m.cfg.ID), func() bool { _, err := m.Lease(lease, ""); return err == nil })
 		c, err := m.Logs(t.Context(), httpd.LogQuery{Job: "j", Offset: 3, Limit: 100})
 		if err != nil || string(c.Data) != "hello" || !c.EOF || c.Offset != 3 {
 			t.Errorf("server %s: %+v, %v", m.cfg.ID, c, err)

@@ -18,6 +18,7 @@ import (
 // Events implements httpd.Streams.
 func (s *Server) Events(ctx context.Context, q httpd.EventQuery, f func([]gpuai.Event, uint64) error) error {
 	filter := hub.Filter{Node: q.Node}
+	f = s.eventsOf(q.Tenant, f)
 	if q.Job != "" {
 		at, err := s.locate(q.Job)
 		if err != nil {

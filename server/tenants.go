@@ -15,6 +15,14 @@ func (s *Server) Tenants(p httpd.Page) (tenants []gpuai.TenantShare, cursor stri
 	if err != nil || from > fsm.MaxTenants {
 		return nil, "", badCursor()
 	}
+	if p.Tenant != "" {
+		s.node.View(func(m *fsm.Machine) {
+			if share, ok := m.Tenant(p.Tenant); ok && from == 0 {
+				tenants = append(tenants, share)
+			}
+		})
+		return tenants, "", nil
+	}
 	next := uint32(0)
 	s.node.View(func(m *fsm.Machine) { tenants, next = m.Tenants(uint32(from), uint32(pageSize(p))) })
 	if next > 0 {
@@ -26,6 +34,6 @@ func (s *Server) Tenants(p httpd.Page) (tenants []gpuai.TenantShare, cursor stri
 // SetTenantWeight implements httpd.Writer.
 func (s *Server) SetTenantWeight(ctx context.Context, id gpuai.TenantID, weight uint32) error {
 	c := fsm.SetTenantWeight{Tenant: id, Weight: weight}
-	_, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI}))
+	_, err := s.command(ctx, c.Append(nil, envelopeOf(ctx, id, "")))
 	return err
 }

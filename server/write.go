@@ -16,9 +16,6 @@ import (
 	"github.com/gpuai/gpuai/raft"
 )
 
-// actorAPI is who asked, until there are tokens.
-const actorAPI = "api"
-
 // newJobID mints the ID of a job before its command is proposed.
 func (s *Server) newJobID() (gpuai.JobID, error) {
 	id, err := ulid.New(ulid.Timestamp(s.cfg.Wall()), rand.Reader)
@@ -29,20 +26,20 @@ func (s *Server) newJobID() (gpuai.JobID, error) {
 }
 
 // encodeSubmit encodes a job under a new ID.
-func (s *Server) encodeSubmit(spec *gpuai.JobSpec, key string, hold bool) ([]byte, error) {
+func (s *Server) encodeSubmit(ctx context.Context, spec *gpuai.JobSpec, key string, hold bool) ([]byte, error) {
 	id, err := s.newJobID()
 	if err != nil {
 		return nil, err
 	}
 	spec.Defaults()
-	c := fsm.SubmitJob{ID: id, Spec: spec, HoldAnyway: hold}
-	return c.Append(nil, fsm.Envelope{Tenant: spec.Tenant, Actor: actorAPI, Key: key}), nil
+	c := fsm.SubmitJob{ID: id, Spec: spec, HoldAnyway: hold, TenantExists: s.cfg.Authenticate && s.level() >= fsm.LevelTenants}
+	return c.Append(nil, envelopeOf(ctx, spec.Tenant, key)), nil
 }
 
 // Submit implements httpd.Writer. The spec is valid: httpd saw to it.
 func (s *Server) Submit(ctx context.Context, r httpd.SubmitRequest) (gpuai.Submitted, error) {
 	var out gpuai.Submitted
-	cmd, err := s.encodeSubmit(r.Spec, r.Key, r.HoldAnyway)
+	cmd, err := s.encodeSubmit(ctx, r.Spec, r.Key, r.HoldAnyway)
 	if err != nil {
 		return out, err
 	}
@@ -147,7 +144,7 @@ func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key st
 			k = key + "/" + strconv.Itoa(i)
 		}
 		var err error
-		if cmds[i], err = s.encodeSubmit(spec, k, false); err != nil {
+		if cmds[i], err = s.encodeSubmit(ctx, spec, k, false); err != nil {
 			return nil, err
 		}
 	}
@@ -183,7 +180,7 @@ func (s *Server) Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted
 	case <-ctx.Done():
 		return out, ctx.Err()
 	}
-	cmd, err := s.encodeSubmit(spec, "", false)
+	cmd, err := s.encodeSubmit(ctx, spec, "", false)
 	if err != nil {
 		return out, err
 	}
@@ -227,7 +224,7 @@ func (s *Server) StopJob(ctx context.Context, ref, key string) (gpuai.Job, error
 		id = at.id
 	}
 	c := fsm.StopJob{Job: id}
-	_, err = s.command(ctx, c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: actorAPI, Key: key}))
+	_, err = s.command(ctx, c.Append(nil, envelopeOf(ctx, tenantOf(ctx), key)))
 	if isCode(err, gpuai.NotFound) {
 		return gpuai.Job{}, s.errOver(id)
 	}
@@ -252,14 +249,14 @@ func (s *Server) command(ctx context.Context, cmd []byte) (raft.Applied, error) 
 // SetDrained implements httpd.Writer.
 func (s *Server) SetDrained(ctx context.Context, id gpuai.NodeID, drained bool) (gpuai.Node, error) {
 	c := fsm.SetNodeEligibility{Node: id, Drained: drained}
-	_, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI}))
+	_, err := s.command(ctx, c.Append(nil, envelopeOf(ctx, "", "")))
 	if isCode(err, gpuai.NotFound) {
-		return gpuai.Node{}, notFound("no node is called " + string(id)) // the machine's sentences name nothing
+		return gpuai.Node{}, errNoNode(id) // the machine's sentences name nothing
 	}
 	if err != nil {
 		return gpuai.Node{}, err
 	}
-	return s.Node(id)
+	return s.Node(id, "")
 }
 
 // SetPolicy implements httpd.Writer.
@@ -268,7 +265,7 @@ func (s *Server) SetPolicy(ctx context.Context, p gpuai.Policy) error {
 		return &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "the policy is invalid", Fields: bad}
 	}
 	c := fsm.SetPolicy{Policy: p}
-	_, err := s.command(ctx, c.Append(nil, fsm.Envelope{Actor: actorAPI}))
+	_, err := s.command(ctx, c.Append(nil, envelopeOf(ctx, "", "")))
 	return err
 }
 

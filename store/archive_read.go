@@ -85,11 +85,16 @@ func jobByPrefix(tx *bbolt.Tx, ref string) (id gpuai.JobID, ambiguous bool) {
 	return id, false
 }
 
-// Jobs returns retired jobs without their specs by falling ID, which begins
+// Jobs is JobsOf all tenants.
+func (a *Archive) Jobs(after gpuai.JobID, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last gpuai.JobID, err error) {
+	return a.JobsOf("", after, limit, status)
+}
+
+// JobsOf returns retired jobs of a tenant, "" is all, without their specs by falling ID, which begins
 // with the time of the submit: those behind the given one, or from the newest
 // when it is zero. It looks at 1,000 jobs at most; last is the last one looked
 // at, zero at the end.
-func (a *Archive) Jobs(after gpuai.JobID, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last gpuai.JobID, err error) {
+func (a *Archive) JobsOf(tenant gpuai.TenantID, after gpuai.JobID, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last gpuai.JobID, err error) {
 	err = a.view(func(tx *bbolt.Tx) error {
 		page, last = nil, gpuai.JobID{}
 		c := tx.Bucket(bucketJobs).Cursor()
@@ -107,7 +112,7 @@ func (a *Archive) Jobs(after gpuai.JobID, limit int, status *gpuai.JobStatus) (p
 			}
 			n++
 			last = r.Job.ID
-			if r.Job.Spec = nil; status == nil || r.Job.Status == *status {
+			if r.Job.Spec = nil; (status == nil || r.Job.Status == *status) && (tenant == "" || r.Job.Tenant == tenant) {
 				page = append(page, r.Job)
 			}
 		}

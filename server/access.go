@@ -1,0 +1,185 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/raft"
+)
+
+// secretBytes is the entropy of a token's secret: 160 bits.
+const secretBytes = 20
+
+// mintToken makes the ID and the text of an access token.
+func mintToken() (id gpuai.AccessTokenID, text string, err error) {
+	var secret [secretBytes]byte
+	if _, err = rand.Read(id[:]); err == nil {
+		_, err = rand.Read(secret[:])
+	}
+	if err != nil {
+		return id, "", fmt.Errorf("mint an access token: %w", err)
+	}
+	b := append([]byte(gpuai.AccessTokenPrefix), id.String()...)
+	return id, string(gpuai.AppendBase32(append(b, '_'), secret[:])), nil
+}
+
+// CreateTenant implements httpd.Access.
+func (s *Server) CreateTenant(ctx context.Context, r gpuai.TenantRequest) (gpuai.TenantShare, error) {
+	c := fsm.CreateTenant{Tenant: r.ID, Name: r.Name}
+	if _, err := s.accessCommand(ctx, c.Append(nil, envelopeOf(ctx, r.ID, ""))); err != nil {
+		return gpuai.TenantShare{}, err
+	}
+	var out gpuai.TenantShare
+	s.node.View(func(m *fsm.Machine) { out, _ = m.Tenant(r.ID) })
+	return out, nil
+}
+
+// accessCommand is command for what a region knows from LevelTenants on.
+func (s *Server) accessCommand(ctx context.Context, cmd []byte) (raft.Applied, error) {
+	if s.level() < fsm.LevelTenants {
+		return raft.Applied{}, errNoTenants
+	}
+	return s.command(ctx, cmd)
+}
+
+// CreateToken implements httpd.Access.
+func (s *Server) CreateToken(ctx context.Context, r gpuai.TokenRequest) (gpuai.NewAccessToken, error) {
+	return s.createToken(ctx, fsm.CreateToken{
+		Tenant: r.Tenant, Contributor: r.Contributor, Scopes: gpuai.ScopesOf(r.Scopes...), TTL: r.TTL, Description: r.Description,
+	})
+}
+
+// createToken mints a token and has the leader make it, which may be another
+// server.
+func (s *Server) createToken(ctx context.Context, c fsm.CreateToken) (out gpuai.NewAccessToken, err error) {
+	if c.ID, out.Text, err = mintToken(); err != nil {
+		return out, err
+	}
+	c.Hash = sha256.Sum256([]byte(out.Text))
+	if s.level() < fsm.LevelTenants {
+		return gpuai.NewAccessToken{}, errNoTenants
+	}
+	if err := s.node.AdmitClient(); err != nil {
+		return gpuai.NewAccessToken{}, err
+	}
+	did, err := s.propose(ctx, c.Append(nil, envelopeOf(ctx, c.Tenant, "")))
+	if err == nil && did[0].Code != gpuai.OK {
+		err = &gpuai.Error{Code: did[0].Code, Detail: did[0].Detail, Index: did[0].Index}
+	}
+	if err == nil {
+		err = s.node.WaitApplied(ctx, did[0].Index)
+	}
+	if err != nil {
+		return gpuai.NewAccessToken{}, err
+	}
+	s.node.View(func(m *fsm.Machine) {
+		h, _ := m.AccessToken(c.ID)
+		out.Token = h.AccessToken
+	})
+	return out, nil
+}
+
+// RevokeToken implements httpd.Access.
+func (s *Server) RevokeToken(ctx context.Context, id gpuai.AccessTokenID, tenant gpuai.TenantID) (out gpuai.AccessToken, err error) {
+	c := fsm.RevokeToken{ID: id, Tenant: tenant}
+	if _, err := s.accessCommand(ctx, c.Append(nil, envelopeOf(ctx, tenant, ""))); err != nil {
+		return out, err
+	}
+	s.node.View(func(m *fsm.Machine) {
+		h, _ := m.AccessToken(id)
+		out = h.AccessToken
+	})
+	return out, nil
+}
+
+// AccessTokens implements httpd.Access.
+func (s *Server) AccessTokens(p httpd.Page) (tokens []gpuai.AccessToken, next string, err error) {
+	from, err := readOffset("tokens", p.Cursor)
+	if err != nil || from > fsm.MaxAccessTokens {
+		return nil, "", badCursor()
+	}
+	limit, at := pageSize(p), uint32(from)
+	for hold := 0; hold < maxHolds && len(tokens) < limit; hold++ {
+		var page []gpuai.AccessToken
+		s.node.View(func(m *fsm.Machine) { page, at = m.AccessTokens(at, limit-len(tokens), p.Tenant) })
+		if tokens = append(tokens, page...); at == 0 {
+			return tokens, "", nil
+		}
+	}
+	return tokens, makeCursor("tokens", strconv.FormatUint(uint64(at), 10)), nil
+}
+
+// Roles implements httpd.Access.
+func (s *Server) Roles() (out []gpuai.RoleMapping) {
+	s.node.View(func(m *fsm.Machine) { out = m.RoleMappings() })
+	return out
+}
+
+// SetRole implements httpd.Access.
+func (s *Server) SetRole(ctx context.Context, r gpuai.RoleMapping) error {
+	c := fsm.SetRole{Mapping: r}
+	_, err := s.accessCommand(ctx, c.Append(nil, envelopeOf(ctx, r.Tenant, "")))
+	return err
+}
+
+// SetNodeOwner implements httpd.Access.
+func (s *Server) SetNodeOwner(ctx context.Context, id gpuai.NodeID, owner gpuai.ContributorID) (gpuai.Node, error) {
+	c := fsm.SetNodeOwner{Node: id, Contributor: owner}
+	_, err := s.accessCommand(ctx, c.Append(nil, envelopeOf(ctx, "", "")))
+	if isCode(err, gpuai.NotFound) {
+		return gpuai.Node{}, errNoNode(id)
+	}
+	if err != nil {
+		return gpuai.Node{}, err
+	}
+	return s.Node(id, "")
+}
+
+// errNoNode is returned for a node that there is not, or that is another's.
+func errNoNode(id gpuai.NodeID) error { return notFound("no node is called " + string(id)) }
+
+// FindJob implements httpd.Reader.
+func (s *Server) FindJob(ref string, tenant gpuai.TenantID) (gpuai.JobID, error) {
+	at, err := s.locateOf(ref, tenant)
+	return at.id, err
+}
+
+// eventsOf returns f for those events only that are of a tenant's jobs. What they
+// say of others' is taken out.
+func (s *Server) eventsOf(tenant gpuai.TenantID, f func([]gpuai.Event, uint64) error) func([]gpuai.Event, uint64) error {
+	if tenant == "" {
+		return f
+	}
+	known := map[gpuai.JobID]bool{}
+	mine := func(id gpuai.JobID) bool {
+		is, ok := known[id]
+		if !ok {
+			if len(known) >= maxEventJobs {
+				clear(known)
+			}
+			_, err := s.FindJob(id.String(), tenant)
+			is = err == nil
+			known[id] = is
+		}
+		return is
+	}
+	return func(all []gpuai.Event, index uint64) error {
+		events := slices.DeleteFunc(slices.Clone(all), func(e gpuai.Event) bool { return e.Job.IsZero() || !mine(e.Job) })
+		for i := range events {
+			if by := events[i].By; !by.IsZero() && !mine(by) {
+				events[i].By = gpuai.JobID{}
+			}
+		}
+		return f(events, index)
+	}
+}
+
+// maxEventJobs bounds the jobs of which a stream remembers whose they are.
+const maxEventJobs = 4_096
