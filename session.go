@@ -252,6 +252,8 @@ type LogChunk struct {
 	Data   []byte `json:"data,omitempty"`
 	EOF    bool   `json:"eof,omitzero"` // the task has ended and Data is its last
 	Error  string `json:"error,omitzero"`
+	// Gone says that the node has no output of the lease, or none any more.
+	Gone bool `json:"gone,omitzero"`
 	// Times say when Data was written, by the node's clock, in the order of
 	// their offsets; the first may be before Data.
 	Times []LogTime `json:"times,omitempty"`
