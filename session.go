@@ -108,8 +108,8 @@ type Welcome struct {
 	Index       uint64      `json:"index"`
 	Policy      Policy      `json:"policy"`
 	Ack         Ack         `json:"ack"`
-	// CheckpointStore is the URL of the store that the region's tasks have their
-	// checkpoints in; "" is none.
+	// CheckpointStore is the URL of the region's store, of tasks' checkpoints and of
+	// the output of attempts that have ended; "" is none.
 	CheckpointStore string `json:"checkpoint_store,omitzero"`
 }
 

@@ -197,7 +197,7 @@ func TestRegionWithoutStore(t *testing.T) {
 		t.Errorf("%+v, %q", r, f.printed(lease, "stdout"))
 	}
 	lease = f.grant(testNode, saving(`echo no`, gpuai.PublishedCheckpoint{Seq: 1}))
-	if r := f.last(lease); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "--checkpoint-store") {
+	if r := f.last(lease); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "--store") {
 		t.Errorf("%+v", r)
 	}
 }

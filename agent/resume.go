@@ -45,7 +45,7 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 	log := w.a.log.With("lease", w.lease.ID)
 	no.State = gpuai.ReportLost
 	if w.a.vault.at() == "" {
-		return nil, errors.New("the task has a checkpoint to go on from, and this region's servers name no checkpoint store: start them with --checkpoint-store")
+		return nil, errors.New("the task has a checkpoint to go on from, and this region's servers name no checkpoint store: start them with --store")
 	}
 	store, err := w.a.vault.open(ctx)
 	if err != nil {

@@ -181,22 +181,6 @@ func (m *Machine) Checkpoints(id gpuai.JobID, from uint32, limit int) (page []gp
 	return page, 0
 }
 
-// HasCheckpoints reports whether a task of a job has published anything.
-func (m *Machine) HasCheckpoints(id gpuai.JobID) bool {
-	slot, ok := m.jobSlot(id)
-	if !ok || m.checkpointSlots.Len() == 0 {
-		return false
-	}
-	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
-		for t := m.groups.Get(g.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
-			if m.newestCheckpoint(t.slot()) != 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // rebuildCheckpoints counts the checkpoints of each tenant, and finds the newest of
 // each task: the one that no other has as its older one.
 func (m *Machine) rebuildCheckpoints() {

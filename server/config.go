@@ -82,10 +82,10 @@ type Config struct {
 	// NotReady holds /readyz back while the server itself is ready: it says
 	// why, "" for no reason. It must not block; nil holds nothing back.
 	NotReady func() string
-	// CheckpointStore is the URL of the store that tasks have their checkpoints in,
-	// see blobs.Check; "" is none. It must be the same on all servers, and lead all
-	// agents to the same place; the leader deletes there what jobs have left that
-	// are not kept any more.
+	// CheckpointStore is the URL of the region's store, where tasks have their
+	// checkpoints and agents keep the output of ended attempts, see blobs.Check; ""
+	// is none. It must be the same on all servers, and lead all agents to the same
+	// place; the leader deletes there what jobs have left that are not kept any more.
 	CheckpointStore string
 	// JobSchema is served at /v1/schema/job.json.
 	JobSchema []byte

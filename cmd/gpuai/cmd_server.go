@@ -65,7 +65,7 @@ type serverConfig struct {
 	MaxLevel   uint32   // newest feature level to take part in; 0: the newest known
 	Retain     string   // how long an ended job stays in memory, or "never" retired
 	ArchiveMax string   // size of the history archive
-	Store      string   // URL of the tasks' checkpoints; "": none
+	Store      string   // URL of the region's store; "": none
 	Exec       string   // "allow" or "deny" commands beside tasks
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
@@ -109,7 +109,7 @@ func (c *serverConfig) Validate() error {
 	bad(!c.Bootstrap || len(c.Join) == 0, "--bootstrap forms a new region and --join joins one: give one of them, not both")
 	errs = append(errs, checkJoin(c.Join), c.checkAdvertise())
 	if err := server.CheckStore(c.Store); err != nil {
-		errs = append(errs, fmt.Errorf("--checkpoint-store: %w", err))
+		errs = append(errs, fmt.Errorf("--store: %w", err))
 	}
 	_, err = c.Log.level()
 	return errors.Join(append(errs, err)...)
@@ -241,7 +241,9 @@ back at another address tells the others.`,
 	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
 	f.Uint32Var(&cfg.MaxLevel, "max-feature-level", 0, "hold the region at this feature level while its servers are upgraded, so that they can still go back; 0 for the newest")
 	f.StringVar(&cfg.Retain, "retain", cfg.Retain, "how long an ended job stays in the region's memory before it is read from the history archive; never: until memory is short. The same for all servers")
-	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "where tasks have their checkpoints, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
+	f.StringVar(&cfg.Store, "store", cfg.Store, "where the region keeps tasks' checkpoints and output, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
+	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "the same as --store")
+	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
 	f.StringVar(&cfg.Exec, "exec", cfg.Exec, "allow or deny commands beside tasks (gpuai job exec). The same for all servers")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
