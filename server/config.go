@@ -66,8 +66,6 @@ type Config struct {
 	// ArchiveMax bounds the bytes that this server's history archive takes on
 	// disk; the oldest history makes way. 0 is 1 GiB, the least is 1 MiB.
 	ArchiveMax int64
-	// DenyExec refuses commands beside tasks. Give all servers the same.
-	DenyExec bool
 	// TrailingLogs is how many log entries are kept behind a snapshot; 0 is
 	// 16,384.
 	TrailingLogs uint64
