@@ -149,4 +149,8 @@ type Published struct {
 	Digest BlobDigest `json:"digest"`
 	Code   Code       `json:"code"`
 	Detail string     `json:"detail,omitzero"`
+	// Kept, with PreconditionFailed, are those of the task that the region keeps,
+	// the newest first: an agent that does not know its own goes on from them.
+	// Older servers leave it out.
+	Kept []PublishedCheckpoint `json:"kept,omitempty"`
 }

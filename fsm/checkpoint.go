@@ -153,6 +153,16 @@ func (m *Machine) checkpointsOf(out []gpuai.PublishedCheckpoint, task uint32) []
 	return out
 }
 
+// CheckpointsOf returns the checkpoints of the task that a live lease is of, the
+// newest first.
+func (m *Machine) CheckpointsOf(lease gpuai.Token) []gpuai.PublishedCheckpoint {
+	slot, ok := m.leaseSlot(lease)
+	if !ok || !m.leases.Get(slot).live() {
+		return nil
+	}
+	return m.checkpointsOf(nil, m.leases.Get(slot).task.slot())
+}
+
 // Checkpoints returns what a job's tasks have published, by group and task, each
 // task's newest first: of the tasks from the from-th on that have had a lease, at
 // most MaxScan of them and not many more than limit checkpoints. next is where to
