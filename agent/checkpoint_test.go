@@ -197,6 +197,24 @@ func TestDamagedCheckpointIsPassedOver(t *testing.T) {
 	}
 }
 
+// A member of a gang that goes back behind its newest goes on from the one that it
+// is told, and publishes behind its newest.
+func TestMemberGoesBackWithItsGang(t *testing.T) {
+	f := storing(t)
+	f.run(nil)
+	f.last(f.grant(testNode, saving(`save 1 one; told 1; save 2 two; told 2`)))
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		saving(`cat $RESUME_FROM/state; echo step $GPUAI_RESUME_STEP; save 2 again; told 2`, f.published[1], f.published[0])(a)
+		a.ResumeSeq = 1
+	})
+	if r := f.last(lease); r.State != gpuai.ReportDone || !strings.HasPrefix(f.printed(lease, "stdout"), "one\nstep 1\n") {
+		t.Errorf("%+v, %s", r, f.printed(lease, "stdout"))
+	}
+	if got := f.kept(1); len(got) != 1 || got[0].Seq != 3 || got[0].Step != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestRefusedCheckpointsAreTold(t *testing.T) {
 	f := storing(t)
 	f.run(nil)

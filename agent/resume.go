@@ -62,6 +62,9 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 	var last error
 	for i := range w.assign.Resume {
 		c := &w.assign.Resume[i]
+		if c.Seq > w.assign.ResumeSeq && w.assign.ResumeSeq > 0 {
+			continue // the gang goes back behind it
+		}
 		log.Info("getting a checkpoint", "seq", c.Seq, "bytes", int64(c.Bytes))
 		_, last = store.GetTree(ctx, c.Key, c.Digest, dir, max(0, free-reserve))
 		if last == nil {
