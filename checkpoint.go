@@ -54,6 +54,16 @@ func CheckpointKey(t TaskRef, lease Token, d BlobDigest) string {
 	return CheckpointLeasePrefix(t, lease) + "manifests/" + d.Hex()
 }
 
+// LogsPrefix returns the beginning of the keys of all output that the region's
+// store has of a job.
+func LogsPrefix(job JobID) string { return "logs/" + job.String() + "/" }
+
+// LogPrefix is LogsPrefix for the output of one attempt: the agent of its lease
+// alone writes there, once, when the attempt has ended.
+func LogPrefix(t TaskRef, lease Token) string {
+	return LogsPrefix(t.Job) + strconv.Itoa(int(t.Group)) + "-" + strconv.FormatUint(uint64(t.Task), 10) + "/" + lease.String() + "/"
+}
+
 // A BlobDigest is the SHA-256 of a blob, by which it is found and verified. Its
 // text is "sha256:" and 64 hexadecimal digits.
 type BlobDigest [32]byte
@@ -139,4 +149,8 @@ type Published struct {
 	Digest BlobDigest `json:"digest"`
 	Code   Code       `json:"code"`
 	Detail string     `json:"detail,omitzero"`
+	// Kept, with PreconditionFailed, are those of the task that the region keeps,
+	// the newest first: an agent that does not know its own goes on from them.
+	// Older servers leave it out.
+	Kept []PublishedCheckpoint `json:"kept,omitempty"`
 }

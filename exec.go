@@ -97,3 +97,25 @@ type ExecRequest struct {
 	Lease  Token     `json:"lease"`
 	Start  ExecStart `json:"start"`
 }
+
+// An ExecRule says whether commands may be run beside tasks.
+type ExecRule uint8
+
+// The rules.
+const (
+	ExecAllow ExecRule = iota
+	ExecDeny
+)
+
+var execRuleNames = []string{"allow", "deny"}
+
+// String returns the rule's text.
+func (r ExecRule) String() string { return enumName(execRuleNames, uint8(r)) }
+
+// MarshalText writes the rule's text.
+func (r ExecRule) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads a rule's text.
+func (r *ExecRule) UnmarshalText(b []byte) error {
+	return enumParse(execRuleNames, "exec rule", b, (*uint8)(r))
+}

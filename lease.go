@@ -122,6 +122,9 @@ type Assignment struct {
 	// Resume are the checkpoints that the task may go on from, the newest first:
 	// its own, or those of the gang's rank 0 when it has none.
 	Resume []PublishedCheckpoint `json:"resume,omitempty"`
+	// ResumeSeq is the Seq of the one of Resume to begin with, where that is not
+	// the first: the members of a gang go on from one step that all of them saved.
+	ResumeSeq uint64 `json:"resume_seq,omitzero"`
 }
 
 // A GangInfo tells a gang's member of the others.

@@ -68,6 +68,8 @@ type Policy struct {
 	// GangReadyMax bounds how long the members of a gang that are ready to start
 	// wait for the others, from the first on; 0: for ever.
 	GangReadyMax Duration `json:"gang_ready_max_ms"`
+	// Exec says whether commands may be run beside tasks, on nodes that allow it.
+	Exec ExecRule `json:"exec"`
 }
 
 // DefaultPolicy is the policy of a new region. Its gap is what lies between the
@@ -209,6 +211,7 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/preemption_protect_ms", p.PreemptionProtect, 0, MaxDuration)
 	v.span("/checkpoint_grace_max_ms", p.CheckpointMax, 0, Hour)
 	v.span("/gang_ready_max_ms", p.GangReadyMax, 0, Day)
+	v.check(p.Exec <= ExecDeny, "/exec", "must be allow or deny")
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")
 	v.check(p.BreakerRatePPM <= 1_000_000, "/breaker_rate_ppm", "must be at most 1000000")

@@ -108,8 +108,8 @@ type Welcome struct {
 	Index       uint64      `json:"index"`
 	Policy      Policy      `json:"policy"`
 	Ack         Ack         `json:"ack"`
-	// CheckpointStore is the URL of the store that the region's tasks have their
-	// checkpoints in; "" is none.
+	// CheckpointStore is the URL of the region's store, of tasks' checkpoints and of
+	// the output of attempts that have ended; "" is none.
 	CheckpointStore string `json:"checkpoint_store,omitzero"`
 }
 
@@ -252,6 +252,8 @@ type LogChunk struct {
 	Data   []byte `json:"data,omitempty"`
 	EOF    bool   `json:"eof,omitzero"` // the task has ended and Data is its last
 	Error  string `json:"error,omitzero"`
+	// Gone says that the node has no output of the lease, or none any more.
+	Gone bool `json:"gone,omitzero"`
 	// Times say when Data was written, by the node's clock, in the order of
 	// their offsets; the first may be before Data.
 	Times []LogTime `json:"times,omitempty"`

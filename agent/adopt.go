@@ -70,6 +70,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 		f()
 	}
 	a.discardUnknown()
+	a.uploads.recover(func(t gpuai.Token) bool { return a.records[t] != nil && a.records[t].State != store.JournalEnded })
 	return a.recoverDrivers(ctx)
 }
 

@@ -67,6 +67,7 @@ type Agent struct {
 	saving  sync.WaitGroup
 	savers  sync.Map // of *saver, that run
 	trash   *trash
+	uploads *uploads
 	// publishing are the checkpoints that wait for the region's answer, by lease.
 	publishing map[gpuai.Token]publishing
 	takeOver   bool
@@ -133,6 +134,9 @@ func (a *Agent) open() (err error) {
 		return err
 	}
 	a.saving.Go(func() { a.trash.run(a.life) })
+	if a.uploads, err = newUploads(a); err != nil {
+		return fmt.Errorf("create the agent's data directory: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	if err := a.startDrivers(ctx); err != nil {
@@ -147,6 +151,9 @@ func (a *Agent) open() (err error) {
 	}
 	if err := a.keepBoxes(); err != nil {
 		return err
+	}
+	for range uploaders {
+		a.saving.Go(func() { a.uploads.run(a.life) })
 	}
 	return a.counts.register(a.cfg.Metrics)
 }

@@ -321,10 +321,7 @@ func (s *saver) save(name string) time.Duration {
 	p, tree, err := s.store(name)
 	defer func() { s.judged = time.Now() }()
 	if err == nil {
-		var answer gpuai.Published
-		if answer, err = s.w.a.publish(s.ctx, p, s.answers); err == nil && answer.Code != gpuai.OK {
-			err = gpuai.NewError(answer.Code, answer.Detail)
-		}
+		err = s.publish(&p)
 	}
 	var unfit *blobs.UnfitError
 	var refused *gpuai.Error
@@ -354,6 +351,44 @@ func (s *saver) save(name string) time.Duration {
 	return s.retry
 }
 
+// publish has the region judge a checkpoint. Where this node does not know what the
+// lease published before, the region's answer says it, and p goes behind that.
+func (s *saver) publish(p *gpuai.Publish) error {
+	for tries := 0; ; tries++ {
+		answer, err := s.w.a.publish(s.ctx, *p, s.answers)
+		if err != nil || answer.Code == gpuai.OK {
+			return err
+		}
+		if answer.Code != gpuai.PreconditionFailed || tries > 0 || !s.recall(answer.Kept) {
+			return gpuai.NewError(answer.Code, answer.Detail)
+		}
+		s.w.a.log.Warn("this node did not know the task's newest checkpoint, and goes on behind it", "lease", p.Lease, "seq", s.kept[0].Seq)
+		p.After = s.follows(p)
+	}
+}
+
+// recall takes over what the region keeps of the task, if the newest is this lease's
+// own: another's the task did not go on from.
+func (s *saver) recall(kept []gpuai.PublishedCheckpoint) bool {
+	l := &s.w.lease
+	if len(kept) == 0 || kept[0].Lease != l.ID || kept[0].TaskRef != l.TaskRef {
+		return false
+	}
+	s.kept = kept
+	return true
+}
+
+// follows is the number of the checkpoint that p follows.
+func (s *saver) follows(p *gpuai.Publish) uint64 {
+	if len(s.kept) == 0 {
+		return 0
+	}
+	if last := s.kept[0]; last.Lease == p.Lease && last.Digest == p.Digest { // published already
+		return last.Seq - 1
+	}
+	return s.kept[0].Seq
+}
+
 // refuse has a checkpoint not tried again, and the next wait longer.
 func (s *saver) refuse(name string) {
 	s.refused[name] = true
@@ -373,12 +408,7 @@ func (s *saver) store(name string) (p gpuai.Publish, t blobs.Tree, err error) {
 	p = gpuai.Publish{
 		Lease: l.ID, Task: l.TaskRef, Digest: t.Digest, Bytes: gpuai.Bytes(t.Bytes), Step: stepOf(name), Keep: s.keep(),
 	}
-	if len(s.kept) > 0 {
-		p.After = s.kept[0].Seq
-		if last := s.kept[0]; last.Lease == p.Lease && last.Digest == p.Digest { // published already
-			p.After--
-		}
-	}
+	p.After = s.follows(&p)
 	return p, t, err
 }
 

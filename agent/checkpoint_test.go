@@ -145,6 +145,34 @@ func TestCase23CheckpointSurvivesTheAgent(t *testing.T) {
 	}
 }
 
+// A node that lost its list of what was published asks the region for it, and goes
+// on behind the newest; what another attempt published it does not go over.
+func TestPublishGoesOnWithoutItsList(t *testing.T) {
+	f := storing(t)
+	first := f.run(nil)
+	lease := f.grant(testNode, saving(`for n in 1 2 3; do while ! [ -f go$n ]; do sleep 0.02; done; save $n $n; told $n; done`))
+	f.running(lease)
+	f.touch(lease, "go1")
+	eventually(t, "the first", func() bool { return len(f.kept(9)) == 1 })
+	eventually(t, "its note", func() bool { return os.Remove(filepath.Join(first.taskDir(lease), publishedFile)) == nil })
+	first.stop(t)
+	f.run(nil)
+	f.touch(lease, "go2")
+	eventually(t, "the second", func() bool { return strings.Contains(f.printed(lease, "stdout"), `"name":"step-2"`) })
+	if got := f.kept(9); len(got) != 2 || got[0].Seq != 2 || got[0].Step != 2 {
+		t.Fatalf("%+v, %s", got, f.printed(lease, "stdout"))
+	}
+	f.set(func(r *region) {
+		other := r.published[1]
+		other.Seq, other.Lease = 3, lease+1
+		r.published = append(r.published, other)
+	})
+	f.touch(lease, "go3")
+	if r := f.last(lease); r.State != gpuai.ReportDone || !strings.Contains(f.printed(lease, "stdout"), `"name":"step-3","code":"precondition_failed"`) || len(f.kept(9)) != 3 {
+		t.Errorf("%+v, %s", r, f.printed(lease, "stdout"))
+	}
+}
+
 func TestDamagedCheckpointIsPassedOver(t *testing.T) {
 	f := storing(t)
 	f.run(nil)
@@ -166,6 +194,24 @@ func TestDamagedCheckpointIsPassedOver(t *testing.T) {
 	lease = f.grant(testNode, saving(`echo no`, kept...))
 	if r := f.last(lease); r.State != gpuai.ReportFailed || !strings.Contains(r.Reason, "none of the 2 checkpoints that are kept can be read") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A member of a gang that goes back behind its newest goes on from the one that it
+// is told, and publishes behind its newest.
+func TestMemberGoesBackWithItsGang(t *testing.T) {
+	f := storing(t)
+	f.run(nil)
+	f.last(f.grant(testNode, saving(`save 1 one; told 1; save 2 two; told 2`)))
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		saving(`cat $RESUME_FROM/state; echo step $GPUAI_RESUME_STEP; save 2 again; told 2`, f.published[1], f.published[0])(a)
+		a.ResumeSeq = 1
+	})
+	if r := f.last(lease); r.State != gpuai.ReportDone || !strings.HasPrefix(f.printed(lease, "stdout"), "one\nstep 1\n") {
+		t.Errorf("%+v, %s", r, f.printed(lease, "stdout"))
+	}
+	if got := f.kept(1); len(got) != 1 || got[0].Seq != 3 || got[0].Step != 2 {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -197,7 +243,7 @@ func TestRegionWithoutStore(t *testing.T) {
 		t.Errorf("%+v, %q", r, f.printed(lease, "stdout"))
 	}
 	lease = f.grant(testNode, saving(`echo no`, gpuai.PublishedCheckpoint{Seq: 1}))
-	if r := f.last(lease); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "--checkpoint-store") {
+	if r := f.last(lease); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "--store") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -53,6 +53,10 @@ func (a *Agent) collectBut(known map[gpuai.Token]bool) {
 		if err := a.trash.take(filepath.Join(a.path(tasksDir), name)); err != nil {
 			a.log.Warn("an old attempt's directory stays", "error", err)
 		}
+		var t gpuai.Token
+		if t.UnmarshalText([]byte(name)) == nil {
+			a.uploads.dropped(t)
+		}
 		left += size[name]
 		ended = ended[1:]
 	}

@@ -75,6 +75,7 @@ type Config struct {
 
 	testDrivers []driver      // in-memory twins, beside Drivers
 	testAgain   time.Duration // in place of againMin
+	testGiveUp  time.Duration // in place of uploadFor
 }
 
 // What is kept of each output stream of an attempt, and of a node's attempts.

@@ -58,7 +58,7 @@ func (a *Agent) readLogOnce(r gpuai.LogRequest, live bool) (c gpuai.LogChunk, kn
 	}
 	dir := a.taskDir(r.Lease)
 	if _, err := os.Stat(dir); err != nil && !live {
-		c.Error = "this node has no output of lease " + r.Lease.String()
+		c.Error, c.Gone = "this node has no output of lease "+r.Lease.String(), true
 		return c, false
 	}
 	limit := r.Limit

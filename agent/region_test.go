@@ -300,6 +300,11 @@ func (r *region) publish(w *wire, n *fakeNode, p *gpuai.Publish) {
 	case seq == p.After+1 && r.published[last].Lease == p.Lease && r.published[last].Digest == p.Digest: // again
 	case seq != p.After:
 		out.Code, out.Detail = gpuai.PreconditionFailed, "another was published"
+		for _, c := range slices.Backward(r.published) {
+			if c.TaskRef == p.Task {
+				out.Kept = append(out.Kept, c)
+			}
+		}
 	default:
 		r.published = append(r.published, gpuai.PublishedCheckpoint{
 			TaskRef: p.Task, Seq: p.After + 1, Digest: p.Digest, Bytes: p.Bytes, Step: p.Step, Lease: p.Lease, Key: gpuai.CheckpointKey(p.Task, p.Lease, p.Digest),

@@ -45,7 +45,7 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 	log := w.a.log.With("lease", w.lease.ID)
 	no.State = gpuai.ReportLost
 	if w.a.vault.at() == "" {
-		return nil, errors.New("the task has a checkpoint to go on from, and this region's servers name no checkpoint store: start them with --checkpoint-store")
+		return nil, errors.New("the task has a checkpoint to go on from, and this region's servers name no checkpoint store: start them with --store")
 	}
 	store, err := w.a.vault.open(ctx)
 	if err != nil {
@@ -62,6 +62,9 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 	var last error
 	for i := range w.assign.Resume {
 		c := &w.assign.Resume[i]
+		if c.Seq > w.assign.ResumeSeq && w.assign.ResumeSeq > 0 {
+			continue // the gang goes back behind it
+		}
 		log.Info("getting a checkpoint", "seq", c.Seq, "bytes", int64(c.Bytes))
 		_, last = store.GetTree(ctx, c.Key, c.Digest, dir, max(0, free-reserve))
 		if last == nil {

@@ -202,6 +202,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State = gpuai.ReportLost
 		return nil, fmt.Errorf("make the task's directory: %w", err)
 	}
+	w.a.uploads.expect(w.lease.TaskRef, w.lease.ID)
 	img, err := w.pull()
 	if err != nil {
 		no.State, no.End = imageFault(err), gpuai.EndImagePull

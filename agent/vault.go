@@ -2,12 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/gpuai/gpuai/internal/blobs"
 )
 
-// A vault is the region's store of checkpoints, as its servers say where it is.
+// A vault is the region's store of checkpoints and output, as its servers say where it is.
 // It is opened when it is first used.
 type vault struct {
 	opening chan struct{} // has one while the store is being opened
@@ -17,6 +18,9 @@ type vault struct {
 	store *blobs.Store
 	known chan struct{} // closed when a server has said where the store is
 }
+
+// errNoStore is returned where there is nothing to open.
+var errNoStore = errors.New("this region's servers name no store: start them with --store")
 
 func newVault() *vault { return &vault{known: make(chan struct{}), opening: make(chan struct{}, 1)} }
 
@@ -57,6 +61,9 @@ func (v *vault) open(ctx context.Context) (*blobs.Store, error) {
 	url, s := v.now()
 	if s != nil {
 		return s, nil
+	}
+	if url == "" {
+		return nil, errNoStore
 	}
 	s, err := blobs.Open(ctx, url)
 	if err != nil {

@@ -212,6 +212,7 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 		no.State = gpuai.ReportLost
 		return nil, fmt.Errorf("make the task's directory: %w", err)
 	}
+	w.a.uploads.expect(w.lease.TaskRef, w.lease.ID)
 	saved, err := w.checkpoints(no)
 	if err != nil {
 		return nil, err
@@ -346,6 +347,7 @@ func (w *worker) release() {
 	if !w.finishSaver() {
 		return
 	}
+	w.a.uploads.add(w.lease.ID) // nothing writes there any more
 	left := releaseAll(context.Background(), w.a.devices.drivers, &w.lease)
 	if len(w.unusable) > 0 {
 		left = append(left, dirt{devices: w.unusable, why: w.unusableWhy})

@@ -153,6 +153,59 @@ func (m *Machine) checkpointsOf(out []gpuai.PublishedCheckpoint, task uint32) []
 	return out
 }
 
+// commonSeq returns which of a member's checkpoints its gang goes on from, if that
+// is not its newest: the newest of a step that every member which has published
+// anything saved in the same attempt of the gang. Steps alone do not tell: what was
+// gone back behind is another line of the training. 0: the newest, also where there
+// is no such step.
+func (m *Machine) commonSeq(g *groupRec, own []gpuai.PublishedCheckpoint) uint64 {
+	for i := range own {
+		if own[i].Step > 0 && m.allSaved(g, &own[i]) {
+			if i == 0 {
+				return 0
+			}
+			return own[i].Seq
+		}
+	}
+	return 0
+}
+
+// allSaved reports whether each member of a gang that holds a lease and has
+// published anything keeps a checkpoint of c's step and attempt: the leases of an
+// attempt are granted by one entry.
+func (m *Machine) allSaved(g *groupRec, c *gpuai.PublishedCheckpoint) bool {
+	for t := g.first; t != 0; t = m.tasks.Get(t.slot()).next {
+		l := m.tasks.Get(t.slot()).lease
+		if l == 0 || !m.leases.Get(l.slot()).live() {
+			continue
+		}
+		n := m.newestCheckpoint(t.slot())
+		if n == 0 {
+			continue
+		}
+		for ; n != 0; n = m.checkpoints.Get(n.slot()).older {
+			r := m.checkpoints.Get(n.slot())
+			if r.step == c.Step && r.token.Epoch() == c.Lease.Epoch() && r.token.Index() == c.Lease.Index() {
+				break
+			}
+		}
+		if n == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// CheckpointsOf returns the checkpoints of the task that a live lease is of, the
+// newest first.
+func (m *Machine) CheckpointsOf(lease gpuai.Token) []gpuai.PublishedCheckpoint {
+	slot, ok := m.leaseSlot(lease)
+	if !ok || !m.leases.Get(slot).live() {
+		return nil
+	}
+	return m.checkpointsOf(nil, m.leases.Get(slot).task.slot())
+}
+
 // Checkpoints returns what a job's tasks have published, by group and task, each
 // task's newest first: of the tasks from the from-th on that have had a lease, at
 // most MaxScan of them and not many more than limit checkpoints. next is where to
@@ -179,22 +232,6 @@ func (m *Machine) Checkpoints(id gpuai.JobID, from uint32, limit int) (page []gp
 		}
 	}
 	return page, 0
-}
-
-// HasCheckpoints reports whether a task of a job has published anything.
-func (m *Machine) HasCheckpoints(id gpuai.JobID) bool {
-	slot, ok := m.jobSlot(id)
-	if !ok || m.checkpointSlots.Len() == 0 {
-		return false
-	}
-	for g := m.jobs.Get(slot).group; g != 0; g = m.groups.Get(g.slot()).next {
-		for t := m.groups.Get(g.slot()).first; t != 0; t = m.tasks.Get(t.slot()).next {
-			if m.newestCheckpoint(t.slot()) != 0 {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // rebuildCheckpoints counts the checkpoints of each tenant, and finds the newest of

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -173,6 +174,63 @@ func TestGangGoesOnFromRankZero(t *testing.T) {
 	if a, _ := r.m.Assignment(ls[1].ID); len(a.Resume) != 1 || a.Resume[0].Task != 1 {
 		t.Errorf("%+v", a.Resume)
 	}
+}
+
+// A gang whose members save shards of their own goes on, after a loss, from the
+// newest step that all of them have of one attempt.
+func TestGangGoesOnFromOneStep(t *testing.T) {
+	r := newest(t, nil)
+	inc := r.node("a", 2)
+	spec := gangOf(jobSpec("x", 2, 1))
+	spec.Groups[0].Task.Checkpoint.Keep, spec.Groups[0].Restart.Attempts = 3, 9
+	id := r.submit(spec)
+	from := func(want ...uint64) []gpuai.Lease {
+		t.Helper()
+		ls := r.leases(id)
+		for i, l := range ls {
+			a, _ := r.m.Assignment(l.ID)
+			at := slices.IndexFunc(a.Resume, func(c gpuai.PublishedCheckpoint) bool { return a.ResumeSeq == 0 || c.Seq == a.ResumeSeq })
+			if at < 0 || a.Resume[at].Step != want[i] {
+				t.Fatalf("task %d goes on from %d of %+v, want step %d", i, a.ResumeSeq, a.Resume, want[i])
+			}
+		}
+		return ls
+	}
+	save := func(l gpuai.Lease, n, step uint64) {
+		t.Helper()
+		c := publish(l, n)
+		c.Publish.Step, c.Publish.Keep = step, 3
+		r.do(c)
+	}
+	again := func() {
+		t.Helper()
+		r.expire("a", inc)
+		r.wait(10 * gpuai.Minute)
+		inc = r.node("a", 2)
+		r.wait(10 * gpuai.Minute)
+		if len(r.leases(id)) != 2 {
+			t.Fatalf("the gang does not run: %+v", r.leases(id))
+		}
+	}
+	ls := r.leases(id)
+	save(ls[0], 1, 10)
+	from(10, 10) // rank 1 has none: it goes on from rank 0's
+	save(ls[1], 1, 10)
+	save(ls[1], 2, 20) // and the host is lost before rank 0 has step 20
+	again()
+	ls = from(10, 10)
+	save(ls[0], 2, 20) // anew, and rank 1's is of the line that was left
+	again()
+	ls = from(10, 10)
+	save(ls[0], 3, 20)
+	save(ls[1], 3, 20)
+	again()
+	ls = from(20, 20)
+	for n := uint64(4); n < 8; n++ { // nothing that both have is kept
+		save(ls[1], n, 10*n)
+	}
+	again()
+	from(20, 70)
 }
 
 // publishCommand draws a publish, mostly of a live lease after its newest.

@@ -267,6 +267,9 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	if g.gang && len(a.Resume) == 0 {
 		a.Resume = m.checkpointsOf(nil, g.first.slot())
 	}
+	if g.gang && !g.elastic() {
+		a.ResumeSeq = m.commonSeq(g, a.Resume)
+	}
 	if g.gang {
 		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx)
 	}

@@ -17,6 +17,7 @@ const attemptPage = 4096
 type run struct {
 	lease gpuai.Token
 	node  gpuai.NodeID
+	task  gpuai.TaskRef
 }
 
 // runOfQuery finds the attempt whose output is asked for: under the lease that
@@ -40,7 +41,7 @@ func (s *Server) runOfQuery(q *httpd.LogQuery) (run, error) {
 		return s.attempt(&job, q)
 	}
 	l, err := s.Lease(t.Lease, q.Tenant)
-	return run{l.ID, l.Node}, err
+	return run{l.ID, l.Node, l.TaskRef}, err
 }
 
 // taskOf returns the task of a job that is asked for, with its latest lease if
@@ -81,7 +82,7 @@ func (s *Server) attempt(job *gpuai.Job, q *httpd.LogQuery) (r run, err error) {
 			for i := range page {
 				if e := &page[i]; e.Kind == gpuai.LeaseGrantedEvent && e.Group == q.Group && e.Task == q.Task {
 					if n++; n == q.Attempt {
-						r, more = run{e.Lease, e.Node}, false
+						r, more = grantOf(e), false
 						return nil
 					}
 				}
@@ -101,7 +102,7 @@ func (s *Server) attempt(job *gpuai.Job, q *httpd.LogQuery) (r run, err error) {
 func (s *Server) runOfLease(t gpuai.Token, tenant gpuai.TenantID) (r run, err error) {
 	l, gone := s.Lease(t, tenant)
 	if gone == nil {
-		return run{l.ID, l.Node}, nil
+		return run{l.ID, l.Node, l.TaskRef}, nil
 	}
 	if !errors.Is(gone, &gpuai.Error{Code: gpuai.NotFound}) {
 		return r, gone
@@ -114,7 +115,7 @@ func (s *Server) runOfLease(t gpuai.Token, tenant gpuai.TenantID) (r run, err er
 		}
 		return rows[0].Events(func(e *gpuai.Event) bool {
 			if e.Kind == gpuai.LeaseGrantedEvent && e.Lease == t {
-				r, job = run{t, e.Node}, e.Job
+				r, job = grantOf(e), e.Job
 			}
 			return r.lease == 0
 		})
@@ -128,4 +129,9 @@ func (s *Server) runOfLease(t gpuai.Token, tenant gpuai.TenantID) (r run, err er
 		err = gone
 	}
 	return r, err
+}
+
+// grantOf is the run that an event of a grant began.
+func grantOf(e *gpuai.Event) run {
+	return run{e.Lease, e.Node, gpuai.TaskRef{Job: e.Job, Group: e.Group, Task: e.Task}}
 }

@@ -66,8 +66,6 @@ type Config struct {
 	// ArchiveMax bounds the bytes that this server's history archive takes on
 	// disk; the oldest history makes way. 0 is 1 GiB, the least is 1 MiB.
 	ArchiveMax int64
-	// DenyExec refuses commands beside tasks. Give all servers the same.
-	DenyExec bool
 	// TrailingLogs is how many log entries are kept behind a snapshot; 0 is
 	// 16,384.
 	TrailingLogs uint64
@@ -92,10 +90,10 @@ type Config struct {
 	// NotReady holds /readyz back while the server itself is ready: it says
 	// why, "" for no reason. It must not block; nil holds nothing back.
 	NotReady func() string
-	// CheckpointStore is the URL of the store that tasks have their checkpoints in,
-	// see blobs.Check; "" is none. It must be the same on all servers, and lead all
-	// agents to the same place; the leader deletes there what jobs have left that
-	// are not kept any more.
+	// CheckpointStore is the URL of the region's store, where tasks have their
+	// checkpoints and agents keep the output of ended attempts, see blobs.Check; ""
+	// is none. It must be the same on all servers, and lead all agents to the same
+	// place; the leader deletes there what jobs have left that are not kept any more.
 	CheckpointStore string
 	// JobSchema is served at /v1/schema/job.json.
 	JobSchema []byte

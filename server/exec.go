@@ -9,18 +9,20 @@ import (
 	"github.com/gpuai/gpuai/httpd"
 )
 
-// errExecDenied is returned for every command when Config.DenyExec is set.
-var errExecDenied = gpuai.NewError(gpuai.Forbidden, "this region's operator has denied exec: its servers run with --exec=deny")
+// errExecDenied is returned for every command while the region's policy denies it.
+var errExecDenied = gpuai.NewError(gpuai.Forbidden, "this region's operator has denied exec: its policy says exec=deny")
 
 // maxExecQueue bounds the commands that wait to be sent to an agent.
 const maxExecQueue = 64
 
 // ExecTarget implements httpd.Execer.
 func (s *Server) ExecTarget(ctx context.Context, q httpd.LogQuery) (l gpuai.Lease, at gpuai.ServerID, err error) {
-	if s.cfg.DenyExec {
+	s.awaitLease(ctx, q.Lease)
+	rule := gpuai.ExecAllow
+	s.node.View(func(m *fsm.Machine) { rule = m.Policy().Exec })
+	if rule == gpuai.ExecDeny {
 		return l, "", errExecDenied
 	}
-	s.awaitLease(ctx, q.Lease)
 	run, err := s.runOfQuery(&q)
 	if err != nil {
 		return l, "", err

@@ -271,6 +271,7 @@ type testAgent struct {
 	arrived  map[gpuai.Token]time.Time
 	acks     []gpuai.Ack
 	reported []gpuai.Reported
+	judged   []gpuai.Published
 	index    uint64
 	seq      uint64
 	logs     func(gpuai.LogRequest) gpuai.LogChunk
@@ -368,6 +369,8 @@ func (a *testAgent) take(f gpuai.Frame) {
 		}
 	case gpuai.FrameReported:
 		a.reported = append(a.reported, *f.Reported)
+	case gpuai.FramePublished:
+		a.judged = append(a.judged, *f.Published)
 	case gpuai.FrameLogRequest:
 		c := a.logs(*f.LogRequest)
 		c.ID = f.LogRequest.ID

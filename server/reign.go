@@ -33,6 +33,7 @@ type reign struct {
 	ended   chan struct{} // closed with the reign
 	kick    chan struct{} // beats wait
 	applied chan struct{} // an entry was applied
+	retired chan struct{} // jobs were retired: the store may be swept
 
 	mu         sync.Mutex // guards below
 	waiting    []*beatBatch
@@ -69,6 +70,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	r := &reign{
 		s: s, term: term, tracker: liveness.New(term.Number, s.now()),
 		ended: make(chan struct{}), kick: make(chan struct{}, 1), applied: make(chan struct{}, 1),
+		retired: make(chan struct{}, 1),
 	}
 	defer close(r.ended)
 	s.reign.Store(r)
@@ -79,6 +81,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	wg.Go(func() { r.checkpoints(ctx) })
 	wg.Go(func() { r.levels(ctx) })
 	wg.Go(func() { r.retirements(ctx) })
+	wg.Go(func() { r.sweeps(ctx) })
 	wg.Wait()
 }
 

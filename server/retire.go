@@ -116,7 +116,7 @@ func (r *reign) proposeRetire(ctx context.Context, jobs []fsm.EndedJob) error {
 	if r.s.archive.current() == nil {
 		return errNoArchive
 	}
-	r.forgetCheckpoints(ctx, jobs)
 	_, err := r.s.node.Propose(ctx, c.Append(nil, fsm.Envelope{}))
+	r.sweepSoon()
 	return err
 }

@@ -56,6 +56,7 @@ type Server struct {
 	readiness   readiness
 	changed     changes
 	metrics     *metrics
+	blobs       *blobStore
 	reign       atomic.Pointer[reign] // nil while another server leads
 
 	web
@@ -117,6 +118,7 @@ func Open(cfg Config) (*Server, error) {
 	s.calibration, s.keeper = newCalibration(), newKeeper(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
+	s.blobs = newBlobStore(cfg.CheckpointStore)
 	if err := s.openNode(); err != nil {
 		s.cancel()
 		cfg.close()
@@ -258,7 +260,7 @@ func (s *Server) stop() error {
 	err := s.node.Close()
 	s.metrics.close()
 	s.cfg.close()
-	return errors.Join(err, s.archive.close(), s.dir.Close())
+	return errors.Join(err, s.blobs.close(), s.archive.close(), s.dir.Close())
 }
 
 // shutdown lets requests under way finish, for a while.

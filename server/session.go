@@ -300,6 +300,15 @@ func (se *session) publish(p gpuai.Publish) error {
 	return se.carry(agentCommand{cmd: c.Append(nil, se.envelope()), publish: &answer})
 }
 
+// keptOf returns the checkpoints of a lease's task as of an index.
+func (se *session) keptOf(ctx context.Context, lease gpuai.Token, index uint64) (kept []gpuai.PublishedCheckpoint) {
+	if se.s.node.WaitApplied(ctx, index) != nil {
+		return nil // the session is over
+	}
+	se.s.node.View(func(m *fsm.Machine) { kept = m.CheckpointsOf(lease) })
+	return kept
+}
+
 // tellPublished queues an answer to a publish.
 func (se *session) tellPublished(p gpuai.Published) error {
 	if p.Code != gpuai.OK {
@@ -417,7 +426,9 @@ func (se *session) carryOut(ctx context.Context, batch []agentCommand) (left []a
 			}
 		case c.publish != nil:
 			p := *c.publish
-			p.Code, p.Detail = out[i].Code, out[i].Detail
+			if p.Code, p.Detail = out[i].Code, out[i].Detail; p.Code == gpuai.PreconditionFailed {
+				p.Kept = se.keptOf(ctx, p.Lease, out[i].Index)
+			}
 			if err := se.tellPublished(p); err != nil {
 				return nil, err
 			}

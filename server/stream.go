@@ -70,7 +70,7 @@ func compacted(err error) error {
 }
 
 // Logs implements httpd.Streams: whichever server has the agent's session asks
-// it.
+// it. What the node cannot tell any more is read from the region's store.
 func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, error) {
 	s.awaitLease(ctx, q.Lease)
 	run, err := s.runOfQuery(&q)
@@ -81,10 +81,15 @@ func (s *Server) Logs(ctx context.Context, q httpd.LogQuery) (gpuai.LogChunk, er
 	if stream == "" {
 		stream = "stdout"
 	}
-	return s.readLogs(ctx, logQuestion{Node: run.node, Request: gpuai.LogRequest{
+	question := logQuestion{Node: run.node, Request: gpuai.LogRequest{
 		Lease: run.lease, Stream: stream, Offset: q.Offset, Limit: q.Limit, Wait: q.Wait,
 		Since: q.Since, Tail: q.Tail, Times: q.Times,
-	}})
+	}}
+	c, err := s.readLogs(ctx, question)
+	if stream != gpuai.StreamProgress && (c.Gone || errors.Is(err, errNoSession)) {
+		return s.keptLog(ctx, &run, &question.Request, c, err)
+	}
+	return c, err
 }
 
 // leaseSettles bounds the wait for a lease that is named: a follower is some

@@ -33,9 +33,9 @@ limits, and ends with the task at the latest. Output and exit code are the
 command's. -i passes this input on, -t gives it a terminal. Without -t SIGINT,
 SIGTERM and SIGHUP are passed on.
 
-Operators deny it with --exec=deny of "gpuai agent run" for a node, and of
-"gpuai server run" for the region. Every command is in the servers' logs, with
-audit=exec.`,
+Operators deny it for the region with "gpuai operator policy set exec=deny", for
+a node with --exec=deny of "gpuai agent run". Every command is in the servers'
+logs, with audit=exec.`,
 		Example: `  gpuai job exec sft-bot -- nvidia-smi
   gpuai job exec pretrain --rank 3 -it -- /bin/sh
   tar c src | gpuai job exec sft-bot -i -- tar x -C /work`,
@@ -196,7 +196,7 @@ func rawTerminal(x any) (restore func(), err error) {
 	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, nil
 }
 
-// readExecFlag reads --exec of servers and agents.
+// readExecFlag reads --exec of agents.
 func readExecFlag(s string) (deny bool, err error) {
 	if s != "allow" && s != "deny" {
 		err = fmt.Errorf("--exec is allow or deny, not %q", s)

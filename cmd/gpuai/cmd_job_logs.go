@@ -48,8 +48,8 @@ is set. With -o json each line is an object {group, rank, attempt, time, stream,
 line}.
 
 Each attempt of a task keeps its own output on its node, bounded by the agent's
---log-size and --log-space: the latest is shown, --attempt or --lease name
-another. With -f it waits for the tasks to start, and goes on when one is placed
+--log-size and --log-space, and when it has ended in the region's store, if there
+is one: the latest is shown, --attempt or --lease name another. With -f it waits for the tasks to start, and goes on when one is placed
 again. When some tasks cannot be read the others are printed, what is wrong is
 said at the end, and the exit code is 1.`,
 		Example: `  gpuai job logs sft-bot

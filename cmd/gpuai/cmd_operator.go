@@ -134,6 +134,7 @@ JSON of "policy get -o json".`,
 		Example: `  gpuai operator policy set lease_ttl_batch=15s lease_ttl_training=15s
   gpuai operator policy set flap_limit=5
   gpuai operator policy set preemption_gap=10 preemptible_training=false
+  gpuai operator policy set exec=deny
   gpuai operator policy set packing=efw aging_every=1h usage_half_life=12h
   gpuai operator policy set --file policy.json`,
 	}

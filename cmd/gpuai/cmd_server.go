@@ -65,8 +65,7 @@ type serverConfig struct {
 	MaxLevel   uint32   // newest feature level to take part in; 0: the newest known
 	Retain     string   // how long an ended job stays in memory, or "never" retired
 	ArchiveMax string   // size of the history archive
-	Store      string   // URL of the tasks' checkpoints; "": none
-	Exec       string   // "allow" or "deny" commands beside tasks
+	Store      string   // URL of the region's store; "": none
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -74,7 +73,7 @@ type serverConfig struct {
 // defaultServerConfig returns the defaults of the flags.
 func defaultServerConfig() serverConfig {
 	return serverConfig{
-		Exec: "allow", Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
+		Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
 		Multiplier: 1, Retain: "24h", ArchiveMax: "1GiB", Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -109,7 +108,7 @@ func (c *serverConfig) Validate() error {
 	bad(!c.Bootstrap || len(c.Join) == 0, "--bootstrap forms a new region and --join joins one: give one of them, not both")
 	errs = append(errs, checkJoin(c.Join), c.checkAdvertise())
 	if err := server.CheckStore(c.Store); err != nil {
-		errs = append(errs, fmt.Errorf("--checkpoint-store: %w", err))
+		errs = append(errs, fmt.Errorf("--store: %w", err))
 	}
 	_, err = c.Log.level()
 	return errors.Join(append(errs, err)...)
@@ -241,9 +240,10 @@ back at another address tells the others.`,
 	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
 	f.Uint32Var(&cfg.MaxLevel, "max-feature-level", 0, "hold the region at this feature level while its servers are upgraded, so that they can still go back; 0 for the newest")
 	f.StringVar(&cfg.Retain, "retain", cfg.Retain, "how long an ended job stays in the region's memory before it is read from the history archive; never: until memory is short. The same for all servers")
-	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "where tasks have their checkpoints, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
+	f.StringVar(&cfg.Store, "store", cfg.Store, "where the region keeps tasks' checkpoints and output, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
+	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "the same as --store")
+	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
-	f.StringVar(&cfg.Exec, "exec", cfg.Exec, "allow or deny commands beside tasks (gpuai job exec). The same for all servers")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
@@ -269,10 +269,6 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 	if err != nil {
 		return usageError{err}
 	}
-	denyExec, err := readExecFlag(cfg.Exec)
-	if err != nil {
-		return usageError{err}
-	}
 	reg := telemetry.NewRegistry()
 	if err := telemetry.BridgeRaftMetrics(reg); err != nil {
 		return err
@@ -283,7 +279,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
-		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, DenyExec: denyExec,
+		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store,
 		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {

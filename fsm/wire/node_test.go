@@ -247,6 +247,24 @@ func FuzzSettings(f *testing.F) {
 	})
 }
 
+// What came later than the first settings is written only up to the last that is
+// off its default, so that policies without it keep their bytes.
+func TestLaterSettings(t *testing.T) {
+	aged, denied := gpuai.DefaultPolicy(), gpuai.DefaultPolicy()
+	aged.AgingEvery, denied.Exec = gpuai.Hour, gpuai.ExecDeny
+	for n, p := range map[int]*gpuai.Policy{11: &aged, 12: &denied} {
+		b := wire.AppendSettings(nil, p)
+		got := gpuai.DefaultPolicy()
+		if _, err := wire.ReadSettings(wire.NewReader(b), &got); err != nil || got != *p || len(b) != 8*n {
+			t.Errorf("%d bytes, want %d settings: %v, %+v", len(b), n, err, got)
+		}
+	}
+	b := append(wire.AppendSettings(nil, &aged), make([]byte, 8)...)
+	if _, err := wire.ReadSettings(wire.NewReader(b), &aged); err == nil {
+		t.Error("a default that need not be written is read")
+	}
+}
+
 func FuzzPolicy(f *testing.F) { fuzzKind(f, "policy") }
 
 // The IDs are those that the whole spec has, for any mask and any text.

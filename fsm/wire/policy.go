@@ -52,7 +52,7 @@ type setting struct {
 	duration *gpuai.Duration
 	number   *uint32
 	flag     *bool
-	packing  *gpuai.Packing
+	enum     *uint8
 }
 
 func (s setting) get() int64 {
@@ -61,8 +61,8 @@ func (s setting) get() int64 {
 		return int64(*s.duration)
 	case s.number != nil:
 		return int64(*s.number)
-	case s.packing != nil:
-		return int64(*s.packing)
+	case s.enum != nil:
+		return int64(*s.enum)
 	case *s.flag:
 		return 1
 	default:
@@ -77,8 +77,8 @@ func (s setting) set(v int64) (ok bool) {
 	case s.number != nil:
 		*s.number, ok = uint32(v), v == int64(uint32(v))
 		return ok
-	case s.packing != nil:
-		*s.packing, ok = gpuai.Packing(v), v == int64(uint8(v))
+	case s.enum != nil:
+		*s.enum, ok = uint8(v), v == int64(uint8(v))
 		return ok
 	default:
 		*s.flag = v == 1
@@ -92,29 +92,34 @@ func (s setting) set(v int64) (ok bool) {
 func settingsOf(p *gpuai.Policy) []setting {
 	return []setting{
 		{duration: &p.AgingEvery},
-		{packing: &p.Packing},
+		{enum: (*uint8)(&p.Packing)},
 		{duration: &p.UsageHalfLife},
 		{number: &p.PreemptionGap}, {duration: &p.PreemptionProtect},
 		{flag: &p.PreemptibleInference}, {flag: &p.PreemptibleTraining},
 		{flag: &p.PreemptibleFinetune}, {flag: &p.PreemptibleBatch},
 		{duration: &p.CheckpointMax},
 		{duration: &p.GangReadyMax},
+		{enum: (*uint8)(&p.Exec)},
 	}
 }
+
+// allOrNone is how many of them are written whenever any is. What came later is
+// written up to the last that is off its default.
+const allOrNone = 11
 
 // AppendSettings appends the settings that feature level 3 brought, each as
 // eight bytes, of a policy that has any of them off its default; else nothing,
 // so that it is the policy as older builds write it.
 func AppendSettings(b []byte, p *gpuai.Policy) []byte {
 	d := gpuai.DefaultPolicy()
-	of, defaults, other := settingsOf(p), settingsOf(&d), false
+	of, defaults, n := settingsOf(p), settingsOf(&d), 0
 	for i := range of {
-		other = other || of[i].get() != defaults[i].get()
-	}
-	for i := range of {
-		if other {
-			b = appendI64(b, of[i].get())
+		if of[i].get() != defaults[i].get() {
+			n = max(allOrNone, i+1)
 		}
+	}
+	for _, s := range of[:n] {
+		b = appendI64(b, s.get())
 	}
 	return b
 }
@@ -123,18 +128,26 @@ func AppendSettings(b []byte, p *gpuai.Policy) []byte {
 // is left to read.
 func ReadSettings(r *Reader, p *gpuai.Policy) (extended bool, err error) {
 	d := gpuai.DefaultPolicy()
-	defaults := settingsOf(&d)
+	defaults, of := settingsOf(&d), settingsOf(p)
 	extended = len(r.b) > 0
+	n := min(len(r.b)/8, len(of))
+	if extended {
+		n = max(n, allOrNone)
+	}
 	other := !extended
-	for i, s := range settingsOf(p) {
+	for i, s := range of {
 		v := defaults[i].get()
-		if extended {
+		if i < n {
 			v = r.I64()
 		}
 		if !s.set(v) {
 			r.Fail("a setting of the policy is out of range")
 		}
-		other = other || v != defaults[i].get()
+		if i < allOrNone {
+			other = other || v != defaults[i].get()
+		} else if i == n-1 { // the last must be there for a reason
+			other = v != defaults[i].get()
+		}
 	}
 	if !other {
 		r.Fail("a policy has settings that it need not have")

@@ -220,7 +220,51 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 // DeletePrefix removes the blobs whose keys begin with prefix, and says how many
 // there were.
 func (s *Store) DeletePrefix(ctx context.Context, prefix string) (n int, err error) {
-	return s.deleteIf(ctx, prefix, func(string) bool { return true })
+	n, err = s.deleteIf(ctx, prefix, func(string) bool { return true })
+	if err == nil && s.dir != "" && strings.HasSuffix(prefix, "/") && keys.MatchString(strings.TrimSuffix(prefix, "/")) {
+		err = os.RemoveAll(filepath.Join(s.dir, filepath.FromSlash(prefix))) // the directories
+	}
+	return n, err
+}
+
+// Below returns the names directly below a prefix that ends in "/" which further
+// keys are below of, such as "a" for "PREFIXa/b". After an error it ends.
+func (s *Store) Below(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	if s.dir != "" {
+		return s.dirsBelow(prefix)
+	}
+	return func(yield func(string, error) bool) {
+		it := s.bucket.List(&blob.ListOptions{Prefix: prefix, Delimiter: "/"})
+		for {
+			o, err := it.Next(ctx)
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield("", fmt.Errorf("list %s: %w", prefix, err))
+				return
+			}
+			if o.IsDir && !yield(strings.TrimSuffix(strings.TrimPrefix(o.Key, prefix), "/"), nil) {
+				return
+			}
+		}
+	}
+}
+
+// dirsBelow is Below of a store of files, without a walk through all of them.
+func (s *Store) dirsBelow(prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		entries, err := os.ReadDir(filepath.Join(s.dir, filepath.FromSlash(prefix)))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			yield("", fmt.Errorf("list %s: %w", prefix, err))
+			return
+		}
+		for _, e := range entries {
+			if e.IsDir() && !yield(e.Name(), nil) {
+				return
+			}
+		}
+	}
 }
 
 func (s *Store) deleteIf(ctx context.Context, prefix string, unwanted func(key string) bool) (n int, err error) {
