@@ -18,6 +18,7 @@ func newGangWalk(t testing.TB, seed uint64) *walk {
 
 // gangs has a walk use what LevelPlacement brought for gangs.
 func (w *walk) gangs() {
+	w.prepares = true
 	w.where = func(n *gpuai.NodeSpec) {
 		n.Rack = []string{"", "r1", "r1", "r2"}[w.r.IntN(4)]
 		n.NVLinkDomain = []string{"", "n1", "n2"}[w.r.IntN(3)]

@@ -26,6 +26,8 @@ type walk struct {
 	preempts bool
 	// says has agents give reasons, and resolve images.
 	says bool
+	// prepares has tasks be ready behind their barriers, and soon late.
+	prepares bool
 	// publishes has tasks publish checkpoints.
 	publishes bool
 	// opens has operators create tenants and tokens, and say whose nodes are.
@@ -151,6 +153,9 @@ func (w *walk) command() Command {
 			p.TTLBatch = gpuai.Minute
 			w.preemptBy(&p)
 		}
+		if w.prepares {
+			p.GangReadyMax = gpuai.Duration(w.r.IntN(20)) * gpuai.Second
+		}
 		return &SetPolicy{Policy: p}
 	case 14:
 		if w.r.IntN(4) == 0 {
@@ -177,6 +182,9 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 	}
 	if w.says {
 		w.say(&rep)
+	}
+	if w.prepares && w.r.IntN(2) == 0 {
+		rep.State, rep.EndCode, rep.Image = gpuai.ReportPrepared, gpuai.EndOther, ""
 	}
 	if w.r.IntN(8) == 0 {
 		rep.Unclean = l.Devices

@@ -267,6 +267,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	if g.gang && len(a.Resume) == 0 {
 		a.Resume = m.checkpointsOf(nil, g.first.slot())
 	}
+	a.Hold = g.held && !g.gang
 	if g.gang {
 		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx)
 	}

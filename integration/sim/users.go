@@ -254,6 +254,11 @@ func (u *users) spec() *gpuai.JobSpec {
 		g.Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: gpuai.Duration(w.between(100, 8_000))}
 	}
 	s.Groups = []gpuai.Group{g}
+	if u.raised && s.Array.Size == 0 && w.chance(0.2) {
+		beside := g
+		beside.Name, beside.Gang, beside.Count, beside.MinCount = "beside", false, uint32(w.between(1, 2)), 0
+		s.Groups, s.Together = append(s.Groups, beside), true
+	}
 	s.Defaults()
 	return s
 }
