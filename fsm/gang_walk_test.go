@@ -31,7 +31,7 @@ func (w *walk) gangs() {
 			if g.Gang = w.r.IntN(3) > 0; g.Gang && w.r.IntN(2) == 0 {
 				g.MinCount = 1 + w.r.Uint32N(g.Count)
 			}
-			whole = whole && (g.Gang || s.Together) && g.Resources.GPU.Count > 0 && g.Resources.GPU.Share.Milli == 0
+			whole = whole && (g.Gang || s.Together) && g.Resources.GPU.Share.Milli == 0
 		}
 		if whole && w.r.IntN(2) == 0 {
 			s.Placement.Same = gpuai.Topology(w.r.IntN(5))

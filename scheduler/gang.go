@@ -105,7 +105,7 @@ func (s *State) devices(needs []Members, fewer bool) uint64 {
 			sum += uint64(needs[i].want(fewer)) * uint64(r.count)
 		}
 	}
-	return max(sum, 1)
+	return sum
 }
 
 // tightest returns the next domain of a level, by its free devices and then its
@@ -137,10 +137,13 @@ func (s *State) roomiest(x *Search, l int) (Scope, bool) {
 	t := &s.topo[l]
 	sum := t.sum.Get()
 	least := s.devices(x.Needs, true)
-	if x.row == 0 {
+	if least == 0 && len(x.Needs) == 1 {
+		return s.mostRoom(x, l)
+	}
+	if x.row == 0 && x.domain == 0 {
 		x.row = maxRow
 	}
-	for row, ok := sum.rowUpTo(x.row); ok && uint64(row) >= min(least, maxRow); row, ok = sum.rowUpTo(row - 1) {
+	for row, ok := sum.rowUpTo(x.row); ok && uint64(row) >= min(least, maxRow); row, ok = sum.rowBelow(row) {
 		if row != x.row {
 			x.row, x.domain = row, 0
 		}
@@ -152,6 +155,26 @@ func (s *State) roomiest(x *Search, l int) (Scope, bool) {
 		}
 	}
 	return Scope{}, false
+}
+
+// mostRoom is roomiest for a single need without devices: the domain with room for
+// the most of it, which free devices say nothing of.
+func (s *State) mostRoom(x *Search, l int) (Scope, bool) {
+	n, t := &x.Needs[0], &s.topo[l]
+	best, at := uint64(n.Min)-1, uint32(0)
+	q := s.query(n.Shape)
+	for d, ok := t.slots.Next(0); ok && !x.tried; d, ok = t.slots.Next(d + 1) {
+		if !q.mayHold(l, d, best+1) {
+			continue
+		}
+		if room := q.roomIn(Scope{level: x.Level, at: d}, uint64(n.Count)); room > best {
+			best, at = room, d
+		}
+	}
+	s.spent += q.ticks
+	found := !x.tried && best >= uint64(n.Min)
+	x.tried = true
+	return Scope{level: x.Level, at: at}, found
 }
 
 // holds reports whether a domain has room for each need by itself.
@@ -227,9 +250,11 @@ func (s *State) nodeWithFewer(x *Search) (Scope, bool) {
 		return s.nodeFor(x.Needs, true)
 	}
 	n := x.Needs[0]
-	if r := s.shapes.Get(uint32(n.Shape)); r.count > 0 {
-		n.Count = min(n.Count, gpuai.MaxGPUs/uint32(r.count)+1)
+	r := s.shapes.Get(uint32(n.Shape))
+	if r.count == 0 {
+		return s.nodeWithMost(n)
 	}
+	n.Count = min(n.Count, gpuai.MaxGPUs/uint32(r.count)+1)
 	for n.Count--; n.Count >= n.Min && n.Count > 0; n.Count-- {
 		one := [1]Members{n}
 		if sc, ok := s.nodeFor(one[:], false); ok {
@@ -237,6 +262,21 @@ func (s *State) nodeWithFewer(x *Search) (Scope, bool) {
 		}
 	}
 	return Scope{}, false
+}
+
+// nodeWithMost is nodeWithFewer for tasks without devices, of which a node may
+// take thousands.
+func (s *State) nodeWithMost(n Members) (best Scope, found bool) {
+	for low, high := n.Min, n.Count-1; low <= high && high > 0; {
+		one := [1]Members{n}
+		one[0].Count = low + (high-low)/2
+		if sc, ok := s.nodeFor(one[:], false); ok {
+			best, found, low = sc, true, one[0].Count+1
+		} else {
+			high = one[0].Count - 1
+		}
+	}
+	return best, found
 }
 
 // A zoneKey orders zones: by what they have room for, then by their first pool.
