@@ -1,6 +1,10 @@
 package scheduler
 
-import "github.com/gpuai/gpuai"
+import (
+	"math"
+
+	"github.com/gpuai/gpuai"
+)
 
 // A Members is the tasks of one shape that a gang, or one group of a job whose
 // groups start together, has: Count of them if there is room, at least Min.
@@ -210,11 +214,12 @@ func (s *State) nodeFor(needs []Members, fewer bool) (Scope, bool) {
 // sumUp writes what all needs are together, with the filters of the first that
 // asks for whole devices; false when no node can have that much.
 func (s *State) sumUp(all *shapeRec, needs []Members, fewer bool) bool {
-	var cpu, mem, devices uint64
+	var cpu, mem, scratch, devices uint64
 	found := false
 	for i := range needs {
 		r, n := s.shapes.Get(uint32(needs[i].Shape)), uint64(needs[i].want(fewer))
 		cpu, mem = cpu+n*uint64(r.cpu), mem+n*r.mem
+		scratch = min(scratch+n*uint64(r.scratch), math.MaxInt64)
 		if r.share == 0 {
 			devices += n * uint64(r.count)
 		}
@@ -225,7 +230,7 @@ func (s *State) sumUp(all *shapeRec, needs []Members, fewer bool) bool {
 	if devices > gpuai.MaxGPUs || cpu >= uint64(gpuai.MaxCPU) || mem >= uint64(gpuai.MaxMemory) {
 		return false
 	}
-	all.cpu, all.mem, all.count = int64(cpu), mem, uint16(devices)
+	all.cpu, all.mem, all.scratch, all.count = int64(cpu), mem, int64(scratch), uint16(devices)
 	return true
 }
 

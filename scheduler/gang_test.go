@@ -80,7 +80,7 @@ func (w *world) room(sh *modelShape, limit int, on func(uint32) bool) (n int) {
 		if !ok {
 			break
 		}
-		w.nodes[f.Node].move(modelLease{f, int64(sh.needs.CPU), int64(sh.needs.Memory)}, -1)
+		w.nodes[f.Node].move(sh.lease(f), -1)
 	}
 	for slot, x := range saved {
 		*w.nodes[slot] = x

@@ -146,7 +146,7 @@ func (q *query) nearestNode(sc Scope, rest uint64) roomy {
 	r := *q.r
 	n.r = &r
 	if k := rest * uint64(r.count); k <= gpuai.MaxGPUs && r.share == 0 && rest <= r.scalable() {
-		r.count, r.cpu, r.mem = uint16(k), r.cpu*int64(rest), r.mem*rest
+		r.count, r.cpu, r.mem, r.scratch = uint16(k), r.cpu*int64(rest), r.mem*rest, r.scratch*int64(rest)
 		if f, ok := n.find(); ok {
 			q.ticks += n.ticks
 			return roomy{Scope{level: gpuai.TopologyNode, at: f.Node}, rest}
@@ -169,7 +169,7 @@ func (q *query) nearestNode(sc Scope, rest uint64) roomy {
 func (q *query) nodeForMost(n *query, rest uint64) (best roomy) {
 	for low, high := uint64(1), min(rest-1, q.r.scalable()); low <= high; {
 		tasks := low + (high-low)/2
-		n.r.cpu, n.r.mem = q.r.cpu*int64(tasks), q.r.mem*tasks
+		n.r.cpu, n.r.mem, n.r.scratch = q.r.cpu*int64(tasks), q.r.mem*tasks, q.r.scratch*int64(tasks)
 		if f, ok := n.find(); ok {
 			best, low = roomy{Scope{level: gpuai.TopologyNode, at: f.Node}, tasks}, tasks+1
 		} else {
@@ -182,7 +182,7 @@ func (q *query) nodeForMost(n *query, rest uint64) (best roomy) {
 
 // scalable returns how many tasks' CPU and memory a record can hold.
 func (r *shapeRec) scalable() uint64 {
-	return min(uint64(gpuai.MaxCPU)/uint64(max(r.cpu, 1)), uint64(gpuai.MaxMemory)/max(r.mem, 1)) - 1
+	return min(uint64(gpuai.MaxCPU)/uint64(max(r.cpu, 1)), uint64(gpuai.MaxMemory)/max(r.mem, uint64(r.scratch), 1)) - 1
 }
 
 // findMost is find from the other end: the class with the most free devices
