@@ -147,16 +147,7 @@ func (w *walk) command() Command {
 		}
 		return &RetireJobs{Jobs: retire}
 	case 13:
-		p := gpuai.DefaultPolicy()
-		p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
-		if w.preempts {
-			p.TTLBatch = gpuai.Minute
-			w.preemptBy(&p)
-		}
-		if w.prepares {
-			p.GangReadyMax = gpuai.Duration(w.r.IntN(20)) * gpuai.Second
-		}
-		return &SetPolicy{Policy: p}
+		return w.policyCommand()
 	case 14:
 		if w.r.IntN(4) == 0 {
 			id := gpuai.ServerID([]string{"s1", "s2", "s3", "No"}[w.r.IntN(4)])
@@ -172,6 +163,19 @@ func (w *walk) command() Command {
 		}
 	}
 	return &Tick{}
+}
+
+func (w *walk) policyCommand() *SetPolicy {
+	p := gpuai.DefaultPolicy()
+	p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
+	if w.preempts {
+		p.TTLBatch = gpuai.Minute
+		w.preemptBy(&p)
+	}
+	if w.prepares {
+		p.GangReadyMax = gpuai.Duration(w.r.IntN(20)) * gpuai.Second
+	}
+	return &SetPolicy{Policy: p}
 }
 
 func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
