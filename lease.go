@@ -119,6 +119,9 @@ type Assignment struct {
 	Attempt uint32    `json:"attempt,omitzero"`
 	Array   uint32    `json:"array_size,omitzero"` // 0: not an array
 	Gang    *GangInfo `json:"gang,omitzero"`
+	// Hold is GangInfo.Hold for a task that is in no gang: the groups of its job
+	// start together.
+	Hold bool `json:"hold,omitzero"`
 	// Resume are the checkpoints that the task may go on from, the newest first:
 	// its own, or those of the gang's rank 0 when it has none.
 	Resume []PublishedCheckpoint `json:"resume,omitempty"`
@@ -126,6 +129,9 @@ type Assignment struct {
 	// the first: the members of a gang go on from one step that all of them saved.
 	ResumeSeq uint64 `json:"resume_seq,omitzero"`
 }
+
+// Held reports whether the task is to be made ready and not started yet.
+func (a *Assignment) Held() bool { return a.Hold || a.Gang != nil && a.Gang.Hold }
 
 // A GangInfo tells a gang's member of the others.
 type GangInfo struct {

@@ -33,6 +33,11 @@ const (
 	Quiet
 	// ArrayThrottled is an array that has as many leases as it may at a time.
 	ArrayThrottled
+	// GangNotReady is a gang, or groups that start together, whose tasks have
+	// their leases and wait until all are ready to start.
+	GangNotReady
+	// InsufficientScratch is too little scratch space that is not lent.
+	InsufficientScratch
 	numReasons
 )
 
@@ -45,7 +50,7 @@ var reasonNames = [numReasons]string{
 	"BudgetExceeded", "PriceAboveLimit", "NodesUnhealthy", "NoNodes", "Dependency",
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
 	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
-	"ArrayThrottled",
+	"ArrayThrottled", "GangNotReady", "InsufficientScratch",
 }
 
 // String returns the reason's text.

@@ -53,15 +53,15 @@ func (s *JobSpec) validatePlacement(v *fieldErrors) {
 	if p == (Placement{}) {
 		return
 	}
-	gangs, whole := 0, true
+	gangs, parts := 0, false
 	for i := range s.Groups[:min(len(s.Groups), MaxGroups)] {
 		if g := &s.Groups[i]; g.Gang || s.Together {
 			gangs++
-			whole = whole && (g.Resources.GPU.Count > 0 && g.Resources.GPU.Share.Milli == 0 || s.Together && i > 0)
+			parts = parts || g.Resources.GPU.Share.Milli != 0 && !(s.Together && i > 0)
 		}
 	}
 	v.check(gangs > 0, "/placement", "is for gangs: set gang of a group, or together of the job")
-	v.check(whole, "/placement", "needs whole GPUs: in every gang, or in the first group of a job whose groups start together")
+	v.check(!parts, "/placement", "is not for shares of a GPU: ask for whole ones, or for none, in every gang, or in the first group of a job whose groups start together")
 }
 
 func (s *JobSpec) validateTogether(v *fieldErrors) {

@@ -90,6 +90,9 @@ var jobCases = []struct {
 	{"placement of no gang", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Placement.Same = gpuai.TopologyRack }, []string{"/placement"}},
 	{"placement of no GPU", func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Gang, g.Resources.GPU.Count, s.Placement.Near = true, 0, gpuai.TopologyRack
+	}, nil},
+	{"placement of shares", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Gang, g.Resources.GPU.Count, g.Resources.GPU.Share.Milli, s.Placement.Same = true, 1, 500, gpuai.TopologyRack
 	}, []string{"/placement"}},
 	{"near wider than same", func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Gang, s.Placement = true, gpuai.Placement{Same: gpuai.TopologyRack, Near: gpuai.TopologyRack}

@@ -217,7 +217,7 @@ func (r *region) ack(n *fakeNode, seq uint64, sent int64) gpuai.Ack {
 // held are the leases of gangs that are not ready.
 func (n *fakeNode) held() (out []gpuai.Token) {
 	for t, a := range n.leases {
-		if a.Gang != nil && a.Gang.Hold && a.Lease.State != gpuai.LeaseRevoking {
+		if a.Held() && a.Lease.State != gpuai.LeaseRevoking {
 			out = append(out, t)
 		}
 	}

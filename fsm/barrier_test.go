@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -192,4 +193,130 @@ func TestBarrierNeedsItsLevel(t *testing.T) {
 	l := r.live(id)[0]
 	rep := gpuai.Report{Lease: l.ID, Seq: 1, Incarnation: l.Incarnation, State: gpuai.ReportPrepared}
 	r.refuse(&ReportLease{Node: l.Node, Report: rep}, gpuai.InvalidSpec)
+}
+
+// jointRegion returns a region of two nodes, and a job whose two groups start
+// together: a gang of two, and two tasks by themselves.
+func jointRegion(t *testing.T) (*region, gpuai.JobID) {
+	r := newest(t, nil)
+	r.node("a", 2)
+	r.node("b", 2)
+	s := gangSpec("both", 2, 2, 1)
+	other := s.Groups[0]
+	other.Name, other.Gang = "alone", false
+	s.Groups = append(s.Groups, other)
+	s.Together = true
+	return r, r.submit(s)
+}
+
+// heldTasks returns, by lease, which tasks of a job are told to wait.
+func (r *region) heldTasks(id gpuai.JobID) (n int) {
+	for _, l := range r.live(id) {
+		if a, ok := r.m.Assignment(l.ID); ok && a.Held() {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *region) wantHeld(id gpuai.JobID, want int) {
+	r.t.Helper()
+	if n := r.heldTasks(id); n != want {
+		r.t.Fatalf("%d tasks wait, want %d", n, want)
+	}
+}
+
+// Groups that start together wait for one another, tasks outside of gangs too.
+func TestGroupsWaitForOneAnother(t *testing.T) {
+	r, id := jointRegion(t)
+	all := r.wantLive(id, 4)
+	r.wantHeld(id, 4)
+	for _, l := range all[:3] {
+		r.report(l, gpuai.ReportPrepared, 0)
+	}
+	r.wantHeld(id, 4)
+	r.m = restored(t, r.m)
+	r.report(all[3], gpuai.ReportPrepared, 0)
+	r.wantHeld(id, 0)
+	for _, l := range all {
+		r.report(l, gpuai.ReportRunning, 0)
+		r.report(l, gpuai.ReportDone, 0)
+	}
+	r.status(id, gpuai.JobSucceeded)
+}
+
+// A group that breaks is waited for, gang or not; none has run before.
+func TestGroupThatBreaksIsWaitedFor(t *testing.T) {
+	r, id := jointRegion(t)
+	all := r.wantLive(id, 4)
+	r.report(all[0], gpuai.ReportPrepared, 0)
+	r.report(all[1], gpuai.ReportLost, 0)
+	r.report(all[0], gpuai.ReportStopped, 0)
+	r.report(all[2], gpuai.ReportPrepared, 0)
+	r.report(all[3], gpuai.ReportLost, 0)
+	r.wantHeld(id, 1)
+	r.m = restored(t, r.m)
+	r.wait(2 * gpuai.Second)
+	again := r.wantLive(id, 4)
+	r.wantHeld(id, 4)
+	for _, l := range again {
+		if !l.Prepared {
+			r.report(l, gpuai.ReportPrepared, 0)
+		}
+	}
+	r.wantHeld(id, 0)
+}
+
+// Who is late is given up in each group, and the others wait for it once more;
+// a group that has no place by then is done without.
+func TestLateGroupIsDoneWithout(t *testing.T) {
+	const bound = 10 * gpuai.Minute
+	r, id := jointRegion(t)
+	all := r.wantLive(id, 4)
+	for _, l := range all[2:] {
+		r.report(l, gpuai.ReportPrepared, 0)
+	}
+	r.wait(bound)
+	for _, l := range all[:2] {
+		if x := r.live(id)[0]; x.State != gpuai.LeaseRevoking || x.Cause != gpuai.CauseNotReady {
+			t.Fatalf("the late member has %+v", x)
+		}
+		r.report(l, gpuai.ReportStopped, 0)
+	}
+	r.wantHeld(id, 2)
+	r.wantLive(r.submit(jobSpec("takes-it", 2, 1)), 2)
+	r.wait(bound - gpuai.Second)
+	r.wantHeld(id, 2)
+	r.wait(2 * gpuai.Second)
+	r.wantHeld(id, 0)
+}
+
+// An explanation names who is waited for, where and since when.
+func TestExplainNamesWhoIsNotReady(t *testing.T) {
+	r, id := heldGang(t, 4, 4)
+	all := r.live(id)
+	r.wait(10 * gpuai.Second)
+	r.report(all[0], gpuai.ReportPrepared, 0)
+	r.report(all[2], gpuai.ReportPrepared, 0)
+	r.wait(31 * gpuai.Second)
+	x, _ := r.m.Fork().Explain(id)
+	want := "2 of 4 ranks are prepared and none starts before all are: waits for ranks 1, 3 to be prepared (rank 1 on node " +
+		string(all[1].Node) + " since 41s, rank 3 on node " + string(all[3].Node) + " since 41s); limit 10m, over in 9m29s"
+	if len(x.Reasons) != 1 || x.Reasons[0].Code != gpuai.GangNotReady || x.Reasons[0].Message != want {
+		t.Errorf("%+v, want %s", x.Reasons, want)
+	}
+	r.report(all[1], gpuai.ReportPrepared, 0)
+	r.report(all[3], gpuai.ReportPrepared, 0)
+	if x, _ := r.m.Fork().Explain(id); len(x.Reasons) != 0 {
+		t.Errorf("of a gang that may start: %+v", x.Reasons)
+	}
+
+	r, id = jointRegion(t)
+	for _, l := range r.live(id)[:3] {
+		r.report(l, gpuai.ReportPrepared, 0)
+	}
+	x, _ = r.m.Fork().Explain(id)
+	if len(x.Reasons) != 2 || !strings.Contains(x.Reasons[0].Message, "group 0: 2 of 2 ranks are prepared and none starts before all are: waits for group 1, task 1 to be prepared (task 1 on node") {
+		t.Errorf("%+v", x.Reasons)
+	}
 }

@@ -60,7 +60,7 @@ func (m *Machine) checkNodes() error {
 			return fmt.Errorf("node %d is not found by its name", s)
 		}
 		var milli [gpuai.MaxGPUs]uint32
-		var cpu, mem int64
+		var cpu, mem, scratch int64
 		count := uint32(0)
 		for l := n.first; l != 0; l = m.leases.Get(l.slot()).next {
 			x := m.leases.Get(l.slot())
@@ -72,6 +72,7 @@ func (m *Machine) checkNodes() error {
 			}
 			cpu += int64(x.cpu)
 			mem += x.memory
+			scratch += m.scratchOf(x)
 			for d := x.devices; d != 0; d &= d - 1 {
 				milli[bits.TrailingZeros64(d)] += uint32(x.milli())
 			}
@@ -80,6 +81,9 @@ func (m *Machine) checkNodes() error {
 			if u > uint32(gpuai.WholeDevice) {
 				return fmt.Errorf("device %d of node %s is leased %d milli", i, m.nodeName(s), u)
 			}
+		}
+		if err := m.checkScratch(s, scratch); err != nil {
+			return err
 		}
 		if cpu != n.cpuUsed || mem != n.memUsed || count != n.live {
 			return fmt.Errorf("node %s: used %d/%d in %d leases, recorded %d/%d in %d", m.nodeName(s), cpu, mem, count, n.cpuUsed, n.memUsed, n.live)

@@ -188,6 +188,7 @@ func (m *Machine) retake(slot uint32) {
 	for l := m.nodes.Get(slot).first; l != 0; {
 		r := m.leases.Get(l.slot())
 		m.sched.Hold(slot, r.devices, r.share, int64(r.cpu), r.memory)
+		m.sched.Lend(slot, m.scratchOf(r))
 		l = r.next
 	}
 }

@@ -30,7 +30,9 @@ func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
 		meta.reserve.wanted = true
 		meta.countedFrom = gpuai.MakeToken(meta.epoch, m.now.index, uint16(m.now.ordinal))
 	}
-	meta.level = level
+	if meta.level = level; level >= LevelPlacement {
+		m.countScratch()
+	}
 	m.linkAll()
 	m.lookAtHungry()
 	m.emit(gpuai.Event{Kind: gpuai.LevelSet})

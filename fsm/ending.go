@@ -41,7 +41,7 @@ func (m *Machine) endLease(slot uint32, end leaseEnd) {
 	l = m.leases.Mut(slot)
 	l.state, l.cause, l.exit = gpuai.LeaseEnded, end.cause, end.exit
 	l.ended, l.modified = m.now.time, m.now.index
-	m.sched.Give(l.node, l.devices, l.share, int64(l.cpu), l.memory)
+	m.giveRoom(l)
 	m.gained(l.node)
 	m.left(slot)
 	m.now.work -= workEnd

@@ -50,6 +50,9 @@ func (m *Machine) openReserved(job uint32, open bool) {
 // explainGroup adds what there is to say of one group that waits.
 func (m *Machine) explainGroup(x *gpuai.Explanation, group uint32, j *gpuai.Job) {
 	g := m.groups.Get(group)
+	if r, ok := m.barrierReason(group); ok {
+		x.Reasons = append(x.Reasons, r)
+	}
 	if g.ended || g.pending() == 0 || m.jobs.Get(g.job.slot()).stopping {
 		return
 	}

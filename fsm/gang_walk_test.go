@@ -18,19 +18,29 @@ func newGangWalk(t testing.TB, seed uint64) *walk {
 
 // gangs has a walk use what LevelPlacement brought for gangs.
 func (w *walk) gangs() {
+	w.prepares = true
 	w.where = func(n *gpuai.NodeSpec) {
 		n.Rack = []string{"", "r1", "r1", "r2"}[w.r.IntN(4)]
 		n.NVLinkDomain = []string{"", "n1", "n2"}[w.r.IntN(3)]
+		if w.r.IntN(3) > 0 {
+			n.Labels = map[string]string{gpuai.LabelScratch: []string{"100", "250"}[w.r.IntN(2)]}
+		}
 	}
 	w.more = func(s *gpuai.JobSpec) {
 		s.Together = w.r.IntN(4) == 0
+		if w.r.IntN(3) == 0 {
+			c := gpuai.Constraint{Attribute: gpuai.LabelPrefix + gpuai.LabelScratch, Op: gpuai.AtLeast, Values: []string{[]string{"40", "90"}[w.r.IntN(2)]}}
+			for i := range s.Groups {
+				s.Groups[i].Constraints = append(s.Groups[i].Constraints, c)
+			}
+		}
 		whole := true
 		for i := range s.Groups {
 			g := &s.Groups[i]
 			if g.Gang = w.r.IntN(3) > 0; g.Gang && w.r.IntN(2) == 0 {
 				g.MinCount = 1 + w.r.Uint32N(g.Count)
 			}
-			whole = whole && (g.Gang || s.Together) && g.Resources.GPU.Count > 0 && g.Resources.GPU.Share.Milli == 0
+			whole = whole && (g.Gang || s.Together) && g.Resources.GPU.Share.Milli == 0
 		}
 		if whole && w.r.IntN(2) == 0 {
 			s.Placement.Same = gpuai.Topology(w.r.IntN(5))

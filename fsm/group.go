@@ -43,9 +43,10 @@ type groupRec struct {
 	done     bool               // elastic gang that succeeded: the tasks it did without are stopped
 	stop     ref                // first task that is to be told that its job is being stopped
 	image    ref                // note: the digest of its image, once a task has told it
-	held     bool               // gang: its barrier is up, see barrier.go
-	readyBy  gpuai.Instant      // gang that is held, once a member is ready: all must be by then
-	unready  uint32             // gang that is held: members that are not ready; derived
+	held     bool               // its barrier is up, see barrier.go
+	joint    bool               // it waits for the other groups of its job, and they for it
+	readyBy  gpuai.Instant      // held, once a member is ready: all must be by then
+	unready  uint32             // held: members that are not ready; derived
 	barrier  uint32             // timer of readyBy; derived
 	lanes    [numLanes]laneLink // derived
 	kind     ref                // until it has ended; derived
@@ -86,7 +87,7 @@ func (r *groupRec) put(b []byte) []byte {
 	if b = append(b, flags); r.placed() {
 		b = le.AppendUint32(b, r.min)
 		b = le.AppendUint16(b, r.shrinks)
-		b = append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done), bool8(r.held))
+		b = append(b, uint8(r.same), uint8(r.near), r.together, bool8(r.done), bool8(r.held)|bool8(r.joint)<<1)
 		b = r.stop.put(b)
 		b = put64(b, int64(r.readyBy))
 	}
@@ -101,7 +102,7 @@ const groupImage = 1 << 2
 
 // placed reports whether any field of LevelPlacement is set.
 func (r *groupRec) placed() bool {
-	return r.min != 0 || r.shrinks != 0 || r.same != 0 || r.near != 0 || r.together != 0 || r.done || r.stop != 0 || r.held
+	return r.min != 0 || r.shrinks != 0 || r.same != 0 || r.near != 0 || r.together != 0 || r.done || r.stop != 0 || r.held || r.joint
 }
 
 func (r *groupRec) get(rd *wire.Reader) {
@@ -131,7 +132,9 @@ func (r *groupRec) get(rd *wire.Reader) {
 		r.min = rd.U32()
 		r.shrinks = rd.U16()
 		r.same, r.near = gpuai.Topology(rd.U8()), gpuai.Topology(rd.U8())
-		r.together, r.done, r.held = rd.U8(), rd.U8() != 0, rd.U8() != 0
+		r.together, r.done = rd.U8(), rd.U8() != 0
+		waits := rd.U8()
+		r.held, r.joint = waits&1 != 0, waits&2 != 0
 		r.stop = ref(rd.U32())
 		r.readyBy = gpuai.Instant(rd.I64())
 	}

@@ -293,7 +293,7 @@ func (h *helper) wouldFit(l *leaseRec) bool {
 			continue
 		}
 		mark := h.m.sp.Mark()
-		h.m.sched.Give(l.node, l.devices, l.share, int64(l.cpu), l.memory)
+		h.m.giveRoom(l)
 		_, ok := h.m.sched.FitsOn(r.shape, l.node)
 		h.m.sp.RollbackTo(mark)
 		if ok {

@@ -113,6 +113,7 @@ func (m *Machine) keep(group uint32, fit *scheduler.Fit) {
 	m.holdByGroup.Insert(hashGroup(r.group), slot)
 	m.linkHold(slot)
 	m.sched.Hold(fit.Node, fit.Devices, fit.Share, cpu, memory)
+	m.sched.Lend(fit.Node, m.sched.Scratch(m.groups.Get(group).shape))
 	m.relist(fit.Node)
 	m.vacated.Set(fit.Node) // it may be vacant already
 	m.now.work -= workEnd
@@ -174,6 +175,7 @@ func (m *Machine) unhold(slot uint32) {
 	}
 	m.holdSlots.Free(slot)
 	m.sched.Give(r.node, r.devices, r.share, int64(r.cpu), r.memory)
+	m.sched.Lend(r.node, -m.sched.Scratch(m.groups.Get(r.group.slot()).shape))
 	m.relist(r.node)
 	m.gained(r.node)
 	if m.firstHold(r.node) != 0 {

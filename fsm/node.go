@@ -174,6 +174,7 @@ func (m *Machine) setNodeBody(slot uint32, n *nodeBody) {
 func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
 	info := &scheduler.NodeInfo{}
 	fillCapacity(info, m.nodes.Get(slot), &n.spec)
+	info.Scratch = m.lentScratch(&n.spec)
 	return info
 }
 

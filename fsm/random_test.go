@@ -26,6 +26,8 @@ type walk struct {
 	preempts bool
 	// says has agents give reasons, and resolve images.
 	says bool
+	// prepares has tasks be ready behind their barriers, and soon late.
+	prepares bool
 	// publishes has tasks publish checkpoints.
 	publishes bool
 	// opens has operators create tenants and tokens, and say whose nodes are.
@@ -152,13 +154,7 @@ func (w *walk) command() Command {
 		}
 		return &RetireJobs{Jobs: retire}
 	case 13:
-		p := gpuai.DefaultPolicy()
-		p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
-		if w.preempts {
-			p.TTLBatch = gpuai.Minute
-			w.preemptBy(&p)
-		}
-		return &SetPolicy{Policy: p}
+		return w.policyCommand()
 	case 14:
 		if w.r.IntN(4) == 0 {
 			id := gpuai.ServerID([]string{"s1", "s2", "s3", "No"}[w.r.IntN(4)])
@@ -176,6 +172,19 @@ func (w *walk) command() Command {
 	return &Tick{}
 }
 
+func (w *walk) policyCommand() *SetPolicy {
+	p := gpuai.DefaultPolicy()
+	p.TTLBatch = gpuai.Duration(w.r.IntN(60)) * gpuai.Second
+	if w.preempts {
+		p.TTLBatch = gpuai.Minute
+		w.preemptBy(&p)
+	}
+	if w.prepares {
+		p.GangReadyMax = gpuai.Duration(w.r.IntN(20)) * gpuai.Second
+	}
+	return &SetPolicy{Policy: p}
+}
+
 func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 	slot, _ := w.m.leaseSlot(l.ID)
 	rep := gpuai.Report{
@@ -184,6 +193,9 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 	}
 	if w.says {
 		w.say(&rep)
+	}
+	if w.prepares && w.r.IntN(2) == 0 {
+		rep.State, rep.EndCode, rep.Image = gpuai.ReportPrepared, gpuai.EndOther, ""
 	}
 	if w.r.IntN(8) == 0 {
 		rep.Unclean = l.Devices

@@ -270,6 +270,7 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	if g.gang && !g.elastic() {
 		a.ResumeSeq = m.commonSeq(g, a.Resume)
 	}
+	a.Hold = g.held && !g.gang
 	if g.gang {
 		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx)
 	}

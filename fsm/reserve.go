@@ -229,12 +229,13 @@ func (m *Machine) fitsBeside(shape scheduler.ShapeID, fit *scheduler.Fit) bool {
 	m.sched.FreeOf(fit.Node, free)
 	cpu, memory, _ := m.sched.Demand(shape)
 	free.Take(fit.Devices, fit.Share, cpu, memory)
+	free.Lend(m.sched.Scratch(shape))
 	n := m.nodes.Get(fit.Node)
 	for l := n.first; l != 0; l = m.leases.Get(l.slot()).next {
 		m.now.work -= workLook
 		x := m.leases.Get(l.slot())
 		if v.shadow < gpuai.MaxInstant && m.endOf(x) <= v.shadow {
-			free.Give(x.devices, x.share, int64(x.cpu), x.memory)
+			m.freeUp(free, x)
 		}
 	}
 	holder := m.groups.Get(v.group.slot())

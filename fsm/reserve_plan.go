@@ -282,7 +282,7 @@ func (m *Machine) nodeOpenings(all []opening, of *opening, beside []opening, mos
 			return all
 		}
 		l := m.leases.Get(ends[i].lease)
-		free.Give(l.devices, l.share, int64(l.cpu), l.memory)
+		m.freeUp(free, l)
 		if at = max(ends[i].at, m.now.time); at == gpuai.MaxInstant {
 			wait++
 		}
@@ -318,7 +318,7 @@ func (m *Machine) packs(p *plan) (ok bool) {
 			}
 			for l := m.nodes.Get(n).first; l != 0; l = m.leases.Get(l.slot()).next {
 				r := m.leases.Get(l.slot())
-				m.sched.Give(n, r.devices, r.share, int64(r.cpu), r.memory)
+				m.giveRoom(r)
 				m.now.work -= workEnd
 				if given++; given > reserveGiven {
 					return false
@@ -426,7 +426,7 @@ func (m *Machine) checkReserved(node uint32) {
 	for l := n.first; l != 0; l = m.leases.Get(l.slot()).next {
 		m.now.work -= workLook
 		x := m.leases.Get(l.slot())
-		free.Give(x.devices, x.share, int64(x.cpu), x.memory)
+		m.freeUp(free, x)
 	}
 	moved := false
 	for o, ok := m.reserved.Next(0); ok && g.same != gpuai.TopologyNone && !moved; o, ok = m.reserved.Next(o + 1) {

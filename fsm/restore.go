@@ -273,6 +273,7 @@ func (m *loader) restoreNode(rd *wire.Reader) {
 		return
 	}
 	fillCapacity(&m.info, r, &spec)
+	m.info.Scratch = m.lentScratch(&spec)
 	if m.sched.SetNode(slot, &m.info) != gpuai.OK {
 		rd.Fail("a node's pool is not among the scheduler's")
 	}
@@ -436,6 +437,7 @@ func (m *Machine) keepHolds(node uint32) {
 		n := m.nodes.Mut(node)
 		n.kept, n.lastKept = n.kept+1, h
 		m.sched.Hold(node, r.devices, r.share, int64(r.cpu), r.memory)
+		m.sched.Lend(node, m.sched.Scratch(m.groups.Get(r.group.slot()).shape))
 	}
 }
 

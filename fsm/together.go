@@ -59,7 +59,7 @@ func (m *Machine) placeTogether(group uint32) (placed, final bool) {
 func (m *Machine) leaveTogether(group uint32) {
 	if m.groups.Get(group).together != 0 {
 		g := m.groups.Mut(group)
-		g.together, g.waiting = 0, 0
+		g.together, g.waiting, g.joint = 0, 0, m.jobs.Get(g.job.slot()).tasks > 1
 		m.leaveKind(group)
 		m.joinKind(group)
 	}

@@ -171,7 +171,7 @@ func (q *query) roomBelow(t *treeRec, devices uint32, limit uint64) uint64 {
 	if t.root == 0 || t.maxMem < q.r.mem || t.maxKey < lo {
 		return 0
 	}
-	x := roomCount{r: q.r, lo: lo, each: q.r.tasksOn(devices), limit: limit}
+	x := roomCount{s: q.State, r: q.r, lo: lo, each: q.r.tasksOn(devices), limit: limit}
 	x.block(q.forest, t.root-1, t.height)
 	q.ticks += x.nodes
 	return x.have
@@ -179,6 +179,7 @@ func (q *query) roomBelow(t *treeRec, devices uint32, limit uint64) uint64 {
 
 // A roomCount adds up what the nodes of one tree have room for.
 type roomCount struct {
+	s     *State
 	r     *shapeRec
 	lo    uint64 // least key with the CPU of a task
 	each  uint64 // tasks that the devices of a node serve
@@ -204,7 +205,11 @@ func (x *roomCount) block(f forest, at uint32, height uint8) {
 			continue
 		}
 		x.nodes++
-		x.have += min(x.each, x.r.within(int64(keyCPU(b.keys[i])), int64(b.mems[i])))
+		room := min(x.each, x.r.within(int64(keyCPU(b.keys[i])), int64(b.mems[i])))
+		if x.r.scratch != 0 {
+			room = min(room, x.r.lentBy(x.s.nodes.Get(keyNode(b.keys[i])).freeScratch()))
+		}
+		x.have += room
 		if x.have >= x.limit {
 			return
 		}

@@ -36,6 +36,9 @@ func (s *State) checkNodes() error {
 		if n.freeCPU > n.capCPU || n.freeMem > n.capMem {
 			return fmt.Errorf("node %d has %d milli-CPU and %d bytes free of %d and %d", slot, n.freeCPU, n.freeMem, n.capCPU, n.capMem)
 		}
+		if n.lent < 0 {
+			return fmt.Errorf("node %d lends %d bytes of scratch space", slot, n.lent)
+		}
 		for r := n.rows; r != 0; r = s.rows.Get(r - 1).next {
 			rows++
 		}

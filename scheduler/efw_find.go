@@ -18,7 +18,11 @@ const (
 // It takes nothing. It counts as work, so it is for the goroutine that changes
 // the state.
 func (s *State) Place(id ShapeID) (Fit, bool) {
-	switch s.Packing() {
+	packing := s.Packing()
+	if s.Scratch(id) != 0 {
+		packing = gpuai.PackingBestFit // nodes in one state differ in what they have lent
+	}
+	switch packing {
 	case gpuai.PackingEFW:
 		if f, ok := s.findPacked(id); ok {
 			return f, true

@@ -12,6 +12,7 @@ type packWorld struct{ *world }
 
 func newPackWorld(t *testing.T, seed uint64, p gpuai.Packing) packWorld {
 	w := packWorld{newWorld(t, seed)}
+	w.lends = false // what asks for scratch space is placed by best fit
 	w.s.SetPacking(p)
 	w.s.scratch().narrow = 1 + 3*uint32(seed%2) // so that heaps have to be widened
 	w.sp.Commit()
@@ -247,7 +248,7 @@ func (w packWorld) packPlace(sh *modelShape) {
 	}
 	if ok {
 		w.s.Take(got, sh.id)
-		l := modelLease{got, int64(sh.needs.CPU), int64(sh.needs.Memory)}
+		l := sh.lease(got)
 		w.nodes[got.Node].move(l, -1)
 		w.leases = append(w.leases, l)
 	}

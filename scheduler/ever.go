@@ -102,6 +102,9 @@ func (q *query) couldHold(l int, d uint32, want uint64) bool {
 func (q *query) mostOn(slot uint32) uint64 {
 	n, r := q.nodes.Get(slot), q.r
 	most := r.within(n.capCPU, n.capMem)
+	if n.scratch != 0 {
+		most = min(most, r.lentBy(n.scratch))
+	}
 	var have uint64
 	for u := &n.unit; u != nil && have < most; u = q.next(u) {
 		if q.passesAny(uint32(u.pool)) {

@@ -18,25 +18,27 @@ const (
 	ruleFree
 	ruleCPU
 	ruleRAM
+	ruleScratch
 	ruleConstraint
 	numRules = ruleConstraint + gpuai.MaxConstraints
 )
 
 var ruleNames = [ruleConstraint]string{
-	"node.state", "gpu.vendor", "gpu.model", "gpu.memory", "gpu.count", "gpu.health", "gpu.free", "cpu", "memory",
+	"node.state", "gpu.vendor", "gpu.model", "gpu.memory", "gpu.count", "gpu.health", "gpu.free", "cpu", "memory", "scratch",
 }
 
 var ruleCodes = [ruleConstraint]gpuai.ReasonCode{
 	gpuai.NodesUnhealthy, gpuai.ConstraintFiltered, gpuai.ConstraintFiltered, gpuai.ConstraintFiltered,
 	gpuai.NoSuchDevice, gpuai.NodesUnhealthy, gpuai.InsufficientGPUs, gpuai.InsufficientCPU, gpuai.InsufficientMemory,
+	gpuai.InsufficientScratch,
 }
 
 // Explain says for each rule how many nodes fail it, and how many fail nothing
 // else. A node with several kinds of devices, and a shape with several
 // alternatives, are judged by the pairing that fails the fewest rules. A node
 // without devices fails gpu.count and no other rule of GPUs. gpu.count and the
-// constraints hold for the node as it registered; gpu.health, gpu.free, cpu and
-// memory for what can be taken now; node.state for nodes that are closed.
+// constraints hold for the node as it registered; gpu.health, gpu.free, cpu,
+// memory and scratch for what can be taken now; node.state for nodes that are closed.
 //
 // The name of the group and its pending tasks are left to the caller. Explain
 // looks at every node, so call it on a fork. It only reads, and allocates.
@@ -101,7 +103,7 @@ func when(fails bool, rule uint) uint32 {
 // judge counts what a node fails.
 func (e *explainer) judge(slot uint32) {
 	n := e.s.nodes.Get(slot)
-	of := when(!n.open, ruleState) | when(n.freeCPU < e.r.cpu, ruleCPU) | when(n.freeMem < int64(e.r.mem), ruleRAM)
+	of := when(!n.open, ruleState) | when(n.freeCPU < e.r.cpu, ruleCPU) | when(n.freeMem < int64(e.r.mem), ruleRAM) | when(!n.lends(e.r), ruleScratch)
 	least := ^uint32(0)
 	for alt := range e.r.alts {
 		for x := &n.unit; x != nil; x = e.s.next(x) {

@@ -85,7 +85,7 @@ func (w packWorld) fgdStep(classes []frozenClass, of int) {
 		}
 		for _, f := range w.devicesFGD(slot, n) {
 			x := w.nodes[slot]
-			l := modelLease{f, int64(sh.needs.CPU), int64(sh.needs.Memory)}
+			l := sh.lease(f)
 			x.move(l, -1)
 			to, _ := w.fineState(slot)
 			x.move(l, 1)
@@ -101,7 +101,7 @@ func (w packWorld) fgdStep(classes []frozenClass, of int) {
 	}
 	if ok {
 		w.s.Take(got, sh.id)
-		l := modelLease{got, int64(sh.needs.CPU), int64(sh.needs.Memory)}
+		l := sh.lease(got)
 		w.nodes[got.Node].move(l, -1)
 		w.leases = append(w.leases, l)
 	}

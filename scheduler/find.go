@@ -112,8 +112,15 @@ func (q *query) findTree(at spot, prefix uint64) (uint64, bool) {
 	for first := true; ; first = false {
 		q.ticks += tickSeek
 		key, ok := q.forest.seek(&t.tree, lo, q.r.mem)
-		if !ok || keyCPU(key) >= uint64(q.r.cpu) {
-			return key, ok
+		if !ok {
+			return 0, false
+		}
+		if keyCPU(key) >= uint64(q.r.cpu) {
+			if q.serves(keyNode(key), at.class) {
+				return key, true
+			}
+			lo = key + 1
+			continue
 		}
 		if first && level && !q.inLevel(at) {
 			return 0, false
@@ -208,7 +215,7 @@ func (s *State) placeOn(r *shapeRec, node uint32) (place, bool) {
 // placeInside is placeOn for a node that may be closed.
 func (s *State) placeInside(r *shapeRec, node uint32) (place, bool) {
 	n := s.nodes.Get(node)
-	if n.freeCPU < 0 || n.freeMem < 0 || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem {
+	if n.freeCPU < 0 || n.freeMem < 0 || n.freeCPU < r.cpu || uint64(n.freeMem) < r.mem || !n.lends(r) {
 		return place{}, false
 	}
 	for alt := range r.alts {

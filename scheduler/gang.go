@@ -1,6 +1,10 @@
 package scheduler
 
-import "github.com/gpuai/gpuai"
+import (
+	"math"
+
+	"github.com/gpuai/gpuai"
+)
 
 // A Members is the tasks of one shape that a gang, or one group of a job whose
 // groups start together, has: Count of them if there is room, at least Min.
@@ -105,7 +109,7 @@ func (s *State) devices(needs []Members, fewer bool) uint64 {
 			sum += uint64(needs[i].want(fewer)) * uint64(r.count)
 		}
 	}
-	return max(sum, 1)
+	return sum
 }
 
 // tightest returns the next domain of a level, by its free devices and then its
@@ -137,10 +141,13 @@ func (s *State) roomiest(x *Search, l int) (Scope, bool) {
 	t := &s.topo[l]
 	sum := t.sum.Get()
 	least := s.devices(x.Needs, true)
-	if x.row == 0 {
+	if least == 0 && len(x.Needs) == 1 {
+		return s.mostRoom(x, l)
+	}
+	if x.row == 0 && x.domain == 0 {
 		x.row = maxRow
 	}
-	for row, ok := sum.rowUpTo(x.row); ok && uint64(row) >= min(least, maxRow); row, ok = sum.rowUpTo(row - 1) {
+	for row, ok := sum.rowUpTo(x.row); ok && uint64(row) >= min(least, maxRow); row, ok = sum.rowBelow(row) {
 		if row != x.row {
 			x.row, x.domain = row, 0
 		}
@@ -152,6 +159,26 @@ func (s *State) roomiest(x *Search, l int) (Scope, bool) {
 		}
 	}
 	return Scope{}, false
+}
+
+// mostRoom is roomiest for a single need without devices: the domain with room for
+// the most of it, which free devices say nothing of.
+func (s *State) mostRoom(x *Search, l int) (Scope, bool) {
+	n, t := &x.Needs[0], &s.topo[l]
+	best, at := uint64(n.Min)-1, uint32(0)
+	q := s.query(n.Shape)
+	for d, ok := t.slots.Next(0); ok && !x.tried; d, ok = t.slots.Next(d + 1) {
+		if !q.mayHold(l, d, best+1) {
+			continue
+		}
+		if room := q.roomIn(Scope{level: x.Level, at: d}, uint64(n.Count)); room > best {
+			best, at = room, d
+		}
+	}
+	s.spent += q.ticks
+	found := !x.tried && best >= uint64(n.Min)
+	x.tried = true
+	return Scope{level: x.Level, at: at}, found
 }
 
 // holds reports whether a domain has room for each need by itself.
@@ -187,11 +214,12 @@ func (s *State) nodeFor(needs []Members, fewer bool) (Scope, bool) {
 // sumUp writes what all needs are together, with the filters of the first that
 // asks for whole devices; false when no node can have that much.
 func (s *State) sumUp(all *shapeRec, needs []Members, fewer bool) bool {
-	var cpu, mem, devices uint64
+	var cpu, mem, scratch, devices uint64
 	found := false
 	for i := range needs {
 		r, n := s.shapes.Get(uint32(needs[i].Shape)), uint64(needs[i].want(fewer))
 		cpu, mem = cpu+n*uint64(r.cpu), mem+n*r.mem
+		scratch = min(scratch+n*uint64(r.scratch), math.MaxInt64)
 		if r.share == 0 {
 			devices += n * uint64(r.count)
 		}
@@ -202,7 +230,7 @@ func (s *State) sumUp(all *shapeRec, needs []Members, fewer bool) bool {
 	if devices > gpuai.MaxGPUs || cpu >= uint64(gpuai.MaxCPU) || mem >= uint64(gpuai.MaxMemory) {
 		return false
 	}
-	all.cpu, all.mem, all.count = int64(cpu), mem, uint16(devices)
+	all.cpu, all.mem, all.scratch, all.count = int64(cpu), mem, int64(scratch), uint16(devices)
 	return true
 }
 
@@ -227,9 +255,11 @@ func (s *State) nodeWithFewer(x *Search) (Scope, bool) {
 		return s.nodeFor(x.Needs, true)
 	}
 	n := x.Needs[0]
-	if r := s.shapes.Get(uint32(n.Shape)); r.count > 0 {
-		n.Count = min(n.Count, gpuai.MaxGPUs/uint32(r.count)+1)
+	r := s.shapes.Get(uint32(n.Shape))
+	if r.count == 0 {
+		return s.nodeWithMost(n)
 	}
+	n.Count = min(n.Count, gpuai.MaxGPUs/uint32(r.count)+1)
 	for n.Count--; n.Count >= n.Min && n.Count > 0; n.Count-- {
 		one := [1]Members{n}
 		if sc, ok := s.nodeFor(one[:], false); ok {
@@ -237,6 +267,21 @@ func (s *State) nodeWithFewer(x *Search) (Scope, bool) {
 		}
 	}
 	return Scope{}, false
+}
+
+// nodeWithMost is nodeWithFewer for tasks without devices, of which a node may
+// take thousands.
+func (s *State) nodeWithMost(n Members) (best Scope, found bool) {
+	for low, high := n.Min, n.Count-1; low <= high && high > 0; {
+		one := [1]Members{n}
+		one[0].Count = low + (high-low)/2
+		if sc, ok := s.nodeFor(one[:], false); ok {
+			best, found, low = sc, true, one[0].Count+1
+		} else {
+			high = one[0].Count - 1
+		}
+	}
+	return best, found
 }
 
 // A zoneKey orders zones: by what they have room for, then by their first pool.

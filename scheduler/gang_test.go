@@ -80,7 +80,7 @@ func (w *world) room(sh *modelShape, limit int, on func(uint32) bool) (n int) {
 		if !ok {
 			break
 		}
-		w.nodes[f.Node].move(modelLease{f, int64(sh.needs.CPU), int64(sh.needs.Memory)}, -1)
+		w.nodes[f.Node].move(sh.lease(f), -1)
 	}
 	for slot, x := range saved {
 		*w.nodes[slot] = x
@@ -159,7 +159,7 @@ func TestGangsAgainstBruteForce(t *testing.T) {
 			w.step()
 			w.check()
 			for i := range w.shapes {
-				if sh := &w.shapes[i]; sh.needs.GPU.Count > 0 && sh.needs.GPU.Share.Milli == 0 && w.r.IntN(4) == 0 {
+				if sh := &w.shapes[i]; sh.needs.GPU.Share.Milli == 0 && w.r.IntN(4) == 0 {
 					w.gang(sh)
 				}
 			}
@@ -227,6 +227,85 @@ func TestGangTakesTheTightestRack(t *testing.T) {
 				t.Fatalf("%d tasks, want %d", n, c.tasks)
 			}
 		})
+	}
+}
+
+// A gang without GPUs goes where its CPU and memory are, and there to the racks
+// that have the fewest free GPUs, none too.
+func TestGangWithoutGPUs(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		free       [][]int
+		level      gpuai.Topology
+		count, min uint32
+		rack, node uint32
+		tasks      uint32
+	}{
+		{"the rack without free GPUs", [][]int{{8, 8}, {0, 0}}, gpuai.TopologyRack, 3, 3, 1, 2, 3},
+		{"too little CPU in it", [][]int{{0}, {8, 8}}, gpuai.TopologyRack, 3, 3, 1, 1, 3},
+		{"one node for all", [][]int{{8, 4}, {0, 0}}, gpuai.TopologyRack, 2, 2, 1, 2, 2},
+		{"no rack", [][]int{{8, 8}, {0, 0}}, gpuai.TopologyRack, 5, 5, 0, 0, 0},
+		{"the one with the most room", [][]int{{8}, {0, 0, 0}, {0, 0}}, gpuai.TopologyRack, 9, 2, 1, 1, 6},
+		{"one node", [][]int{{8, 0}, {0}}, gpuai.TopologyNode, 2, 2, 0, 1, 2},
+		{"as many as one node holds", [][]int{{8, 0}, {0}}, gpuai.TopologyNode, 50_000, 1, 0, 1, 2},
+		{"no node", [][]int{{8, 0}}, gpuai.TopologyNode, 3, 3, 0, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := racks(t, c.free...)
+			id := shape(t, s, gpuai.Resources{CPU: 40_000, Memory: 1 << 30})
+			sc, ok := s.Next(&Search{Level: c.level, Needs: []Members{{id, c.count, c.min}}})
+			if ok != (c.tasks > 0) {
+				t.Fatalf("%+v %v", sc, ok)
+			}
+			p, n := Picker{Scope: sc}, uint32(0)
+			for ; ok && n < c.count; n++ {
+				f, fits := s.Pick(&p, id, c.count-n)
+				if !fits {
+					break
+				}
+				if rackOf(s, f) != c.rack || n == 0 && f.Node != c.node || f.Devices != 0 {
+					t.Fatalf("task %d at %+v in rack %d, want node %d of rack %d", n, f, rackOf(s, f), c.node, c.rack)
+				}
+				s.Take(f, id)
+			}
+			if n != c.tasks {
+				t.Errorf("%d tasks, want %d", n, c.tasks)
+			}
+		})
+	}
+}
+
+// Near keeps a gang without GPUs together too: in the rack that holds all, or
+// else in the roomiest.
+func TestNearWithoutGPUs(t *testing.T) {
+	for _, c := range []struct {
+		near  gpuai.Topology
+		count uint32
+		want  []uint32 // nodes in order
+	}{
+		{gpuai.TopologyRack, 3, []uint32{2, 3}},
+		{gpuai.TopologyRack, 5, []uint32{4, 5, 6}},
+		{gpuai.TopologyRack, 7, []uint32{4, 5, 6, 2}},
+		{gpuai.TopologyNode, 2, []uint32{2}},
+		{gpuai.TopologyNode, 5, []uint32{2, 3, 4}},
+	} {
+		s := racks(t, []int{8, 8}, []int{0, 0}, []int{4, 4, 4})
+		id := shape(t, s, gpuai.Resources{CPU: 40_000, Memory: 1 << 30})
+		p := Picker{Near: c.near}
+		var got []uint32
+		for n := range c.count {
+			f, ok := s.Pick(&p, id, c.count-n)
+			if !ok {
+				t.Fatalf("near %s: task %d of %d has no place", c.near, n, c.count)
+			}
+			if len(got) == 0 || got[len(got)-1] != f.Node {
+				got = append(got, f.Node)
+			}
+			s.Take(f, id)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("near %s: %d tasks on nodes %v, want %v", c.near, c.count, got, c.want)
+		}
 	}
 }
 

@@ -102,7 +102,7 @@ func (q *query) nearest(sc Scope, level gpuai.Topology, rest uint64) roomy {
 func (q *query) nearestKept(sc Scope, l int, level gpuai.Topology, rest uint64) (best roomy) {
 	t := &q.topo[l]
 	sum := t.sum.Get()
-	k := uint64(max(q.r.count, 1))
+	k := uint64(q.r.count)
 	for row, ok := sum.rowFrom(uint32(min(rest*k, maxRow))); ok; row, ok = sum.rowFrom(row + 1) {
 		for d, ok := t.nextIn(row, 0); ok; d, ok = t.nextIn(row, d+1) {
 			at := Scope{level: level, at: d}
@@ -111,8 +111,8 @@ func (q *query) nearestKept(sc Scope, l int, level gpuai.Topology, rest uint64) 
 			}
 		}
 	}
-	for row, ok := sum.rowUpTo(maxRow); ok; row, ok = sum.rowUpTo(row - 1) {
-		if row < maxRow && uint64(row)/k <= best.room && q.r.share == 0 {
+	for row, ok := sum.rowUpTo(maxRow); ok; row, ok = sum.rowBelow(row) {
+		if row < maxRow && k > 0 && uint64(row)/k <= best.room && q.r.share == 0 {
 			return best // no room for more in what is left
 		}
 		for d, ok := t.nextIn(row, 0); ok; d, ok = t.nextIn(row, d+1) {
@@ -146,12 +146,15 @@ func (q *query) nearestNode(sc Scope, rest uint64) roomy {
 	r := *q.r
 	n.r = &r
 	if k := rest * uint64(r.count); k <= gpuai.MaxGPUs && r.share == 0 && rest <= r.scalable() {
-		r.count, r.cpu, r.mem = uint16(k), r.cpu*int64(rest), r.mem*rest
+		r.count, r.cpu, r.mem, r.scratch = uint16(k), r.cpu*int64(rest), r.mem*rest, r.scratch*int64(rest)
 		if f, ok := n.find(); ok {
 			q.ticks += n.ticks
 			return roomy{Scope{level: gpuai.TopologyNode, at: f.Node}, rest}
 		}
 		r = *q.r
+	}
+	if r.count == 0 {
+		return q.nodeForMost(&n, rest)
 	}
 	f, ok := n.findMost()
 	q.ticks += n.ticks + tickNode
@@ -161,9 +164,25 @@ func (q *query) nearestNode(sc Scope, rest uint64) roomy {
 	return roomy{Scope{level: gpuai.TopologyNode, at: f.Node}, min(q.roomOn(f.Node), rest)}
 }
 
+// nodeForMost returns the node that has room for the most tasks without devices,
+// fewer than rest; n searches where the gang may go.
+func (q *query) nodeForMost(n *query, rest uint64) (best roomy) {
+	for low, high := uint64(1), min(rest-1, q.r.scalable()); low <= high; {
+		tasks := low + (high-low)/2
+		n.r.cpu, n.r.mem, n.r.scratch = q.r.cpu*int64(tasks), q.r.mem*tasks, q.r.scratch*int64(tasks)
+		if f, ok := n.find(); ok {
+			best, low = roomy{Scope{level: gpuai.TopologyNode, at: f.Node}, tasks}, tasks+1
+		} else {
+			high = tasks - 1
+		}
+	}
+	q.ticks += n.ticks + tickNode
+	return best
+}
+
 // scalable returns how many tasks' CPU and memory a record can hold.
 func (r *shapeRec) scalable() uint64 {
-	return min(uint64(gpuai.MaxCPU)/uint64(max(r.cpu, 1)), uint64(gpuai.MaxMemory)/max(r.mem, 1)) - 1
+	return min(uint64(gpuai.MaxCPU)/uint64(max(r.cpu, 1)), uint64(gpuai.MaxMemory)/max(r.mem, uint64(r.scratch), 1)) - 1
 }
 
 // findMost is find from the other end: the class with the most free devices

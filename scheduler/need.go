@@ -84,13 +84,14 @@ func (a *Need) Least(b *Need) Need {
 // A Free is what is free of a node, or would be: to ask what if.
 type Free struct {
 	cpu, memory int64
+	scratch     int64
 	left        [gpuai.MaxGPUs]int16
 }
 
 // FreeOf sets f to what is free of a node. It only reads.
 func (s *State) FreeOf(node uint32, f *Free) {
 	n := s.nodes.Get(node)
-	f.cpu, f.memory = n.freeCPU, n.freeMem
+	f.cpu, f.memory, f.scratch = n.freeCPU, n.freeMem, n.freeScratch()
 	for d := range n.devices {
 		f.left[d] = s.free(n, d)
 	}
@@ -99,6 +100,13 @@ func (s *State) FreeOf(node uint32, f *Free) {
 // Give adds what a lease holds.
 func (f *Free) Give(devices uint64, share uint16, cpu, memory int64) {
 	f.move(devices, milli(share), cpu, memory)
+}
+
+// Lend takes off scratch space that a lease would hold, or adds what one holds.
+func (f *Free) Lend(bytes int64) {
+	if f.scratch != math.MaxInt64 {
+		f.scratch -= bytes
+	}
 }
 
 // Take takes off what a lease would hold.
@@ -122,7 +130,7 @@ func (s *State) Admits(id ShapeID, node uint32) bool {
 		return false
 	}
 	n := s.nodes.Get(node)
-	if n.capCPU < r.cpu || uint64(n.capMem) < r.mem {
+	if n.capCPU < r.cpu || uint64(n.capMem) < r.mem || n.scratch != 0 && n.scratch < r.scratch {
 		return false
 	}
 	for u := &n.unit; u != nil; u = s.next(u) {
@@ -147,6 +155,7 @@ func (s *State) TasksIn(id ShapeID, node uint32, f *Free) uint32 {
 	if r.mem > 0 {
 		most = min(most, f.memory/int64(r.mem))
 	}
+	most = min(most, int64(r.lentBy(f.scratch)))
 	tasks, any := int64(0), false
 	for u := &n.unit; u != nil; u = s.next(u) {
 		if !s.passesAny(r, uint32(u.pool)) {
@@ -184,6 +193,7 @@ func (s *State) TakeTasks(id ShapeID, node uint32, f *Free, tasks uint32) bool {
 	}
 	f.cpu -= int64(tasks) * r.cpu
 	f.memory -= int64(tasks) * int64(r.mem)
+	f.Lend(int64(tasks) * r.scratch)
 	for u := &n.unit; u != nil && tasks > 0 && r.count > 0; u = s.next(u) {
 		if !s.passesAny(r, uint32(u.pool)) {
 			continue

@@ -15,6 +15,7 @@ type NodeInfo struct {
 	Labels  map[string]string
 	CPU     int64 // milli
 	Memory  int64 // bytes
+	Scratch int64 // bytes it lends to tasks; 0: it is not counted
 	Price   gpuai.Micros
 	Devices []DeviceInfo // at most gpuai.MaxGPUs; a device's number is its place
 }
@@ -31,6 +32,7 @@ type DeviceInfo struct {
 type nodeRec struct {
 	capCPU, capMem   int64
 	freeCPU, freeMem int64 // below 0 when a node came back smaller than what runs on it
+	scratch, lent    int64 // bytes of scratch space, see scratch.go
 	unit             unitRec
 	left             devRow // free of the first devices
 	rows             uint32 // row of the further ones + 1
@@ -101,7 +103,7 @@ func (s *State) SetNode(slot uint32, n *NodeInfo) gpuai.Code {
 		s.unlist(slot)
 	}
 	rec := nodeRec{
-		capCPU: n.CPU, capMem: n.Memory, freeCPU: n.CPU, freeMem: n.Memory,
+		capCPU: n.CPU, capMem: n.Memory, freeCPU: n.CPU, freeMem: n.Memory, scratch: n.Scratch,
 		devices: uint8(len(n.Devices)), known: true,
 	}
 	s.freeAll(&rec)
@@ -128,7 +130,7 @@ func (s *State) SetNode(slot uint32, n *NodeInfo) gpuai.Code {
 }
 
 func (n *NodeInfo) valid() bool {
-	ok := n.CPU >= 0 && n.CPU < int64(gpuai.MaxCPU) && n.Memory >= 0 && n.Memory < int64(gpuai.MaxMemory) &&
+	ok := n.Scratch >= 0 && n.CPU >= 0 && n.CPU < int64(gpuai.MaxCPU) && n.Memory >= 0 && n.Memory < int64(gpuai.MaxMemory) &&
 		len(n.Devices) <= gpuai.MaxGPUs && len(n.Labels) <= gpuai.MaxLabels
 	for i := range n.Devices[:min(len(n.Devices), gpuai.MaxGPUs)] {
 		ok = ok && n.Devices[i].Memory >= 0

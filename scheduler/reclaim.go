@@ -333,11 +333,19 @@ func (q *query) seekReclaim(t *tree, prefix uint64) (uint64, bool) {
 	if t.empty() || t.maxMem < q.r.mem || t.maxKey < lo {
 		return 0, false
 	}
-	for range maxPrefixes {
+	for n := maxPrefixes; n > 0; n-- {
 		q.ticks += tickSeek
 		key, ok := q.reclaim.forest.seek(t, lo, q.r.mem)
-		if !ok || reclaimCPU(key) >= uint64(q.r.cpu) {
-			return key, ok
+		if !ok {
+			return 0, false
+		}
+		if reclaimCPU(key) >= uint64(q.r.cpu) {
+			if q.serves(reclaimNode(key), 0) {
+				return key, true
+			}
+			lo = key + 1
+			n++ // as many as there are: it is no amount of CPU
+			continue
 		}
 		lo = reclaimKey(reclaimPrefix(key), q.r.cpu, 0)
 	}
@@ -410,6 +418,9 @@ func (s *State) FitsReclaim(id ShapeID, node uint32, limit Band) bool {
 		return false
 	}
 	r := s.shapes.Get(uint32(id))
+	if !s.nodes.Get(node).lends(r) {
+		return false
+	}
 	for at := *s.reclaim.first.Get(node); at != 0; at = s.reclaim.rows.Get(at - 1).next {
 		row := s.reclaim.rows.Get(at - 1)
 		if row.band >= limit || row.mem < r.mem || reclaimCPU(row.whole) < uint64(r.cpu) {

@@ -88,6 +88,7 @@ func (s *State) takingOf(nodes []uint32, n *Members, limit Band) (band Band, lac
 // gains adds for how many tasks more than room a node has room with each band
 // that goes.
 func (q *query) gains(node uint32, room uint64, limit Band, gain *[NumBands]uint64) {
+	lent := q.r.lentBy(q.nodes.Get(node).freeScratch())
 	above, band := uint64(0), NumBands // tasks once band has gone, and the band: they come from the highest down
 	x := &q.reclaim
 	for at := *x.first.Get(node); at != 0; {
@@ -101,7 +102,7 @@ func (q *query) gains(node uint32, room uint64, limit Band, gain *[NumBands]uint
 			tasks += q.tasksOf(x.rows.Get(at - 1))
 			at = x.rows.Get(at - 1).next
 		}
-		tasks = max(min(tasks, q.r.within(int64(reclaimCPU(row.whole)), int64(row.mem))), room)
+		tasks = max(min(tasks, q.r.within(int64(reclaimCPU(row.whole)), int64(row.mem)), lent), room)
 		if band < NumBands {
 			gain[band] += above - min(above, tasks)
 		}

@@ -52,7 +52,7 @@ func (w *reclaimWorld) after(slot uint32, gone func(h *Holding) bool) *modelNode
 	n.free = slices.Clone(n.free)
 	for _, h := range w.bands[slot] {
 		if gone(&h) {
-			n.move(modelLease{Fit{Devices: h.Devices, Share: h.Share}, h.CPU, h.Memory}, 1)
+			n.move(modelLease{fit: Fit{Devices: h.Devices, Share: h.Share}, cpu: h.CPU, mem: h.Memory}, 1)
 		}
 	}
 	return &n
@@ -73,7 +73,7 @@ func (w *reclaimWorld) bruteReclaim(sh *modelShape, limit Band) (uint32, bool) {
 				continue
 			}
 			n := w.after(slot, func(h *Holding) bool { return h.Band <= band })
-			if n.cpu < int64(sh.needs.CPU) || n.mem < int64(sh.needs.Memory) || n.cpu < 0 || n.mem < 0 {
+			if n.cpu < int64(sh.needs.CPU) || n.mem < int64(sh.needs.Memory) || n.cpu < 0 || n.mem < 0 || !n.lends(sh) {
 				continue
 			}
 			for alt := range max(len(sh.needs.GPU.Any), 1) {

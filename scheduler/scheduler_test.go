@@ -54,6 +54,7 @@ func (w *world) step() {
 		i := r.IntN(len(w.leases))
 		l := w.leases[i]
 		w.s.Give(l.fit.Node, l.fit.Devices, l.fit.Share, l.cpu, l.mem)
+		w.s.Lend(l.fit.Node, -l.scratch)
 		w.nodes[l.fit.Node].move(l, 1)
 		w.leases[i] = w.leases[len(w.leases)-1]
 		w.leases = w.leases[:len(w.leases)-1]
@@ -111,7 +112,7 @@ func (w *world) place(sh *modelShape) {
 	w.bound(sh)
 	if ok {
 		w.s.Take(got, sh.id)
-		l := modelLease{got, int64(sh.needs.CPU), int64(sh.needs.Memory)}
+		l := sh.lease(got)
 		w.nodes[got.Node].move(l, -1)
 		w.leases = append(w.leases, l)
 	}
@@ -245,6 +246,7 @@ func (w *world) restore() *world {
 		for _, l := range w.leases {
 			if l.fit.Node == slot {
 				o.s.Hold(slot, l.fit.Devices, l.fit.Share, l.cpu, l.mem)
+				o.s.Lend(slot, l.scratch)
 			}
 		}
 		o.s.SetOpen(slot, n.open)
@@ -342,6 +344,7 @@ func TestGiveUndoesTake(t *testing.T) {
 			t.Fatalf("%d devices for %d", bits.OnesCount64(f.Devices), want)
 		}
 		w.s.Give(f.Node, f.Devices, f.Share, int64(sh.needs.CPU), int64(sh.needs.Memory))
+		w.s.Lend(f.Node, -sh.scratch())
 		if dump(w.s) != before {
 			t.Fatalf("Take and Give of %+v do not cancel out", sh.needs)
 		}

@@ -155,7 +155,7 @@ func (q *query) roomOn(slot uint32) uint64 {
 	if !n.indexed() {
 		return 0
 	}
-	most := r.within(n.freeCPU, n.freeMem)
+	most := min(r.within(n.freeCPU, n.freeMem), r.lentBy(n.freeScratch()))
 	var have uint64
 	for u := &n.unit; u != nil && have < most; u = q.next(u) {
 		if !q.passesAny(uint32(u.pool)) {

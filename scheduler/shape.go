@@ -21,6 +21,7 @@ type shapeRec struct {
 	hash    uint64 // of key
 	mem     uint64
 	cpu     int64
+	scratch int64    // bytes, of its constraints
 	key     uint32   // blob: what the caller knows the shape by
 	refs    uint32   // groups
 	prev    shapeRef // idle ones, the longest idle first
@@ -101,7 +102,7 @@ func (s *State) makeShape(i uint32, key []byte, r *gpuai.Resources, cs []gpuai.C
 		if code != gpuai.OK {
 			return code
 		}
-		rec.filters[a] = f
+		rec.filters[a], rec.scratch = f, scratchIn(s.keyBuf)
 	}
 	return s.storeShape(i, key, &rec)
 }

@@ -152,7 +152,7 @@ func (s *State) restoreShape(c *cursor) error {
 		if code != gpuai.OK {
 			return fmt.Errorf("shape %d: %w: %v", i, errState, code)
 		}
-		rec.filters[a] = f
+		rec.filters[a], rec.scratch = f, scratchIn(def)
 	}
 	if code := s.storeShape(i, key, &rec); code != gpuai.OK || c.short {
 		return fmt.Errorf("shape %d: %w: %v", i, errState, code)

@@ -19,6 +19,7 @@ type Fit struct {
 func (s *State) Take(f Fit, id ShapeID) {
 	r := s.shapes.Get(uint32(id))
 	s.Hold(f.Node, f.Devices, f.Share, r.cpu, int64(r.mem))
+	s.Lend(f.Node, r.scratch)
 }
 
 // Hold takes what a lease holds of a node: a share of each of the devices in

@@ -81,7 +81,7 @@ type topology struct {
 	seats   *mem.Table[seatRec] // by node
 	free    *mem.Table[uint32]  // wholly free devices of open nodes, by domain: apart, as they change often
 	sizes   *mem.Table[uint16]  // open nodes by wholly free devices: domain·numSizes + devices
-	rows    *mem.Table[uint64]  // domains by free devices: row·domainWords + word
+	rows    *mem.Table[uint64]  // domains by free devices, none too: row·domainWords + word
 	counts  *mem.Table[uint32]  // domains of a row
 	sum     mem.Var[rowsRec]
 }
@@ -177,6 +177,7 @@ func (s *State) makeDomain(l int, d uint32, b []byte) gpuai.Code {
 	if t.sum.Get().words <= d>>6 {
 		t.sum.Mut().words = d>>6 + 1
 	}
+	t.joinRow(d, 0)
 	return gpuai.OK
 }
 
@@ -187,6 +188,7 @@ func (s *State) leaveDomain(l int, d uint32) {
 	if r.nodes--; r.nodes > 0 {
 		return
 	}
+	t.leaveRow(d, 0) // nothing of it is free
 	t.byDef.Delete(r.hash, d)
 	s.poolBytes.Free(r.def)
 	*t.domains.Mut(d) = domainRec{}
@@ -333,21 +335,25 @@ func (t *topology) shift(d, from, to uint32) {
 	if from, to = min(from, maxRow), min(to, maxRow); from == to {
 		return
 	}
-	if from > 0 {
-		*t.rows.Mut(from*domainWords + d>>6) &^= 1 << (d & 63)
-		c := t.counts.Mut(from)
-		if *c--; *c == 0 {
-			t.sum.Mut().filled[from>>6] &^= 1 << (from & 63)
-		}
+	t.leaveRow(d, from)
+	t.joinRow(d, to)
+}
+
+func (t *topology) leaveRow(d, row uint32) {
+	*t.rows.Mut(row*domainWords + d>>6) &^= 1 << (d & 63)
+	c := t.counts.Mut(row)
+	if *c--; *c == 0 {
+		t.sum.Mut().filled[row>>6] &^= 1 << (row & 63)
 	}
-	if to > 0 {
-		t.rows.Grow((to + 1) * domainWords)
-		t.counts.Grow(to + 1)
-		*t.rows.Mut(to*domainWords + d>>6) |= 1 << (d & 63)
-		c := t.counts.Mut(to)
-		if *c++; *c == 1 {
-			t.sum.Mut().filled[to>>6] |= 1 << (to & 63)
-		}
+}
+
+func (t *topology) joinRow(d, row uint32) {
+	t.rows.Grow((row + 1) * domainWords)
+	t.counts.Grow(row + 1)
+	*t.rows.Mut(row*domainWords + d>>6) |= 1 << (d & 63)
+	c := t.counts.Mut(row)
+	if *c++; *c == 1 {
+		t.sum.Mut().filled[row>>6] |= 1 << (row & 63)
 	}
 }
 
@@ -372,6 +378,14 @@ func (r *rowsRec) rowUpTo(row uint32) (uint32, bool) {
 		keep = 0
 	}
 	return 0, false
+}
+
+// rowBelow returns the last row < row that holds a domain.
+func (r *rowsRec) rowBelow(row uint32) (uint32, bool) {
+	if row == 0 {
+		return 0, false
+	}
+	return r.rowUpTo(row - 1)
 }
 
 // nextIn returns the first domain ≥ from of a row.

@@ -20,6 +20,7 @@ type world struct {
 	t      *testing.T
 	r      *rand.Rand
 	plain  bool // few pools, many nodes in each
+	lends  bool // nodes lend scratch space
 	sp     *mem.Space
 	s      *State
 	nodes  map[uint32]*modelNode
@@ -32,6 +33,7 @@ type modelNode struct {
 	info     NodeInfo
 	open     bool
 	cpu, mem int64
+	lent     int64
 	free     []int
 	pools    []int // by device; of the node without devices, one
 }
@@ -45,11 +47,32 @@ type modelShape struct {
 type modelLease struct {
 	fit      Fit
 	cpu, mem int64
+	scratch  int64
+}
+
+// lease is what a task of a shape holds at a place.
+func (sh *modelShape) lease(f Fit) modelLease {
+	return modelLease{f, int64(sh.needs.CPU), int64(sh.needs.Memory), sh.scratch()}
+}
+
+// scratch is what a task asks for of scratch space.
+func (sh *modelShape) scratch() (most int64) {
+	for _, c := range sh.cs {
+		if n, err := strconv.ParseInt(c.Values[0], 10, 64); err == nil && c.Attribute == "label."+gpuai.LabelScratch && c.Op == gpuai.AtLeast {
+			most = max(most, n)
+		}
+	}
+	return most
+}
+
+// lends reports whether a node has a task's scratch space left.
+func (n *modelNode) lends(sh *modelShape) bool {
+	return sh.scratch() == 0 || n.info.Scratch == 0 || n.info.Scratch-n.lent >= sh.scratch()
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
 	sp := mem.NewSpace()
-	w := &world{t: t, r: rand.New(rand.NewPCG(seed, 9)), plain: seed%2 == 1, sp: sp, s: New(sp), nodes: map[uint32]*modelNode{}}
+	w := &world{t: t, r: rand.New(rand.NewPCG(seed, 9)), plain: seed%2 == 1, lends: seed%3 == 2, sp: sp, s: New(sp), nodes: map[uint32]*modelNode{}}
 	sp.Commit()
 	return w
 }
@@ -73,6 +96,9 @@ func (w *world) randomInfo() NodeInfo {
 	if w.plain {
 		n.Zone, n.Price, n.Labels, model = "", 0, nil, DeviceInfo{Vendor: "nvidia", Model: "H100", Memory: 80}
 	}
+	if w.lends {
+		w.lendSome(&n)
+	}
 	n.Rack, n.NVLinkDomain = pick(r, "", "r1", "r1", "r2", "r3"), pick(r, "", "n1", "n2", "n3")
 	for range pick(r, 0, 1, 2, 4, 8, 8, 8, 11) {
 		if r.IntN(12) == 0 && !w.plain {
@@ -83,6 +109,17 @@ func (w *world) randomInfo() NodeInfo {
 		n.Devices = append(n.Devices, d)
 	}
 	return n
+}
+
+// lendSome has a node lend scratch space, counted or not.
+func (w *world) lendSome(n *NodeInfo) {
+	labels := map[string]string{gpuai.LabelScratch: pick(w.r, "100", "250")}
+	for k, v := range n.Labels {
+		labels[k] = v
+	}
+	if n.Labels = labels; w.r.IntN(4) > 0 {
+		n.Scratch, _ = strconv.ParseInt(labels[gpuai.LabelScratch], 10, 64)
+	}
 }
 
 func randomModel(r *rand.Rand) DeviceInfo {
@@ -108,6 +145,9 @@ func (w *world) randomNeeds() (gpuai.Resources, []gpuai.Constraint) {
 	var cs []gpuai.Constraint
 	for range pick(r, 0, 0, 1, 1, 2) {
 		cs = append(cs, randomConstraint(r))
+	}
+	if w.lends && r.IntN(2) == 0 {
+		cs = append(cs, gpuai.Constraint{Attribute: "label." + gpuai.LabelScratch, Op: gpuai.AtLeast, Values: []string{pick(r, "30", "60", "120")}})
 	}
 	return needs, cs
 }
@@ -205,6 +245,7 @@ func (w *world) forgetPools() {
 
 func (w *world) hold(l modelLease) {
 	w.s.Hold(l.fit.Node, l.fit.Devices, l.fit.Share, l.cpu, l.mem)
+	w.s.Lend(l.fit.Node, l.scratch)
 	w.nodes[l.fit.Node].move(l, -1)
 }
 
@@ -212,6 +253,7 @@ func (w *world) hold(l modelLease) {
 func (n *modelNode) move(l modelLease, by int) {
 	n.cpu += int64(by) * l.cpu
 	n.mem += int64(by) * l.mem
+	n.lent -= int64(by) * l.scratch
 	for d := range n.free {
 		if l.fit.Devices>>d&1 != 0 {
 			n.free[d] += by * int(milli(l.fit.Share))
@@ -228,7 +270,7 @@ type rank [7]int
 func (w *world) ranks(sh *modelShape, alt int, slot uint32) (best rank, devices uint64, ok bool) {
 	n := w.nodes[slot]
 	g := &sh.needs.GPU
-	if !n.open || n.cpu < int64(sh.needs.CPU) || n.mem < int64(sh.needs.Memory) || n.cpu < 0 || n.mem < 0 {
+	if !n.open || n.cpu < int64(sh.needs.CPU) || n.mem < int64(sh.needs.Memory) || n.cpu < 0 || n.mem < 0 || !n.lends(sh) {
 		return best, 0, false
 	}
 	for begin := range max(len(n.info.Devices), 1) {
@@ -317,7 +359,7 @@ func (w *world) brute(sh *modelShape, only func(slot uint32) bool) (Fit, bool) {
 // ever is CanEver by looking at everything.
 func (w *world) ever(sh *modelShape) bool {
 	for _, n := range w.nodes {
-		if n.info.CPU < int64(sh.needs.CPU) || n.info.Memory < int64(sh.needs.Memory) {
+		if n.info.CPU < int64(sh.needs.CPU) || n.info.Memory < int64(sh.needs.Memory) || n.info.Scratch != 0 && n.info.Scratch < sh.scratch() {
 			continue
 		}
 		for begin := range n.pools {
@@ -349,7 +391,7 @@ func dump(s *State) string {
 		if !n.known {
 			continue
 		}
-		b = fmt.Append(b, "\n", slot, n.capCPU, n.capMem, n.freeCPU, n.freeMem, n.open)
+		b = fmt.Append(b, "\n", slot, n.capCPU, n.capMem, n.freeCPU, n.freeMem, n.scratch, n.lent, n.open)
 		for x := &n.unit; x != nil; x = s.next(x) {
 			b = fmt.Append(b, " ", x.devs, x.usable, x.whole, x.pool)
 			for m := x.devs; m != 0; m &= m - 1 {

@@ -176,8 +176,8 @@ func share(l *gpuai.Lease) gpuai.Milli {
 	return l.Share
 }
 
-// held reports whether l's task waits for its gang.
-func (l *lease) held() bool { return l.a.Gang != nil && l.a.Gang.Hold }
+// held reports whether l's task waits for its gang, or the groups it starts with.
+func (l *lease) held() bool { return l.a.Held() }
 
 // prepared notes that l's task is ready, and starts it unless it must wait.
 func (c *Core) prepared(now int64, l *lease) {

@@ -95,8 +95,11 @@ func (w *world) walk() {
 func (w *world) grant() {
 	w.index++
 	a := assign(w.index)
-	if w.rnd.IntN(3) == 0 {
+	switch w.rnd.IntN(4) {
+	case 0:
 		a.Gang = &gpuai.GangInfo{Rank: 1, Size: 2, Hold: true}
+	case 1:
+		a.Hold = true
 	}
 	w.leases[a.Lease.ID] = a
 	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
@@ -105,11 +108,13 @@ func (w *world) grant() {
 // lift has the region let a gang start.
 func (w *world) lift(t gpuai.Token) {
 	a := w.leases[t]
-	if a.Gang == nil || !a.Gang.Hold || a.Lease.State == gpuai.LeaseRevoking {
+	if !a.Held() || a.Lease.State == gpuai.LeaseRevoking {
 		return
 	}
 	w.index++
-	a.Gang = &gpuai.GangInfo{Rank: 1, Size: 2}
+	if a.Hold = false; a.Gang != nil {
+		a.Gang = &gpuai.GangInfo{Rank: 1, Size: 2}
+	}
 	w.leases[t] = a
 	w.send(LeasesReceived{w.sess, &gpuai.LeaseSet{Incarnation: inc, Index: w.index, Leases: []gpuai.Assignment{a}}})
 }
@@ -148,7 +153,7 @@ func (w *world) end(t gpuai.Token) {
 func (w *world) waiting() []gpuai.Token {
 	return slices.DeleteFunc(w.named(), func(t gpuai.Token) bool {
 		a := w.leases[t]
-		return a.Gang == nil || !a.Gang.Hold || a.Lease.State == gpuai.LeaseRevoking
+		return !a.Held() || a.Lease.State == gpuai.LeaseRevoking
 	})
 }
 
@@ -262,8 +267,8 @@ func (w *world) carryOut(act Action) {
 		if w.starts[t]++; w.starts[t] > 1 {
 			w.t.Errorf("task %s started twice", t)
 		}
-		if gang := act.Assignment.Gang; act.Hold != (gang != nil && gang.Hold) {
-			w.t.Errorf("task %s is held: %v, of %+v", t, act.Hold, gang)
+		if act.Hold != act.Assignment.Held() {
+			w.t.Errorf("task %s is held: %v, of %+v", t, act.Hold, act.Assignment)
 		}
 		w.bound(t, act.Deadline)
 		if act.Hold {
@@ -288,7 +293,7 @@ func (w *world) carryOut(act Action) {
 		if !w.held[act.Lease] || w.starts[act.Lease] != 1 {
 			w.t.Errorf("task %s is launched, and is not held", act.Lease)
 		}
-		if a, live := w.leases[act.Lease]; live && a.Gang.Hold {
+		if a, live := w.leases[act.Lease]; live && a.Held() {
 			w.t.Errorf("task %s is launched before its gang is ready", act.Lease)
 		}
 		delete(w.held, act.Lease)

@@ -51,8 +51,8 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 			c.stop(l) // its user has no use for what it would save
 		}
 		c.adopted(now, l, a.Lease.Incarnation)
-		if as == AssignedLive && l.held() && a.Gang != nil && !a.Gang.Hold {
-			if l.a.Gang = a.Gang; l.phase == Prepared { // all of its gang are ready
+		if as == AssignedLive && l.held() && (a.Gang != nil || l.a.Gang == nil) && !a.Held() {
+			if l.a.Gang, l.a.Hold = a.Gang, a.Hold; l.phase == Prepared { // all that it waits for are ready
 				c.launch(l)
 			}
 		}

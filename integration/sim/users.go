@@ -254,8 +254,22 @@ func (u *users) spec() *gpuai.JobSpec {
 		g.Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: gpuai.Duration(w.between(100, 8_000))}
 	}
 	s.Groups = []gpuai.Group{g}
+	if u.raised && g.Gang && w.chance(0.3) {
+		s.Groups, s.Together = together(g), true
+	}
 	s.Defaults()
 	return s
+}
+
+// together has the last task of a gang be a group of its own that starts with the
+// others, which need no more than the gang did.
+func together(g gpuai.Group) []gpuai.Group {
+	last := g
+	last.Name, last.Gang, last.Count, last.MinCount = "last", false, 1, 0
+	if g.Count--; g.MinCount > g.Count {
+		g.MinCount = g.Count
+	}
+	return []gpuai.Group{g, last}
 }
 
 // runTime is how long a task works.
