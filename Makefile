@@ -119,6 +119,7 @@ bench: build
 			bin/gpuai bench --local 3 --sim-nodes 1000 $$load; \
 		done; \
 	done
+	$(GO) run ./integration/agentbench
 
 fmt:
 	gofmt -w .
