@@ -13,8 +13,7 @@ type NodeID string
 // one, stable across reboots.
 type DeviceID string
 
-// A TenantID names a tenant. Until tenants are built there is one,
-// DefaultTenant.
+// A TenantID names a tenant: who submits jobs, and pays for them.
 type TenantID string
 
 // A RegionID names a region, a ServerID one member of it, a ClusterID the Raft

@@ -114,9 +114,6 @@ func (s *JobSpec) Validate() []FieldError {
 	var v fieldErrors
 	v.name("/name", s.Name)
 	v.name("/tenant", string(s.Tenant))
-	if s.Tenant != DefaultTenant {
-		v.add("/tenant", "the only tenant is \"default\" until tenants are built")
-	}
 	if s.Type >= numJobTypes {
 		v.add("/type", "is not a known type")
 	}

@@ -57,7 +57,7 @@ var jobCases = []struct {
 }{
 	{"untouched", func(s *gpuai.JobSpec, g *gpuai.Group) {}, nil},
 	{"no name", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Name = "" }, []string{"/name"}},
-	{"tenant", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Tenant = "acme" }, []string{"/tenant"}},
+	{"tenant", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Tenant = "Acme" }, []string{"/tenant"}},
 	{"type and class", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Type, s.Class = 2, 5 }, []string{"/type", "/class"}},
 	{"priority", func(s *gpuai.JobSpec, g *gpuai.Group) { s.Priority = 101 }, []string{"/priority"}},
 	{"times", func(s *gpuai.JobSpec, g *gpuai.Group) {

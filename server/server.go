@@ -15,6 +15,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/raft"
 	"github.com/gpuai/gpuai/server/hub"
@@ -171,7 +172,7 @@ func (s *Server) serveHTTP() {
 		auth = s.keeper
 	}
 	api := httpd.New(httpd.Config{
-		Auth: auth, PrivateMetrics: s.cfg.PrivateMetrics,
+		Auth: auth, PeerOf: identity.PeerOf, PrivateMetrics: s.cfg.PrivateMetrics,
 		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
 		Metrics:  telemetry.Handler(s.cfg.Metrics),
 		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
 )
 
@@ -19,7 +20,9 @@ const defaultAddr = "http://127.0.0.1:7470"
 // apiFlags are the flags of every command that talks to a server.
 type apiFlags struct {
 	addr    string
-	addrs   []string // addr, split; or the environment's
+	context string         // --context
+	tenant  gpuai.TenantID // of what names none; set by connect
+	addrs   []string       // addr, split; or the environment's
 	output  string
 	jq      string
 	curl    bool
@@ -46,7 +49,8 @@ func (a *app) talks(c *cobra.Command) *cobra.Command {
 // reaches adds the flags that say which server to talk to.
 func (a *app) reaches(c *cobra.Command) *cobra.Command {
 	f := c.Flags()
-	f.StringVar(&a.api.addr, "addr", "", "servers to talk to, comma-separated (default $GPUAI_ADDR, else "+defaultAddr+")")
+	f.StringVar(&a.api.addr, "addr", "", "servers to talk to, comma-separated (default $GPUAI_ADDR, the context's, else "+defaultAddr+")")
+	f.StringVar(&a.api.context, "context", "", "region to talk to, of gpuai context list (default $GPUAI_CONTEXT, else the current one)")
 	f.BoolVar(&a.api.curl, "curl", false, "print each API call as a curl command to standard error")
 	return c
 }
@@ -74,25 +78,16 @@ func (a *app) connectOnce() (*client.Client, error) {
 }
 
 func (a *app) connectWith(cfg client.Config) (*client.Client, error) {
-	addr := a.api.addr
-	if addr == "" {
-		addr = a.getenv("GPUAI_ADDR")
+	r, err := a.reach()
+	if err != nil {
+		return nil, err
 	}
-	if addr == "" {
-		addr = defaultAddr
-	}
-	a.api.addrs = nil
-	for s := range strings.SplitSeq(addr, ",") {
-		u, err := serverURL(s)
-		if err != nil {
-			return nil, err
-		}
-		a.api.addrs = append(a.api.addrs, u)
-	}
+	a.api.addrs, a.api.tenant, cfg.Token = r.addrs, r.tenant, r.token
 	if err := a.checkFormat(); err != nil {
 		return nil, err
 	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig, t.ForceAttemptHTTP2 = r.tls, false // commands in tasks are HTTP/1.1 upgrades
 	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second}).DialContext
 	a.rec = &recorder{next: t, talk: a.err, curl: a.api.curl}
 	cfg.Addrs, cfg.HTTP = a.api.addrs, &http.Client{Transport: a.rec}

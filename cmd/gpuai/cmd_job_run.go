@@ -39,6 +39,20 @@ func (a *app) readSpec(path string) (*gpuai.JobSpec, error) {
 	return jobfile.Parse(name, src)
 }
 
+// readOwnSpec is readSpec of a job to submit: one that names no tenant is of the
+// environment's or the context's.
+func (a *app) readOwnSpec(path string) (*gpuai.JobSpec, error) {
+	spec, err := a.readSpec(path)
+	if err == nil && spec.Tenant == "" {
+		r, err := a.reach()
+		if err != nil {
+			return nil, err
+		}
+		spec.Tenant = r.tenant
+	}
+	return spec, err
+}
+
 func newJobRunCmd(a *app) *cobra.Command {
 	var r runFlags
 	c := &cobra.Command{
@@ -76,7 +90,7 @@ func (a *app) runJob(ctx context.Context, path string, r *runFlags) error {
 	if r.attach && r.wait.cond != "" {
 		return usageError{errors.New("--attach waits for the first task by itself; leave --wait out")}
 	}
-	spec, err := a.readSpec(path)
+	spec, err := a.readOwnSpec(path)
 	if err != nil {
 		return err
 	}
@@ -134,7 +148,7 @@ the outcome. Nothing is stored. Exit code 7 says that the job can never fit.`,
 		Example: `  gpuai job plan job.yaml
   gpuai job plan job.yaml -o json --jq '.leases | length'`,
 		RunE: does(func(ctx context.Context, args []string) error {
-			spec, err := a.readSpec(args[0])
+			spec, err := a.readOwnSpec(args[0])
 			if err != nil {
 				return err
 			}

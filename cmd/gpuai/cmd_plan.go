@@ -90,7 +90,7 @@ Exit code 7 says that one of the jobs can never fit.`,
 func (a *app) planRequest(p *planFlags) (*client.PlanRequest, error) {
 	r := &client.PlanRequest{Drain: nodeIDs(p.drain), Undrain: nodeIDs(p.undrain), Lose: nodeIDs(p.lose)}
 	for _, path := range p.submit {
-		spec, err := a.readSpec(path)
+		spec, err := a.readOwnSpec(path)
 		if err != nil {
 			return nil, err
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 func newTenantCmd(a *app) *cobra.Command {
-	return group("tenant", "Look at tenants' shares of the devices", newTenantListCmd(a), newTenantWeightCmd(a))
+	return group("tenant", "Create tenants, and look at their shares of the devices", newTenantCreateCmd(a), newTenantListCmd(a), newTenantWeightCmd(a))
 }
 
 func newTenantListCmd(a *app) *cobra.Command {
@@ -49,6 +49,30 @@ policy; SHARE is usage by weight, of all tenants shown.`,
 			}
 			v.row(string(t.ID), string(t.ID), num(t.Weight), thousandths(t.HeldMilli), thousandths(t.UsageMilliHours), share)
 		}
+		return a.show(ctx, v)
+	})
+	return a.talks(c)
+}
+
+func newTenantCreateCmd(a *app) *cobra.Command {
+	var r gpuai.TenantRequest
+	c := &cobra.Command{
+		Use: "create TENANT", Short: "Create a tenant", Args: cobra.ExactArgs(1),
+		Long: `Create a tenant: who submits jobs, and for whom tokens are made. Where requests
+need tokens, jobs are taken of tenants only that were created. Tenants are not
+deleted: what they had is in the history.`,
+		Example: `  gpuai tenant create research --name "Research group"
+  gpuai token create --tenant research --scope submit,read`,
+	}
+	c.Flags().StringVar(&r.Name, "name", "", "what people call it")
+	c.RunE = does(func(ctx context.Context, args []string) error {
+		r.ID = gpuai.TenantID(args[0])
+		t, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.TenantShare, error) { return c.CreateTenant(ctx, r) })
+		if err != nil {
+			return err
+		}
+		v := &view{head: []string{"TENANT", "WEIGHT", "NAME"}}
+		v.row(args[0], string(t.ID), num(t.Weight), t.Name)
 		return a.show(ctx, v)
 	})
 	return a.talks(c)

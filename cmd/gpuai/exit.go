@@ -156,6 +156,10 @@ func (a *app) nextStep(e *gpuai.Error) string {
 		}
 	case gpuai.NotFound:
 		return "the list commands show what there is; a job's ID may be cut short while it is unique"
+	case gpuai.Unauthenticated:
+		return "gpuai login, or a good token in GPUAI_TOKEN; gpuai context show says which one is in use"
+	case gpuai.Forbidden:
+		return "gpuai context list shows as whom you can ask; an operator or your tenant's administrator makes tokens with gpuai token create"
 	case gpuai.Unschedulable:
 		return "gpuai node list shows what there is; --hold-anyway keeps the job until such a node joins"
 	case gpuai.IdempotencyMismatch:

@@ -18,7 +18,13 @@ A region of three servers places jobs onto nodes and leases their GPUs to
 tasks. Start one on this machine with "gpuai dev".
 
 Environment:
-  GPUAI_ADDR   servers to talk to, comma-separated (default ` + defaultAddr + `)`,
+  GPUAI_ADDR         servers to talk to, comma-separated (default: the context's, else ` + defaultAddr + `)
+  GPUAI_CONTEXT      which region to talk to, of gpuai context list
+  GPUAI_TOKEN        access token (default: the context's)
+  GPUAI_TENANT       tenant of jobs and tokens that name none
+  GPUAI_CACERT       PEM file of the region's CA
+  GPUAI_CLIENT_CERT  PEM files of a certificate to show, and of its key
+  GPUAI_CLIENT_KEY`,
 		Example: `  gpuai dev                     # a region with simulated GPUs, nothing else to start
   gpuai job init > job.yaml     # a job file to begin with
   gpuai run job.yaml --wait     # submit it and wait until it runs
@@ -37,7 +43,7 @@ Environment:
 			root.AddCommand(c)
 		}
 	}
-	add("use", newJobCmd(a), newPlanCmd(a), newLeaseCmd(a), newNodeCmd(a), newQueueCmd(a), newTenantCmd(a), newEventsCmd(a))
+	add("use", newJobCmd(a), newPlanCmd(a), newLeaseCmd(a), newNodeCmd(a), newQueueCmd(a), newTenantCmd(a), newTokenCmd(a), newEventsCmd(a), newLoginCmd(a), newContextCmd(a))
 	add("run", newDevCmd(a), newServerCmd(a), newAgentCmd(a), newImageCmd(a), newOperatorCmd(a), newSimCmd(a), newBenchCmd(a))
 	add("alias", alias(newJobRunCmd(a), "run", "job run"), alias(newJobListCmd(a), "ps", "job list"),
 		alias(newJobLogsCmd(a), "logs", "job logs"), alias(newJobStopCmd(a), "stop", "job stop"))

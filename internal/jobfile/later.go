@@ -60,8 +60,6 @@ func laterValue(pointer string, n *node) string {
 		return "the launcher mpi is not built yet; use env or torchrun"
 	case strings.HasSuffix(pointer, "/launcher/kind") && n.text == "none":
 		return "leave the launcher out: a task without one is started once"
-	case pointer == "/tenant" && n.kind == text:
-		return `tenants are not built yet: the only one is "default"; leave it out`
 	case strings.Contains(pointer, "/restart/on/") && n.text == "preempted":
 		return "a task that was preempted is placed again in any case; leave it out"
 	}

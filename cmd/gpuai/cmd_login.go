@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/server"
+)
+
+// maxTokenLine bounds a token that is read.
+const maxTokenLine = 4 << 10
+
+type loginFlags struct {
+	name, tenant, cacert string
+	stdin, noBrowser     bool
+}
+
+func newLoginCmd(a *app) *cobra.Command {
+	var l loginFlags
+	c := &cobra.Command{
+		Use: "login", Short: "Log in to a region, and keep how to reach it as a context", Args: cobra.NoArgs,
+		Long: `Log in to the region at --addr and keep its servers and the token as a context,
+which later commands use.
+
+With --token-stdin the token is read from standard input. Otherwise the region is
+asked how users log in: with an OpenID provider, a browser is opened (its URL is
+printed), and the region gives a token of 12 hours for what the provider says of
+you. A region whose requests need no token is kept without one.`,
+		Example: `  gpuai login --addr https://gpu.example:7470 --cacert ca.pem
+  gpuai login --addr https://gpu.example:7470 --token-stdin < token
+  gpuai login --name prod --tenant research`,
+	}
+	f := c.Flags()
+	f.StringVar(&l.name, "name", "", "the context's name (default --context, the current one, or default)")
+	f.StringVar(&l.tenant, "tenant", "", "the tenant, for who has several (default $GPUAI_TENANT)")
+	f.StringVar(&l.cacert, "cacert", "", "PEM file of the region's CA (default $GPUAI_CACERT)")
+	f.BoolVar(&l.stdin, "token-stdin", false, "read the token from standard input")
+	f.BoolVar(&l.noBrowser, "no-browser", false, "print the URL to open, and open no browser")
+	c.RunE = does(func(ctx context.Context, _ []string) error { return a.login(ctx, &l) })
+	return a.talks(c)
+}
+
+func (a *app) login(ctx context.Context, l *loginFlags) error {
+	if l.cacert != "" { // for this command, and for the context
+		old := a.getenv
+		a.getenv = func(k string) string {
+			if k == "GPUAI_CACERT" {
+				return l.cacert
+			}
+			return old(k)
+		}
+	}
+	if l.tenant == "" {
+		l.tenant = a.getenv("GPUAI_TENANT")
+	}
+	token, err := a.tokenFor(ctx, l)
+	if err != nil {
+		return err
+	}
+	old := a.getenv
+	a.getenv = func(k string) string { // ask with the new one
+		if k == "GPUAI_TOKEN" {
+			return token.Reveal()
+		}
+		return old(k)
+	}
+	who, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.WhoAmI, error) { return c.WhoAmI(ctx) })
+	if err != nil {
+		return err
+	}
+	name, err := a.keepLogin(l, token, &who)
+	if err != nil {
+		return err
+	}
+	a.say("context %s is in use\n", name)
+	v := &view{head: []string{"CONTEXT", "ACTOR", "TENANT", "SCOPES"}}
+	v.row(name, name, who.Actor, string(who.Tenant), scopesText(who.Scopes))
+	return a.show(ctx, v)
+}
+
+// keepLogin writes the context.
+func (a *app) keepLogin(l *loginFlags, token gpuai.Secret, who *gpuai.WhoAmI) (name string, err error) {
+	var pem []byte
+	if path := a.getenv("GPUAI_CACERT"); path != "" {
+		if pem, err = os.ReadFile(path); err != nil {
+			return "", usageError{err}
+		}
+	}
+	if name = l.name; name == "" {
+		if name, _, err = a.chosen(); err != nil {
+			return "", err
+		}
+	}
+	if name == "" {
+		name = "default"
+	}
+	return name, a.useContext(name, func(c *regionContext) {
+		c.Addrs, c.Token, c.Tenant = a.api.addrs, token.Reveal(), who.Tenant
+		if len(pem) > 0 {
+			c.CACert = string(pem)
+		}
+	})
+}
+
+// tokenFor gets the token to log in with; none where the region needs none.
+func (a *app) tokenFor(ctx context.Context, l *loginFlags) (gpuai.Secret, error) {
+	if l.stdin {
+		line, err := bufio.NewReader(io.LimitReader(a.in, maxTokenLine)).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return gpuai.Secret{}, fmt.Errorf("reading the token: %w", err)
+		}
+		line = strings.TrimSpace(line)
+		if _, ok := gpuai.SplitAccessToken(line); !ok {
+			return gpuai.Secret{}, usageError{errors.New("standard input holds no token: one begins with " + gpuai.AccessTokenPrefix)}
+		}
+		return gpuai.NewSecret(line), nil
+	}
+	info, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.LoginInfo, error) { return c.LoginInfo(ctx) })
+	switch {
+	case err != nil:
+		return gpuai.Secret{}, err
+	case info.Insecure:
+		return gpuai.Secret{}, nil
+	case info.Issuer == "":
+		return gpuai.Secret{}, usageError{errors.New("this region has no identity provider: get a token from an operator or your tenant's administrator, and give it to gpuai login --token-stdin")}
+	}
+	return a.loginOIDC(ctx, l, &info)
+}
+
+func newBootstrapCmd(a *app) *cobra.Command {
+	var data, name string
+	c := &cobra.Command{
+		Use: "bootstrap", Short: "Make the region's first operator token, once", Args: cobra.NoArgs,
+		Long: `Make the first operator's token of a new region and keep it as a context. It works
+once in a region's life, with the secret that the server which formed the region
+has left in its data directory: run it on that host with --data, or give the
+secret on standard input. The token is good for 90 days: make others with gpuai
+token create before it ends.`,
+		Example: `  gpuai operator bootstrap --data /var/lib/gpuai
+  ssh gpu-1 cat /var/lib/gpuai/bootstrap.secret | gpuai operator bootstrap --addr https://gpu-1:7470`,
+	}
+	c.Flags().StringVar(&data, "data", "", "data directory of the server that formed the region, on this host")
+	c.Flags().StringVar(&name, "name", "", "the context's name (default --context, the current one, or default)")
+	c.RunE = does(func(ctx context.Context, _ []string) error {
+		secret, err := a.bootstrapSecret(data)
+		if err != nil {
+			return err
+		}
+		made, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.NewAccessToken, error) {
+			return c.Bootstrap(ctx, secret)
+		})
+		if err != nil {
+			return err
+		}
+		if err := a.showMade(ctx, &made); err != nil {
+			return err
+		}
+		kept, err := a.keepLogin(&loginFlags{name: name}, gpuai.NewSecret(made.Text), &gpuai.WhoAmI{})
+		if err == nil {
+			a.say("context %s is in use\n", kept)
+		}
+		return err
+	})
+	return a.talks(c)
+}
+
+// bootstrapSecret reads the secret from a server's data directory, or from
+// standard input.
+func (a *app) bootstrapSecret(data string) (gpuai.Secret, error) {
+	in := a.in
+	if data != "" {
+		f, err := os.Open(filepath.Join(data, server.BootstrapFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			return gpuai.Secret{}, usageError{fmt.Errorf("%s has no %s: the region was bootstrapped before, or another server formed it, or it does not authenticate", data, server.BootstrapFile)}
+		}
+		if err != nil {
+			return gpuai.Secret{}, err
+		}
+		defer f.Close()
+		in = f
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, maxTokenLine)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return gpuai.Secret{}, fmt.Errorf("reading the bootstrap secret: %w", err)
+	}
+	if line = strings.TrimSpace(line); line == "" {
+		return gpuai.Secret{}, usageError{errors.New("give the bootstrap secret on standard input, or --data of the server that formed the region")}
+	}
+	return gpuai.NewSecret(line), nil
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/client"
+)
+
+func newTokenCmd(a *app) *cobra.Command {
+	return group("token", "Make, list and revoke access tokens", newTokenCreateCmd(a), newTokenListCmd(a), newTokenRevokeCmd(a))
+}
+
+var tokenHead = []string{"TOKEN", "TENANT", "SCOPES", "EXPIRES", "USED", "STATE"}
+
+var tokenWide = []string{"USER", "CONTRIBUTOR", "DESCRIPTION"}
+
+func (a *app) tokenRow(v *view, t *gpuai.AccessToken) {
+	state := "good"
+	switch {
+	case t.Revoked:
+		state = "revoked"
+	case t.Expired:
+		state = "expired"
+	}
+	used := "never"
+	if t.UsedAt != 0 {
+		used = a.since(t.UsedAt) + " ago"
+	}
+	expires := "in " + a.until(t.ExpiresAt)
+	if t.Expired {
+		expires = a.since(t.ExpiresAt) + " ago"
+	}
+	v.row(t.ID.String(), t.ID.String(), string(t.Tenant), scopesText(t.Scopes), expires, used, state, t.User, string(t.Contributor), t.Description)
+}
+
+// since and until say how long something is from now, in two units at most.
+func (a *app) since(at gpuai.WallTime) string { return roughly(a.now().Sub(time.UnixMilli(int64(at)))) }
+func (a *app) until(at gpuai.WallTime) string { return roughly(time.UnixMilli(int64(at)).Sub(a.now())) }
+
+func roughly(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%dd", int(d.Hours())/24)
+	case d >= time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	case d >= time.Minute:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	default:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	}
+}
+
+func scopesText(scopes []gpuai.Scope) string {
+	var out []string
+	for _, s := range scopes {
+		out = append(out, s.String())
+	}
+	return strings.Join(out, ",")
+}
+
+// readScopes reads names of scopes.
+func readScopes(names []string) (out []gpuai.Scope, err error) {
+	for _, name := range names {
+		var s gpuai.Scope
+		if err := s.UnmarshalText([]byte(strings.TrimSpace(name))); err != nil {
+			return nil, usageError{fmt.Errorf("--scope: %w", err)}
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+func newTokenCreateCmd(a *app) *cobra.Command {
+	var tenant, contributor, description string
+	var scopes []string
+	ttl := time.Duration(gpuai.DefaultTokenTTL) * time.Millisecond
+	c := &cobra.Command{
+		Use: "create", Short: "Make an access token", Args: cobra.NoArgs,
+		Long: `Make an access token and print it: this once, to standard output; what is known
+of it goes to standard error. No scope contains another:
+
+  read          see jobs, leases, logs, events and usage of the tenant
+  submit        submit, stop and enter jobs of the tenant, and plan
+  tenant-admin  make and revoke tokens of the tenant
+  contributor   see and drain the nodes of --contributor, and never whose jobs run there
+  operator      everything in the region
+
+A tenant's administrator makes tokens of its tenant with the first three.`,
+		Example: `  gpuai token create --tenant research --scope submit,read --ttl 720h
+  gpuai token create --scope read --description "dashboard" > token
+  gpuai token create --contributor carol --scope contributor`,
+	}
+	f := c.Flags()
+	f.StringVar(&tenant, "tenant", "", "whose jobs it is for (default $GPUAI_TENANT, the context's, or the tenant of the token in use)")
+	f.StringVar(&contributor, "contributor", "", "whose nodes it is for, with the scope contributor")
+	f.StringSliceVar(&scopes, "scope", nil, "what it allows: read, submit, tenant-admin, contributor, operator; comma-separated")
+	f.DurationVar(&ttl, "ttl", ttl, "for how long it is good, at most five years")
+	f.StringVar(&description, "description", "", "what it is for, shown in lists")
+	c.RunE = does(func(ctx context.Context, _ []string) error {
+		set, err := readScopes(scopes)
+		if err != nil {
+			return err
+		}
+		if len(set) == 0 {
+			return usageError{errors.New("a token needs --scope: read, submit, tenant-admin, contributor or operator")}
+		}
+		r := gpuai.TokenRequest{
+			Tenant: gpuai.TenantID(tenant), Contributor: gpuai.ContributorID(contributor), Scopes: set,
+			TTL: gpuai.Duration(ttl / time.Millisecond), Description: description,
+		}
+		const ofTenant = gpuai.Scopes(1<<gpuai.ScopeRead | 1<<gpuai.ScopeSubmit | 1<<gpuai.ScopeTenantAdmin)
+		made, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.NewAccessToken, error) {
+			if r.Tenant == "" && gpuai.ScopesOf(set...)&ofTenant != 0 {
+				r.Tenant = a.api.tenant
+			}
+			return c.CreateToken(ctx, r)
+		})
+		if err != nil {
+			return err
+		}
+		return a.showMade(ctx, &made)
+	})
+	return a.talks(c)
+}
+
+// showMade prints a token that was just made: as data its text, or the object.
+func (a *app) showMade(ctx context.Context, made *gpuai.NewAccessToken) error {
+	v := &view{head: []string{"TOKEN"}, names: []string{made.Token.ID.String()}}
+	v.text = func(w io.Writer) error {
+		_, err := fmt.Fprintln(w, made.Text)
+		return err
+	}
+	if !a.objects() {
+		a.say("token %s, %s, good for %s; it is shown this once\n", made.Token.ID, scopesText(made.Token.Scopes), a.until(made.Token.ExpiresAt))
+	}
+	return a.show(ctx, v)
+}
+
+func newTokenListCmd(a *app) *cobra.Command {
+	var q client.Page
+	c := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List access tokens", Args: cobra.NoArgs,
+		Long: `List the access tokens that there are: an operator sees all, a tenant's
+administrator those of the tenant. USED is to within minutes. One that expired or
+was revoked is listed for another day.`,
+		Example: `  gpuai token list
+  gpuai token list -o wide --filter 'tenant == "research"'`,
+	}
+	paging(c, &q)
+	c.RunE = does(func(ctx context.Context, _ []string) error {
+		v := &view{head: tokenHead, wide: tokenWide}
+		tokens, err := ask(ctx, a, func(ctx context.Context, c *client.Client) ([]gpuai.AccessToken, error) {
+			page, next, err := c.AccessTokens(ctx, q)
+			v.more = next
+			return page, err
+		})
+		if err != nil {
+			return err
+		}
+		for i := range tokens {
+			a.tokenRow(v, &tokens[i])
+		}
+		return a.show(ctx, v)
+	})
+	return a.talks(c)
+}
+
+func newTokenRevokeCmd(a *app) *cobra.Command {
+	return a.talks(&cobra.Command{
+		Use: "revoke TOKEN", Short: "End an access token, at once and for good", Args: cobra.ExactArgs(1),
+		Long: `End an access token by its ID, which is the part of its text between the first
+and the second "_". Every server refuses it from then on; streams that are open
+with it end within a second.`,
+		Example: `  gpuai token revoke 6f2m0qk9w3ehzt7a`,
+		RunE: does(func(ctx context.Context, args []string) error {
+			id, err := gpuai.ParseAccessTokenID(args[0])
+			if err != nil {
+				if _, whole := gpuai.SplitAccessToken(args[0]); whole {
+					return usageError{errors.New("this is a whole token: give its ID only, the part between the first and the second _; and revoke it, since it is now in your shell's history")}
+				}
+				return usageError{err}
+			}
+			t, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.AccessToken, error) { return c.RevokeToken(ctx, id) })
+			if err != nil {
+				return err
+			}
+			v := &view{head: tokenHead, wide: tokenWide}
+			a.tokenRow(v, &t)
+			return a.show(ctx, v)
+		}),
+	})
+}
