@@ -49,6 +49,7 @@ type Server struct {
 	lane      *lane
 	announcer *announcer
 	keeper    *keeper
+	provider  *identity.Provider // nil: users do not log in
 	tribunal  *tribunal
 
 	quarantine  quarantine
@@ -117,6 +118,9 @@ func Open(cfg Config) (*Server, error) {
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
 	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
 	s.calibration, s.keeper = newCalibration(), newKeeper(s)
+	if cfg.OIDCIssuer != "" {
+		s.provider = identity.NewProvider(cfg.OIDCIssuer, cfg.OIDCClientID)
+	}
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	s.blobs = newBlobStore(cfg.CheckpointStore)

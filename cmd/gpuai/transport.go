@@ -103,9 +103,6 @@ func printCurl(w io.Writer, req *http.Request) error {
 	if req.Header.Get("Authorization") != "" { // the shell has it, the screen does not
 		b.WriteString(` -H "Authorization: Bearer $GPUAI_TOKEN"`)
 	}
-	if req.Header.Get("Authorization") != "" { // never the token itself
-		b.WriteString(` -H "Authorization: Bearer $GPUAI_TOKEN"`)
-	}
 	if req.GetBody != nil {
 		body, err := req.GetBody()
 		if err != nil {

@@ -68,6 +68,7 @@ var owners = map[string]string{
 	"gocloud.dev":                              "blobs",
 	"github.com/coder/websocket":               "httpd client",
 	"github.com/containerd/containerd/v2":      "agent/image",
+	"github.com/coreos/go-oidc/v3":             "identity",
 	"github.com/creack/pty":                    "agent",
 	"github.com/containerd/continuity":         "agent/image",
 	"github.com/go-json-experiment/json":       "jobfile httpd client plugins agent server store simulate loadgen blobs cmd examples",
@@ -92,6 +93,7 @@ var owners = map[string]string{
 	"github.com/spf13/cobra":                   "cmd",
 	"github.com/vishvananda/netlink":           "agent/network",
 	"go.etcd.io/bbolt":                         "store",
+	"golang.org/x/oauth2":                      "identity",
 	"golang.org/x/sync":                        "client raft plugins agent server loadgen blobs cmd",
 	"golang.org/x/sys":                         "store plugins agent loadgen cmd",
 	"golang.org/x/time":                        "httpd plugins agent server loadgen",
@@ -108,6 +110,7 @@ var owners = map[string]string{
 
 	"github.com/getkin/kin-openapi":   "",
 	"github.com/rclone/gofakes3":      "",
+	"github.com/zitadel/oidc/v3":      "",
 	"github.com/rogpeppe/go-internal": "",
 	"pgregory.net/rapid":              "",
 }

@@ -1,0 +1,190 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/oauth2"
+
+	"github.com/gpuai/gpuai"
+)
+
+// OIDCTimeout bounds one conversation with an OpenID provider.
+const OIDCTimeout = 10 * time.Second
+
+// ErrIDToken is returned, wrapped with why, for what is no good ID token of the
+// provider for this region.
+var ErrIDToken = errors.New("the ID token is not good")
+
+// A Provider is an OpenID provider that users log in with. It is asked when it is
+// first needed, and safe for concurrent use.
+type Provider struct {
+	issuer, client string
+
+	mu       sync.Mutex // guards below
+	verifier *oidc.IDTokenVerifier
+}
+
+// NewProvider returns the provider of an issuer, in which the region is called
+// client. It asks nobody.
+func NewProvider(issuer, client string) *Provider {
+	return &Provider{issuer: issuer, client: client}
+}
+
+// A User is who a provider says has logged in.
+type User struct {
+	Subject string
+	Name    string // an address or a name, for people; the subject where there is none
+	claims  map[string]any
+}
+
+// Has reports whether a claim of the user has a value, or holds it.
+func (u *User) Has(claim, value string) bool {
+	switch v := u.claims[claim].(type) {
+	case string:
+		return v == value
+	case bool:
+		return fmt.Sprint(v) == value
+	case []any:
+		for _, x := range v {
+			if s, ok := x.(string); ok && s == value {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Verify returns the user of an ID token: its signature, issuer, audience and
+// times are checked. The error wraps ErrIDToken, unless the provider cannot be
+// asked.
+func (p *Provider) Verify(ctx context.Context, text string) (*User, error) {
+	ctx, cancel := context.WithTimeout(ctx, OIDCTimeout)
+	defer cancel()
+	v, err := p.discover(ctx)
+	if err != nil {
+		return nil, err
+	}
+	token, err := v.Verify(ctx, text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIDToken, err)
+	}
+	u := &User{Subject: token.Subject, Name: token.Subject, claims: map[string]any{}}
+	if err := token.Claims(&u.claims); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIDToken, err)
+	}
+	for _, claim := range [...]string{"email", "preferred_username"} {
+		if s, ok := u.claims[claim].(string); ok && s != "" {
+			u.Name = s
+			break
+		}
+	}
+	return u, nil
+}
+
+// discover asks the provider for its keys, once it answers.
+func (p *Provider) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.verifier != nil {
+		return p.verifier, nil
+	}
+	// The keys are fetched later too: not with a context that ends.
+	found, err := oidc.NewProvider(context.WithoutCancel(ctx), p.issuer)
+	if err != nil {
+		return nil, fmt.Errorf("ask the OpenID provider %s: %w", p.issuer, err)
+	}
+	p.verifier = found.Verifier(&oidc.Config{ClientID: p.client})
+	return p.verifier, nil
+}
+
+// A Login is a user's login at a provider through a browser on this host: the code
+// flow with PKCE (RFC 7636) and a redirect to a loopback port (RFC 8252).
+type Login struct {
+	Issuer, Client string
+	Scopes         []string // beside openid
+	// Open has the user open a URL, in a browser or otherwise.
+	Open func(url string) error
+}
+
+const loginDone = `<!doctype html><title>GPUAI</title><p>You are logged in. You can close this page.`
+
+// Run waits until the user has logged in and returns the ID token, or why not.
+func (l *Login) Run(ctx context.Context) (gpuai.Secret, error) {
+	found, err := oidc.NewProvider(ctx, l.Issuer)
+	if err != nil {
+		return gpuai.Secret{}, fmt.Errorf("ask the OpenID provider %s: %w", l.Issuer, err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return gpuai.Secret{}, fmt.Errorf("listen for the provider's answer: %w", err)
+	}
+	cfg := oauth2.Config{
+		ClientID: l.Client, Endpoint: found.Endpoint(), Scopes: append([]string{oidc.ScopeOpenID}, l.Scopes...),
+		RedirectURL: "http://" + lis.Addr().String() + "/callback",
+	}
+	state, nonce, verifier := rand.Text(), rand.Text(), oauth2.GenerateVerifier()
+	answers := make(chan url.Values, 1)
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if r.URL.Path != "/callback" || q.Get("state") != state { // somebody else's page
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write([]byte(loginDone))
+		select {
+		case answers <- q:
+		default:
+		}
+	})}
+	go func() { _ = srv.Serve(lis) }() // until it is shut down
+	defer func() {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = srv.Shutdown(end)
+	}()
+	if err := l.Open(cfg.AuthCodeURL(state, oidc.Nonce(nonce), oauth2.S256ChallengeOption(verifier))); err != nil {
+		return gpuai.Secret{}, err
+	}
+	select {
+	case <-ctx.Done():
+		return gpuai.Secret{}, fmt.Errorf("nobody logged in: %w", ctx.Err())
+	case q := <-answers:
+		return l.exchange(ctx, found, &cfg, &answer{q, nonce, verifier})
+	}
+}
+
+// An answer is what the provider's redirect brought, and what it must fit.
+type answer struct {
+	query           url.Values
+	nonce, verifier string
+}
+
+// exchange turns the code of an answer into an ID token.
+func (l *Login) exchange(ctx context.Context, found *oidc.Provider, cfg *oauth2.Config, a *answer) (gpuai.Secret, error) {
+	if why := a.query.Get("error"); why != "" {
+		return gpuai.Secret{}, fmt.Errorf("the provider refused the login: %s %s", why, a.query.Get("error_description"))
+	}
+	tokens, err := cfg.Exchange(ctx, a.query.Get("code"), oauth2.VerifierOption(a.verifier))
+	if err != nil {
+		return gpuai.Secret{}, fmt.Errorf("exchange the provider's code: %w", err)
+	}
+	text, _ := tokens.Extra("id_token").(string)
+	id, err := found.Verifier(&oidc.Config{ClientID: l.Client}).Verify(ctx, text)
+	if err != nil {
+		return gpuai.Secret{}, fmt.Errorf("%w: %w", ErrIDToken, err)
+	}
+	if id.Nonce != a.nonce {
+		return gpuai.Secret{}, fmt.Errorf("%w: it was made for another login", ErrIDToken)
+	}
+	return gpuai.NewSecret(text), nil
+}
