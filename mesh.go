@@ -1,35 +1,32 @@
 package gpuai
 
-import (
-	"encoding/base64"
-	"errors"
-)
+import "errors"
 
 // MaxMeshTasks bounds a gang in sandboxes whose tasks may be on several nodes:
 // each of its nodes is told of all others.
 const MaxMeshTasks = 512
 
 // LabelMesh is LabelYes on nodes that link the sandboxes of a gang with those on
-// other nodes.
+// other nodes. They have LabelGangNetwork, too.
 const LabelMesh = "network.mesh"
 
 // A MeshKey is the public key by which a member of a gang is known to those on other
 // nodes. The private one never leaves its node.
 type MeshKey [32]byte
 
-// String returns the key's text, as WireGuard's tools write it.
-func (k MeshKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
+// String returns the key's 64 hexadecimal digits.
+func (k MeshKey) String() string { return BlobDigest(k).Hex() }
 
 // MarshalText writes the key's text.
 func (k MeshKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText reads a key's text.
+// UnmarshalText reads a key's text, with the digits in lower case.
 func (k *MeshKey) UnmarshalText(b []byte) error {
-	raw, err := base64.StdEncoding.Strict().DecodeString(string(b))
-	if err != nil || len(raw) != len(k) {
-		return errors.New("a mesh key is 32 bytes in base64")
+	var d BlobDigest
+	if d.UnmarshalText(append([]byte(digestAlgorithm), b...)) != nil {
+		return errors.New("a mesh key is 64 hexadecimal digits in lower case")
 	}
-	copy(k[:], raw)
+	*k = MeshKey(d)
 	return nil
 }
 

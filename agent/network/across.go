@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -32,9 +33,19 @@ type MeshConfig struct {
 	// MTU is that of the gangs' links, equal on all nodes; 0 means mesh.DefaultMTU.
 	MTU int
 	// Lost is told of each member whose gang is not linked with other nodes any
-	// more. It must not call the Node.
+	// more.
 	Lost func(lease, why string)
 }
+
+// DefaultMeshPorts are for nodes whose operator says nothing: 1,000, below those that
+// kernels give to outgoing connections.
+var DefaultMeshPorts = mesh.Ports{Min: 28000, Max: 28999}
+
+// DefaultMTU is that of a gang's links whose operator says nothing.
+const DefaultMTU = mesh.DefaultMTU
+
+// ParseMeshPorts reads MIN-MAX.
+func ParseMeshPorts(s string) (mesh.Ports, error) { return mesh.ParsePorts(s) }
 
 // Bounds of a mesh's MTU: what every IP network carries, and what a TUN does.
 const (
@@ -120,15 +131,22 @@ func (n *Node) watchMesh(g Gang, h *hub, m *mesh.Mesh) {
 	h.mesh = m
 	go func() {
 		<-m.Gone()
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if n.hubs[g] != h || n.cfg.Mesh.Lost == nil {
-			return // it was ended here
-		}
-		for lease := range h.members {
-			n.cfg.Mesh.Lost(lease, "the process gpuai-mesh, which links its gang with other nodes, has ended")
+		for _, lease := range n.membersOf(g, h) {
+			if n.cfg.Mesh.Lost != nil {
+				n.cfg.Mesh.Lost(lease, "the process gpuai-mesh, which links its gang with other nodes, has ended")
+			}
 		}
 	}()
+}
+
+// membersOf are the leases of a gang's hub; none when it is that no more.
+func (n *Node) membersOf(g Gang, h *hub) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.hubs[g] != h {
+		return nil // it was ended here
+	}
+	return slices.Sorted(maps.Keys(h.members))
 }
 
 // Point is where members of a gang on other nodes reach those on this one; false
@@ -143,28 +161,41 @@ func (n *Node) Point(g Gang) (gpuai.MeshPoint, bool) {
 }
 
 // SetPeers tells a gang's members on this node where the others are, as the region
-// has it at an index: what an older index says changes nothing.
+// has it at an index: what an older index says changes nothing. It returns when they
+// are met, or after a moment.
 func (n *Node) SetPeers(g Gang, index uint64, peers []gpuai.MeshPeer) error {
 	list, all, err := n.resolve(g, peers)
 	if err != nil {
 		return err
 	}
+	m, err := n.tellMesh(g, index, list, all)
+	if m == nil || err != nil {
+		return err
+	}
+	if err := m.Await(); err != nil {
+		return fmt.Errorf("the gang's members on other nodes: %w", err)
+	}
+	return nil
+}
+
+// tellMesh returns the mesh that it told; nil for none.
+func (n *Node) tellMesh(g Gang, index uint64, list []mesh.Peer, all []netip.Addr) (*mesh.Mesh, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h := n.hubs[g]
 	switch {
 	case h == nil || index < h.told:
-		return nil
-	case h.mesh == nil && len(peers) == 0:
-		return nil
+		return nil, nil
+	case h.mesh == nil && len(list) == 0:
+		return nil, nil
 	case h.mesh == nil:
-		return errors.New("its gang has members on other nodes, and no mesh here")
+		return nil, errors.New("its gang has members on other nodes, and no mesh here")
 	}
 	if err := errors.Join(h.mesh.Set(list), h.routeMesh(all)); err != nil {
-		return fmt.Errorf("the gang's members on other nodes: %w", err)
+		return nil, fmt.Errorf("the gang's members on other nodes: %w", err)
 	}
 	h.told = index
-	return nil
+	return h.mesh, nil
 }
 
 // resolve is what a mesh is told of peers, with all their addresses.

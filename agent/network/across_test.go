@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/network/mesh"
@@ -116,9 +117,12 @@ func (l *lan) seat(h *host, g Gang, rank uint32) *seat {
 // told tells all hosts of seats where the others are, as a region does.
 func (l *lan) told(g Gang, index uint64, seats ...*seat) {
 	l.t.Helper()
+	var all errgroup.Group
 	for _, s := range seats {
-		l.must(s.h.SetPeers(g, index, l.peersOf(s.h, g, seats)))
+		peers := l.peersOf(s.h, g, seats)
+		all.Go(func() error { return s.h.SetPeers(g, index, peers) })
 	}
+	l.must(all.Wait())
 }
 
 func (l *lan) peersOf(h *host, g Gang, seats []*seat) (peers []gpuai.MeshPeer) {
@@ -240,14 +244,24 @@ func TestMeshRefusesAnotherKey(t *testing.T) {
 	l.Listen(b.space, ":80")
 	wrong := l.peersOf(a.h, training, []*seat{a, b})
 	wrong[0].Key[5] ^= 1
-	l.must(a.h.SetPeers(training, 1, wrong))
-	l.must(b.h.SetPeers(training, 1, l.peersOf(b.h, training, []*seat{a, b})))
+	// tell is SetPeers that does not wait for who will not come.
+	tell := func(s *seat, index uint64, peers []gpuai.MeshPeer) {
+		list, all, err := s.h.resolve(training, peers)
+		l.must(err)
+		m, err := s.h.tellMesh(training, index, list, all)
+		l.must(err)
+		if index > 1 { // they meet, whatever they may say then
+			l.must(m.Await())
+		}
+	}
+	tell(a, 1, wrong)
+	tell(b, 1, l.peersOf(b.h, training, []*seat{a, b}))
 	l.unreached("a key that is not its own", b.space, training.Addr(0).String()+":80")
 	l.unreached("to a key that nobody has", a.space, training.Addr(1).String()+":80")
 	// Nor does the right key let one in under another's address.
 	right := l.peersOf(a.h, training, []*seat{a, b})
 	right[0].Ranks = []uint32{2}
-	l.must(a.h.SetPeers(training, 2, right))
+	tell(a, 2, right)
 	l.unreached("under another rank", b.space, training.Addr(0).String()+":80")
 	l.told(training, 3, a, b)
 	if got := l.reach(b, a, training, ":80"); got != training.Addr(1).String() {

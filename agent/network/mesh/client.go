@@ -156,6 +156,10 @@ func (m *Mesh) Set(peers []Peer) error {
 	return m.call(request{Peers: &peers})
 }
 
+// Await waits until all peers are met, for a moment at most: one may not know of
+// this device yet.
+func (m *Mesh) Await() error { return m.call(request{Await: true}) }
+
 // Quit ends the process and the link.
 func (m *Mesh) Quit() error {
 	err := m.call(request{Quit: true})

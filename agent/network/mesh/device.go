@@ -2,16 +2,19 @@ package mesh
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,10 +30,15 @@ import (
 const LinkName = "mesh0"
 
 // keepAlive is how often a peer hears of a silent one, in seconds, so that what keeps
-// track of flows between them remembers. It also has a new peer be greeted at
-// once: of two that learn of one another the later one's greeting is answered,
-// and nobody waits for the first one's to be tried again.
+// track of flows between them remembers. Turned on it also has the peer be greeted
+// at once.
 const keepAlive = 25
+
+// Two that greet one another at the same time both fail, and try again 5 s
+// later. So of two that learn of one another the one with the lower key greets at
+// once; the other only after greetLate, since it may have been the later one to
+// learn, and have missed that.
+const greetLate = 200 * time.Millisecond
 
 // A Peer is another host's device of the same gang.
 type Peer struct {
@@ -57,6 +65,17 @@ func ParsePorts(s string) (p Ports, err error) {
 
 // String returns MIN-MAX.
 func (p Ports) String() string { return fmt.Sprintf("%d-%d", p.Min, p.Max) }
+
+// Free is how many of the ports nobody listens at.
+func (p Ports) Free() (n int) {
+	for port := int(p.Min); port <= int(p.Max); port++ {
+		if c, err := net.ListenUDP("udp", &net.UDPAddr{Port: port}); err == nil {
+			n++
+			_ = c.Close()
+		}
+	}
+	return n
+}
 
 // ErrNoPort is returned when every port of a range is taken.
 var ErrNoPort = errors.New("no UDP port of the mesh's is free: another program has them, or more gangs run here than --mesh-ports has")
@@ -180,10 +199,11 @@ func (w *wire) bound() error {
 	return errors.New("the device does not say at which port it listens")
 }
 
-// set makes peers the only ones. What stays as it is keeps its session.
-func (w *wire) set(peers []Peer) error {
+// set makes peers the only ones. What stays as it is keeps its session. late are
+// those to be greeted later.
+func (w *wire) set(peers []Peer) (late []gpuai.MeshKey, err error) {
 	if len(peers) > gpuai.MaxMeshTasks {
-		return fmt.Errorf("%d peers, and a gang has %d at most", len(peers), gpuai.MaxMeshTasks)
+		return nil, fmt.Errorf("%d peers, and a gang has %d at most", len(peers), gpuai.MaxMeshTasks)
 	}
 	var text strings.Builder
 	next := make(map[gpuai.MeshKey]Peer, len(peers))
@@ -199,19 +219,41 @@ func (w *wire) set(peers []Peer) error {
 		if old, known := w.peers[key]; known && old.Endpoint == p.Endpoint && slices.Equal(old.Allowed, p.Allowed) {
 			continue
 		}
-		fmt.Fprintf(&text, "public_key=%x\nendpoint=%s\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", key[:], p.Endpoint, keepAlive)
+		fmt.Fprintf(&text, "public_key=%x\nendpoint=%s\nreplace_allowed_ips=true\n", key[:], p.Endpoint)
+		if bytes.Compare(w.point.Key[:], key[:]) < 0 {
+			fmt.Fprintf(&text, "persistent_keepalive_interval=%d\n", keepAlive)
+		} else if _, known := w.peers[key]; !known {
+			late = append(late, key)
+		}
 		for _, a := range p.Allowed {
 			fmt.Fprintf(&text, "allowed_ip=%s\n", netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
 	if text.Len() == 0 {
-		return nil
+		return nil, nil
 	}
 	if err := w.dev.IpcSet(text.String()); err != nil {
-		return fmt.Errorf("the mesh's peers: %w", err)
+		return nil, fmt.Errorf("the mesh's peers: %w", err)
 	}
 	w.peers = next
-	return nil
+	return late, nil
+}
+
+// greet has peers be greeted that are there still.
+func (w *wire) greet(peers []gpuai.MeshKey) error {
+	var text strings.Builder
+	for _, key := range peers {
+		if _, is := w.peers[key]; is {
+			fmt.Fprintf(&text, "public_key=%x\nupdate_only=true\npersistent_keepalive_interval=%d\n", key[:], keepAlive)
+		}
+	}
+	return w.dev.IpcSet(text.String())
+}
+
+// met reports whether every peer has been greeted, and has answered.
+func (w *wire) met() bool {
+	text, err := w.dev.IpcGet()
+	return err == nil && !strings.Contains(text, "last_handshake_time_sec=0\n")
 }
 
 // close takes the device away.

@@ -32,6 +32,9 @@ const (
 	// how long it goes on without.
 	lookEvery = 2 * time.Second
 	lonely    = 20 * time.Second
+	// meetTime bounds how long peers are awaited, looked for every meetAgain.
+	meetTime  = 2 * time.Second
+	meetAgain = 10 * time.Millisecond
 	// maxLines bounds what it says in its life.
 	maxLines = 200
 	// maxRequest bounds what an agent says at a time: all peers of a large gang.
@@ -44,6 +47,7 @@ const nobody = 65534
 // A request is what an agent says, one JSON value after the other.
 type request struct {
 	Peers *[]Peer `json:"peers,omitempty"` // the only ones from now on
+	Await bool    `json:"await,omitempty"` // answer when all peers are met, or after meetTime
 	Quit  bool    `json:"quit,omitempty"`
 }
 
@@ -191,12 +195,29 @@ func (s *server) answer(c net.Conn) {
 }
 
 func (s *server) do(r *request) (a answer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if r.Peers != nil {
-		if err := s.wire.set(*r.Peers); err != nil {
+		if err := s.set(*r.Peers); err != nil {
 			a.Error = err.Error()
 		}
 	}
+	if r.Await {
+		for end := time.Now().Add(meetTime); !s.wire.met() && time.Now().Before(end); {
+			time.Sleep(meetAgain)
+		}
+	}
 	return a
+}
+
+func (s *server) set(peers []Peer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	late, err := s.wire.set(peers)
+	if len(late) > 0 {
+		time.AfterFunc(greetLate, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			_ = s.wire.greet(late) // what is sent to them greets them, too
+		})
+	}
+	return err
 }
