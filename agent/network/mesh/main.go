@@ -31,7 +31,7 @@ const (
 	// lookEvery is how often the program looks whether it has members, and lonely
 	// how long it goes on without.
 	lookEvery = 2 * time.Second
-	lonely    = 20 * time.Second
+	lonely    = 10 * time.Second
 	// meetTime bounds how long peers are awaited, looked for every meetAgain.
 	meetTime  = 2 * time.Second
 	meetAgain = 10 * time.Millisecond
