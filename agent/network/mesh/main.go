@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,13 @@ const (
 	maxLines = 200
 	// maxRequest bounds what an agent says at a time: all peers of a large gang.
 	maxRequest = 1 << 20
+)
+
+// What keeps the buffers of a busy device, of 64 KiB each, from piling up as garbage:
+// there is a process for each gang, and the host's memory is its tasks'.
+const (
+	gcPercent  = 25
+	softMemory = 64 << 20
 )
 
 // nobody is who the program is once its device is there.
@@ -86,6 +94,8 @@ type server struct {
 }
 
 func serve(ports Ports, mtu int, members string) error {
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(softMemory)
 	space := os.NewFile(spaceFD, "the gang's network")
 	file := os.NewFile(listenFD, "socket")
 	l, err := net.FileListener(file)
