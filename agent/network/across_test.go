@@ -6,8 +6,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,12 +21,31 @@ import (
 	"github.com/gpuai/gpuai/agent/network/netspace"
 )
 
-// The test's binary is gpuai-mesh, too.
-func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "gpuai-mesh" {
-		os.Exit(mesh.Main(os.Args[1:]))
+// built is where meshProgram has built; "" when nobody has asked for it.
+var built string
+
+// meshProgram builds gpuai-mesh as it is released, once.
+var meshProgram = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "network")
+	if err != nil {
+		return "", err
 	}
-	os.Exit(m.Run())
+	built = dir
+	path := filepath.Join(dir, "gpuai-mesh")
+	build := exec.Command("go", "build", "-o", path, "github.com/gpuai/gpuai/cmd/gpuai-mesh")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		os.RemoveAll(built)
+	}
+	os.Exit(code)
 }
 
 // A lan is a world of hosts with agents.
@@ -46,10 +67,8 @@ type host struct {
 func newLAN(t testing.TB, n int) *lan {
 	t.Helper()
 	l := &lan{world: newWorld(t)}
-	program := filepath.Join(t.TempDir(), "gpuai-mesh")
-	self, err := os.Executable()
+	program, err := meshProgram()
 	l.must(err)
-	l.must(os.Symlink(self, program))
 	sw := l.Space()
 	l.must(netspace.Within(sw, func() error {
 		attrs := netlink.NewLinkAttrs()

@@ -29,6 +29,9 @@ const LogSuffix = ".log"
 // callTime bounds how long the program takes to answer: it makes keys and a device.
 const callTime = 10 * time.Second
 
+// endTime bounds how long one that gives up takes to end.
+const endTime = time.Second
+
 // A Config says how a device is made.
 type Config struct {
 	// Program is the path of gpuai-mesh.
@@ -80,13 +83,21 @@ func Start(c *Config) (*Mesh, error) {
 	if err := netspace.Within(c.Host, cmd.Start); err != nil {
 		return nil, fmt.Errorf("start gpuai-mesh: %w", err)
 	}
-	go func() { _ = cmd.Wait() }() // what it said is in its log
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // what it said is in its log
+	}()
 	_ = l.Close()
 	m, err := Dial(c.Socket)
 	if err == nil {
 		return m, nil
 	}
-	_ = cmd.Process.Kill()
+	select {
+	case <-ended: // by itself, and has said why
+	case <-time.After(endTime):
+		_ = cmd.Process.Kill()
+	}
 	if said, _ := os.ReadFile(c.Socket + ".log"); len(said) > 0 {
 		err = errors.New(strings.TrimSpace(string(said[:min(len(said), gpuai.MaxReasonLen)])))
 	}
