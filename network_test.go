@@ -145,8 +145,12 @@ func TestGangOnOneNodeNeedsNoMesh(t *testing.T) {
 		wrong  string
 	}{
 		"anywhere": {func(*gpuai.JobSpec, *gpuai.Group) {}, true, ""},
-		"one node": {func(s *gpuai.JobSpec, g *gpuai.Group) { s.Placement.Same, g.Resources.GPU.Count = gpuai.TopologyNode, 1 }, false, ""},
-		"one rack": {func(s *gpuai.JobSpec, g *gpuai.Group) { s.Placement.Same, g.Resources.GPU.Count = gpuai.TopologyRack, 1 }, true, ""},
+		"one node": {func(s *gpuai.JobSpec, g *gpuai.Group) {
+			s.Placement.Same, g.Resources.GPU.Count = gpuai.TopologyNode, 1
+		}, false, ""},
+		"one rack": {func(s *gpuai.JobSpec, g *gpuai.Group) {
+			s.Placement.Same, g.Resources.GPU.Count = gpuai.TopologyRack, 1
+		}, true, ""},
 		"alone":    {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Count = 1 }, false, ""},
 		"host":     {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Network = gpuai.NetworkHost }, false, ""},
 		"the most": {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Count = gpuai.MaxMeshTasks }, true, ""},
