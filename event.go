@@ -28,6 +28,9 @@ const (
 	CheckpointRefused
 	// LeaseReady: all members of the lease's gang are ready, and its task may start.
 	LeaseReady
+	// LeasePeers: the lease's gang has a member more that it reaches by its mesh. One
+	// lease of each node is told of.
+	LeasePeers
 	numEventKinds
 )
 
@@ -35,7 +38,7 @@ var eventKindNames = [numEventKinds]string{
 	"", "job_submitted", "job_ended", "lease_granted", "lease_started", "lease_revoking",
 	"lease_ended", "lease_adopted", "task_requeued", "node_registered", "node_changed",
 	"policy_set", "level_set", "region_restored", "image_resolved", "checkpoint_published",
-	"checkpoint_refused", "lease_ready",
+	"checkpoint_refused", "lease_ready", "lease_peers",
 }
 
 // String returns the kind's text.

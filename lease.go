@@ -150,4 +150,9 @@ type GangInfo struct {
 	// Hold: the task is to be made ready, reported so and not started before a
 	// set says so without it.
 	Hold bool `json:"hold,omitzero"`
+	// Spread: its members are on more than one node.
+	Spread bool `json:"spread,omitzero"`
+	// Peers are the members on other nodes that are reached by a mesh, by their first
+	// ranks; none while Hold.
+	Peers []MeshPeer `json:"peers,omitempty"`
 }

@@ -57,9 +57,16 @@ func (g *Group) inSandbox() bool {
 	return g.Task.Runtime == RuntimeOCI && g.Resources.Network != NetworkHost
 }
 
+// meshed reports whether the group's tasks may be on several nodes and must reach one
+// another from sandboxes. same is how near they are to be.
+func (g *Group) meshed(same Topology) bool {
+	return g.Gang && g.Count > 1 && g.inSandbox() && same != TopologyNode
+}
+
 // sandboxDefaults adds the constraints of what the group's sandboxes need, and
-// takes out those that an earlier form of the group needed.
-func (g *Group) sandboxDefaults() {
+// takes out those that an earlier form of the group needed. same is how near its
+// tasks are to be.
+func (g *Group) sandboxDefaults(same Topology) {
 	if g.Task.Runtime != RuntimeOCI {
 		return
 	}
@@ -70,7 +77,8 @@ func (g *Group) sandboxDefaults() {
 	g.imply(LabelOCI, yesIf(true))
 	g.imply(LabelEgress, yesIf(n == NetworkEgress && !slices.ContainsFunc(g.Constraints, ownEgress)))
 	g.imply(LabelHostNetwork, yesIf(n == NetworkHost))
-	g.imply(LabelGangNetwork, yesIf(g.Gang && g.Count > 1 && g.inSandbox()))
+	g.imply(LabelGangNetwork, yesIf(g.Gang && g.Count > 1 && g.inSandbox() && !g.meshed(same))) // a mesh has one
+	g.imply(LabelMesh, yesIf(g.meshed(same)))
 	g.imply(LabelScratch, scratch)
 }
 
@@ -120,7 +128,7 @@ func (g *Group) own() (n int) {
 	for i := range g.Constraints {
 		c := &g.Constraints[i]
 		if g.Task.Runtime != RuntimeOCI || !c.implied(LabelOCI) && !c.implied(LabelEgress) && !c.implied(LabelHostNetwork) &&
-			!c.implied(LabelGangNetwork) && !c.implied(LabelScratch) {
+			!c.implied(LabelGangNetwork) && !c.implied(LabelMesh) && !c.implied(LabelScratch) {
 			n++
 		}
 	}
@@ -133,8 +141,8 @@ func (g *Group) validateNetwork(v *fieldErrors, at string, same Topology) {
 	n := g.Resources.Network
 	v.check(n < numNetworks, at+"/resources/network", "is not a known network")
 	v.check(n == NetworkNone || g.Task.Runtime == RuntimeOCI, at+"/resources/network", "is for tasks with an image: a plain process has its node's network")
-	if g.Gang && g.Count > 1 && g.inSandbox() && same != TopologyNode {
-		v.add(at+"/resources/network", "the sandboxes of a gang reach one another on one node only, until a mesh across nodes is built: "+
+	if g.Count > MaxMeshTasks && g.meshed(same) {
+		v.add(at+"/count", "a gang in sandboxes on several nodes has at most "+strconv.Itoa(MaxMeshTasks)+" tasks: "+
 			"say placement {same: node}, or network host, or use the runtime \"process\" without an image")
 	}
 }

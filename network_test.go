@@ -18,7 +18,7 @@ func TestNetworkIsAConstraintOfPlacement(t *testing.T) {
 		"none":    {func(g *gpuai.Group) {}, []string{gpuai.LabelOCI}},
 		"egress":  {func(g *gpuai.Group) { g.Resources.Network = gpuai.NetworkEgress }, []string{gpuai.LabelOCI, gpuai.LabelEgress}},
 		"host":    {func(g *gpuai.Group) { g.Resources.Network = gpuai.NetworkHost }, []string{gpuai.LabelOCI, gpuai.LabelHostNetwork}},
-		"gang":    {gang, []string{gpuai.LabelOCI, gpuai.LabelGangNetwork}},
+		"gang":    {gang, []string{gpuai.LabelOCI, gpuai.LabelMesh}},
 		"process": {func(g *gpuai.Group) { gang(g); g.Task = gpuai.TaskSpec{Command: []string{"x"}} }, nil},
 		"gang in the host's": {func(g *gpuai.Group) { gang(g); g.Resources.Network = gpuai.NetworkHost },
 			[]string{gpuai.LabelOCI, gpuai.LabelHostNetwork}},
@@ -116,12 +116,11 @@ func TestOwnConstraintDoesNotWeakenWhatASandboxNeeds(t *testing.T) {
 func TestImpliedConstraintsAreBesideTheLimit(t *testing.T) {
 	for _, n := range []int{gpuai.MaxOwnConstraints, gpuai.MaxOwnConstraints + 1} {
 		s := boxed(func(g *gpuai.Group) {
-			g.Gang, g.Count, g.Resources.GPU.Count, g.Resources.Scratch, g.Resources.Network = true, 2, 1, 1<<30, gpuai.NetworkEgress
+			g.Gang, g.Count, g.Resources.Scratch, g.Resources.Network = true, 2, 1<<30, gpuai.NetworkEgress
 			for i := range n {
 				g.Constraints = append(g.Constraints, on(fmt.Sprint("k", i), gpuai.Equal, "x"))
 			}
 		})
-		s.Placement.Same = gpuai.TopologyNode
 		if got := len(s.Groups[0].Constraints); got != n+4 {
 			t.Errorf("%d constraints", got)
 		}
@@ -135,5 +134,50 @@ func TestImpliedConstraintsAreBesideTheLimit(t *testing.T) {
 	}
 	if plain.Defaults(); len(plain.Validate()) == 0 {
 		t.Error("a plain process has more constraints than it may")
+	}
+}
+
+// A gang whose sandboxes are on one node needs no mesh, and one on several is bounded.
+func TestGangOnOneNodeNeedsNoMesh(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*gpuai.JobSpec, *gpuai.Group)
+		mesh   bool
+		wrong  string
+	}{
+		"anywhere": {func(*gpuai.JobSpec, *gpuai.Group) {}, true, ""},
+		"one node": {func(s *gpuai.JobSpec, g *gpuai.Group) {
+			s.Placement.Same, g.Resources.GPU.Count = gpuai.TopologyNode, 1
+		}, false, ""},
+		"one rack": {func(s *gpuai.JobSpec, g *gpuai.Group) {
+			s.Placement.Same, g.Resources.GPU.Count = gpuai.TopologyRack, 1
+		}, true, ""},
+		"alone":    {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Count = 1 }, false, ""},
+		"host":     {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Resources.Network = gpuai.NetworkHost }, false, ""},
+		"the most": {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Count = gpuai.MaxMeshTasks }, true, ""},
+		"too many": {func(_ *gpuai.JobSpec, g *gpuai.Group) { g.Count = gpuai.MaxMeshTasks + 1 }, true, "/groups/0/count"},
+	} {
+		s := &gpuai.JobSpec{Name: "a", Groups: []gpuai.Group{{Task: gpuai.TaskSpec{Image: "x"}, Gang: true, Count: 2}}}
+		c.change(s, &s.Groups[0])
+		s.Defaults()
+		got := slices.ContainsFunc(s.Groups[0].Constraints, func(x gpuai.Constraint) bool { return reflect.DeepEqual(x, on(gpuai.LabelMesh, gpuai.Equal, "yes")) })
+		if got != c.mesh {
+			t.Errorf("%s: %+v", name, s.Groups[0].Constraints)
+		}
+		switch bad := s.Validate(); {
+		case c.wrong == "" && len(bad) > 0, c.wrong != "" && (len(bad) != 1 || bad[0].Pointer != c.wrong):
+			t.Errorf("%s: %+v", name, bad)
+		}
+	}
+}
+
+func TestMeshKeyText(t *testing.T) {
+	k, again := gpuai.MeshKey{0xab, 31: 1}, gpuai.MeshKey{}
+	if err := again.UnmarshalText([]byte(k.String())); err != nil || again != k || k.String()[:2] != "ab" {
+		t.Errorf("%s: %v, %v", k, again, err)
+	}
+	for _, bad := range []string{"", "ab", k.String()[1:] + "g", k.String() + "0"} {
+		if err := again.UnmarshalText([]byte(bad)); err == nil || again != k {
+			t.Errorf("%q is read as %s", bad, again)
+		}
 	}
 }

@@ -210,6 +210,9 @@ type Report struct {
 	Reason      string      `json:"reason,omitzero"`
 	// Image is the digest of ReportResolved.
 	Image string `json:"image,omitzero"`
+	// Mesh goes with ReportPrepared of a member that others of its gang reach from
+	// their nodes.
+	Mesh *MeshPoint `json:"mesh,omitzero"`
 	// Unclean lists devices that could not be cleaned: they are quarantined.
 	Unclean []DeviceID `json:"unclean,omitempty"`
 }

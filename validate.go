@@ -60,6 +60,7 @@ func (s *JobSpec) Defaults() {
 	}
 	for i := range s.Groups {
 		s.Groups[i].defaults(i, s.Array.Size)
+		s.Groups[i].sandboxDefaults(s.Placement.Same)
 	}
 }
 
@@ -89,7 +90,6 @@ func (g *Group) defaults(i int, array uint32) {
 			g.Task.Runtime = RuntimeOCI
 		}
 	}
-	g.sandboxDefaults()
 	if g.Task.StopGrace == 0 {
 		g.Task.StopGrace = 5 * Second
 	}

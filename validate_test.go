@@ -140,8 +140,11 @@ var jobCases = []struct {
 	{"process with an image", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Image = "debian:12" }, []string{"/groups/0/task/runtime"}},
 	{"image", func(s *gpuai.JobSpec, g *gpuai.Group) { g.Task.Runtime, g.Task.Image = gpuai.RuntimeOCI, "a b" }, []string{"/groups/0/task/image"}},
 	{"gang in sandboxes", func(s *gpuai.JobSpec, g *gpuai.Group) {
-		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, 2
-	}, []string{"/groups/0/resources/network"}},
+		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, gpuai.MaxMeshTasks
+	}, nil},
+	{"large gang in sandboxes", func(s *gpuai.JobSpec, g *gpuai.Group) {
+		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, gpuai.MaxMeshTasks+1
+	}, []string{"/groups/0/count"}},
 	{"gang in sandboxes of one node", func(s *gpuai.JobSpec, g *gpuai.Group) {
 		g.Task.Runtime, g.Task.Image, g.Gang, g.Count = gpuai.RuntimeOCI, "debian:12", true, 2
 		g.Resources.GPU = gpuai.GPURequest{Count: 1}

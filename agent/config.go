@@ -180,7 +180,7 @@ func (c *Config) fill() error {
 		if k == gpuai.LabelOCI || k == gpuai.LabelScratch || strings.HasPrefix(k, gpuai.LabelOCI+".") {
 			return fmt.Errorf("label %s is the agent's own: it says what runs images here, and with how much scratch space", k)
 		}
-		if k == gpuai.LabelEgress || k == gpuai.LabelHostNetwork || k == gpuai.LabelGangNetwork {
+		if k == gpuai.LabelEgress || k == gpuai.LabelHostNetwork || k == gpuai.LabelGangNetwork || k == gpuai.LabelMesh {
 			return fmt.Errorf("label %s is the agent's own: it says what tasks can reach from here", k)
 		}
 	}

@@ -291,6 +291,10 @@ func (a *Agent) do(act decide.Action) {
 		if w := a.workers[act.Lease]; w != nil {
 			w.order(w.goOn)
 		}
+	case decide.Meet:
+		if w := a.workers[act.Lease]; w != nil {
+			w.order(func() { w.meet(act) })
+		}
 	case decide.Extend:
 		if w := a.workers[act.Lease]; w != nil {
 			w.deadline.Store(act.Deadline)

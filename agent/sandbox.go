@@ -75,6 +75,7 @@ const (
 	bundleDir  = "bundle"
 	stateDir   = "state"
 	boxDir     = "box"
+	meshDir    = "mesh"
 )
 
 // openBoxes prepares the node for sandboxes.
@@ -144,7 +145,9 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	} else if err != nil {
 		a.log.Warn("this node lends no scratch space", "why", err)
 	}
-	if b.net, err = network.Open(c.Network, name, a.log); err != nil {
+	net := c.Network
+	net.Mesh.Dir, net.Mesh.Lost = b.path(meshDir), a.unlinked
+	if b.net, err = network.Open(net, name, a.log); err != nil {
 		return err
 	}
 	for _, lack := range b.net.Lacks() {

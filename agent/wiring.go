@@ -24,6 +24,21 @@ type Egress = network.Egress
 // 10.1.0.0/16, or both, with commas between them.
 func ParseEgress(s string) (Egress, error) { return network.ParseEgress(s) }
 
+// A MeshConfig is how gangs are linked with their members on other nodes.
+type MeshConfig = network.MeshConfig
+
+// What a MeshConfig has when its operator says nothing.
+const DefaultMeshMTU = network.DefaultMTU
+
+// DefaultMeshPorts are the UDP ports of meshes, as MIN-MAX.
+func DefaultMeshPorts() string { return network.DefaultMeshPorts.String() }
+
+// ReadMeshPorts reads the UDP ports of meshes, MIN-MAX.
+func ReadMeshPorts(c *MeshConfig, s string) (err error) {
+	c.Ports, err = network.ParseMeshPorts(s)
+	return err
+}
+
 // Names of what a sandbox's runtime finds beside its root.
 const (
 	userPin = "user" // its user namespace
@@ -70,12 +85,9 @@ func (w *worker) admit(no *decide.TaskNotStarted) error {
 	if err := b.net.Refusal(a.Network, gang != nil); err != nil {
 		return err
 	}
-	if gang != nil && len(a.Gang.NodeIPs) > 0 {
-		for _, ip := range a.Gang.NodeIPs[1:] {
-			if ip != a.Gang.NodeIPs[0] {
-				return errors.New("its gang is on several nodes, and sandboxes reach one another on one node only: submit it with placement {same: node} or network host")
-			}
-		}
+	if gang != nil && a.Gang.Spread && !b.net.Meshes() {
+		no.State = gpuai.ReportLost // another node will do
+		return errors.New("its gang is on several nodes, and this one does not link them (--mesh): submit it with placement {same: node} or network host")
 	}
 	if err := b.net.Admit(w.lease.ID.String(), w.lease.Tenant, a.Network); err != nil {
 		no.State = gpuai.ReportLost // another node will do
@@ -164,11 +176,16 @@ func (w *worker) connect(t *sandbox.Task) (pins map[string]string, err error) {
 		Lease: w.lease.ID.String(), Space: space, Slot: t.IDs.Slot(), Egress: w.assign.Network == gpuai.NetworkEgress, Gang: gang,
 	}
 	if gang != nil {
-		task.Rank = w.assign.Gang.Rank
+		task.Rank, task.Mesh = w.assign.Gang.Rank, w.meshed()
 	}
 	hold, err := w.a.boxes.net.Join(&task)
 	if err != nil {
 		return nil, err
+	}
+	if gang != nil {
+		if p, ok := w.a.boxes.net.Point(*gang); ok {
+			w.mesh = &p
+		}
 	}
 	pins = map[string]string{userPin: fileOf(user), netPin: fileOf(space)}
 	if hold != nil {
@@ -178,6 +195,32 @@ func (w *worker) connect(t *sandbox.Task) (pins map[string]string, err error) {
 	dir := w.a.boxes.path(boxDir)
 	t.UserNS, t.NetNS = filepath.Join(dir, userPin), filepath.Join(dir, netPin)
 	return pins, nil
+}
+
+// meshed reports whether members of the task's gang are on other nodes, or may come to
+// be there.
+func (w *worker) meshed() bool {
+	g := w.assign.Gang
+	return g.Spread || g.Min < g.Max && w.a.boxes.net.Meshes()
+}
+
+// meet links the task's gang with its members on other nodes.
+func (w *worker) meet(act decide.Meet) {
+	gang := gangOf(&w.assign)
+	if gang == nil || w.a.boxes == nil {
+		return
+	}
+	if err := w.a.boxes.net.SetPeers(*gang, act.Index, act.Peers); err != nil {
+		w.tell(decide.NetworkFailed{Lease: act.Lease, Reason: w.who() + ": " + err.Error()})
+	}
+}
+
+// unlinked ends a task whose gang is not linked with other nodes any more.
+func (a *Agent) unlinked(lease, why string) {
+	var t gpuai.Token
+	if t.UnmarshalText([]byte(lease)) == nil {
+		a.post(func() { a.step(decide.NetworkFailed{Lease: t, Reason: why}) })
+	}
 }
 
 // fileOf is where another process finds an open file of this one.

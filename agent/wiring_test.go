@@ -63,9 +63,9 @@ func TestGangInSandboxesMeets(t *testing.T) {
 	checkClosed(t, a.Agent, zero)
 	spread := f.grant(testNode, func(a *gpuai.Assignment) {
 		member(image, 0, "say")(a)
-		a.Gang.NodeIPs = []string{"10.1.1.1", "10.1.1.2"}
+		a.Gang.NodeIPs, a.Gang.Spread = []string{"10.1.1.1", "10.1.1.2"}, true
 	})
-	if r := f.last(spread); r.State != gpuai.ReportFailed || !strings.Contains(r.Reason, "on several nodes") {
+	if r := f.last(spread); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "on several nodes") {
 		t.Errorf("a gang of two nodes: %+v", r)
 	}
 	alone := f.grant(testNode, func(a *gpuai.Assignment) {

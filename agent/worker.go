@@ -40,6 +40,8 @@ type worker struct {
 	unusable    []gpuai.DeviceID
 	unusableWhy string
 	pulling     pulling
+	// mesh is where its gang's members on other nodes reach it; nil: they do not.
+	mesh *gpuai.MeshPoint
 	// spaces are the namespaces of a sandbox that is being started.
 	spaces   []*os.File
 	saver    atomic.Pointer[saver] // nil: its checkpoints are not stored
@@ -121,9 +123,9 @@ func (w *worker) start(act decide.Start) {
 		w.setIdle(no)
 		return
 	}
-	if act.Hold {
+	if act.Hold || w.mesh != nil {
 		w.ready = &readyTask{spec, act.KillBudget}
-		w.tell(decide.TaskPrepared{Lease: w.lease.ID})
+		w.tell(decide.TaskPrepared{Lease: w.lease.ID, Mesh: w.mesh})
 		return
 	}
 	w.run(&readyTask{spec, act.KillBudget})

@@ -62,6 +62,7 @@ func (m *Machine) applyReportLease(r *wire.Reader) Result {
 		m.resolved(slot, rep.Image)
 		return Result{}
 	case gpuai.ReportPrepared:
+		m.keepPoint(slot, rep.Mesh)
 		m.prepared(slot)
 		return Result{}
 	}

@@ -38,6 +38,7 @@ type leaseRec struct {
 	older       ref         // lease of the priority that is still safe; derived
 	newer       ref         // derived
 	by          gpuai.JobID // that it must make room for
+	mesh        ref         // where it is reached from other nodes
 }
 
 // Flags in the byte of a lease's state.
@@ -46,6 +47,7 @@ const (
 	leaseYields = 1 << 6
 
 	leasePrepared = 1 << 5
+	leaseMeshed   = 1 << 4 // a mesh point follows
 )
 
 func (r *leaseRec) put(b []byte) []byte {
@@ -76,11 +78,20 @@ func (r *leaseRec) put(b []byte) []byte {
 	if r.prepared {
 		state |= leasePrepared
 	}
-	if r.by.IsZero() {
-		return append(b, state, uint8(r.cause))
+	if r.mesh != 0 {
+		state |= leaseMeshed
 	}
-	b = append(b, state|leaseTail, uint8(r.cause))
-	return append(b, r.by[:]...)
+	if !r.by.IsZero() {
+		state |= leaseTail
+	}
+	b = append(b, state, uint8(r.cause))
+	if !r.by.IsZero() {
+		b = append(b, r.by[:]...)
+	}
+	if r.mesh != 0 {
+		b = r.mesh.put(b)
+	}
+	return b
 }
 
 func (r *leaseRec) get(rd *wire.Reader) {
@@ -105,11 +116,14 @@ func (r *leaseRec) get(rd *wire.Reader) {
 	r.share = rd.U16()
 	r.port = rd.U16()
 	state := rd.U8()
-	r.state, r.yields = gpuai.LeaseState(state&^(leaseTail|leaseYields|leasePrepared)), state&leaseYields != 0
+	r.state, r.yields = gpuai.LeaseState(state&^(leaseTail|leaseYields|leasePrepared|leaseMeshed)), state&leaseYields != 0
 	r.prepared = state&leasePrepared != 0
 	r.cause = gpuai.LeaseCause(rd.U8())
 	if state&leaseTail != 0 {
 		copy(r.by[:], rd.Bytes(len(r.by)))
+	}
+	if state&leaseMeshed != 0 {
+		r.mesh = ref(rd.U32())
 	}
 }
 
@@ -174,6 +188,7 @@ func (m *Machine) unlinkLease(slot uint32) {
 	n.cpuUsed -= int64(l.cpu)
 	n.memUsed -= l.memory
 	m.returnPort(l.node, l.port)
+	m.dropPoint(slot)
 	if n.live--; n.live == MaxNodeLeases-1 {
 		m.sched.SetOpen(l.node, m.opens(l.node))
 	}

@@ -67,6 +67,9 @@ type Machine struct {
 
 	notes     *mem.Table[noteRec]
 	noteSlots *mem.Slots
+	// points are where members of gangs are reached from other nodes.
+	points     *mem.Table[pointRec]
+	pointSlots *mem.Slots
 
 	checkpoints      *mem.Table[checkpointRec]
 	checkpointSlots  *mem.Slots
@@ -178,6 +181,7 @@ func New(o Options) *Machine {
 		tokenByID: mem.NewHash(s), tokensOf: mem.NewTable[uint32](s, 10),
 		roles: mem.NewHashed(s, 5, hasher[roleRec](seedRole)), roleSlots: mem.NewSlots(s),
 		notes: mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
+		points: mem.NewHashed(s, 6, hasher[pointRec](seedPoint)), pointSlots: mem.NewSlots(s),
 		checkpoints: mem.NewHashed(s, 5, hasher[checkpointRec](seedCheckpoint)), checkpointSlots: mem.NewSlots(s),
 		checkpointByTask: mem.NewHash(s), checkpointsOfTenant: mem.NewTable[uint32](s, 10),
 		authorities: mem.NewHashed(s, 2, hasher[authorityRec](seedAuthority)), authoritySlots: mem.NewSlots(s),
@@ -227,6 +231,7 @@ func (m *Machine) Fork() *Machine {
 		tokens: m.tokens.Fork(s), tokenSlots: m.tokenSlots.Fork(s), tokenByID: m.tokenByID.Fork(s), tokensOf: m.tokensOf.Fork(s),
 		roles: m.roles.Fork(s), roleSlots: m.roleSlots.Fork(s),
 		notes: m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
+		points: m.points.Fork(s), pointSlots: m.pointSlots.Fork(s),
 		checkpoints: m.checkpoints.Fork(s), checkpointSlots: m.checkpointSlots.Fork(s),
 		checkpointByTask: m.checkpointByTask.Fork(s), checkpointsOfTenant: m.checkpointsOfTenant.Fork(s),
 		authorities: m.authorities.Fork(s), authoritySlots: m.authoritySlots.Fork(s),

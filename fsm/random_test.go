@@ -28,6 +28,8 @@ type walk struct {
 	says bool
 	// prepares has tasks be ready behind their barriers, and soon late.
 	prepares bool
+	// meets has members of gangs tell where others reach them.
+	meets bool
 	// publishes has tasks publish checkpoints.
 	publishes bool
 	// opens has operators create tenants and tokens, and say whose nodes are.
@@ -196,6 +198,10 @@ func (w *walk) reportCommand(l gpuai.Lease) *ReportLease {
 	}
 	if w.prepares && w.r.IntN(2) == 0 {
 		rep.State, rep.EndCode, rep.Image = gpuai.ReportPrepared, gpuai.EndOther, ""
+	}
+	if w.meets && w.r.IntN(2) == 0 {
+		rep.State, rep.EndCode = gpuai.ReportPrepared, gpuai.EndOther
+		rep.Mesh = &gpuai.MeshPoint{Key: gpuai.MeshKey{byte(1 + w.r.IntN(3))}, Port: uint16(1 + w.r.IntN(2))}
 	}
 	if w.r.IntN(8) == 0 {
 		rep.Unclean = l.Devices

@@ -272,13 +272,13 @@ func (m *Machine) assignment(slot uint32) gpuai.Assignment {
 	}
 	a.Hold = g.held && !g.gang
 	if g.gang {
-		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx)
+		a.Attempt, a.Gang = uint32(g.used), m.gangInfo(t.group.slot(), t.idx, l.node)
 	}
 	return a
 }
 
-// gangInfo tells a member of the others.
-func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
+// gangInfo tells a member on a node of the others.
+func (m *Machine) gangInfo(group, rank, home uint32) *gpuai.GangInfo {
 	g := m.groups.Get(group)
 	info := &gpuai.GangInfo{Rank: rank, Size: g.count, Min: g.least(), Max: g.count}
 	info.Hold = g.held
@@ -297,10 +297,14 @@ func (m *Machine) gangInfo(group, rank uint32) *gpuai.GangInfo {
 			continue // it went, the others go on
 		}
 		if x.node != last {
+			info.Spread = info.Spread || x.node != home
 			last, addr = x.node, m.nodeBody(x.node).spec.Address
 		}
 		info.NodeIPs = append(info.NodeIPs, addr)
 		ranks = append(ranks, m.tasks.Get(t.slot()).idx)
+		if !g.held && x.node != home {
+			info.Peers = m.appendPeer(info.Peers, x, m.tasks.Get(t.slot()).idx)
+		}
 		if t == g.first {
 			info.MasterAddr, info.MasterPort, info.Lead = addr, x.port, x.token
 		}

@@ -107,6 +107,7 @@ const (
 	seedAuthority = 33
 	seedJoinToken = 34
 	seedIdentity  = 35
+	seedPoint     = 41
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

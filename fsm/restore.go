@@ -158,12 +158,12 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 		readTable(f, m.edges, m.edgeSlots)
 	case secHolds:
 		readTable(f, m.holds, m.holdSlots)
+	case secPoints, secCheckpoints:
+		m.restoreMembers(section, f)
 	case secNotes:
 		for range count {
 			m.restoreNote(rd)
 		}
-	case secCheckpoints:
-		readTable(f, m.checkpoints, m.checkpointSlots)
 	case secServers:
 		readServers(rd, count, m.servers)
 	case secAccounts, secTokens, secRoles, secAccess:
@@ -212,6 +212,15 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 		return false
 	}
 	return true
+}
+
+// restoreMembers reads what tasks and their agents have told of themselves.
+func (m *loader) restoreMembers(section uint8, f rows) {
+	if section == secPoints {
+		readTable(f, m.points, m.pointSlots)
+		return
+	}
+	readTable(f, m.checkpoints, m.checkpointSlots)
 }
 
 func (m *Machine) restoreMeta(rd *wire.Reader, s *snapshotMeta) error {

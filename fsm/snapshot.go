@@ -55,6 +55,7 @@ const (
 	secAuthorities uint8 = 33
 	secJoinTokens  uint8 = 34
 	secIdentities  uint8 = 35
+	secPoints      uint8 = 23
 	secEnd               = 255
 )
 
@@ -154,6 +155,9 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	m.writeAccess(f)
 	m.writeAuthorities(f)
 	m.writeAudit(f)
+	if m.pointSlots.Len() > 0 {
+		writeTable(f, secPoints, m.points, m.pointSlots)
+	}
 	d := m.Digest()
 	f.begin(secEnd)
 	f.buf = append(f.buf, d[:]...)

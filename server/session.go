@@ -123,7 +123,7 @@ func (se *session) carries() {
 // Offer implements hub.Sink.
 func (se *session) Offer(e *gpuai.Event) {
 	switch e.Kind {
-	case gpuai.LeaseGrantedEvent, gpuai.LeaseReady, gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.LeaseAdopted:
+	case gpuai.LeaseGrantedEvent, gpuai.LeaseReady, gpuai.LeasePeers, gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.LeaseAdopted:
 		se.mark(e.Lease)
 	case gpuai.NodeRegistered:
 		if e.Index > se.registered {

@@ -13,8 +13,16 @@ type Start struct {
 	Deadline   int64
 	KillBudget gpuai.Duration
 	// Hold makes all ready and starts nothing: answer with TaskPrepared, and wait
-	// for Launch.
+	// for Launch. So does a task that others of its gang reach by a mesh.
 	Hold bool
+}
+
+// Meet tells a member of a gang where those on other nodes are, as the region has it
+// at an index. It goes before the Launch of a task that waits.
+type Meet struct {
+	Lease gpuai.Token
+	Index uint64
+	Peers []gpuai.MeshPeer
 }
 
 // Launch starts a task that was made ready. Answer as Start.
@@ -91,6 +99,7 @@ type Halt struct{ Err string }
 
 func (Start) action()      {}
 func (Launch) action()     {}
+func (Meet) action()       {}
 func (Extend) action()     {}
 func (UseImage) action()   {}
 func (Stop) action()       {}

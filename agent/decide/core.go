@@ -124,7 +124,7 @@ func (c *Core) Step(now int64, e Event) []Action {
 		c.tick(now)
 	case HelloSent:
 		c.helloSent(e)
-	case TaskPrepared, TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed, DiskOverrun:
+	case TaskPrepared, TaskStarted, ImageResolved, TaskNotStarted, TaskEnded, TaskUnkillable, Released, DeviceFailed, DiskOverrun, NetworkFailed:
 		c.taskEvent(now, e)
 	case Drain:
 		c.draining = e.Reason

@@ -49,9 +49,12 @@ type ReportAnswered struct {
 	Reported gpuai.Reported
 }
 
-// TaskPrepared says that all that a held Start needs is ready, and that nothing
-// runs.
-type TaskPrepared struct{ Lease gpuai.Token }
+// TaskPrepared says that all that a held Start needs is ready, or one whose gang is to
+// know where it is reached, and that nothing runs.
+type TaskPrepared struct {
+	Lease gpuai.Token
+	Mesh  *gpuai.MeshPoint // nil: nobody on another node reaches it
+}
 
 // TaskStarted says that a Start, or a Launch, succeeded.
 type TaskStarted struct{ Lease gpuai.Token }
@@ -113,6 +116,12 @@ type DiskOverrun struct {
 	Reason string
 }
 
+// NetworkFailed says that the network of a task's gang is gone from under it.
+type NetworkFailed struct {
+	Lease  gpuai.Token
+	Reason string
+}
+
 // DeviceFailed says that a device failed under a task and that its driver
 // wants the task ended.
 type DeviceFailed struct {
@@ -144,5 +153,6 @@ func (TaskUnkillable) event() {}
 func (Released) event()       {}
 func (DeviceFailed) event()   {}
 func (DiskOverrun) event()    {}
+func (NetworkFailed) event()  {}
 func (Drain) event()          {}
 func (StopAll) event()        {}

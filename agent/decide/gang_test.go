@@ -132,3 +132,69 @@ func endingOf(acts []Action) gpuai.Token {
 	}
 	return 0
 }
+
+// across is the assignment of a member of a gang that has others at these ports of
+// other nodes.
+func across(hold bool, ports ...uint16) gpuai.Assignment {
+	a := held(20)
+	a.Gang.Hold, a.Gang.Spread = hold, true
+	for i, p := range ports {
+		a.Gang.Peers = append(a.Gang.Peers, gpuai.MeshPeer{
+			Address: "10.0.0.1", MeshPoint: gpuai.MeshPoint{Key: gpuai.MeshKey{byte(p)}, Port: p}, Ranks: []uint32{uint32(2 + i)},
+		})
+	}
+	return a
+}
+
+// A member tells where it is reached, is told where the others are before its task
+// starts, and of those that come later.
+func TestMemberMeetsOthersBeforeItStarts(t *testing.T) {
+	r := newRig(t)
+	r.welcome(10)
+	r.set(10, true)
+	r.set(20, false, across(true))
+	lease := across(true).Lease.ID
+	at := &gpuai.MeshPoint{Key: gpuai.MeshKey{1}, Port: 7}
+	if rep := mustFind[SendReport](t, r.step(TaskPrepared{Lease: lease, Mesh: at})); rep.Report.State != gpuai.ReportPrepared || rep.Report.Mesh != at {
+		t.Fatalf("%+v", rep)
+	}
+	mustLack[Meet](t, r.set(25, false, across(true)))
+	acts := r.set(30, false, across(false, 8, 9))
+	if m, ok := acts[0].(Meet); !ok || m.Lease != lease || m.Index != 30 || len(m.Peers) != 2 {
+		t.Fatalf("before the launch: %+v", acts)
+	}
+	mustFind[Launch](t, acts[1:])
+	r.step(TaskStarted{Lease: lease})
+	mustLack[Meet](t, r.set(31, false, across(false, 8, 9)))
+	acts = r.set(32, false, across(false, 8, 10))
+	mustLack[Launch](t, acts)
+	if m := mustFind[Meet](t, acts); m.Index != 32 || m.Peers[1].Port != 10 {
+		t.Errorf("one that moved: %+v", m)
+	}
+	if k := mustFind[Kill](t, r.step(NetworkFailed{Lease: lease, Reason: "gone"})); k.Why != "gone" {
+		t.Errorf("%+v", k)
+	}
+	r.step(TaskEnded{Lease: lease, By: ByKill, Code: 137})
+	if rep := mustFind[SendReport](t, r.step(Released{Lease: lease})); rep.Report.State != gpuai.ReportLost || rep.Report.Reason != "gone" {
+		t.Errorf("without its network: %+v", rep)
+	}
+}
+
+// One that joins a gang which runs tells where it is, and waits for nobody.
+func TestLateMemberTellsWhereItIs(t *testing.T) {
+	r := newRig(t)
+	r.welcome(10)
+	r.set(10, true)
+	r.set(20, false, across(false, 8))
+	lease := across(false).Lease.ID
+	acts := r.step(TaskPrepared{Lease: lease, Mesh: &gpuai.MeshPoint{Port: 7}})
+	if rep := mustFind[SendReport](t, acts); rep.Report.Mesh == nil {
+		t.Errorf("%+v", rep)
+	}
+	if m := mustFind[Meet](t, acts); m.Index != 20 || len(m.Peers) != 1 {
+		t.Errorf("%+v", m)
+	}
+	mustFind[Launch](t, acts)
+	r.step(TaskStarted{Lease: lease})
+	mustLack[Meet](t, r.set(20, false, across(false, 8)))
+}

@@ -46,7 +46,8 @@ type lease struct {
 	seq      uint32
 	unsent   []gpuai.Report
 	sentAt   int64
-	doubts   int // acks that do not name it among those that wait, while it does
+	told     uint64 // the index of the set that a.Gang is of
+	doubts   int    // acks that do not name it among those that wait, while it does
 }
 
 // holds reports whether the lease's task may be running with our consent.
@@ -179,13 +180,24 @@ func share(l *gpuai.Lease) gpuai.Milli {
 // held reports whether l's task waits for its gang, or the groups it starts with.
 func (l *lease) held() bool { return l.a.Held() }
 
-// prepared notes that l's task is ready, and starts it unless it must wait.
-func (c *Core) prepared(now int64, l *lease) {
-	if l.phase = Prepared; !l.held() {
-		c.launch(l)
-		return
+// prepared notes that l's task is ready, and starts it unless it must wait. Where it is
+// reached the region is told first.
+func (c *Core) prepared(now int64, l *lease, at *gpuai.MeshPoint) {
+	l.phase = Prepared
+	if l.held() || at != nil {
+		c.report(now, l, gpuai.Report{State: gpuai.ReportPrepared, Mesh: at})
 	}
-	c.report(now, l, gpuai.Report{State: gpuai.ReportPrepared})
+	if !l.held() {
+		c.meet(l)
+		c.launch(l)
+	}
+}
+
+// meet tells a member of a gang where those on other nodes are, where it has some.
+func (c *Core) meet(l *lease) {
+	if g := l.a.Gang; g != nil && len(g.Peers) > 0 {
+		c.do(Meet{Lease: l.a.Lease.ID, Index: l.told, Peers: g.Peers})
+	}
 }
 
 // launch starts a task that is ready.
@@ -221,7 +233,7 @@ func (c *Core) taskEvent(now int64, e Event) {
 	switch e := e.(type) {
 	case TaskPrepared:
 		if l := c.leases[e.Lease]; l != nil && l.phase == Starting {
-			c.prepared(now, l)
+			c.prepared(now, l, e.Mesh)
 		}
 	case TaskStarted:
 		if l := c.leases[e.Lease]; l != nil && l.phase < Unkillable && l.phase != Waiting {
@@ -255,6 +267,10 @@ func (c *Core) taskEvent(now int64, e Event) {
 	case DeviceFailed:
 		if l := c.leases[e.Lease]; l != nil && l.holds() {
 			c.kill(l, gpuai.ReportGPUError, e.Reason)
+		}
+	case NetworkFailed:
+		if l := c.leases[e.Lease]; l != nil && l.holds() {
+			c.kill(l, gpuai.ReportLost, e.Reason)
 		}
 	case DiskOverrun:
 		if l := c.leases[e.Lease]; l != nil && l.holds() {

@@ -274,7 +274,7 @@ func (w *world) carryOut(act Action) {
 		if act.Hold {
 			w.held[t], w.until[t] = true, act.Deadline
 			delete(w.runs, t)
-			w.back = append(w.back, TaskPrepared{t})
+			w.back = append(w.back, TaskPrepared{Lease: t})
 			return
 		}
 		if w.rnd.IntN(3) == 0 { // in an image, whose digest is told first

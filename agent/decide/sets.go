@@ -1,6 +1,10 @@
 package decide
 
-import "github.com/gpuai/gpuai"
+import (
+	"slices"
+
+	"github.com/gpuai/gpuai"
+)
 
 // leaseSet takes a full set or a diff.
 func (c *Core) leaseSet(now int64, s *gpuai.LeaseSet) {
@@ -51,15 +55,13 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 			c.stop(l) // its user has no use for what it would save
 		}
 		c.adopted(now, l, a.Lease.Incarnation)
-		if as == AssignedLive && l.held() && (a.Gang != nil || l.a.Gang == nil) && !a.Held() {
-			if l.a.Gang, l.a.Hold = a.Gang, a.Hold; l.phase == Prepared { // all that it waits for are ready
-				c.launch(l)
-			}
+		if as == AssignedLive && !a.Held() && (a.Gang != nil || l.a.Gang == nil) {
+			c.regroup(l, a)
 		}
 	}
 	switch Judge(Sight{Assigned: as, Recorded: c.recorded(t)}) {
 	case MoveTake:
-		l = &lease{a: *a, phase: Waiting}
+		l = &lease{a: *a, phase: Waiting, told: c.floor}
 		c.leases[t] = l
 		c.tryStart(now, l)
 	case MoveStop:
@@ -75,6 +77,26 @@ func (c *Core) move(now int64, t gpuai.Token, a *gpuai.Assignment, as Assigned) 
 		}
 		c.finish(now, l, gpuai.Report{State: gpuai.ReportStopped, Reason: "stopped before it was started"})
 	}
+}
+
+// regroup takes what the region says now of a lease that need not wait: that all are
+// ready that it waits for, and where the others of its gang are.
+func (c *Core) regroup(l *lease, a *gpuai.Assignment) {
+	lifted := l.held()
+	if !lifted && (a.Gang == nil || l.a.Gang == nil || slices.EqualFunc(l.a.Gang.Peers, a.Gang.Peers, samePeer)) {
+		return
+	}
+	l.a.Gang, l.a.Hold, l.told = a.Gang, a.Hold, c.floor
+	if l.holds() {
+		c.meet(l)
+	}
+	if lifted && l.phase == Prepared {
+		c.launch(l)
+	}
+}
+
+func samePeer(a, b gpuai.MeshPeer) bool {
+	return a.Address == b.Address && a.MeshPoint == b.MeshPoint && slices.Equal(a.Ranks, b.Ranks)
 }
 
 // recorded is what this core knows of a lease.

@@ -55,6 +55,9 @@ type Facts struct {
 	GangNet error // what gangs in sandboxes lack
 	Egress  error // what egress lacks, if the policy has any
 
+	Mesh      error // what gangs across nodes lack, unless they are off
+	MeshPorts int   // free UDP ports for them
+
 	ScratchErr  error
 	Credentials error
 	ImageDirs   []error // one for each that cannot be used
@@ -140,6 +143,9 @@ func Gather(ctx context.Context, c *Config) *Facts {
 	f.findImages()
 	if f.Root && f.Sandbox != nil {
 		f.GangNet, f.Egress = network.Survey(f.Sandbox.Network)
+		if f.Sandbox.Network.Mesh.Program != "" {
+			f.MeshPorts, f.Mesh = network.SurveyMesh(&f.Sandbox.Network)
+		}
 	}
 	f.findCDI(&c.Agent)
 	return f

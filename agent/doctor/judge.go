@@ -21,7 +21,7 @@ func Judge(f *Facts) []Check {
 	out = append(out, f.judgeScratch(), f.judgeKernel(), f.judgeSeccomp(), f.judgeUserNS(), f.judgeRanges(), f.judgeCgroups(), f.judgeFiles(),
 		f.judgeWatchdog(), f.judgeRuntime())
 	if f.Sandbox != nil {
-		out = append(out, f.judgeGangs(), f.judgeEgress(), f.judgeHostNet())
+		out = append(out, f.judgeGangs(), f.judgeMesh(), f.judgeEgress(), f.judgeHostNet())
 	}
 	out = append(out, f.judgeProcess())
 	out = append(out, f.judgeDrivers()...)

@@ -16,9 +16,25 @@ func (f *Facts) judgeGangs() Check {
 	case !f.Root:
 		return warn(code, cure{"see root", none}, "not tried")
 	case f.GangNet != nil:
-		return fail(code, cure{"load the modules bridge and veth; in a container, let it make network namespaces", none}, "%v", f.GangNet)
+		return fail(code, cure{"load the module veth; in a container, let it make network namespaces", none}, "%v", f.GangNet)
 	}
-	return ok(code, "a bridge in a network namespace was made")
+	return ok(code, "a network namespace for gangs was made")
+}
+
+func (f *Facts) judgeMesh() Check {
+	const code, none = "mesh", "takes no gangs with images that have members on other nodes: it has no label network.mesh"
+	m := &f.Sandbox.Network.Mesh
+	switch {
+	case m.Program == "":
+		return ok(code, "off, as --mesh says: gangs with images are on this node alone, or on others")
+	case !f.Root:
+		return warn(code, cure{"see root", none}, "not tried")
+	case f.Mesh != nil:
+		return fail(code, cure{"modprobe tun (CONFIG_TUN), let the agent have /dev/net/tun in a container, install gpuai-mesh beside gpuai; or say --mesh off", none}, "%v", f.Mesh)
+	case f.MeshPorts == 0:
+		return fail(code, cure{"choose --mesh-ports that no other program has", none}, "no UDP port of %s is free", m.Ports)
+	}
+	return ok(code, "a TUN device was made; %d UDP ports of %s are free; whether other nodes reach them cannot be seen from here", f.MeshPorts, m.Ports)
 }
 
 func (f *Facts) judgeEgress() Check {

@@ -26,12 +26,14 @@ type Config struct {
 	DNS []netip.Addr
 	// Host lets tasks have the node's own network.
 	Host bool
+	// Mesh is how gangs are linked with their members on other nodes.
+	Mesh MeshConfig
 	// Space is the host's network namespace; nil means the process's own.
 	Space *os.File
 }
 
 // Validate says what is wrong with c.
-func (c *Config) Validate() error { return checkResolvers(c.DNS) }
+func (c *Config) Validate() error { return errors.Join(checkResolvers(c.DNS), c.Mesh.Validate()) }
 
 // A Node is the network of the sandboxes that one agent runs. Its methods may be
 // called at the same time.
@@ -40,8 +42,8 @@ type Node struct {
 	owner string
 	log   *slog.Logger
 
-	egress, gangs bool
-	lacks         []error
+	egress, gangs, meshes bool
+	lacks                 []error
 
 	mu         sync.Mutex // guards below
 	dns        []netip.Addr
@@ -69,7 +71,8 @@ func Open(cfg Config, owner string, log *slog.Logger) (*Node, error) {
 	n := &Node{cfg: cfg, owner: owner, log: log, neighbours: map[string]neighbour{}, tasks: map[string]element{}, hubs: map[Gang]*hub{}}
 	h, err := newHub()
 	if err == nil {
-		h.space.Close()
+		n.lacks = append(n.lacks, n.openMesh(h))
+		h.leave()
 	} else {
 		n.lacks = append(n.lacks, fmt.Errorf("no gangs in sandboxes: %w", err))
 	}
@@ -107,6 +110,9 @@ func (n *Node) Labels() map[string]string {
 	out := map[string]string{}
 	if n.gangs {
 		out[gpuai.LabelGangNetwork] = gpuai.LabelYes
+	}
+	if n.meshes {
+		out[gpuai.LabelMesh] = gpuai.LabelYes
 	}
 	if n.cfg.Host {
 		out[gpuai.LabelHostNetwork] = gpuai.LabelYes
@@ -361,6 +367,8 @@ type Task struct {
 	Egress bool
 	Gang   *Gang // nil for a task of none
 	Rank   uint32
+	// Mesh says that others of its gang are, or may come to be, on other nodes.
+	Mesh bool
 }
 
 // Join gives a task its links. Of a member of a gang it returns what holds the
@@ -391,8 +399,13 @@ func (n *Node) Join(t *Task) (hold *os.File, err error) {
 		n.hubs[*t.Gang] = h
 	}
 	h.members[t.Lease] = true
-	if err := h.join(t.Space, *t.Gang, t.Rank); err != nil {
+	if err := h.join(t, n.mtu()); err != nil {
 		return nil, fmt.Errorf("the gang's network: %w", err)
+	}
+	if t.Mesh {
+		if err := n.startMesh(*t.Gang, h); err != nil {
+			return nil, fmt.Errorf("the gang's network: %w", err)
+		}
 	}
 	return reopen(h.space)
 }
@@ -483,12 +496,11 @@ func (n *Node) Leave(lease string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.neighbours, lease)
-	for g, h := range n.hubs {
-		if delete(h.members, lease); len(h.members) == 0 {
-			h.space.Close()
-			delete(n.hubs, g)
-		}
-	}
+	return errors.Join(n.leaveGang(lease), n.leaveEgress(lease))
+}
+
+// leaveEgress takes a task's link to the host away. mu is held.
+func (n *Node) leaveEgress(lease string) error {
 	e, ok := n.tasks[lease]
 	if !ok {
 		return nil
@@ -504,6 +516,23 @@ func (n *Node) Leave(lease string) error {
 		return n.load()
 	}
 	return nil
+}
+
+// leaveGang takes a member off its gang's hub, and the hub away with the last one.
+// mu is held.
+func (n *Node) leaveGang(lease string) (err error) {
+	for g, h := range n.hubs {
+		if delete(h.members, lease); len(h.members) > 0 {
+			continue
+		}
+		delete(n.hubs, g)
+		meshed := h.mesh != nil
+		err = errors.Join(err, h.close())
+		if meshed {
+			removeSocket(n.socket(g))
+		}
+	}
+	return err
 }
 
 // A Member is a task that an earlier agent started.
@@ -526,6 +555,7 @@ func (n *Node) Retain(live []Member) error {
 			n.adopt(m)
 		}
 	}
+	n.endStale()
 	n.mu.Unlock()
 	var errs []error
 	for _, lease := range known {
@@ -547,6 +577,7 @@ func (n *Node) adopt(m Member) {
 		}
 		h = &hub{space: space, members: map[string]bool{}}
 		n.hubs[*m.Gang] = h
+		n.adoptMesh(*m.Gang, h)
 	}
 	h.members[m.Lease] = true
 }
@@ -556,8 +587,8 @@ func (n *Node) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for g, h := range n.hubs {
-		h.space.Close()
 		delete(n.hubs, g)
+		h.leave()
 	}
 	if len(n.tasks) > 0 || !n.egress {
 		return nil

@@ -53,6 +53,9 @@ type agentConfig struct {
 	Egress       string   // "deny", "allow", or networks
 	DNS          []string // resolvers of tasks with egress; none for the host's
 	HostNetwork  bool     // let tasks have the node's network
+	Mesh         string   // "auto" or "off": gangs in sandboxes with members on other nodes
+	MeshPorts    string   // UDP, MIN-MAX
+	MeshMTU      int      // of the gangs' links
 	LogSize      string   // "32MiB", of each stream of an attempt
 	LogSpace     string   // "4GiB", of all attempts on the node
 	Exec         string   // "allow" or "deny" commands beside tasks
@@ -66,7 +69,8 @@ type agentConfig struct {
 func defaultAgentConfig() agentConfig {
 	return agentConfig{
 		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
-		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny", LogSize: "32MiB", LogSpace: "4GiB", Exec: "allow",
+		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny",
+		Mesh: meshAuto, MeshPorts: agent.DefaultMeshPorts(), MeshMTU: agent.DefaultMeshMTU, LogSize: "32MiB", LogSpace: "4GiB", Exec: "allow",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -174,6 +178,31 @@ func (c *agentConfig) network(out *agent.NetworkConfig) (err error) {
 	}
 	if err := out.Validate(); err != nil {
 		return fmt.Errorf("--network-dns: %w", err)
+	}
+	return c.mesh(&out.Mesh)
+}
+
+// Values of --mesh.
+const (
+	meshAuto = "auto"
+	meshOff  = "off"
+)
+
+// mesh reads how gangs are linked with their members on other nodes.
+func (c *agentConfig) mesh(out *agent.MeshConfig) error {
+	switch c.Mesh {
+	case meshOff:
+		return nil
+	case meshAuto:
+	default:
+		return fmt.Errorf("--mesh is %s or %s, not %q", meshAuto, meshOff, c.Mesh)
+	}
+	out.Program, out.MTU = beside(meshBinary), c.MeshMTU
+	if err := agent.ReadMeshPorts(out, c.MeshPorts); err != nil {
+		return fmt.Errorf("--mesh-ports %w", err)
+	}
+	if err := out.Validate(); err != nil {
+		return fmt.Errorf("--mesh-mtu: %w", err)
 	}
 	return nil
 }
@@ -431,6 +460,9 @@ func (c *agentConfig) sandboxFlags(cmd *cobra.Command) {
 	f.BoolVar(&c.LocalImages, "local-registry", false, "fetch images from loopback addresses too: for development, since jobs reach the host's own services by it")
 	f.StringVar(&c.Egress, "network-egress", c.Egress, "what tasks with images reach that ask for egress: deny, or allow for the internet and networks such as 10.20.0.0/16, comma-separated")
 	f.StringSliceVar(&c.DNS, "network-dns", nil, "addresses of the resolvers of tasks with egress, comma-separated (default: those of the host that they reach)")
+	f.StringVar(&c.Mesh, "mesh", c.Mesh, "auto or off: link the sandboxes of a gang with those on other nodes, by WireGuard over TUN, where this host can")
+	f.StringVar(&c.MeshPorts, "mesh-ports", c.MeshPorts, "UDP ports MIN-MAX of which each gang on this node takes one for its mesh: let other nodes reach them at --address")
+	f.IntVar(&c.MeshMTU, "mesh-mtu", c.MeshMTU, "MTU of the gangs' links, equal on all nodes: what the network between nodes carries less 80 bytes")
 	f.BoolVar(&c.HostNetwork, "network-host", false, "let tasks with images have this node's own network, with all that is reached from it: for RDMA, never beside another tenant")
 }
 

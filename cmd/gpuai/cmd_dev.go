@@ -56,6 +56,7 @@ func (c *devConfig) Validate() error {
 // Binaries that stand beside this one.
 const (
 	watchdogBinary = "gpuai-watchdog"
+	meshBinary     = "gpuai-mesh"
 	simBinary      = "gpuai-driver-sim"
 )
 

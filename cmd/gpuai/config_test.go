@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent"
 	"github.com/gpuai/gpuai/internal/jobfile"
 )
 
@@ -119,6 +120,9 @@ func TestAgentConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if m := got.Sandbox.Network.Mesh; m.Program == "" || m.Ports.String() != agent.DefaultMeshPorts() || m.MTU != agent.DefaultMeshMTU {
+		t.Errorf("got %+v", m)
+	}
 	if n := got.Sandbox.Network; !n.Host || !n.Egress.Internet || len(n.Egress.Listed) != 1 || len(n.DNS) != 1 {
 		t.Errorf("got %+v", n)
 	}
@@ -140,6 +144,10 @@ func TestAgentConfig(t *testing.T) {
 		func(c *agentConfig) { c.Servers = nil },
 		func(c *agentConfig) { c.Watchdog = dir },
 		func(c *agentConfig) { c.Egress = "169.254.169.254" },
+		func(c *agentConfig) { c.Mesh = "on" },
+		func(c *agentConfig) { c.MeshPorts = "28000" },
+		func(c *agentConfig) { c.MeshPorts = "9-1" },
+		func(c *agentConfig) { c.MeshMTU = 500 },
 		func(c *agentConfig) { c.DNS = []string{"resolver"} },
 		func(c *agentConfig) { c.DNS = []string{"127.0.0.53"} },
 		func(c *agentConfig) { c.OCIRuntime, c.HostNetwork = ociNone, true },

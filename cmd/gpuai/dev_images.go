@@ -26,10 +26,15 @@ func (d *devRegion) sandboxConfig() *agent.SandboxConfig {
 	if d.sandbox == ociNone {
 		return nil
 	}
-	return &agent.SandboxConfig{
+	out := &agent.SandboxConfig{
 		Runtime: "runc", Optional: d.sandbox == ociAuto,
 		Images: agent.ImageConfig{MaxBytes: devImageCache, LocalRegistry: true},
 	}
+	out.Network.Mesh.Program = beside(meshBinary)
+	if err := agent.ReadMeshPorts(&out.Network.Mesh, agent.DefaultMeshPorts()); err != nil {
+		panic(err) // a constant
+	}
+	return out
 }
 
 // sandboxed notes whether a host runs tasks with images: all do, or none.

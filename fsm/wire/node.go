@@ -181,7 +181,8 @@ func ReadHeldFrom(r *Reader) ([]gpuai.HeldLease, error) {
 //	unclean:u8, each: id
 //
 // From feature level 3 on the digest of an image follows when state is
-// ReportResolved, else the end code where reportCoded is set in the state.
+// ReportResolved, else the end code where reportCoded is set in the state, or the
+// mesh point, key[32] port:u16, where reportMeshed is.
 func AppendReport(b []byte, p *gpuai.Report) []byte {
 	b = le.AppendUint64(b, uint64(p.Lease))
 	b = le.AppendUint32(b, p.Seq)
@@ -190,6 +191,10 @@ func AppendReport(b []byte, p *gpuai.Report) []byte {
 	state := uint8(p.State)
 	if coded {
 		state |= reportCoded
+	}
+	meshed := p.Mesh != nil && p.State == gpuai.ReportPrepared
+	if meshed {
+		state |= reportMeshed
 	}
 	b = append(b, state)
 	b = le.AppendUint32(b, uint32(p.ExitCode))
@@ -204,17 +209,23 @@ func AppendReport(b []byte, p *gpuai.Report) []byte {
 	case coded:
 		b = append(b, uint8(p.EndCode))
 	}
+	if meshed {
+		b = le.AppendUint16(append(b, p.Mesh.Key[:]...), p.Mesh.Port)
+	}
 	return b
 }
 
-// reportCoded is set in a report's state that has an end code.
-const reportCoded = 1 << 7
+// Flags in a report's state.
+const (
+	reportCoded  = 1 << 7 // it has an end code
+	reportMeshed = 1 << 6 // it has a mesh point
+)
 
 // ReadReportFrom reads a report.
 func ReadReportFrom(r *Reader) (gpuai.Report, error) {
 	p := gpuai.Report{Lease: gpuai.Token(r.U64()), Seq: r.U32(), Incarnation: gpuai.Incarnation(r.U64())}
 	state := r.U8()
-	p.State = gpuai.ReportState(r.within(int64(state&^reportCoded), 1, int64(gpuai.NumReportStates)-1))
+	p.State = gpuai.ReportState(r.within(int64(state&^(reportCoded|reportMeshed)), 1, int64(gpuai.NumReportStates)-1))
 	p.ExitCode = int32(r.U32())
 	p.Reason = string(r.limited(gpuai.MaxReasonLen))
 	for range r.count8(gpuai.MaxGPUs) {
@@ -228,5 +239,19 @@ func ReadReportFrom(r *Reader) (gpuai.Report, error) {
 	case state&reportCoded != 0:
 		p.EndCode = gpuai.EndCode(r.within(int64(r.U8()), 1, int64(gpuai.NumEndCodes)-1))
 	}
+	if state&reportMeshed != 0 {
+		p.Mesh = r.meshPoint(p.State)
+	}
 	return p, r.err
+}
+
+// meshPoint reads where a member is reached that is in a state.
+func (r *Reader) meshPoint(s gpuai.ReportState) *gpuai.MeshPoint {
+	var p gpuai.MeshPoint
+	copy(p.Key[:], r.Bytes(len(p.Key)))
+	p.Port = r.U16()
+	if s != gpuai.ReportPrepared || !p.Valid() {
+		r.Fail("what is no member's has a mesh point")
+	}
+	return &p
 }

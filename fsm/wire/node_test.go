@@ -61,6 +61,7 @@ func kinds() []kind {
 			}},
 		{"report", [][]byte{wire.AppendReport(nil, sampleReport()), wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportDone}),
 			wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportFailed, EndCode: gpuai.EndImagePull, Reason: "no such image"}),
+			wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportPrepared, Mesh: &gpuai.MeshPoint{Key: gpuai.MeshKey{7, 31: 9}, Port: 51820}}),
 			wire.AppendReport(nil, &gpuai.Report{State: gpuai.ReportResolved, Image: "sha256:00"})},
 			func(r *wire.Reader) ([]byte, error) {
 				v, err := wire.ReadReportFrom(r)

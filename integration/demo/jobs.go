@@ -14,12 +14,8 @@ const (
 	leaseTTL  = 15 * gpuai.Second
 )
 
-// gangRuntime is what the gang runs under: its members reach one another over the
-// host's network and share a checkpoint on its disk, which sandboxes have neither
-// of. gpuai.RuntimeOCI puts it into the image, too.
-const gangRuntime = gpuai.RuntimeProcess
-
-// A programs says where the tasks' programs, traces and checkpoint are.
+// A programs says where the tasks' programs and traces are, and the region's
+// checkpoint store.
 type programs struct {
 	dir string
 	// boxed has the tasks run in sandboxes, in the image of the programs.
@@ -30,13 +26,14 @@ func (p programs) bin(name string) string { return filepath.Join(p.root(), "bin"
 func (p programs) root() string           { return filepath.Join(p.dir, "root") }  // of the image
 func (p programs) layout() string         { return filepath.Join(p.dir, "image") } // the image
 func (p programs) beats() string          { return filepath.Join(p.dir, "beats") }
-func (p programs) checkpoint() string     { return filepath.Join(p.dir, "checkpoint") }
+func (p programs) store() string          { return filepath.Join(p.dir, "checkpoints") }
 
 // trainingArgs are the arguments that decide what the training comes to.
 var trainingArgs = []string{"-steps", "400", "-rate", "0.02", "-report-every", "10"}
 
 // gang is four tasks of two devices each, of whichever vendor: on six devices
-// a host, they are spread over two hosts at least.
+// a host, they are spread over two hosts at least. In sandboxes they meet in a mesh.
+// Rank 0 publishes its checkpoints; all go on from the last one.
 func (p programs) gang() *gpuai.JobSpec {
 	args := append([]string{"-pace", "80ms", "-checkpoint-every", "10"}, trainingArgs...)
 	return &gpuai.JobSpec{
@@ -51,7 +48,7 @@ func (p programs) gang() *gpuai.JobSpec {
 				Attempts: 10, Backoff: gpuai.Second,
 				On: []gpuai.RestartCause{gpuai.CauseFailure, gpuai.CauseNodeLost, gpuai.CauseGPUError},
 			},
-			Task: p.task(p.boxed && gangRuntime == gpuai.RuntimeOCI, 3*gpuai.Second, "dataparallel", args...),
+			Task: p.task(p.boxed, 3*gpuai.Second, "dataparallel", args...),
 		}},
 	}
 }
@@ -83,7 +80,7 @@ func (p programs) probe() *gpuai.JobSpec {
 // task runs one of the programs: in a sandbox, where it beats to its output, or as
 // a plain process, which beats to a file.
 func (p programs) task(boxed bool, grace gpuai.Duration, program string, args ...string) gpuai.TaskSpec {
-	t := gpuai.TaskSpec{Args: args, StopGrace: grace, Env: map[string]string{"CHECKPOINT": p.checkpoint()}}
+	t := gpuai.TaskSpec{Args: args, StopGrace: grace, Env: map[string]string{}}
 	if boxed {
 		t.Image, t.Command = "oci:"+p.layout(), []string{"/bin/" + program}
 		t.Env[beat.EnvDir] = beat.ToStdout

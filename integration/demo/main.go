@@ -64,7 +64,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	if o.bin, err = filepath.Abs(o.bin); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"gpuai", "gpuai-watchdog", "gpuai-driver-sim"} {
+	for _, name := range []string{"gpuai", "gpuai-watchdog", "gpuai-mesh", "gpuai-driver-sim"} {
 		if _, err := os.Stat(filepath.Join(o.bin, name)); err != nil {
 			return nil, fmt.Errorf("there is no %s in %s: run make build first, or say where it is with -bin", name, o.bin)
 		}

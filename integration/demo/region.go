@@ -108,7 +108,8 @@ func (r *region) startServer(m *member) (err error) {
 	}
 	m.proc, err = r.nursery.Start(string(m.id), nil, filepath.Join(r.bin, "gpuai"), "server", "run",
 		"--id", string(m.id), "--data", filepath.Join(r.dir, string(m.id)),
-		"--http", m.http, "--raft", m.raft, "--peers", strings.Join(peers, ","), "--bootstrap")
+		"--http", m.http, "--raft", m.raft, "--peers", strings.Join(peers, ","), "--bootstrap",
+		"--checkpoint-store", "file://"+programs{dir: r.dir}.store())
 	return err
 }
 

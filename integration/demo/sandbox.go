@@ -82,12 +82,12 @@ func (d *demo) runtime(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("list the nodes: %w", err)
 	}
 	for i := range nodes {
-		if l := nodes[i].Labels; l[gpuai.LabelOCI] != gpuai.LabelYes {
-			return "", fmt.Errorf("host %s runs no images: its log says why", nodes[i].ID)
+		if l := nodes[i].Labels; l[gpuai.LabelOCI] != gpuai.LabelYes || l[gpuai.LabelMesh] != gpuai.LabelYes {
+			return "", fmt.Errorf("host %s runs no images, or links no gangs with other hosts: its log says why", nodes[i].ID)
 		}
 	}
 	l := nodes[0].Labels
-	return fmt.Sprintf("OCI sandboxes by %s %s; the gang: %s", l[gpuai.LabelOCI+".name"], l[gpuai.LabelOCI+".version"], gangRuntime), nil
+	return fmt.Sprintf("OCI sandboxes by %s %s, the gang's in a mesh", l[gpuai.LabelOCI+".name"], l[gpuai.LabelOCI+".version"]), nil
 }
 
 // outputs reads the beats that tasks in sandboxes wrote to their output, from

@@ -192,10 +192,13 @@ func (d *demo) waitStep(ctx context.Context, step int) error {
 	what := fmt.Sprintf("the training to reach step %d", step)
 	return nursery.Poll(ctx, what, 200*time.Millisecond, func() (bool, error) {
 		d.readTraining(ctx)
-		_, err := os.Stat(d.programs.checkpoint())
-		return err == nil && d.training.step() >= step, nil
+		published, _, err := d.region.api.Checkpoints(ctx, d.gang, client.Page{})
+		return len(published) > 0 && d.training.step() >= step, err
 	})
 }
+
+// logLimit is more than rank 0 prints, with its beats.
+const logLimit = 1 << 20
 
 // readTraining reads what rank 0 has printed. Its agent may be dead just now.
 func (d *demo) readTraining(ctx context.Context) {
@@ -205,7 +208,7 @@ func (d *demo) readTraining(ctx context.Context) {
 		if l.Task.Task > 0 {
 			continue
 		}
-		c, err := d.region.api.Logs(bounded, client.LogQuery{Job: d.gang, Lease: l.Token})
+		c, err := d.region.api.Logs(bounded, client.LogQuery{Job: d.gang, Lease: l.Token, Limit: logLimit})
 		if err == nil {
 			d.training.take(l.Token, string(c.Data))
 		}

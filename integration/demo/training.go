@@ -103,7 +103,7 @@ func (d *demo) readLastTraining(ctx context.Context) error {
 	if err != nil || len(tasks) != gangSize {
 		return fmt.Errorf("list the gang's %d tasks: %w", len(tasks), err)
 	}
-	c, err := d.region.api.Logs(ctx, client.LogQuery{Job: d.gang, Lease: tasks[0].Lease})
+	c, err := d.region.api.Logs(ctx, client.LogQuery{Job: d.gang, Lease: tasks[0].Lease, Limit: logLimit})
 	if err != nil {
 		return fmt.Errorf("read what rank 0 printed: %w", err)
 	}

@@ -143,7 +143,7 @@ func (se *session) replaced(by gpuai.Incarnation) {
 // offer takes an event of the node.
 func (se *session) offer(e *gpuai.Event) {
 	switch e.Kind {
-	case gpuai.LeaseGrantedEvent, gpuai.LeaseReady, gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.LeaseAdopted:
+	case gpuai.LeaseGrantedEvent, gpuai.LeaseReady, gpuai.LeasePeers, gpuai.LeaseRevokingEvent, gpuai.LeaseEndedEvent, gpuai.LeaseAdopted:
 		if !se.s.w.healed && se.s.w.chance(se.s.w.prof.missEvent) {
 			return // the hub has cut a slow reader
 		}

@@ -43,6 +43,7 @@ var layers = map[string]string{
 	"server/offline":       ". fsm store",
 	"plugins/proto":        "",
 	"cmd/gpuai-watchdog":   "agent/watchdog",
+	"cmd/gpuai-mesh":       "agent/network/mesh",
 	"cmd/gpuai-probe":      "agent/probe",
 	"cmd/gpuai-driver-amd": ". plugins plugins/amd",
 	"cmd/gpuai-driver-sim": ". plugins plugins/sim",
@@ -50,7 +51,8 @@ var layers = map[string]string{
 	"plugins/nvidia":          ". plugins",
 	"cmd/gpuai-driver-nvidia": ". plugins plugins/nvidia",
 
-	"agent/network":          ". agent/network/netspace",
+	"agent/network":          ". agent/network/mesh agent/network/netspace",
+	"agent/network/mesh":     ". agent/network/netspace",
 	"agent/network/netspace": "",
 	"agent/network/nettest":  "agent/network/netspace",
 }
@@ -97,6 +99,7 @@ var owners = map[string]string{
 	"golang.org/x/sync":                        "client raft plugins agent server loadgen blobs cmd",
 	"golang.org/x/sys":                         "store plugins agent loadgen cmd",
 	"golang.org/x/time":                        "httpd plugins agent server loadgen",
+	"golang.zx2c4.com/wireguard":               "agent/network/mesh",
 	"google.golang.org/grpc":                   "plugins",
 	"google.golang.org/protobuf":               "plugins",
 
@@ -120,7 +123,9 @@ var owners = map[string]string{
 var confined = map[string]string{
 	"agent/watchdog":     "golang.org/x/sys",
 	"agent/probe":        "golang.org/x/sys",
+	"agent/network/mesh": "github.com/vishvananda/netlink golang.org/x/sys golang.zx2c4.com/wireguard",
 	"cmd/gpuai-watchdog": "",
+	"cmd/gpuai-mesh":     "",
 	"cmd/gpuai-probe":    "",
 }
 

@@ -167,7 +167,7 @@ var fieldProblems = []problem{
 	{"unknown far", head + task + "zebra: 1\n", 5, 1, "/zebra", "known here: after, array, begin, class"},
 	{"image of a process", head + "- task: {image: x, runtime: process}\n", 4, 29, "/groups/0/task/runtime", "a plain process has no image"},
 	{"image with spaces", head + "- task: {image: \"a b\"}\n", 4, 17, "/groups/0/task/image", "without spaces"},
-	{"image of a gang", head + "- gang: true\n  count: 2\n  task: {image: x}\n", 4, 3, "/groups/0/resources/network", "on one node only"},
+	{"images of a large gang", head + "- gang: true\n  count: 513\n  task: {image: x}\n", 5, 10, "/groups/0/count", "has at most 512 tasks"},
 	{"network", head + "- resources: {network: internet}\n  task: {image: x}\n", 4, 24, "/groups/0/resources/network", "must be one of none, egress, host"},
 	{"network of a process", head + "- resources: {network: egress}\n  task: {command: [x]}\n", 4, 24, "/groups/0/resources/network", "is for tasks with an image"},
 	{"service type", "name: a\ntype: service\ngroups:\n" + task, 2, 7, "/type", "service is not built yet"},

@@ -192,6 +192,21 @@ func (t *Teller) rank(a gpuai.Assignment) int {
 	return 1
 }
 
+// What a gang's member takes of a frame for each of the others, and for each
+// node that it is told of.
+const (
+	memberBytes = 24
+	peerBytes   = 160
+)
+
+// gangBytes is what an assignment takes for its gang.
+func gangBytes(g *gpuai.GangInfo) int {
+	if g == nil {
+		return 0
+	}
+	return len(g.NodeIPs)*memberBytes + len(g.Peers)*peerBytes
+}
+
 // fitting returns how many assignments go into one frame; at least one.
 func fitting(as []gpuai.Assignment) int {
 	size := 0
@@ -204,6 +219,7 @@ func fitting(as []gpuai.Assignment) int {
 		for k, v := range t.Env {
 			size += len(k) + len(v)
 		}
+		size += gangBytes(as[i].Gang)
 		if size > setBytes && i > 0 {
 			return i
 		}
