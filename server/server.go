@@ -49,6 +49,7 @@ type Server struct {
 	announcer *announcer
 	keeper    *keeper
 	tribunal  *tribunal
+	auditor   *auditor
 
 	quarantine  quarantine
 	explainer   *explainer
@@ -114,7 +115,7 @@ func Open(cfg Config) (*Server, error) {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
-	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
+	s.announcer, s.tribunal, s.auditor = newAnnouncer(s), newTribunal(s), newAuditor(s)
 	s.calibration, s.keeper = newCalibration(), newKeeper(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
@@ -201,7 +202,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, f := range []func(context.Context){
 		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run, s.joinLevel,
-		s.announcer.run, s.tribunal.run, s.keeper.run,
+		s.announcer.run, s.tribunal.run, s.keeper.run, s.auditor.run,
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}
