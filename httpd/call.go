@@ -35,12 +35,13 @@ type call struct {
 	// lasting says that what was admitted goes on behind the answer, and leaves
 	// by itself.
 	lasting bool
+	claim   claim // for its room
 }
 
 // readTimeout bounds the wait for a linearizable point.
 const readTimeout = 10 * time.Second
 
-// handler serves one route: gate, headers, the parts all routes share, errors.
+// handler serves one route: room, headers, the parts all routes share, errors.
 func (a *api) handler(rt *route) http.Handler {
 	known := rt.parameters()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -59,13 +60,14 @@ func (a *api) handler(rt *route) http.Handler {
 			}
 			a.metrics.observe(rt, r.Method, c.status, time.Since(start))
 		}()
-		if !a.gate.enter(class) {
-			c.fail(errBusy(class))
+		c.claim.class = class
+		if err := c.admit(); err != nil {
+			c.finish(err)
 			return
 		}
 		defer func() {
 			if !c.lasting {
-				a.gate.leave(class)
+				c.leave()
 			}
 		}()
 		if err := c.serve(known); err != nil {
