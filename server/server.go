@@ -172,14 +172,16 @@ func (s *Server) serveHTTP() {
 		auth = s.keeper
 	}
 	api := httpd.New(httpd.Config{
-		Auth: auth, PrivateMetrics: s.cfg.PrivateMetrics,
+		Auth: auth, PrivateMetrics: s.cfg.PrivateMetrics, TenantRate: s.tenantRate,
 		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
 		Metrics:  telemetry.Handler(s.cfg.Metrics),
 		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),
 	})
 	logger := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
+	conns := httpd.NewConns(maxConns())
 	s.public = &http.Server{
-		Handler: api, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleConnTimeout,
+		ConnState: conns.Track, ConnContext: conns.Context, Handler: conns.Handler(api),
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleConnTimeout,
 		MaxHeaderBytes: maxHeaderBytes, ErrorLog: logger,
 	}
 	s.peers = &http.Server{
@@ -187,6 +189,9 @@ func (s *Server) serveHTTP() {
 		MaxHeaderBytes: maxHeaderBytes, ErrorLog: logger,
 	}
 }
+
+// tenantRate is how many requests a second a tenant may send here.
+func (s *Server) tenantRate(gpuai.TenantID) uint32 { return s.cfg.TenantRate }
 
 // HTTPAddr returns the address of the API, with the port in use.
 func (s *Server) HTTPAddr() string { return s.cfg.HTTP.Addr().String() }

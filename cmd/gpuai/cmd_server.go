@@ -66,6 +66,7 @@ type serverConfig struct {
 	Retain     string   // how long an ended job stays in memory, or "never" retired
 	ArchiveMax string   // size of the history archive
 	Store      string   // URL of the region's store; "": none
+	TenantRate uint32   // requests a second; 0 is any number
 	Insecure   bool     // allow other addresses than loopback
 	Log        logConfig
 }
@@ -244,6 +245,7 @@ back at another address tells the others.`,
 	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "the same as --store")
 	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
+	f.Uint32Var(&cfg.TenantRate, "tenant-rate", 0, "requests a second that each tenant may send to this server, each job of a batch counted; 0: any number, within its share beside others")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	cfg.Log.flags(c)
 	c.RunE = does(func(ctx context.Context, _ []string) error { return a.runServer(ctx, &cfg) })
@@ -279,7 +281,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
-		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store,
+		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
 		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {
