@@ -21,7 +21,7 @@ const (
 	// holdRefusal is how long the answer is held with which somebody learns that
 	// they ask for too much, and maxHeld how many may be held: whoever does not
 	// wait by itself, as Retry-After says, is slowed down.
-	holdRefusal = 100 * time.Millisecond
+	holdRefusal = 500 * time.Millisecond
 	maxHeld     = 1_024
 )
 

@@ -13,7 +13,7 @@ import (
 )
 
 // dialsPerSecond bounds how fast a holder opens connections.
-const dialsPerSecond = 2_000
+const dialsPerSecond = 1_000
 
 // dialer dials from the address that this process is told apart by.
 func (o *options) dialer() *net.Dialer {

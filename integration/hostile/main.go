@@ -36,7 +36,7 @@ func main() {
 	flag.IntVar(&o.rate, "rate", 100, "requests a second of the probe, submits and reads by turns")
 	flag.IntVar(&o.flooders, "flooders", 64, "connections of the flood, each of which sends as fast as it is answered")
 	flag.IntVar(&o.tenantRate, "tenant-rate", 200, "the server's --tenant-rate")
-	flag.IntVar(&o.conns, "conns", 9_000, "connections of each process that holds some")
+	flag.IntVar(&o.conns, "conns", 4_500, "connections of each process that holds some")
 	flag.IntVar(&o.holders, "holders", 2, "processes that hold connections")
 	flag.BoolVar(&o.json, "json", false, "print the figures as JSON")
 	flag.StringVar(&o.role, "role", "", "of a process that this one starts: flood or hold")
