@@ -3,7 +3,6 @@ package httpd
 import (
 	"bufio"
 	"context"
-	"net"
 	"net/http"
 	"strings"
 
@@ -33,17 +32,9 @@ func (c *call) actor() string {
 		who = anonymous
 	}
 	if from == "" {
-		from = addressOf(c.r)
+		from = hostOf(c.r.RemoteAddr)
 	}
 	return auditText(who + "@" + from)
-}
-
-// addressOf returns the address that a request came from, without its port.
-func addressOf(r *http.Request) string {
-	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		return host
-	}
-	return r.RemoteAddr
 }
 
 func auditText(s string) string {

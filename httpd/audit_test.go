@@ -71,15 +71,15 @@ func TestRefusedRequestsAreNoted(t *testing.T) {
 		r.RemoteAddr = "10.0.0.7:4711"
 		r.Header.Set("Authorization", "Bearer gpu_a_hush")
 		h.ServeHTTP(httptest.NewRecorder(), r)
-		r = r.WithContext(WithPrincipal(t.Context(), &gpuai.Principal{Actor: "token/A", Tenant: "t", From: "fe80::1"}))
-		h.ServeHTTP(httptest.NewRecorder(), r)
+		r.Header.Set(headerPrincipal, string(mustJSON(t, &gpuai.Principal{Actor: "token/A", Tenant: "t", From: "fe80::1", Scopes: gpuai.ScopesOf(gpuai.ScopeOperator)})))
+		FromServers(h).ServeHTTP(httptest.NewRecorder(), r)
 		if !c.noted {
 			if len(b.notes) > 0 {
 				t.Errorf("%v: %+v", c.err, b.notes)
 			}
 			continue
 		}
-		want := gpuai.AuditNote{Actor: "anonymous@10.0.0.7", Request: "POST /v1/jobs/{job}/stop", Code: c.err.Code}
+		want := gpuai.AuditNote{Actor: "insecure@10.0.0.7", Request: "POST /v1/jobs/{job}/stop", Code: c.err.Code}
 		known := want
 		known.Actor, known.Tenant = "token/A@fe80::1", "t"
 		if len(b.notes) != 2 || b.notes[0] != want || b.notes[1] != known {

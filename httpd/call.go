@@ -61,7 +61,11 @@ func (a *api) handler(rt *route) http.Handler {
 			a.metrics.observe(rt, r.Method, c.status, time.Since(start))
 		}()
 		c.claim.class = class
-		if err := c.admit(); err != nil {
+		err := c.identify()
+		if err == nil {
+			err = c.enter()
+		}
+		if err != nil {
 			c.finish(err)
 			return
 		}
@@ -76,15 +80,17 @@ func (a *api) handler(rt *route) http.Handler {
 	})
 }
 
-// serve checks what all routes check and calls the route's handler, here or on
-// the leader.
-func (c *call) serve(known []string) error {
+// identify finds out who asks: room is shared among them.
+func (c *call) identify() error {
 	if err := c.api.cross.Check(c.r); err != nil {
 		return gpuai.NewError(gpuai.Forbidden, "a page of another site may not use this API")
 	}
-	if err := c.admit(); err != nil {
-		return err
-	}
+	return c.admit()
+}
+
+// serve checks what all routes check and calls the route's handler, here or on
+// the leader.
+func (c *call) serve(known []string) error {
 	if err := c.parseQuery(known); err != nil {
 		return err
 	}

@@ -279,8 +279,9 @@ func errTooMuch(c *claim, retry gpuai.Duration) error {
 	return &gpuai.Error{Code: gpuai.RateLimited, RetryAfter: max(retry, gpuai.Second), Detail: why + ": retry later"}
 }
 
-// admit lets a request in, or says why not. What was let in leaves.
-func (c *call) admit() error {
+// enter finds room for a request, or says why there is none. What has entered
+// leaves.
+func (c *call) enter() error {
 	f := c.api.fair
 	if c.claim.class == classSession || c.claim.class == classStatus {
 		if !c.api.gate.enter(c.claim.class) {
@@ -327,16 +328,13 @@ func (c *call) asker() (who string, rate uint32) {
 	switch {
 	case p.Tenant != "":
 		who = "tenant/" + string(p.Tenant)
-	case p.Actor != "" && p.Actor != insecureActor:
+	case p.Actor != "" && p.Actor != insecure.Actor:
 		return "", 0
 	default:
-		who = "from/" + addressOf(c.r)
+		who = "from/" + hostOf(c.r.RemoteAddr)
 	}
 	if c.api.cfg.TenantRate != nil {
 		rate = c.api.cfg.TenantRate(p.Tenant)
 	}
 	return who, rate
 }
-
-// insecureActor is who asks in a region without identities.
-const insecureActor = "insecure"

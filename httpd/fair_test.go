@@ -15,15 +15,18 @@ import (
 
 // as sends a request of a tenant to a handler.
 func as(t *testing.T, h http.Handler, tenant gpuai.TenantID, method, path, body string) *httptest.ResponseRecorder {
-	ctx := WithPrincipal(t.Context(), &gpuai.Principal{Actor: "token/" + string(tenant), Tenant: tenant, From: "10.0.0.7"})
-	r := httptest.NewRequestWithContext(ctx, method, path, strings.NewReader(body))
+	body = strings.ReplaceAll(body, `{"name"`, `{"tenant":"default","name"`) // specs take no other yet
+	r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
 	if body == "" {
-		r = httptest.NewRequestWithContext(ctx, method, path, http.NoBody)
+		r = httptest.NewRequestWithContext(t.Context(), method, path, http.NoBody)
 	} else {
 		r.Header.Set("Content-Type", "application/json")
 	}
+	r.Header.Set(headerPrincipal, string(mustJSON(t, &gpuai.Principal{
+		Actor: "token/" + string(tenant), Tenant: tenant, From: "10.0.0.7", Scopes: gpuai.ScopesOf(gpuai.ScopeOperator),
+	})))
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
+	FromServers(h).ServeHTTP(w, r)
 	return w
 }
 
