@@ -115,7 +115,7 @@ func (a *Agent) execute(ctx context.Context, w *worker, conn ExecConn, r *gpuai.
 		return 0, err
 	}
 	defer e.Close()
-	a.log.Info("a command runs beside a task", "audit", "exec", "lease", r.Lease, "job", w.assign.JobName, "command", r.Start.Command)
+	a.log.Info("a command runs beside a task", "audit", "exec", "lease", r.Lease, "job", w.assign.JobName, "program", r.Start.Command[0])
 	return f.carry(ctx, conn, e)
 }
 

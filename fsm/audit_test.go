@@ -287,3 +287,18 @@ func BenchmarkAudit(b *testing.B) {
 		})
 	}
 }
+
+// What the audit adds to an entry of a thousand submits.
+func BenchmarkAuditTrail(b *testing.B) {
+	m := New(Options{Region: "test"})
+	m.out = &Output{}
+	l := trailLine{kind: typeSubmitJob, actor: []byte("token/01J9Z3V5WQ00@10.20.30.40"), tenant: []byte("default")}
+	for b.Loop() {
+		for i := range MaxCommands {
+			l.job[15], l.job[14] = byte(i), byte(i>>8)
+			m.trail.add(&l)
+		}
+		m.sealTrail()
+		m.sp.Commit()
+	}
+}

@@ -61,6 +61,9 @@ func (c *call) admit() error {
 		return gpuai.NewError(gpuai.InvalidSpec, "a token must not be in a URL, which is logged on its way: send it as Authorization: Bearer, and revoke this one with gpuai token revoke")
 	}
 	who, err := c.authenticate()
+	if err == nil { // also for the audit of who may not
+		c.r = c.r.WithContext(WithPrincipal(c.r.Context(), who))
+	}
 	if err == nil && !c.rt.takes(who, &c.api.cfg) {
 		if err = errNobody(); who.Actor != "" {
 			err = gpuai.NewError(gpuai.Forbidden, who.Actor+" may not do this: it takes "+c.rt.who.String())
@@ -74,7 +77,6 @@ func (c *call) admit() error {
 		return err
 	}
 	c.who = who
-	c.r = c.r.WithContext(WithPrincipal(c.r.Context(), who))
 	return nil
 }
 

@@ -23,6 +23,7 @@ type Backend interface {
 	Writer
 	Streams
 	Execer
+	Auditor
 	Operator
 	Members
 	Access
@@ -220,6 +221,9 @@ type Operator interface {
 	// Export calls f for each line of an export of all that is known: the
 	// archive's from after an index on, by index, the machine's as it is.
 	Export(ctx context.Context, since uint64, f func(*gpuai.ExportLine) error) error
+	// Audit calls f for each line of an export of the audit, behind an index: of
+	// what this server's archive has, up to the end that its state has.
+	Audit(ctx context.Context, since uint64, f func(*gpuai.AuditLine) error) error
 	// Forward returns a transport to the leader; nil, nil when this server
 	// leads; a *gpuai.Error NoLeader when nobody is known to. The transport
 	// ignores the URL's host.

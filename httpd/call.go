@@ -35,12 +35,13 @@ type call struct {
 	// lasting says that what was admitted goes on behind the answer, and leaves
 	// by itself.
 	lasting bool
+	claim   claim // for its room
 }
 
 // readTimeout bounds the wait for a linearizable point.
 const readTimeout = 10 * time.Second
 
-// handler serves one route: gate, headers, the parts all routes share, errors.
+// handler serves one route: room, headers, the parts all routes share, errors.
 func (a *api) handler(rt *route) http.Handler {
 	known := rt.parameters()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -59,13 +60,18 @@ func (a *api) handler(rt *route) http.Handler {
 			}
 			a.metrics.observe(rt, r.Method, c.status, time.Since(start))
 		}()
-		if !a.gate.enter(class) {
-			c.fail(errBusy(class))
+		c.claim.class = class
+		err := c.identify()
+		if err == nil {
+			err = c.enter()
+		}
+		if err != nil {
+			c.finish(err)
 			return
 		}
 		defer func() {
 			if !c.lasting {
-				a.gate.leave(class)
+				c.leave()
 			}
 		}()
 		if err := c.serve(known); err != nil {
@@ -74,15 +80,17 @@ func (a *api) handler(rt *route) http.Handler {
 	})
 }
 
-// serve checks what all routes check and calls the route's handler, here or on
-// the leader.
-func (c *call) serve(known []string) error {
+// identify finds out who asks: room is shared among them.
+func (c *call) identify() error {
 	if err := c.api.cross.Check(c.r); err != nil {
 		return gpuai.NewError(gpuai.Forbidden, "a page of another site may not use this API")
 	}
-	if err := c.admit(); err != nil {
-		return err
-	}
+	return c.admit()
+}
+
+// serve checks what all routes check and calls the route's handler, here or on
+// the leader.
+func (c *call) serve(known []string) error {
 	if err := c.parseQuery(known); err != nil {
 		return err
 	}

@@ -77,7 +77,7 @@ func (c *call) exec() error {
 		return err
 	}
 	if holder != c.api.backend.Status().Server {
-		c.api.log.Info("exec is passed on", "audit", "exec", "who", c.who.Actor, "from", c.who.From, "job", lease.Job, "task", lease.Task, "lease", lease.ID,
+		c.api.log.Info("exec is passed on", "audit", "exec", "who", c.actor(), "job", lease.Job, "task", lease.Task, "lease", lease.ID,
 			"node", lease.Node, "server", holder, "request_id", c.id)
 		return c.passOn(holder)
 	}
@@ -132,8 +132,14 @@ func (c *call) runExec(client *websocket.Conn, lease *gpuai.Lease) error {
 	if err != nil {
 		return err
 	}
-	c.api.log.Info("exec", "audit", "exec", "who", c.who.Actor, "from", c.who.From, "job", lease.Job, "task", lease.Task, "lease", lease.ID,
-		"node", lease.Node, "command", start.Command, "tty", start.TTY, "request_id", c.id)
+	c.api.log.Info("exec", "audit", "exec", "who", c.actor(), "job", lease.Job, "task", lease.Task, "lease", lease.ID,
+		"node", lease.Node, "program", start.Command[0], "tty", start.TTY, "request_id", c.id)
+	err = c.api.backend.RecordExec(ctx, gpuai.AuditNote{
+		Actor: c.actor(), Tenant: lease.Tenant, Job: lease.Job, Subject: string(lease.Node), Request: "exec", Count: 1,
+	})
+	if err != nil {
+		return err
+	}
 	id, came := c.api.meetings.open(lease.Node)
 	defer c.api.meetings.take(id, "")
 	r := gpuai.ExecRequest{ID: id, Server: c.api.backend.Status().Server, Lease: lease.ID, Start: *start}

@@ -152,3 +152,44 @@ func FuzzQuery(f *testing.F) {
 		}
 	})
 }
+
+// FuzzWrites sends any body to any route that takes one: whoever reaches the
+// port may, before anybody knows who it is.
+func FuzzWrites(f *testing.F) {
+	for i, body := range []string{
+		`{}`, `null`, spec("a", 1, 1), `{"weight":5}`, `{"jobs":[]}`, `{"server":"d","address":"127.0.0.1:1"}`,
+		`{"demand":[{"tasks":3,"resources":{"gpu":{"count":1}}}]}`, `{"submit":[` + spec("a", 1, 1) + `],"drain":["n1"]}`, `[[[[`, "\xff",
+	} {
+		f.Add(uint8(i), []byte(body))
+	}
+	var writes []*route
+	for i := range routes {
+		if routes[i].method != "GET" {
+			writes = append(writes, &routes[i])
+		}
+	}
+	f.Fuzz(func(t *testing.T, n uint8, body []byte) {
+		rt := writes[int(n)%len(writes)]
+		path := strings.NewReplacer("{job}", "j", "{node}", "gpu-0", "{tenant}", "t", "{server}", "s1").Replace(rt.path)
+		r := httptest.NewRequestWithContext(t.Context(), rt.method, path, bytes.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		New(Config{Backend: newTwin()}).ServeHTTP(w, r)
+		if w.Code >= 500 && w.Code != 503 || w.Code == 0 {
+			t.Fatalf("%s %s: %d %s", rt.method, path, w.Code, w.Body)
+		}
+	})
+}
+
+// FuzzExecStart reads a client's first message of a command.
+func FuzzExecStart(f *testing.F) {
+	f.Add([]byte(`{"start":{"command":["/bin/sh","-c","true"],"tty":true,"term":"xterm","cols":80,"rows":24}}`))
+	f.Add([]byte(`{"start":{"command":["\u0000"]}}`))
+	f.Add([]byte(`{"signal":"SIGTERM"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var c gpuai.ExecControl
+		if json.Unmarshal(data, &c, strict) == nil && c.Start != nil && c.Start.Validate() == "" && len(c.Start.Command) == 0 {
+			t.Fatal("a command without a program is valid")
+		}
+	})
+}

@@ -24,8 +24,8 @@ var classNames = [numClasses]string{"session", "status", "read", "submit", "stre
 
 // A gate admits requests. Short ones share one count, against which each class
 // has its own ceiling: writes find it full first, then reads, then status.
-// What is not admitted is answered 429 at once and never queued: a queue here
-// would only add its wait to the answer.
+// What is not admitted is answered 429 at once, or waits for a short while in the
+// queue of who asks, see fairQueue.
 type gate struct {
 	short    atomic.Int64 // requests of status, read and write under way
 	long     [numClasses]atomic.Int64
@@ -54,10 +54,18 @@ func (g *gate) counter(c class) *atomic.Int64 {
 // enter admits a request of class c, or reports that there is no room. Who
 // entered calls leave.
 func (g *gate) enter(c class) bool {
+	ok := g.admits(c)
+	if !ok {
+		g.refusals[c].Add(1)
+	}
+	return ok
+}
+
+// admits is enter for a request that may wait: it counts no refusal.
+func (g *gate) admits(c class) bool {
 	n := g.counter(c)
 	if n.Add(1) > g.ceiling[c] {
 		n.Add(-1)
-		g.refusals[c].Add(1)
 		return false
 	}
 	return true

@@ -10,6 +10,8 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
+
+	"github.com/gpuai/gpuai"
 )
 
 // openapi is the contract, served at /v1/openapi.json.
@@ -48,6 +50,10 @@ type Config struct {
 	// 0 is 1,024. Submits may take half of it, reads seven eighths, and what
 	// is left is for status: so the order of service holds when it is full.
 	MaxInFlight int
+	// TenantRate says how many requests a second a tenant may send to this server,
+	// each job of a batch counted; 0 is any number. "" asks for the rate of an
+	// address where it is not known who asks. It must not block; nil is 0 for all.
+	TenantRate func(gpuai.TenantID) uint32
 	// MaxSessions bounds agents' sessions; 0 is 50,000.
 	MaxSessions int
 	// SessionsPerSecond bounds how many of them are opened in a second, so that
@@ -99,6 +105,7 @@ type api struct {
 	log     *slog.Logger
 	router  *mux.Router
 	gate    *gate
+	fair    *fairQueue
 	opening *rate.Limiter // of sessions
 	bodies  *budget
 	metrics *metrics
@@ -118,6 +125,7 @@ func New(cfg Config) http.Handler {
 		bodies:  &budget{max: cfg.MaxBodyBytes},
 		cross:   http.NewCrossOriginProtection(),
 	}
+	a.fair = newFairQueue(a.gate, &cfg)
 	a.router = a.newRouter()
 	a.metrics = newMetrics(cfg.Registry, a.gate)
 	return a

@@ -96,6 +96,7 @@ func (c *call) submitBatch() error {
 	if err != nil {
 		return err
 	}
+	c.api.fair.charge(&c.claim, len(specs)-1)
 	results, err := c.api.backend.SubmitBatch(c.r.Context(), specs, key)
 	if err != nil {
 		return err

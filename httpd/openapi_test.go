@@ -234,6 +234,7 @@ func operatorExchanges(t *testing.T) []exchange {
 		{"GET", "/v1/operator/report?from=x", "", 400, nil},
 		{"GET", "/v1/operator/report?to=999999", "", 404, nil},
 		{"GET", "/v1/operator/export?since=x", "", 400, nil},
+		{"GET", "/v1/operator/audit?since=x", "", 400, nil},
 	}
 }
 

@@ -93,6 +93,7 @@ func classify(err error) (*gpuai.Error, int) {
 // fail answers with err as a problem. The caller has written nothing yet.
 func (c *call) fail(err error) {
 	e, status := classify(err)
+	c.noteRefusal(e)
 	p := problem{
 		Type: "urn:gpuai:problem:" + e.Code.String(), Title: http.StatusText(status), Status: status,
 		Detail: e.Detail, Instance: c.r.URL.EscapedPath(), Code: e.Code, Errors: e.Fields,

@@ -89,6 +89,7 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/operator/server", who: operator, class: classStatus, where: here, member: true, handle: (*call).serverInfo},
 	{method: "GET", path: "/v1/operator/debug/{what}", who: operator, class: classStream, where: here, member: true, query: []string{"seconds"}, handle: (*call).debug},
 	{method: "GET", path: "/v1/operator/export", who: operator, class: classStream, where: onLeaderOrStale, query: []string{"since"}, handle: (*call).export},
+	{method: "GET", path: "/v1/operator/audit", who: operator, class: classStream, where: here, member: true, query: []string{"since"}, handle: (*call).audit},
 	{method: "GET", path: "/v1/operator/report", who: operator, class: classStream, where: here, member: true, query: []string{"from", "to"}, handle: (*call).report},
 	{method: "GET", path: "/v1/operator/snapshot", who: operator, class: classStream, where: onLeaderOrStale, handle: (*call).snapshot},
 

@@ -25,6 +25,7 @@ import (
 // A twin is the region in memory: the Backend's contract without a log. Jobs
 // run as long as a free GPU is left. It keeps what it was called with.
 type twin struct {
+	notes    []gpuai.AuditNote
 	mu       sync.Mutex // guards below
 	index    uint64
 	changed  chan struct{}
@@ -636,6 +637,34 @@ func (t *twin) Export(_ context.Context, since uint64, f func(*gpuai.ExportLine)
 		return failing
 	}
 	return f(&gpuai.ExportLine{Kind: gpuai.ExportEnd, Index: index})
+}
+
+// Audit breaks off behind its entry when it is to fail.
+func (t *twin) Audit(_ context.Context, since uint64, f func(*gpuai.AuditLine) error) error {
+	e := gpuai.AuditEntry{Index: since + 1, First: 1, Records: []gpuai.AuditRecord{
+		{Actor: "token/A@10.0.0.7", Command: "submit_job", Tenant: "default", Job: gpuai.JobID{1}},
+		{Actor: "anonymous@::1", Command: "audit_note", Code: gpuai.Unauthenticated, Request: "GET /v1/jobs", Count: 7},
+	}}
+	for _, l := range []gpuai.AuditLine{{Begin: &gpuai.AuditBegin{Server: "s1", Region: "r", Since: since, Dropped: 3, Missing: []gpuai.IndexRange{{From: 4, To: 5}}}}, {Entry: &e}} {
+		if err := f(&l); err != nil {
+			return err
+		}
+	}
+	if err := t.failing(); err != nil {
+		return err
+	}
+	return f(&gpuai.AuditLine{Head: &gpuai.AuditHead{Records: 2, Index: since + 1}})
+}
+
+func (t *twin) Refused(n gpuai.AuditNote) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.notes = append(t.notes, n)
+}
+
+func (t *twin) RecordExec(_ context.Context, n gpuai.AuditNote) error {
+	t.Refused(n)
+	return t.failing()
 }
 
 func (t *twin) ForwardTo(_ context.Context, id gpuai.ServerID) (http.RoundTripper, error) {

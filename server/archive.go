@@ -118,7 +118,7 @@ func (a *archiver) close() error {
 
 // offer takes an output. It does not block.
 func (a *archiver) offer(out *fsm.Output) {
-	weight := weightOf(out.Events, out.Retired)
+	weight := weightOf(out.Events, out.Retired, out.Audit)
 	a.mu.Lock()
 	a.offered = max(a.offered, out.Index)
 	n := len(a.queue)
@@ -139,7 +139,7 @@ func (a *archiver) offer(out *fsm.Output) {
 			a.since = time.Now()
 		}
 		a.queue = append(a.queue, store.ArchiveEntry{
-			Prev: out.Prev, Index: out.Index, Upto: out.Index, Events: out.Events, Retired: out.Retired,
+			Prev: out.Prev, Index: out.Index, Upto: out.Index, Events: out.Events, Retired: out.Retired, Audit: out.Audit,
 		})
 		a.weight += weight
 		a.jobs += len(out.Retired)
@@ -151,9 +151,12 @@ func (a *archiver) offer(out *fsm.Output) {
 	}
 }
 
+// auditWeight is how many bytes of the audit count as one event.
+const auditWeight = 64
+
 // weightOf is what an entry counts, in events, jobs and tasks.
-func weightOf(events []gpuai.Event, retired []gpuai.RetiredJob) int {
-	n := len(events)
+func weightOf(events []gpuai.Event, retired []gpuai.RetiredJob, audit []byte) int {
+	n := len(events) + (len(audit)+auditWeight-1)/auditWeight
 	for i := range retired {
 		n += 1 + len(retired[i].Tasks)
 	}
@@ -279,7 +282,7 @@ func portion(entries []store.ArchiveEntry) int {
 		if weight >= maxArchiveTx {
 			return i
 		}
-		weight += weightOf(entries[i].Events, entries[i].Retired)
+		weight += weightOf(entries[i].Events, entries[i].Retired, entries[i].Audit)
 	}
 	return len(entries)
 }
@@ -334,7 +337,7 @@ func (a *archiver) done(left []store.ArchiveEntry, lost uint64, err error) {
 func (a *archiver) giveUpSome() {
 	weight := 0
 	for i := range a.pending {
-		weight += weightOf(a.pending[i].Events, a.pending[i].Retired)
+		weight += weightOf(a.pending[i].Events, a.pending[i].Retired, a.pending[i].Audit)
 	}
 	if weight < maxArchiveQueue {
 		return

@@ -32,6 +32,9 @@ const (
 type archiveQuestion struct {
 	From store.ArchivePlace `json:"from"`
 	To   uint64             `json:"to,omitzero"`
+	// Audit asks for links of the audit instead; only the index of a place
+	// counts then.
+	Audit bool `json:"audit,omitzero"`
 }
 
 // An archiveAnswer is the line in front of the rows.
@@ -121,9 +124,9 @@ func (a *archiver) replay(ctx context.Context, r gpuai.IndexRange) bool {
 	began := time.Now()
 	from, err := a.s.node.Replay(ctx, r, func(out *fsm.Output) error {
 		entries = append(entries, store.ArchiveEntry{
-			Prev: out.Prev, Index: out.Index, Upto: out.Index, Events: out.Events, Retired: out.Retired,
+			Prev: out.Prev, Index: out.Index, Upto: out.Index, Events: out.Events, Retired: out.Retired, Audit: out.Audit,
 		})
-		if weight += weightOf(out.Events, out.Retired); weight < maxArchiveTx {
+		if weight += weightOf(out.Events, out.Retired, out.Audit); weight < maxArchiveTx {
 			return nil
 		}
 		return write()
@@ -212,7 +215,11 @@ func (a *archiver) question(ctx context.Context, id gpuai.ServerID, q archiveQue
 
 // copyFrom copies the rows of a range from another server.
 func (a *archiver) copyFrom(ctx context.Context, id gpuai.ServerID, r gpuai.IndexRange) error {
-	began, rows := time.Now(), 0
+	began := time.Now()
+	rows, err := a.copyAudit(ctx, id, r) // first: what is covered has all its rows
+	if err != nil {
+		return err
+	}
 	at := store.ArchivePlace{Index: r.From}
 	for done := false; !done; {
 		head, page, err := a.question(ctx, id, archiveQuestion{From: at, To: r.To})
@@ -239,6 +246,26 @@ func (a *archiver) copyFrom(ctx context.Context, id gpuai.ServerID, r gpuai.Inde
 	return nil
 }
 
+// copyAudit copies the audit of a range from another server, which covers
+// nothing yet.
+func (a *archiver) copyAudit(ctx context.Context, id gpuai.ServerID, r gpuai.IndexRange) (rows int, err error) {
+	at := store.ArchivePlace{Index: r.From}
+	for done := false; !done; {
+		head, page, err := a.question(ctx, id, archiveQuestion{From: at, To: r.To, Audit: true})
+		if err != nil {
+			return rows, fmt.Errorf("copy the audit from server %s: %w", id, err)
+		}
+		if done = head.Done; !done && head.Next == at {
+			return rows, fmt.Errorf("copy the audit from server %s: %w", id, errWire)
+		}
+		if err := a.use(func(db *store.Archive) error { return db.Fill(page, gpuai.IndexRange{From: 1}) }); err != nil {
+			return rows, err
+		}
+		rows, at = rows+len(page), head.Next
+	}
+	return rows, nil
+}
+
 // archivePeer answers another server from this one's archive.
 func (s *Server) archivePeer(ctx context.Context, body []byte) ([]byte, error) {
 	var q archiveQuestion
@@ -252,7 +279,11 @@ func (s *Server) archivePeer(ctx context.Context, body []byte) ([]byte, error) {
 	var rows []store.ArchiveRow
 	err := s.archive.use(func(db *store.Archive) (err error) {
 		if q.To > 0 {
-			rows, head.Next, head.Done, err = db.Rows(q.From, min(q.To, math.MaxInt64), fillPage)
+			read := db.Rows
+			if q.Audit {
+				read = db.Audits
+			}
+			rows, head.Next, head.Done, err = read(q.From, min(q.To, math.MaxInt64), fillPage)
 		}
 		head.State = db.State() // after the rows: what was dropped meanwhile is told
 		return err

@@ -52,7 +52,7 @@ func (a *archiver) queued() int {
 	defer a.mu.Unlock()
 	n := a.weight
 	for i := range a.pending {
-		n += weightOf(a.pending[i].Events, a.pending[i].Retired)
+		n += weightOf(a.pending[i].Events, a.pending[i].Retired, a.pending[i].Audit)
 	}
 	return n
 }

@@ -66,6 +66,10 @@ type Config struct {
 	// ArchiveMax bounds the bytes that this server's history archive takes on
 	// disk; the oldest history makes way. 0 is 1 GiB, the least is 1 MiB.
 	ArchiveMax int64
+	// TenantRate is how many requests a second each tenant may send to this
+	// server, each job of a batch counted, and each address where it is not known
+	// who asks; 0 is any number. Operators, servers and nodes have no such bound.
+	TenantRate uint32
 	// TrailingLogs is how many log entries are kept behind a snapshot; 0 is
 	// 16,384.
 	TrailingLogs uint64

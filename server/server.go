@@ -51,6 +51,7 @@ type Server struct {
 	keeper    *keeper
 	provider  *identity.Provider // nil: users do not log in
 	tribunal  *tribunal
+	auditor   *auditor
 
 	quarantine  quarantine
 	explainer   *explainer
@@ -116,7 +117,7 @@ func Open(cfg Config) (*Server, error) {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
-	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
+	s.announcer, s.tribunal, s.auditor = newAnnouncer(s), newTribunal(s), newAuditor(s)
 	s.calibration, s.keeper = newCalibration(), newKeeper(s)
 	if cfg.OIDCIssuer != "" {
 		s.provider = identity.NewProvider(cfg.OIDCIssuer, cfg.OIDCClientID)
@@ -176,14 +177,16 @@ func (s *Server) serveHTTP() {
 		auth = s.keeper
 	}
 	api := httpd.New(httpd.Config{
-		Auth: auth, PeerOf: identity.PeerOf, PrivateMetrics: s.cfg.PrivateMetrics,
+		Auth: auth, PeerOf: identity.PeerOf, PrivateMetrics: s.cfg.PrivateMetrics, TenantRate: s.tenantRate,
 		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
 		Metrics:  telemetry.Handler(s.cfg.Metrics),
 		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),
 	})
 	logger := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
+	conns := httpd.NewConns(maxConns())
 	s.public = &http.Server{
-		Handler: api, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleConnTimeout,
+		ConnState: conns.Track, ConnContext: conns.Context, Handler: conns.Handler(api),
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleConnTimeout,
 		MaxHeaderBytes: maxHeaderBytes, ErrorLog: logger,
 	}
 	s.peers = &http.Server{
@@ -191,6 +194,9 @@ func (s *Server) serveHTTP() {
 		MaxHeaderBytes: maxHeaderBytes, ErrorLog: logger,
 	}
 }
+
+// tenantRate is how many requests a second a tenant may send here.
+func (s *Server) tenantRate(gpuai.TenantID) uint32 { return s.cfg.TenantRate }
 
 // HTTPAddr returns the address of the API, with the port in use.
 func (s *Server) HTTPAddr() string { return s.cfg.HTTP.Addr().String() }
@@ -206,7 +212,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, f := range []func(context.Context){
 		s.followTerms, s.collector.run, s.pollReadiness, s.metrics.run, s.explainer.run, s.joinLevel,
-		s.announcer.run, s.tribunal.run, s.keeper.run,
+		s.announcer.run, s.tribunal.run, s.keeper.run, s.auditor.run,
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}

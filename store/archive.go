@@ -33,9 +33,10 @@ var (
 	bucketTasks     = []byte("tasks")     // job, group, task → taskRow
 	bucketTokens    = []byte("tokens")    // lease → key of its taskRow; derived
 	bucketNames     = []byte("names")     // name, 0, job → nothing; derived
+	bucketAudit     = []byte("audit")     // index → its link of the audit
 
 	archiveBuckets = [][]byte{
-		bucketState, bucketEntries, bucketJobEvents, bucketJobs, bucketRetired, bucketTasks, bucketTokens, bucketNames,
+		bucketState, bucketEntries, bucketJobEvents, bucketJobs, bucketRetired, bucketTasks, bucketTokens, bucketNames, bucketAudit,
 	}
 	stateKey = []byte("state")
 )
@@ -47,6 +48,7 @@ type ArchiveEntry struct {
 	Prev, Index, Upto uint64
 	Events            []gpuai.Event // of Index
 	Retired           []gpuai.RetiredJob
+	Audit             []byte // of Index: its link of the audit, which the archive does not read
 }
 
 // An ArchiveState says which log indexes an archive knows of.
@@ -84,7 +86,7 @@ func (s *ArchiveState) Has() []gpuai.IndexRange {
 }
 
 // An Archive is a server's history: jobs that have left the machine, with their
-// tasks and leases, and the events of all. It is written from the machine's
+// tasks and leases, the events of all, and the links of the audit. It is written from the machine's
 // outputs, in any order and as often as one likes: rows are named by log index
 // and by ID, so what comes twice is there once.
 //
@@ -330,6 +332,10 @@ func (w *rowWriter) entry(e *ArchiveEntry) {
 		for i := range e.Events {
 			w.jobEvent(&e.Events[i])
 		}
+	}
+	if e.Audit != nil {
+		key := indexKey(e.Index)
+		w.put(bucketAudit, key, sealRow(key, append(make([]byte, rowHeader, rowHeader+len(e.Audit)), e.Audit...)))
 	}
 	for i := range e.Retired {
 		w.retired(e.Index, uint32(i), &e.Retired[i])

@@ -42,7 +42,7 @@ func (a *Archive) openToRead() error {
 	a.db, a.page = db, int64(db.Info().PageSize)
 	err = a.view(func(tx *bbolt.Tx) error {
 		for _, name := range archiveBuckets {
-			if tx.Bucket(name) == nil {
+			if tx.Bucket(name) == nil && !bytes.Equal(name, bucketAudit) { // which older versions do not make
 				return fmt.Errorf("it has no bucket %q", name)
 			}
 		}
@@ -65,6 +65,7 @@ type ArchiveCounts struct {
 	Entries uint64 `json:"entries"` // log indexes with events
 	Jobs    uint64 `json:"jobs"`
 	Tasks   uint64 `json:"tasks"` // with their latest leases
+	Audit   uint64 `json:"audit"` // log indexes with links of the audit
 }
 
 // Check reads all that the archive holds: every row is checked against its
@@ -80,7 +81,7 @@ func (a *Archive) Check(ctx context.Context, found func(place string, err error)
 			rows  *uint64
 		}{
 			{bucketEntries, k.entry, &c.Entries}, {bucketJobs, k.job, &c.Jobs}, {bucketTasks, k.task, &c.Tasks},
-			{bucketRetired, k.retired, nil}, {bucketTokens, k.token, nil}, {bucketNames, k.name, nil}, {bucketJobEvents, k.jobEvent, nil},
+			{bucketRetired, k.retired, nil}, {bucketTokens, k.token, nil}, {bucketNames, k.name, nil}, {bucketJobEvents, k.jobEvent, nil}, {bucketAudit, checkAuditRow, &c.Audit},
 		} {
 			n := k.bucket(ctx, b.name, b.check)
 			if b.rows != nil {
@@ -92,13 +93,22 @@ func (a *Archive) Check(ctx context.Context, found func(place string, err error)
 	return c, errors.Join(ctx.Err(), err)
 }
 
+func checkAuditRow(k, v []byte) error {
+	r := ArchiveRow{Kind: ArchiveAudit, Key: k, Value: v}
+	return r.check()
+}
+
 type archiveCheck struct {
 	tx    *bbolt.Tx
 	found func(string, error)
 }
 
 func (c *archiveCheck) bucket(ctx context.Context, name []byte, check func(k, v []byte) error) (rows uint64) {
-	at := c.tx.Bucket(name).Cursor()
+	b := c.tx.Bucket(name)
+	if b == nil {
+		return 0
+	}
+	at := b.Cursor()
 	for k, v := at.First(); k != nil && ctx.Err() == nil; k, v = at.Next() {
 		rows++
 		if err := check(k, v); err != nil {

@@ -57,7 +57,7 @@ func TestArchiveIsChecked(t *testing.T) {
 			withEvents++
 		}
 	}
-	if wrong, c := problems(t, path); len(wrong) > 0 || c != (ArchiveCounts{withEvents, 40, 40}) {
+	if wrong, c := problems(t, path); len(wrong) > 0 || c != (ArchiveCounts{withEvents, 40, 40, 0}) {
 		t.Fatalf("of a whole one: %v, %+v", wrong, c)
 	}
 	a, err := OpenArchiveToRead(path)

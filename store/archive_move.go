@@ -30,6 +30,7 @@ const (
 	ArchiveEvents ArchiveKind = 'e' // of one entry
 	ArchiveJob    ArchiveKind = 'j'
 	ArchiveTask   ArchiveKind = 't' // with its latest lease
+	ArchiveAudit  ArchiveKind = 'a' // of one entry; see Audits
 )
 
 // bucket returns where rows of a kind are; nil for no kind.
@@ -41,6 +42,8 @@ func (k ArchiveKind) bucket() []byte {
 		return bucketJobs
 	case ArchiveTask:
 		return bucketTasks
+	case ArchiveAudit:
+		return bucketAudit
 	default:
 		return nil
 	}
@@ -199,6 +202,9 @@ func (r *ArchiveRow) check() error {
 	case ArchiveTask:
 		_, _, err := r.Task()
 		return err
+	case ArchiveAudit:
+		_, err := r.Audit()
+		return err
 	default:
 		return fmt.Errorf("it has the unknown kind %q", byte(r.Kind))
 	}
@@ -219,6 +225,8 @@ func (w *rowWriter) row(r *ArchiveRow) {
 		t, err := openTaskRow(r.Key, r.Value)
 		w.fail(err)
 		w.task(&t, r.Value)
+	case ArchiveAudit:
+		w.put(bucketAudit, r.Key, r.Value)
 	}
 }
 
@@ -253,7 +261,7 @@ func ReadRows(b []byte) (rows []ArchiveRow, err error) {
 // tasks of one job.
 const trimRows = 1_024
 
-// Trim drops the oldest entries and jobs, by log index, until what is left
+// Trim drops the oldest entries, jobs and links of the audit, by log index, until what is left
 // takes at most maxBytes of the file. It returns how many jobs were dropped.
 func (a *Archive) Trim(maxBytes int64) (jobs int, err error) {
 	for {
@@ -285,11 +293,16 @@ type trimmer struct {
 	err        error
 }
 
-// oldest drops the oldest entry or job; false when there is none.
+// oldest drops the oldest entry, job or link of the audit; false when there is none.
 func (t *trimmer) oldest() bool {
 	ek, ev := t.tx.Bucket(bucketEntries).Cursor().First()
 	rk, id := t.tx.Bucket(bucketRetired).Cursor().First()
+	ak, av := t.tx.Bucket(bucketAudit).Cursor().First()
 	switch {
+	case ak != nil && (ek == nil || bytes.Compare(ak, ek) <= 0) && (rk == nil || bytes.Compare(ak, rk[:8]) <= 0):
+		t.bytes += int64(len(ak) + len(av))
+		t.dropped = max(t.dropped, binary.BigEndian.Uint64(ak))
+		t.delete(bucketAudit, slices.Clone(ak))
 	case ek == nil && rk == nil:
 		return false
 	case rk == nil || ek != nil && bytes.Compare(ek, rk[:8]) <= 0:
@@ -353,7 +366,7 @@ func (t *trimmer) job(key, id []byte) {
 // Scrub reads every row once and checks it, some at a time with pause between,
 // until ctx ends. The error matches ErrArchiveDamaged.
 func (a *Archive) Scrub(ctx context.Context, pause func()) error {
-	for _, kind := range [...]ArchiveKind{ArchiveEvents, ArchiveJob, ArchiveTask} {
+	for _, kind := range [...]ArchiveKind{ArchiveEvents, ArchiveJob, ArchiveTask, ArchiveAudit} {
 		var at []byte
 		for more := true; more && ctx.Err() == nil; pause() {
 			err := a.view(func(tx *bbolt.Tx) (err error) {

@@ -34,8 +34,9 @@ command's. -i passes this input on, -t gives it a terminal. Without -t SIGINT,
 SIGTERM and SIGHUP are passed on.
 
 Operators deny it for the region with "gpuai operator policy set exec=deny", for
-a node with --exec=deny of "gpuai agent run". Every command is in the servers'
-logs, with audit=exec.`,
+a node with --exec=deny of "gpuai agent run". Who ran one beside which task is in
+the region's audit before it runs (gpuai operator audit), and with the name of the
+program in the servers' logs, with audit=exec.`,
 		Example: `  gpuai job exec sft-bot -- nvidia-smi
   gpuai job exec pretrain --rank 3 -it -- /bin/sh
   tar c src | gpuai job exec sft-bot -i -- tar x -C /work`,

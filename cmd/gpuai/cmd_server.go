@@ -66,6 +66,7 @@ type serverConfig struct {
 	Retain     string   // how long an ended job stays in memory, or "never" retired
 	ArchiveMax string   // size of the history archive
 	Store      string   // URL of the region's store; "": none
+	TenantRate uint32   // requests a second; 0 is any number
 	Insecure   bool     // allow other addresses than loopback
 	Auth       string   // "tokens" or "none": whether requests say who they come from
 	Metrics    string   // "open" or "operator": who reads /metrics
@@ -252,6 +253,7 @@ back at another address tells the others.`,
 	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "the same as --store")
 	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
+	f.Uint32Var(&cfg.TenantRate, "tenant-rate", 0, "requests a second that each tenant may send to this server, each job of a batch counted; 0: any number, within its share beside others")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
 	f.StringVar(&cfg.Auth, "auth", cfg.Auth, "tokens: every request says by a token or a certificate who it comes from; none: every request is an operator's. The same for all servers")
 	f.StringVar(&cfg.Metrics, "metrics", cfg.Metrics, "who reads /metrics: open to all, or operator, with a token")
@@ -291,7 +293,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
-		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store,
+		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
 		Authenticate: cfg.Auth == "tokens", PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,
 		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
