@@ -93,6 +93,11 @@ func sign(t, parent *x509.Certificate, pub any, key *ecdsa.PrivateKey) (*x509.Ce
 // Hash returns the hash of a's public key.
 func (a *Authority) Hash() gpuai.SubjectHash { return HashOf(a.Certificate) }
 
+// Issued reports whether a has signed the certificate of c.
+func (a *Authority) Issued(c *Credential) bool {
+	return string(c.Peer.Issuer[:]) == string(a.Certificate.SubjectKeyId)
+}
+
 // Key returns a's private key, for nobody but a keyring that seals it.
 func (a *Authority) Key() ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(a.key)
