@@ -15,6 +15,7 @@ import (
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/raft"
 	"github.com/gpuai/gpuai/server/hub"
@@ -57,6 +58,7 @@ type Server struct {
 	changed     changes
 	metrics     *metrics
 	blobs       *blobStore
+	warden      *warden               // nil without authentication
 	reign       atomic.Pointer[reign] // nil while another server leads
 
 	web
@@ -96,6 +98,8 @@ var _ httpd.Backend = (*Server)(nil)
 // returns; Run serves. Its errors are sentences for the operator; after one
 // the configured listeners are closed.
 func Open(cfg Config) (*Server, error) {
+	cfg.Secure = cfg.Secure || IsSecure(cfg.DataDir)
+	cfg.Authenticate = cfg.Authenticate || cfg.Secure
 	if err := cfg.validate(); err != nil {
 		cfg.close()
 		return nil, err
@@ -116,6 +120,7 @@ func Open(cfg Config) (*Server, error) {
 	s.collector, s.lane, s.explainer = newCollector(s), &lane{s: s}, newExplainer(s)
 	s.announcer, s.tribunal = newAnnouncer(s), newTribunal(s)
 	s.calibration, s.keeper = newCalibration(), newKeeper(s)
+	s.warden = newWarden(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	s.blobs = newBlobStore(cfg.CheckpointStore)
@@ -139,13 +144,18 @@ func (s *Server) openNode() error {
 	if err != nil {
 		return err
 	}
+	if s.warden != nil {
+		if err := s.warden.open(dir); err != nil {
+			return errors.Join(err, dir.Close())
+		}
+	}
 	s.openArchive(dir) // before the log is applied
 	node, err := raft.Open(raft.Config{
 		ID: s.cfg.ID, Region: s.cfg.Region, Dir: dir,
 		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
 		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier, MaxFeatureLevel: s.cfg.MaxFeatureLevel,
 		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
-		TrailingLogs: s.cfg.TrailingLogs, Dial: s.cfg.Dial, Wall: s.cfg.Wall,
+		TrailingLogs: s.cfg.TrailingLogs, Identity: s.source(), Dial: s.cfg.Dial, Wall: s.cfg.Wall,
 		OnApply: s.applied, OnRestore: func() { s.metrics.tally.forget(); s.restored() }, OnDamage: s.fail,
 		BeforeSnapshot: s.archive.beforeSnapshot,
 		Logger:         s.log, Metrics: s.cfg.Metrics,
@@ -171,7 +181,7 @@ func (s *Server) serveHTTP() {
 		auth = s.keeper
 	}
 	api := httpd.New(httpd.Config{
-		Auth: auth, PrivateMetrics: s.cfg.PrivateMetrics,
+		Auth: auth, PeerOf: identity.PeerOf, PrivateMetrics: s.cfg.PrivateMetrics,
 		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
 		Metrics:  telemetry.Handler(s.cfg.Metrics),
 		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),
@@ -205,7 +215,12 @@ func (s *Server) Run(ctx context.Context) error {
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}
-	s.wg.Go(func() { s.serve("HTTP", func() error { return s.public.Serve(s.cfg.HTTP) }) })
+	public := s.cfg.HTTP
+	if s.warden != nil {
+		s.wg.Go(func() { s.warden.run(s.ctx) })
+		public = s.warden.src.Listener(public, identity.Want{})
+	}
+	s.wg.Go(func() { s.serve("HTTP", func() error { return s.public.Serve(public) }) })
 	s.wg.Go(func() { s.serve("other servers", func() error { return s.peers.Serve(s.node.PeerListener()) }) })
 	s.log.Info("serving", "http", s.HTTPAddr(), "raft", s.RaftAddr(), "region", s.cfg.Region)
 	var err error
@@ -290,6 +305,9 @@ func (s *Server) applied(out *fsm.Output) {
 	s.calibration.saw(out)
 	s.keeper.observe(out)
 	s.changed.happened()
+	if out.Trust && s.warden != nil {
+		nudge(s.warden.changed)
+	}
 	if out.Panics > 0 {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
 	}
@@ -305,6 +323,9 @@ func (s *Server) applied(out *fsm.Output) {
 
 // restored is raft's OnRestore: whoever watches starts over.
 func (s *Server) restored() {
+	if s.warden != nil {
+		nudge(s.warden.changed)
+	}
 	s.keeper.changes.Add(1)
 	s.changed.happened()
 	node := s.opened.Load()
