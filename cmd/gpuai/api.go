@@ -79,19 +79,11 @@ func (a *app) connectWith(cfg client.Config) (*client.Client, error) {
 		addr = a.getenv("GPUAI_ADDR")
 	}
 	if addr == "" {
-		addr = strings.TrimPrefix(defaultAddr, "http://")
-	}
-	secure, err := a.clientTLS()
-	if err != nil {
-		return nil, err
-	}
-	scheme := "http"
-	if secure != nil {
-		scheme = "https"
+		addr = defaultAddr
 	}
 	a.api.addrs = nil
 	for s := range strings.SplitSeq(addr, ",") {
-		u, err := urlOf(scheme, s)
+		u, err := serverURL(s)
 		if err != nil {
 			return nil, err
 		}
@@ -101,9 +93,6 @@ func (a *app) connectWith(cfg client.Config) (*client.Client, error) {
 		return nil, err
 	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	if secure != nil {
-		t.TLSClientConfig = secure
-	}
 	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second}).DialContext
 	a.rec = &recorder{next: t, talk: a.err, curl: a.api.curl}
 	cfg.Addrs, cfg.HTTP = a.api.addrs, &http.Client{Transport: a.rec}
@@ -111,13 +100,10 @@ func (a *app) connectWith(cfg client.Config) (*client.Client, error) {
 }
 
 // serverURL returns the address of a server as a URL.
-func serverURL(s string) (string, error) { return urlOf("http", s) }
-
-// urlOf is serverURL with the scheme of addresses without one.
-func urlOf(scheme, s string) (string, error) {
+func serverURL(s string) (string, error) {
 	s = strings.TrimSuffix(strings.TrimSpace(s), "/")
 	if s != "" && !strings.Contains(s, "://") {
-		s = scheme + "://" + s
+		s = "http://" + s
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.Path != "" {

@@ -1,32 +1,18 @@
 package main
 
 import (
-	"crypto/tls"
-	"fmt"
-	"os"
+	"strings"
 
-	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/server"
 	"github.com/gpuai/gpuai/store"
 )
 
-// clientTLS returns how servers are spoken to: those whose certificates are signed by
-// a CA of the file $GPUAI_CACERT, which is a server's ca.pem, are trusted. nil is
-// without it: what the host trusts.
-func (a *app) clientTLS() (*tls.Config, error) {
-	path := a.getenv("GPUAI_CACERT")
-	if path == "" {
-		return nil, nil
+// urlOf returns the address of a server as a URL, with a scheme where it has none.
+func urlOf(scheme, s string) (string, error) {
+	if s = strings.TrimSpace(s); s != "" && !strings.Contains(s, "://") {
+		s = scheme + "://" + s
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("GPUAI_CACERT: %w", err)}
-	}
-	trust, err := identity.ReadTrustFile(text)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("GPUAI_CACERT: %s: %w", path, err)}
-	}
-	return identity.TrustConfig(trust), nil
+	return serverURL(s)
 }
 
 // secure reports whether a server is one of a region with authentication: its data
