@@ -78,6 +78,38 @@ func IsSecure(dataDir string) bool {
 	return false
 }
 
+// errNeedsKeyring is returned where a region with authentication would be served
+// without it.
+var errNeedsKeyring = errors.New("this region has authentication, and this server has neither its key file nor a certificate: copy the file keyring of another server into the data directory, or name it with --key-file, or join with --join and --join-token")
+
+// checkSecure refuses to serve a state with a CA as if there were none.
+func (s *Server) checkSecure() (err error) {
+	if s.warden == nil {
+		s.node.View(func(m *fsm.Machine) {
+			if m.HasAuthority() {
+				err = errNeedsKeyring
+			}
+		})
+	}
+	return err
+}
+
+// trustChanged is told when the state may have other authorities, or others that
+// were revoked. It does not block.
+func (s *Server) trustChanged() {
+	if s.warden != nil {
+		nudge(s.warden.changed)
+		return
+	}
+	if s.opened.Load() != nil { // else Open looks itself
+		go func() { // not in Apply
+			if err := s.checkSecure(); err != nil {
+				s.fail(err)
+			}
+		}()
+	}
+}
+
 // source returns what connections are made with; nil for plaintext.
 func (s *Server) source() *identity.Source {
 	if s.warden == nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/gpuai/gpuai/client"
 	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/raft"
+	"github.com/gpuai/gpuai/server/offline"
 	"github.com/gpuai/gpuai/store"
 )
 
@@ -392,5 +393,66 @@ func TestSecureServerSaysWhatIsMissing(t *testing.T) {
 	r := startRegion(t, 1)
 	if _, err := r.servers[0].Join(t.Context(), &gpuai.JoinRequest{}); !errors.Is(err, errInsecure) {
 		t.Error(err)
+	}
+}
+
+// Case 38: a backup of a region with authentication, restored: it needs the
+// keyring, nodes come back with their certificates, who was revoked does not, and
+// join tokens from before are gone.
+func TestCase38SecureRegionIsRestored(t *testing.T) {
+	t.Parallel()
+	r := formSecure(t, 1, 0)
+	old := r.servers[0]
+	n1, n2 := r.joined("n1"), r.joined("n2")
+	if err := old.RevokeIdentity(t.Context(), nodeNamed("n2")); err != nil {
+		t.Fatal(err)
+	}
+	token := r.token(gpuai.JoinTokenRequest{Join: gpuai.IdentityNode})
+	file := filepath.Join(t.TempDir(), "backup")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(old.Snapshot(t.Context(), f), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	oldServer := old.source()
+	r.halt(old)
+
+	next := &member{cfg: Config{ID: "s1", DataDir: t.TempDir(), HTTP: listen(t), Raft: listen(t), Logger: testLogger(t)}}
+	_, err = offline.Restore(&offline.RestoreConfig{
+		File: file, Targets: []offline.Target{{Server: "s1", Dir: next.cfg.DataDir}},
+		Members: []store.Member{{Server: "s1", Addr: next.cfg.Raft.Addr().String()}}, MaxTTL: gpuai.MinLeaseTTL,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(next.cfg); !errors.Is(err, errNeedsKeyring) {
+		if err == nil {
+			s.Close()
+		}
+		t.Fatalf("without its keyring it is opened: %v", err)
+	}
+	keys, err := os.ReadFile(filepath.Join(old.cfg.DataDir, store.KeyringFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.WritePrivate(filepath.Join(next.cfg.DataDir, store.KeyringFile), keys); err != nil {
+		t.Fatal(err)
+	}
+	next.cfg.HTTP, next.cfg.RaftAddr, next.cfg.Raft = listen(t), next.cfg.Raft.Addr().String(), nil
+	r.start(next)
+	r.servers = []*member{next}
+	eventually(t, "ready restored server", func() bool { return next.Status().Ready })
+	url := r.urls()[0]
+	r.mustWelcome(n1, url, "n1")
+	if _, _, err := r.hello(n2, url, "n2"); err == nil {
+		t.Error("who was revoked before the backup has a session")
+	}
+	if err := next.warden.judge(oldServer.Credential().Peer); err == nil {
+		t.Error("a server of the old region is trusted")
+	}
+	if _, err := r.enrol(nodeNamed("n5"), token); !isCode(err, gpuai.Unauthenticated) {
+		t.Errorf("a join token from before: %v", err)
 	}
 }

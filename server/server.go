@@ -164,6 +164,9 @@ func (s *Server) openNode() error {
 		return errors.Join(err, s.archive.close(), dir.Close())
 	}
 	s.dir, s.node = dir, node
+	if err := s.checkSecure(); err != nil {
+		return errors.Join(err, node.Close(), s.archive.close(), dir.Close())
+	}
 	if s.opened.Store(node); s.restoredEarly.Load() {
 		s.restored()
 	}
@@ -305,8 +308,8 @@ func (s *Server) applied(out *fsm.Output) {
 	s.calibration.saw(out)
 	s.keeper.observe(out)
 	s.changed.happened()
-	if out.Trust && s.warden != nil {
-		nudge(s.warden.changed)
+	if out.Trust {
+		s.trustChanged()
 	}
 	if out.Panics > 0 {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
@@ -323,9 +326,6 @@ func (s *Server) applied(out *fsm.Output) {
 
 // restored is raft's OnRestore: whoever watches starts over.
 func (s *Server) restored() {
-	if s.warden != nil {
-		nudge(s.warden.changed)
-	}
 	s.keeper.changes.Add(1)
 	s.changed.happened()
 	node := s.opened.Load()
@@ -333,6 +333,7 @@ func (s *Server) restored() {
 		s.restoredEarly.Store(true)
 		return
 	}
+	s.trustChanged()
 	s.hub.Reset(node.AppliedIndex())
 	s.archive.missed(node.RestoredIndex())
 }
