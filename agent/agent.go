@@ -215,6 +215,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { a.connect(inner) })
+	if a.cfg.Identity != nil {
+		wg.Go(func() { a.keepIdentity(inner) })
+	}
 	wg.Go(func() { a.guardWatchdog(inner) })
 	wg.Go(func() { a.watchClean(inner) })
 	if a.boxes != nil {

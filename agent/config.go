@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/watchdog"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/plugins"
 )
 
@@ -23,6 +24,9 @@ type Config struct {
 	Node gpuai.NodeID
 	// Servers are the HTTP addresses of the region's servers, in any order.
 	Servers []string
+	// Identity is the node's certificate, see Join and OpenIdentity, which the agent
+	// renews; nil is for regions without authentication.
+	Identity *identity.Source
 	// DataDir holds the journal, the tasks' directories and the watchdog's
 	// socket. No two agents may share it.
 	DataDir string

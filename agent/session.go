@@ -35,19 +35,30 @@ type line struct {
 	after  time.Duration // the server's wish, before the next attempt
 }
 
-type clientDialer struct{ c *client.Client }
+type clientDialer struct {
+	c      *client.Client
+	scheme string // of addresses without one
+}
 
 func newClientDialer(cfg *Config) (Dialer, error) {
-	c, err := client.New(client.Config{Addrs: cfg.Servers, Logger: cfg.Logger})
+	cc := client.Config{Addrs: cfg.Servers, Logger: cfg.Logger}
+	if cfg.Identity != nil {
+		cc.TLS = cfg.Identity.ClientConfig()
+	}
+	c, err := client.New(cc)
 	if err != nil {
 		return nil, err
 	}
-	return clientDialer{c}, nil
+	scheme := "http"
+	if cfg.Identity != nil {
+		scheme = "https"
+	}
+	return clientDialer{c, scheme}, nil
 }
 
 // Dial opens a session with one server.
 func (d clientDialer) Dial(ctx context.Context, addr string) (Session, error) {
-	s, err := d.c.DialSession(ctx, serverURL(addr))
+	s, err := d.c.DialSession(ctx, d.serverURL(addr))
 	if err != nil {
 		return nil, err
 	}
@@ -56,16 +67,16 @@ func (d clientDialer) Dial(ctx context.Context, addr string) (Session, error) {
 
 // DialExec implements ExecDialer.
 func (d clientDialer) DialExec(ctx context.Context, addr string, r *gpuai.ExecRequest) (ExecConn, error) {
-	c, err := d.c.AnswerExec(ctx, serverURL(addr), r)
+	c, err := d.c.AnswerExec(ctx, d.serverURL(addr), r)
 	if err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-func serverURL(addr string) string {
+func (d clientDialer) serverURL(addr string) string {
 	if !strings.Contains(addr, "://") {
-		addr = "http://" + addr
+		addr = d.scheme + "://" + addr
 	}
 	return strings.TrimSuffix(addr, "/")
 }

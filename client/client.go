@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,9 @@ type Config struct {
 	// HTTP makes the requests; nil is a client with a pool of its own. It must
 	// have no Timeout where events or sessions are used.
 	HTTP *http.Client
+	// TLS, where HTTP is nil, is how servers are spoken to: addresses without a
+	// scheme are https then. It may change what it shows and trusts meanwhile.
+	TLS *tls.Config
 	// Logger hears of retries; nil is silence.
 	Logger *slog.Logger
 	// AttemptTimeout is how long one server may take to answer before the next
@@ -60,7 +64,7 @@ func New(cfg Config) (*Client, error) {
 	for _, a := range cfg.Addrs {
 		a = strings.TrimSuffix(a, "/")
 		if !strings.Contains(a, "://") {
-			a = "http://" + a
+			a = c.scheme() + "://" + a
 		}
 		if u, err := url.Parse(a); err != nil || u.Hostname() == "" || u.Path != "" {
 			return nil, fmt.Errorf("the server's address %q is no URL such as http://127.0.0.1:7470", a)
@@ -68,7 +72,7 @@ func New(cfg Config) (*Client, error) {
 		c.addrs = append(c.addrs, a)
 	}
 	if c.http == nil {
-		c.http = &http.Client{Transport: newTransport()}
+		c.http = &http.Client{Transport: newTransport(cfg.TLS)}
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -84,12 +88,21 @@ func New(cfg Config) (*Client, error) {
 
 // newTransport keeps enough connections for a busy caller, and gives a host
 // that does not answer up soon enough to ask another.
-func newTransport() *http.Transport {
+func newTransport(secure *tls.Config) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.DialContext = (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 15 * time.Second}).DialContext
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = 512, 256
 	t.DisableCompression = true // the servers do not compress
+	t.TLSClientConfig = secure
 	return t
+}
+
+// scheme is that of addresses without one.
+func (c *Client) scheme() string {
+	if c.cfg.TLS != nil {
+		return "https"
+	}
+	return "http"
 }
 
 // Addrs returns the servers' URLs.

@@ -234,6 +234,9 @@ func (c *Client) try(ctx context.Context, addr string, r *request, read func(*ht
 		c.cfg.OnRequest(req, r.raw)
 	}
 	res, err := c.http.Do(req)
+	if refused := certificateRefused(err); refused != nil {
+		return refused
+	}
 	if err != nil {
 		var op *net.OpError
 		// Without a connection nothing is sent, later neither: ctx may have ended

@@ -29,6 +29,9 @@ func (c *Client) DialSession(ctx context.Context, addr string) (*Session, error)
 		if res != nil && res.Body != nil && res.StatusCode >= 400 {
 			return nil, problem(res)
 		}
+		if refused := certificateRefused(err); refused != nil {
+			return nil, refused
+		}
 		return nil, fmt.Errorf("opening a session with %s: %w", addr, err)
 	}
 	if ws.Subprotocol() != gpuai.SessionProtocol {

@@ -330,6 +330,6 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 func rejected(code gpuai.Code, detail string) Result { return Result{Code: code, Detail: detail} }
 
 // belowTenants refuses what LevelTenants brings.
-var belowTenants = rejected(gpuai.PreconditionFailed, "the region is below feature level 4, which brings authentication, tenants and quotas: upgrade all its servers")
+var belowTenants = rejected(gpuai.InvalidSpec, "the region is below feature level 4, which brings authentication, tenants and quotas: upgrade all its servers")
 
 var malformed = rejected(gpuai.InvalidSpec, "the command is malformed")

@@ -50,7 +50,7 @@ func TestAuthorityBelowItsLevel(t *testing.T) {
 	}
 	before := len(snapshotOf(t, r.m))
 	for _, c := range all {
-		r.refuse(c, gpuai.PreconditionFailed)
+		r.refuse(c, gpuai.InvalidSpec)
 	}
 	if after := snapshotOf(t, r.m); len(after) != before || r.m.HasAuthority() {
 		t.Errorf("a region below the level has something of authorities: %d bytes, %d before", len(after), before)
@@ -104,7 +104,7 @@ func TestJoinTokens(t *testing.T) {
 	for _, bad := range []*CreateJoinToken{
 		{Hash: secretOf("b"), TTL: gpuai.Minute}, {Hash: secretOf("b"), Kind: 9, TTL: gpuai.Minute},
 		{Hash: secretOf("b"), Kind: gpuai.IdentityNode, TTL: gpuai.Hour + 1}, {Hash: secretOf("b"), Kind: gpuai.IdentityNode},
-		{Hash: secretOf("b"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute, Name: "No"},
+		{Hash: secretOf("b"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute, For: "No"},
 		{Hash: secretOf("b"), Kind: gpuai.IdentityServer, TTL: gpuai.Minute, Contributor: "ann"},
 	} {
 		r.refuse(bad, gpuai.InvalidSpec)
@@ -124,10 +124,14 @@ func TestJoinTokens(t *testing.T) {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	}
+	r.node("n1", 1)
+	if n, _ := r.m.Node("n1"); n.Contributor != "ann" {
+		t.Errorf("the node of ann's token is %q's", n.Contributor)
+	}
 	// A token for any node is not good for the name of one that has joined.
 	r.do(&CreateJoinToken{Hash: secretOf("c"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute})
 	r.refuse(&Join{Token: secretOf("c"), Identity: node("n1"), Key: key(3)}, gpuai.Conflict)
-	r.do(&CreateJoinToken{Hash: secretOf("d"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute, Name: "n1"})
+	r.do(&CreateJoinToken{Hash: secretOf("d"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute, For: "n1"})
 	r.refuse(&Join{Token: secretOf("d"), Identity: node("n3"), Key: key(3)}, gpuai.Forbidden)
 	again := r.do(&Join{Token: secretOf("d"), Identity: node("n1"), Key: key(3)})
 	if got := r.m.Standing(node("n1")); got.Good(gpuai.StampOf(0, again.Index-1)) || !got.Good(gpuai.StampOf(0, again.Index)) || got.Contributor != "" {
@@ -165,7 +169,7 @@ func TestCase34RevokedIdentity(t *testing.T) {
 	r.refuse(&Join{Token: secretOf("a"), Identity: node("n1"), Key: gpuai.SubjectHash{1}}, gpuai.Forbidden)
 	r.do(&CreateJoinToken{Hash: secretOf("b"), Kind: gpuai.IdentityNode, TTL: gpuai.Hour})
 	r.refuse(&Join{Token: secretOf("b"), Identity: node("n1"), Key: gpuai.SubjectHash{2}}, gpuai.Conflict)
-	r.do(&CreateJoinToken{Hash: secretOf("c"), Kind: gpuai.IdentityNode, TTL: gpuai.Hour, Name: "n1"})
+	r.do(&CreateJoinToken{Hash: secretOf("c"), Kind: gpuai.IdentityNode, TTL: gpuai.Hour, For: "n1"})
 	r.do(&Join{Token: secretOf("c"), Identity: node("n1"), Key: gpuai.SubjectHash{2}})
 	if s := r.m.Standing(node("n1")); !s.Good(r.m.Stamp()) {
 		t.Errorf("who joined again: %+v", s)
@@ -209,7 +213,7 @@ func TestAuthorityTakesAnyBytes(t *testing.T) {
 	r := secured(t)
 	r.check = false
 	for _, c := range []Command{
-		authority(2), &CreateJoinToken{Hash: secretOf("a"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute, Name: "n"},
+		authority(2), &CreateJoinToken{Hash: secretOf("a"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute, For: "n"},
 		&Join{Token: secretOf("a"), Identity: node("n"), Key: gpuai.SubjectHash{1}}, &RevokeIdentity{node("n")},
 		&RetireAuthority{Hash: gpuai.SubjectHash{1}},
 	} {
@@ -290,7 +294,7 @@ func (w *walk) joinCommand() Command {
 	case 3, 4:
 		c := &CreateJoinToken{Hash: token, Kind: id.Kind, TTL: gpuai.Duration(w.r.IntN(90_000)), Contributor: "ann"}
 		if w.r.IntN(2) == 0 {
-			c.Name = id.Name
+			c.For = id.Name
 		}
 		if id.Kind != gpuai.IdentityNode || w.r.IntN(2) == 0 {
 			c.Contributor = ""

@@ -8,14 +8,14 @@ import (
 // CreateJoinToken lets one host join the region, until TTL of region time has
 // passed. The machine knows only the token's hash.
 //
-// Rejected: InvalidSpec, Conflict for a hash that is known, RateLimited when
-// there are MaxJoinTokens, PreconditionFailed below LevelTenants and in a region
+// Rejected: InvalidSpec, also below LevelTenants; Conflict for a hash that is
+// known, RateLimited when there are MaxJoinTokens, PreconditionFailed in a region
 // without an authority, which asks nobody for a token.
 type CreateJoinToken struct {
 	Hash        [32]byte // SHA-256 of its text
 	Kind        gpuai.IdentityKind
 	TTL         gpuai.Duration
-	Name        string // the only one that may join, whether or not it has before; "" any new one
+	For         string // the only one that may join, whether or not it has before; "" any new one
 	Contributor gpuai.ContributorID
 }
 
@@ -24,7 +24,7 @@ func (c *CreateJoinToken) Append(dst []byte, env Envelope) []byte {
 	return appendCommand(dst, typeCreateJoinToken, env, func(b []byte) []byte {
 		b = append(append(b, c.Hash[:]...), uint8(c.Kind))
 		b = put64(b, int64(c.TTL))
-		return wire.AppendStr(wire.AppendStr(b, c.Name), string(c.Contributor))
+		return wire.AppendStr(wire.AppendStr(b, c.For), string(c.Contributor))
 	})
 }
 
@@ -32,7 +32,7 @@ func readCreateJoinToken(r *wire.Reader) (c CreateJoinToken, ok bool) {
 	copy(c.Hash[:], r.Bytes(len(c.Hash)))
 	c.Kind = gpuai.IdentityKind(r.U8())
 	c.TTL = gpuai.Duration(r.I64())
-	c.Name, c.Contributor = r.Str(), gpuai.ContributorID(r.Str())
+	c.For, c.Contributor = r.Str(), gpuai.ContributorID(r.Str())
 	return c, r.Done() == nil
 }
 
@@ -45,7 +45,7 @@ func (m *Machine) applyCreateJoinToken(r *wire.Reader) Result {
 		return belowTenants
 	case !m.HasAuthority():
 		return rejected(gpuai.PreconditionFailed, "this region has no authority: it asks nobody who they are, and there is nothing to join with a token")
-	case !c.Kind.Valid() || c.Name != "" && !gpuai.ValidName(c.Name) || c.Contributor != "" && !gpuai.ValidName(string(c.Contributor)):
+	case !c.Kind.Valid() || c.For != "" && !gpuai.ValidName(c.For) || c.Contributor != "" && !gpuai.ValidName(string(c.Contributor)):
 		return rejected(gpuai.InvalidSpec, "a join token is for a node or a server; names are 1 to 63 of a-z, 0-9 and '-'")
 	case c.Contributor != "" && c.Kind != gpuai.IdentityNode:
 		return rejected(gpuai.InvalidSpec, "only nodes have a contributor")
@@ -65,7 +65,7 @@ func (m *Machine) applyCreateJoinToken(r *wire.Reader) Result {
 	slot, _ := m.joinTokenSlots.Alloc()
 	m.joinTokens.Put(slot, joinTokenRec{
 		hash: c.Hash, kind: c.Kind, expires: m.now.time.Add(c.TTL),
-		name: m.strs.Intern(c.Name), contributor: m.strs.Intern(string(c.Contributor)),
+		name: m.strs.Intern(c.For), contributor: m.strs.Intern(string(c.Contributor)),
 	})
 	m.joinTokenByHash.Insert(hashJoinToken(&c.Hash), slot)
 	return Result{}

@@ -16,8 +16,8 @@ import (
 //
 // Rejected: Unauthenticated for a token that is unknown, expired or was used,
 // Forbidden for another kind or name than the token's, Conflict for who has
-// joined before, InvalidSpec, TooLarge at MaxIdentities, PreconditionFailed below
-// LevelTenants.
+// joined before, InvalidSpec, also below LevelTenants, TooLarge at MaxIdentities.
+// The contributor of the token owns the node.
 type Join struct {
 	Token    [32]byte // SHA-256 of its text
 	Identity gpuai.Identity
@@ -71,6 +71,9 @@ func (m *Machine) applyJoin(r *wire.Reader) Result {
 	used.used, used.name = c.Key, i.name
 	i.before, i.joined, i.revoked = m.stamp(), m.now.time, false
 	i.contributor = t.contributor
+	if node, ok := m.nodeSlot(gpuai.NodeID(c.Identity.Name)); ok && c.Identity.Kind == gpuai.IdentityNode && t.contributor != 0 {
+		m.nodes.Mut(node).owner = t.contributor
+	}
 	return Result{}
 }
 

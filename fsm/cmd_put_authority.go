@@ -14,8 +14,8 @@ import (
 // there is none, from when on the region asks everybody who they are.
 //
 // Rejected: Conflict when another authority issues, InvalidSpec for sizes and
-// times out of bounds, TooLarge when MaxAuthorities are trusted,
-// PreconditionFailed below LevelTenants. A repeated one changes nothing.
+// times out of bounds and below LevelTenants, TooLarge when MaxAuthorities are
+// trusted. A repeated one changes nothing.
 type PutAuthority struct {
 	Hash, Replaces gpuai.SubjectHash
 	Domain         gpuai.ClusterID // in the names of its certificates; that of the first stays

@@ -97,6 +97,7 @@ func (m *Machine) registerNew(body *nodeBody) Result {
 	name := m.strs.Intern(string(body.spec.ID))
 	slot := m.nodes.Append(nodeRec{
 		name: name, incarnation: gpuai.MakeIncarnation(m.meta.Get().epoch, 1), registered: m.now.index,
+		owner: m.contributorOf(gpuai.IdentityNode, name),
 	})
 	m.nodeOf.Grow(name + 1)
 	*m.nodeOf.Mut(name) = refTo(slot)

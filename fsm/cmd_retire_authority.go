@@ -9,7 +9,7 @@ import (
 // with Now at once, which cuts off everybody whose certificate is still its.
 //
 // Rejected: NotFound, Conflict for the one that issues, PreconditionFailed
-// before its time and below LevelTenants.
+// before its time, InvalidSpec below LevelTenants.
 type RetireAuthority struct {
 	Hash gpuai.SubjectHash
 	Now  bool

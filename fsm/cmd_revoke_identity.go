@@ -8,8 +8,8 @@ import (
 // RevokeIdentity makes every certificate of a node or a server void, at once and
 // for good. It can join again with a token that names it.
 //
-// Rejected: InvalidSpec, NotFound for who has neither joined nor registered,
-// TooLarge at MaxIdentities, PreconditionFailed below LevelTenants and in a
+// Rejected: InvalidSpec, also below LevelTenants; NotFound for who has neither
+// joined nor registered, TooLarge at MaxIdentities, PreconditionFailed in a
 // region without an authority. Revoking again changes nothing.
 type RevokeIdentity struct{ Identity gpuai.Identity }
 

@@ -82,6 +82,14 @@ func (m *Machine) identitySlot(kind gpuai.IdentityKind, name uint32) (uint32, bo
 	})
 }
 
+// contributorOf returns the string number of whose an identity is; 0 for nobody.
+func (m *Machine) contributorOf(kind gpuai.IdentityKind, name uint32) uint32 {
+	if slot, ok := m.identitySlot(kind, name); ok {
+		return m.identities.Get(slot).contributor
+	}
+	return 0
+}
+
 // identityFor returns the record of an identity, a new one where there is none,
 // or why there can be none.
 func (m *Machine) identityFor(id gpuai.Identity) (slot uint32, bad Result) {

@@ -33,7 +33,7 @@ var stays = map[string]bool{
 	"Node":                                 true,
 	"Server":                               true,
 	"Tenant":                               true,
-	"Name":                                 true, // of who may join
+	"For":                                  true, // of who may join
 	"Contributor":                          true,
 	"Identity.Name":                        true,
 	"Mapping.Tenant":                       true,

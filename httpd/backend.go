@@ -27,6 +27,7 @@ type Backend interface {
 	Operator
 	Members
 	Access
+	Identities
 }
 
 // Status is what this server knows of itself and its region right now.

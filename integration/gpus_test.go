@@ -71,7 +71,7 @@ func TestCase29GPUNodes(t *testing.T) {
 	dir := scratch(t)
 	d := &dev{t: t, addr: freeAddr(t), data: filepath.Join(dir, "data")}
 	d.client = newClient(t, nil, d.addr)
-	d.proc = start(t, "server", "gpuai", "server", "run", "--id", "a", "--data", d.data, "--http", d.addr, "--raft", freeAddr(t), "--bootstrap")
+	d.proc = start(t, "server", "gpuai", "server", "run", "--id", "a", "--data", d.data, "--http", d.addr, "--raft", freeAddr(t), "--bootstrap", "--insecure-plaintext")
 	eventually(t, patience, "ready region", d.client.Ready)
 	image := pushProbe(t)
 	for name, make := range map[string]func(*testing.T) *gpuNode{

@@ -95,7 +95,7 @@ func TestRefusalsOfTheCommand(t *testing.T) {
 	}
 	s1 := r.servers[0]
 	server := func(data, http string) []string {
-		return []string{"server", "run", "--id", "s1", "--data", data, "--http", http, "--raft", freeAddr(t), "--bootstrap"}
+		return []string{"server", "run", "--id", "s1", "--data", data, "--http", http, "--raft", freeAddr(t), "--bootstrap", "--insecure-plaintext"}
 	}
 	agent := func(more ...string) []string {
 		return append([]string{"agent", "run", "--id", "n1", "--data", filepath.Join(r.dir, "agent"), "--servers", addr}, more...)
@@ -154,7 +154,7 @@ func TestDataDirOfAnotherCluster(t *testing.T) {
 	m.kill()
 	own := m.dir
 	foreign := filepath.Join(r.dir, "foreign")
-	alone := start(t, "region of one", "gpuai", "server", "run", "--id", m.id, "--data", foreign, "--http", m.http, "--raft", m.raft, "--bootstrap")
+	alone := start(t, "region of one", "gpuai", "server", "run", "--id", m.id, "--data", foreign, "--http", m.http, "--raft", m.raft, "--bootstrap", "--insecure-plaintext")
 	eventually(t, patience, "ready region of one", m.client.Ready)
 	alone.signal(sigTerm)
 	if code := alone.exit(patience); code != 0 {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/store"
 )
@@ -85,6 +86,10 @@ type Config struct {
 	DiskLow, DiskHard uint64
 	// DiskFree reads the room on a path's disk; nil is store.DiskFree.
 	DiskFree func(path string) (free, total uint64, err error)
+
+	// Identity has every connection to and from other servers be over TLS, between
+	// servers of one cluster; nil is plaintext.
+	Identity *identity.Source
 
 	// Dial opens a connection to a peer's address; nil is TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)

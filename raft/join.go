@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/store"
 )
 
@@ -109,13 +110,15 @@ func (n *Node) DialJoin(ctx context.Context, addr string) (net.Conn, error) {
 type Caller struct {
 	Server  gpuai.ServerID  // whose data directory it speaks for; "" for nobody's
 	Cluster gpuai.ClusterID // must be that of the other side; "" for any
-	mux     *mux
+	// Identity is the server's, for regions with authentication; nil is plaintext.
+	Identity *identity.Source
+	mux      *mux
 }
 
 // Dial opens a connection. The caller closes it.
 func (c *Caller) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	if c.mux == nil {
-		c.mux = &mux{gate: c, done: make(chan struct{}), open: make(map[*trackedConn]struct{})}
+		c.mux = &mux{gate: c, tls: c.Identity, done: make(chan struct{}), open: make(map[*trackedConn]struct{})}
 	}
 	return c.mux.dial(ctx, dialTCP, addr, hello{kind: kindJoin, cluster: c.Cluster, from: c.Server})
 }

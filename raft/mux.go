@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/identity"
 )
 
 // A connection between servers begins with a handshake, after which the bytes
@@ -22,7 +24,8 @@ import (
 //
 // It keeps servers of different clusters, and servers at each other's
 // addresses, apart; it also tells a new member its cluster's ID. It proves
-// nothing: authentication comes with TLS below it.
+// nothing: in a region with authentication TLS is below it, both sides show
+// certificates of servers, and names must be theirs.
 const (
 	kindRaft = 1
 	kindPeer = 2
@@ -59,6 +62,7 @@ type gatekeeper interface {
 type mux struct {
 	ln    net.Listener
 	gate  gatekeeper
+	tls   *identity.Source       // nil: plaintext
 	conns map[byte]chan net.Conn // by kind, accepted
 	limit chan struct{}
 	done  chan struct{}
@@ -69,10 +73,11 @@ type mux struct {
 	closed bool
 }
 
-func newMux(ln net.Listener, gate gatekeeper) *mux {
+func newMux(ln net.Listener, gate gatekeeper, tls *identity.Source) *mux {
 	m := &mux{
 		ln:    ln,
 		gate:  gate,
+		tls:   tls,
 		conns: map[byte]chan net.Conn{kindRaft: make(chan net.Conn), kindPeer: make(chan net.Conn)},
 		limit: make(chan struct{}, maxHandshakes),
 		done:  make(chan struct{}),
@@ -106,6 +111,9 @@ func (m *mux) accept() {
 
 // welcome does the acceptor's half and hands the connection over.
 func (m *mux) welcome(raw net.Conn) {
+	if m.tls != nil {
+		raw = m.tls.Server(raw, identity.Want{Kind: gpuai.IdentityServer})
+	}
 	c, err := m.track(raw)
 	if err != nil {
 		<-m.limit
@@ -124,7 +132,7 @@ func (m *mux) welcome(raw net.Conn) {
 	}
 }
 
-func (m *mux) answer(c net.Conn) (kind byte, err error) {
+func (m *mux) answer(c *trackedConn) (kind byte, err error) {
 	if err := c.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return 0, err
 	}
@@ -133,6 +141,9 @@ func (m *mux) answer(c net.Conn) (kind byte, err error) {
 		return 0, err
 	}
 	cluster, status, refusal := m.gate.admit(h)
+	if err := checkFrom(c.Conn, h.from); err != nil {
+		cluster, status, refusal = "", statusRefused, err
+	}
 	reason := ""
 	if refusal != nil {
 		reason = refusal.Error()
@@ -153,6 +164,9 @@ func (m *mux) dial(ctx context.Context, dial func(context.Context, string) (net.
 	raw, err := dial(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s at %s: %w", who, addr, err)
+	}
+	if m.tls != nil {
+		raw = m.tls.Client(raw, identity.Want{Kind: gpuai.IdentityServer, Name: string(h.to)})
 	}
 	c, err := m.track(raw)
 	if err != nil {
@@ -188,6 +202,19 @@ func (m *mux) introduce(ctx context.Context, c net.Conn, h hello) error {
 		return err
 	}
 	return c.SetDeadline(time.Time{})
+}
+
+// checkFrom refuses a name that is not that of the certificate. Without TLS
+// nothing is known.
+func checkFrom(c net.Conn, from gpuai.ServerID) error {
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	if kind, id, ok := identity.PeerOf(t.ConnectionState()); !ok || kind != gpuai.IdentityServer.String() || id != string(from) {
+		return fmt.Errorf("it says that it is server %s, and its certificate is that of %s/%s", from, kind, id)
+	}
+	return nil
 }
 
 func readHello(r io.Reader) (hello, error) {

@@ -127,7 +127,7 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	n.replica.quarantined.Store(reason != "")
-	n.mux = newMux(n.cfg.Listener, n)
+	n.mux = newMux(n.cfg.Listener, n, n.cfg.Identity)
 	n.peers = n.mux.listener(kindPeer)
 	n.trans = n.newTransport()
 	if err := n.startLibrary(n.trans); err != nil {

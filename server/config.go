@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/internal/blobs"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/raft"
 )
@@ -46,6 +47,21 @@ type Config struct {
 	// Join are Raft addresses of members: this server joins their cluster,
 	// as a non-voter until it has caught up.
 	Join []string
+	// Secure is a region with authentication: TLS everywhere, servers and nodes
+	// with certificates of the region's CA. With Bootstrap this server makes the
+	// CA; Peers are empty then, and others join it. A server that joins has
+	// JoinToken, and Join are addresses of the API.
+	Secure    bool
+	JoinToken string
+	// KeyFile holds the keys under which the state keeps secrets; "" is in DataDir.
+	KeyFile string
+	// Hosts are further names and addresses at which clients reach this server.
+	Hosts []string
+	// CertificateTTL is how long certificates are good that this server signs; 0 is
+	// a day. They are renewed at half of it.
+	CertificateTTL time.Duration
+	// Clock judges certificates; nil is the host's.
+	Clock identity.Clock
 	// NonVoter keeps it from asking for a vote then.
 	NonVoter bool
 	// Multiplier 1 … 10 scales Raft's timeouts; 0 is 1.
@@ -78,8 +94,8 @@ type Config struct {
 	// Wall is the wall clock, which is shown and decides nothing; nil is
 	// time.Now.
 	Wall func() time.Time
-	// InsecurePlaintext allows listening on other addresses than loopback:
-	// nothing on the wire is encrypted or authenticated yet.
+	// InsecurePlaintext allows listening on other addresses than loopback in a
+	// region without authentication: nothing on the wire is encrypted.
 	InsecurePlaintext bool
 	// Authenticate has every request of the API say who it comes from, by an
 	// access token or a certificate. Without it every request is an operator's.
@@ -142,6 +158,12 @@ func (c *Config) validate() error {
 		return fmt.Errorf("region %q is not a name: use 1 to 63 of a-z, 0-9 and '-'", c.Region)
 	case c.DataDir == "":
 		return errors.New("a server needs a data directory: set one with --data")
+	case c.Secure && c.InsecurePlaintext:
+		return fmt.Errorf("the data directory %s is of a region with authentication: start it without --insecure-plaintext", c.DataDir)
+	case c.Secure && len(c.Peers) > 0:
+		return errors.New("--peers is for regions without authentication: form the region with one server, and have the others join it with --join and --join-token")
+	case c.JoinToken != "" && len(c.Join) == 0:
+		return errors.New("a join token needs the address of a server: name one with --join, its API's")
 	case c.Bootstrap && len(c.Join) > 0:
 		return errors.New("a server forms a new region or joins one: give --bootstrap or --join, and not both")
 	}
@@ -169,8 +191,8 @@ func (c *Config) listen() (err error) {
 		}
 	}
 	for _, l := range []net.Listener{c.HTTP, c.Raft} {
-		if !c.InsecurePlaintext && !isLoopback(l.Addr()) {
-			return fmt.Errorf("refusing to listen on %s: nothing is encrypted or authenticated yet, so only loopback is safe; on a test network pass --insecure-plaintext", l.Addr())
+		if !c.Secure && !c.InsecurePlaintext && !isLoopback(l.Addr()) {
+			return fmt.Errorf("refusing to listen on %s: in a region without authentication only loopback is safe; form one with it by --bootstrap, or on a test network pass --insecure-plaintext", l.Addr())
 		}
 	}
 	return nil

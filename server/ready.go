@@ -125,6 +125,8 @@ func (s *Server) judge(st *gpuai.RaftStatus) (ready bool, why string) {
 		return false, r.why
 	case s.quarantine.why() != "":
 		return false, "it is quarantined: " + s.quarantine.why()
+	case s.warden != nil && s.warden.src.Credential() == nil:
+		return false, "it has no certificate yet"
 	case st.Leader == "" && s.announcer.obstacle() != "":
 		return false, s.announcer.obstacle()
 	case st.Leader == "":

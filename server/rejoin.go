@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/identity"
 	"github.com/gpuai/gpuai/raft"
 	"github.com/gpuai/gpuai/store"
 )
@@ -61,6 +62,9 @@ func Rejoin(ctx context.Context, cfg RejoinConfig) (Rejoined, error) {
 		return out, err
 	}
 	r := newRejoin(&cfg, &out)
+	if err := r.showCertificate(dir); err != nil {
+		return out, err
+	}
 	list, err := r.others(ctx)
 	if err != nil {
 		return out, fmt.Errorf("nothing was changed: %v", err) // the whole sentence, not the API's error in it
@@ -135,14 +139,38 @@ func mintServerID(old gpuai.ServerID) gpuai.ServerID {
 
 // rejoin talks to the other servers.
 type rejoin struct {
-	cfg  *RejoinConfig
-	out  *Rejoined
-	http *http.Transport
+	cfg    *RejoinConfig
+	out    *Rejoined
+	http   *http.Transport
+	caller *raft.Caller
+}
+
+// showCertificate has the old server's certificate be shown, where it has one.
+func (r *rejoin) showCertificate(dir *store.Dir) error {
+	text, err := store.ReadPrivate(dir.Path(store.CredentialFile))
+	if text == nil || err != nil {
+		return err
+	}
+	keys, err := store.ReadPrivate(dir.Path(store.KeyringFile))
+	if err != nil {
+		return err
+	}
+	ring, err := identity.ReadKeyring(keys)
+	if err != nil {
+		return fmt.Errorf("%s: %w", dir.Path(store.KeyringFile), err)
+	}
+	c, err := identity.ReadCredential(text, ring)
+	if err != nil {
+		return fmt.Errorf("%s: %w", dir.Path(store.CredentialFile), err)
+	}
+	r.caller.Identity = identity.NewSource(identity.SourceConfig{})
+	r.caller.Identity.Set(c)
+	return nil
 }
 
 func newRejoin(cfg *RejoinConfig, out *Rejoined) *rejoin {
 	caller := &raft.Caller{Server: out.Old, Cluster: out.Cluster}
-	return &rejoin{cfg: cfg, out: out, http: &http.Transport{
+	return &rejoin{cfg: cfg, out: out, caller: caller, http: &http.Transport{
 		DialContext:       func(ctx context.Context, _, addr string) (net.Conn, error) { return caller.Dial(ctx, addr) },
 		DisableKeepAlives: true, DisableCompression: true,
 	}}

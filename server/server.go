@@ -60,6 +60,7 @@ type Server struct {
 	changed     changes
 	metrics     *metrics
 	blobs       *blobStore
+	warden      *warden               // nil without authentication
 	reign       atomic.Pointer[reign] // nil while another server leads
 
 	web
@@ -99,6 +100,8 @@ var _ httpd.Backend = (*Server)(nil)
 // returns; Run serves. Its errors are sentences for the operator; after one
 // the configured listeners are closed.
 func Open(cfg Config) (*Server, error) {
+	cfg.Secure = cfg.Secure || IsSecure(cfg.DataDir)
+	cfg.Authenticate = cfg.Authenticate || cfg.Secure
 	if err := cfg.validate(); err != nil {
 		cfg.close()
 		return nil, err
@@ -122,6 +125,7 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.OIDCIssuer != "" {
 		s.provider = identity.NewProvider(cfg.OIDCIssuer, cfg.OIDCClientID)
 	}
+	s.warden = newWarden(s)
 	s.peerHTTP = s.newPeerTransport()
 	s.metrics = newMetrics(s)
 	s.blobs = newBlobStore(cfg.CheckpointStore)
@@ -145,13 +149,18 @@ func (s *Server) openNode() error {
 	if err != nil {
 		return err
 	}
+	if s.warden != nil {
+		if err := s.warden.open(dir); err != nil {
+			return errors.Join(err, dir.Close())
+		}
+	}
 	s.openArchive(dir) // before the log is applied
 	node, err := raft.Open(raft.Config{
 		ID: s.cfg.ID, Region: s.cfg.Region, Dir: dir,
 		Listener: s.cfg.Raft, Advertise: s.cfg.Advertise, Peers: s.cfg.peers(),
 		Bootstrap: s.cfg.Bootstrap, Multiplier: s.cfg.Multiplier, MaxFeatureLevel: s.cfg.MaxFeatureLevel,
 		DiskLow: s.cfg.DiskLow, DiskHard: s.cfg.DiskHard, DiskFree: s.cfg.DiskFree,
-		TrailingLogs: s.cfg.TrailingLogs, Dial: s.cfg.Dial, Wall: s.cfg.Wall,
+		TrailingLogs: s.cfg.TrailingLogs, Identity: s.source(), Dial: s.cfg.Dial, Wall: s.cfg.Wall,
 		OnApply: s.applied, OnRestore: func() { s.metrics.tally.forget(); s.restored() }, OnDamage: s.fail,
 		BeforeSnapshot: s.archive.beforeSnapshot,
 		Logger:         s.log, Metrics: s.cfg.Metrics,
@@ -160,6 +169,9 @@ func (s *Server) openNode() error {
 		return errors.Join(err, s.archive.close(), dir.Close())
 	}
 	s.dir, s.node = dir, node
+	if err := s.checkSecure(); err != nil {
+		return errors.Join(err, node.Close(), s.archive.close(), dir.Close())
+	}
 	if s.opened.Store(node); s.restoredEarly.Load() {
 		s.restored()
 	}
@@ -216,7 +228,12 @@ func (s *Server) Run(ctx context.Context) error {
 	} {
 		s.wg.Go(func() { f(s.ctx) })
 	}
-	s.wg.Go(func() { s.serve("HTTP", func() error { return s.public.Serve(s.cfg.HTTP) }) })
+	public := s.cfg.HTTP
+	if s.warden != nil {
+		s.wg.Go(func() { s.warden.run(s.ctx) })
+		public = s.warden.src.Listener(public, identity.Want{})
+	}
+	s.wg.Go(func() { s.serve("HTTP", func() error { return s.public.Serve(public) }) })
 	s.wg.Go(func() { s.serve("other servers", func() error { return s.peers.Serve(s.node.PeerListener()) }) })
 	s.log.Info("serving", "http", s.HTTPAddr(), "raft", s.RaftAddr(), "region", s.cfg.Region)
 	var err error
@@ -301,6 +318,9 @@ func (s *Server) applied(out *fsm.Output) {
 	s.calibration.saw(out)
 	s.keeper.observe(out)
 	s.changed.happened()
+	if out.Trust {
+		s.trustChanged()
+	}
 	if out.Panics > 0 {
 		s.log.Error("a command panicked inside the machine and was taken back on every server: report this bug", "index", out.Index, "panic", out.Panic)
 	}
@@ -323,6 +343,7 @@ func (s *Server) restored() {
 		s.restoredEarly.Store(true)
 		return
 	}
+	s.trustChanged()
 	s.hub.Reset(node.AppliedIndex())
 	s.archive.missed(node.RestoredIndex())
 }

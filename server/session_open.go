@@ -192,6 +192,9 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	if err := s.checkNode(ctx, h); err != nil {
+		return nil, err
+	}
 	if err := s.checkHello(h); err != nil {
 		return nil, err
 	}
@@ -216,6 +219,20 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 	}
 	s.log.Info("agent connected", "node", h.Node.ID, "incarnation", out.Incarnation, "session", se.name, "from", c.RemoteAddr())
 	return se, nil
+}
+
+// checkNode refuses a hello that is not of the node that the certificate names.
+func (s *Server) checkNode(ctx context.Context, h *gpuai.Hello) error {
+	if s.warden == nil {
+		return nil
+	}
+	switch p := httpd.PrincipalOf(ctx); {
+	case p.Node == "":
+		return refuse(gpuai.Unauthenticated, "an agent needs the certificate of its node: 'gpuai agent join' gets one with a join token")
+	case p.Node != h.Node.ID:
+		return refuse(gpuai.Forbidden, fmt.Sprintf("the certificate is that of node %s, and the agent says that it is node %s: start it with the data directory of that node, or have it join", p.Node, h.Node.ID))
+	}
+	return nil
 }
 
 // checkHello judges what needs no command.

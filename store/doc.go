@@ -8,6 +8,8 @@
 //	raft.db     the Raft log and Raft's few stable keys, see Log
 //	snapshots/  the newest three snapshots, see OpenSnapshots
 //	archive.db  jobs that have left the machine, and all events, see Archive
+//	credential.pem, keyring, ca.pem, join
+//	            of a region with authentication, see CredentialFile
 //	RESTORING   only while a backup is being restored into it, see Install
 //
 // Everything that Raft acknowledges is on disk before the call returns. What

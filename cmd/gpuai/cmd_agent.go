@@ -22,6 +22,7 @@ import (
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/plugins"
+	"github.com/gpuai/gpuai/server"
 )
 
 // An agentConfig is the configuration of "agent run".
@@ -29,6 +30,7 @@ type agentConfig struct {
 	ID           string   // the node's name
 	Data         string   // data directory
 	Servers      []string // URLs of the servers' APIs
+	JoinToken    string   // gets the node's certificate, once; "" where it has one, or needs none
 	Zone         string
 	Rack         string   // of the zone; "" for none
 	NVLinkDomain string   // of the zone; "" for none
@@ -68,7 +70,7 @@ type agentConfig struct {
 // defaultAgentConfig returns the defaults of the flags.
 func defaultAgentConfig() agentConfig {
 	return agentConfig{
-		Servers: []string{defaultAddr}, Zone: "default", Address: "127.0.0.1",
+		Servers: []string{strings.TrimPrefix(defaultAddr, "http://")}, Zone: "default", Address: "127.0.0.1",
 		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny",
 		Mesh: meshAuto, MeshPorts: agent.DefaultMeshPorts(), MeshMTU: agent.DefaultMeshMTU, LogSize: "32MiB", LogSpace: "4GiB", Exec: "allow",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
@@ -208,8 +210,12 @@ func (c *agentConfig) mesh(out *agent.MeshConfig) error {
 }
 
 func (c *agentConfig) servers(out *agent.Config) error {
+	scheme := "http"
+	if c.JoinToken != "" || server.IsSecure(c.Data) {
+		scheme = "https"
+	}
 	for _, s := range c.Servers {
-		u, err := serverURL(s)
+		u, err := urlOf(scheme, s)
 		if err != nil {
 			return fmt.Errorf("--servers: %w", err)
 		}
@@ -371,7 +377,7 @@ func executable(path string) error {
 }
 
 func newAgentCmd(a *app) *cobra.Command {
-	return group("agent", "Run a node's agent", newAgentRunCmd(a), newAgentCleanCmd(a), newAgentDoctorCmd(a))
+	return group("agent", "Run a node's agent", newAgentRunCmd(a), newAgentJoinCmd(a), newAgentCleanCmd(a), newAgentDoctorCmd(a))
 }
 
 func newAgentRunCmd(a *app) *cobra.Command {
@@ -404,11 +410,17 @@ network.gang.`,
   curl -s http://127.0.0.1:7480/metrics | grep gpuai_agent_gpu_health`,
 	}
 	c.RunE = does(func(ctx context.Context, _ []string) error {
+		if cfg.JoinToken == "" {
+			cfg.JoinToken = a.getenv("GPUAI_JOIN_TOKEN")
+		}
 		ac, err := cfg.resolve()
 		if err != nil {
 			return usageError{err}
 		}
 		ac.Logger = a.logger(cfg.Log)
+		if err := cfg.openIdentity(ctx, &ac); err != nil {
+			return err
+		}
 		if cfg.MetricsHTTP == "" {
 			return runAgent(ctx, ac)
 		}
@@ -418,12 +430,29 @@ network.gang.`,
 	return c
 }
 
+// openIdentity reads the node's certificate, or gets it with --join-token where
+// there is none.
+func (cfg *agentConfig) openIdentity(ctx context.Context, ac *agent.Config) (err error) {
+	if ac.Identity, err = agent.OpenIdentity(cfg.Data); ac.Identity != nil {
+		return nil
+	}
+	if cfg.JoinToken == "" {
+		return err
+	}
+	if _, err := agent.Join(ctx, agent.JoinConfig{DataDir: cfg.Data, Node: ac.Node, Servers: ac.Servers, Token: cfg.JoinToken}); err != nil {
+		return err
+	}
+	ac.Identity, err = agent.OpenIdentity(cfg.Data)
+	return err
+}
+
 // flags registers the flags of "agent run" with a command.
 func (cfg *agentConfig) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&cfg.ID, "id", "", "name of the node, unique in the region (required)")
 	f.StringVar(&cfg.Data, "data", "", "data directory (required)")
 	f.StringSliceVar(&cfg.Servers, "servers", cfg.Servers, "URLs of the servers, comma-separated")
+	f.StringVar(&cfg.JoinToken, "join-token", "", "get the node's certificate with this join token, where --data has none (default $GPUAI_JOIN_TOKEN)")
 	f.StringVar(&cfg.Zone, "zone", cfg.Zone, "zone of the node")
 	f.StringVar(&cfg.Rack, "rack", "", "rack of the node in its zone; jobs ask for one with placement (default: a rack of its own)")
 	f.StringVar(&cfg.NVLinkDomain, "nvlink-domain", "", "NVLink domain of the node in its zone (default: a domain of its own)")

@@ -57,7 +57,10 @@ type serverConfig struct {
 	Advertise  string   // Raft address as others reach it; "" is the listener's
 	Peers      []string // id=host:port of every member, this one included; none: alone
 	Bootstrap  bool     // form a new cluster of Peers where Data is empty
-	Join       []string // Raft addresses of members of the region to join
+	Join       []string // Raft addresses of members of the region to join; with JoinToken those of their APIs
+	JoinToken  string   // join token of a region with authentication
+	KeyFile    string   // the region's keys; "": in Data
+	Hosts      []string // further names at which clients reach this server
 	NonVoter   bool     // do not ask for a vote once caught up
 	Multiplier int      // 1 … 10, scales Raft's timeouts
 	DiskLow    uint64   // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
@@ -99,7 +102,7 @@ func (c *serverConfig) Validate() error {
 	bad((c.Issuer == "") == (c.ClientID == ""), "--oidc-issuer and --oidc-client-id go together, not %q and %q", c.Issuer, c.ClientID)
 	bad(c.Issuer == "" || c.Auth == "tokens", "--oidc-issuer needs --auth tokens")
 	for _, l := range [...]struct{ flag, addr string }{{"http", c.HTTP}, {"raft", c.Raft}} {
-		if err := checkListen(l.addr, c.Insecure); err != nil {
+		if err := checkListen(l.addr, c.Insecure || c.secure()); err != nil {
 			errs = append(errs, fmt.Errorf("--%s: %w", l.flag, err))
 		}
 	}
@@ -172,7 +175,7 @@ func (c *serverConfig) peers() ([]peer, error) {
 func checkJoin(addrs []string) error {
 	for _, addr := range addrs {
 		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || !validPort(port) {
-			return fmt.Errorf("--join has addresses of Raft ports as host:port, not %q", addr)
+			return fmt.Errorf("--join has addresses as host:port, not %q", addr)
 		}
 	}
 	return nil
@@ -213,7 +216,7 @@ func checkListen(addr string, insecure bool) error {
 	if insecure || host == "localhost" || ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("%q can be reached by others, and nothing is encrypted or authenticated yet: use a loopback address, or --insecure-plaintext on a test network", addr)
+	return fmt.Errorf("%q can be reached by others, and this region is to be without authentication: use a loopback address, or form one with it (--bootstrap without --peers), or pass --insecure-plaintext on a test network", addr)
 }
 
 func newServerCmd(a *app) *cobra.Command {
@@ -225,11 +228,21 @@ func newServerRunCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "run", Short: "Run one server of a region", Args: cobra.NoArgs,
 		Long: `Run one server of a region until SIGINT or SIGTERM. Leadership is handed over
-first. A region has three servers, or five. The first ones are started with the
-same --peers; another joins with --join, and votes once it has caught up. Later
-starts need neither: the data directory knows the members. A server that comes
-back at another address tells the others.`,
-		Example: `  gpuai server run --id a --data /var/lib/gpuai/a --http 127.0.0.1:7470 --raft 127.0.0.1:7471 \
+first. A region has three servers, or five.
+
+The first is started with --bootstrap: it forms the region and makes its CA. Others
+join with --join, the address of its API, and a token that "gpuai token create --join
+server" makes; they vote once they have caught up. All connections are over TLS 1.3.
+The key file, in --data or at --key-file, holds the region's keys: keep a copy of it
+apart from those of the data. Later starts need neither: the data directory knows.
+
+A region for tests is without authentication: all its first servers are started with
+--bootstrap and the same --peers, or one with --bootstrap --insecure-plaintext, and
+another joins with --join, the address of a Raft port. On other addresses than loopback
+they need --insecure-plaintext. A server that comes back at another address tells the others.`,
+		Example: `  gpuai server run --id a --data /var/lib/gpuai --http 10.0.0.1:7470 --raft 10.0.0.1:7471 --bootstrap
+  gpuai server run --id b --data /var/lib/gpuai --http 10.0.0.2:7470 --raft 10.0.0.2:7471 --join 10.0.0.1:7470 --join-token gpujoin_…
+  gpuai server run --id a --data /var/lib/gpuai/a --http 127.0.0.1:7470 --raft 127.0.0.1:7471 \
       --peers a=127.0.0.1:7471,b=127.0.0.1:7481,c=127.0.0.1:7491 --bootstrap
   gpuai server run --id d --data /var/lib/gpuai/d --http 127.0.0.1:7500 --raft 127.0.0.1:7501 --join 127.0.0.1:7471`,
 	}
@@ -242,6 +255,9 @@ back at another address tells the others.`,
 	f.StringVar(&cfg.Advertise, "advertise", "", "address of --raft as the others reach it")
 	f.StringSliceVar(&cfg.Peers, "peers", nil, "all servers as id=host:port of --raft, comma-separated; none for a region of one")
 	f.StringSliceVar(&cfg.Join, "join", nil, "join the region of these servers: host:port of their --raft, comma-separated")
+	f.StringVar(&cfg.JoinToken, "join-token", "", "join token of the region; --join are addresses of --http then (default $GPUAI_JOIN_TOKEN)")
+	f.StringVar(&cfg.KeyFile, "key-file", "", "file of the region's keys, made where it is missing (default: keyring in --data)")
+	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses at which clients reach this server, for its certificate")
 	f.BoolVar(&cfg.NonVoter, "nonvoter", false, "stay a non-voter after --join, until 'gpuai server members promote'")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
 	f.IntVar(&cfg.Multiplier, "raft-multiplier", cfg.Multiplier, "1 to 10, scales Raft's timeouts: 2 for busy disks, 5 between sites")
@@ -254,7 +270,7 @@ back at another address tells the others.`,
 	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
 	f.Uint32Var(&cfg.TenantRate, "tenant-rate", 0, "requests a second that each tenant may send to this server, each job of a batch counted; 0: any number, within its share beside others")
-	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "listen on other addresses than loopback, unencrypted: test networks only")
+	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "a region without authentication, also on other addresses than loopback: test networks only")
 	f.StringVar(&cfg.Auth, "auth", cfg.Auth, "tokens: every request says by a token or a certificate who it comes from; none: every request is an operator's. The same for all servers")
 	f.StringVar(&cfg.Metrics, "metrics", cfg.Metrics, "who reads /metrics: open to all, or operator, with a token")
 	f.StringVar(&cfg.Issuer, "oidc-issuer", "", "URL of the OpenID provider that users log in with. The same for all servers")
@@ -271,6 +287,9 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 			return err
 		}
 		cfg.ID = string(id)
+	}
+	if cfg.JoinToken == "" && len(cfg.Join) > 0 && !cfg.Insecure {
+		cfg.JoinToken = a.getenv("GPUAI_JOIN_TOKEN")
 	}
 	if err := cfg.Validate(); err != nil {
 		return usageError{err}
@@ -292,6 +311,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
+		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: cfg.Hosts,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
 		Authenticate: cfg.Auth == "tokens", PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,

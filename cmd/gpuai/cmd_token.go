@@ -81,9 +81,10 @@ func readScopes(names []string) (out []gpuai.Scope, err error) {
 func newTokenCreateCmd(a *app) *cobra.Command {
 	var tenant, contributor, description string
 	var scopes []string
-	ttl := time.Duration(gpuai.DefaultTokenTTL) * time.Millisecond
+	var ttl time.Duration
+	var join joinTokenConfig
 	c := &cobra.Command{
-		Use: "create", Short: "Make an access token", Args: cobra.NoArgs,
+		Use: "create", Short: "Make an access token, or one with which a host joins", Args: cobra.NoArgs,
 		Long: `Make an access token and print it: this once, to standard output; what is known
 of it goes to standard error. No scope contains another:
 
@@ -93,21 +94,44 @@ of it goes to standard error. No scope contains another:
   contributor   see and drain the nodes of --contributor, and never whose jobs run there
   operator      everything in the region
 
-A tenant's administrator makes tokens of its tenant with the first three.`,
+A tenant's administrator makes tokens of its tenant with the first three.
+
+With --join it is a token with which one host joins the region, once: the region keeps
+a hash of it, and it names the region's CA, so that the host knows the region too. A
+node or server that has joined before joins again only with a token that names it,
+and its older certificates are void then.`,
 		Example: `  gpuai token create --tenant research --scope submit,read --ttl 720h
   gpuai token create --scope read --description "dashboard" > token
-  gpuai token create --contributor carol --scope contributor`,
+  gpuai token create --contributor carol --scope contributor
+  gpuai token create --join node --contributor carol
+  gpuai token create --join node --name gpu-7      # gpu-7 may have joined before
+  gpuai token create --join server --ttl 1h`,
 	}
 	f := c.Flags()
 	f.StringVar(&tenant, "tenant", "", "whose jobs it is for (default $GPUAI_TENANT, the context's, or the tenant of the token in use)")
-	f.StringVar(&contributor, "contributor", "", "whose nodes it is for, with the scope contributor")
+	f.StringVar(&contributor, "contributor", "", "whose nodes it is for, with the scope contributor; with --join: whose the node will be")
 	f.StringSliceVar(&scopes, "scope", nil, "what it allows: read, submit, tenant-admin, contributor, operator; comma-separated")
-	f.DurationVar(&ttl, "ttl", ttl, "for how long it is good, at most five years")
+	f.StringVar(&join.Join, "join", "", "make a token with which a host joins: as a node or a server")
+	f.StringVar(&join.Name, "name", "", "with --join: the only node or server that may join with it (default: any that has not joined before)")
+	f.DurationVar(&ttl, "ttl", 0, fmt.Sprintf("for how long it is good: at most five years (default %s), with --join at most 1h (default %s)", gpuai.DefaultTokenTTL, gpuai.DefaultJoinTTL))
 	f.StringVar(&description, "description", "", "what it is for, shown in lists")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
+		if join.Join != "" {
+			if len(scopes) > 0 || tenant != "" || description != "" {
+				return usageError{errors.New("--join makes a token for a host, which has no --scope, --tenant or --description")}
+			}
+			join.TTL, join.Contributor = ttl, contributor
+			return a.createJoinToken(ctx, &join)
+		}
+		if ttl == 0 {
+			ttl = time.Duration(gpuai.DefaultTokenTTL) * time.Millisecond
+		}
 		set, err := readScopes(scopes)
 		if err != nil {
 			return err
+		}
+		if join.Name != "" {
+			return usageError{errors.New("--name goes with --join")}
 		}
 		if len(set) == 0 {
 			return usageError{errors.New("a token needs --scope: read, submit, tenant-admin, contributor or operator")}

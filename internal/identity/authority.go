@@ -18,6 +18,9 @@ import (
 // rotation long before.
 const AuthorityTTL = 10 * 365 * 24 * time.Hour
 
+// authorityName begins the common name of a CA, which ends in its cluster.
+const authorityName = "gpuai "
+
 // maxSkew is how much a certificate is dated back, for hosts whose clocks are
 // behind.
 const maxSkew = 5 * time.Minute
@@ -50,7 +53,7 @@ func NewAuthority(cluster gpuai.ClusterID, now time.Time) (*Authority, error) {
 func authorityTemplate(cluster gpuai.ClusterID, now time.Time) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(randomBytes(16)),
-		Subject:      pkix.Name{CommonName: "gpuai " + string(cluster), SerialNumber: fmt.Sprintf("%x", randomBytes(4))},
+		Subject:      pkix.Name{CommonName: authorityName + string(cluster), SerialNumber: fmt.Sprintf("%x", randomBytes(4))},
 		NotBefore:    now.Add(-maxSkew), NotAfter: now.Add(AuthorityTTL),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLen: 1,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
@@ -92,6 +95,11 @@ func sign(t, parent *x509.Certificate, pub any, key *ecdsa.PrivateKey) (*x509.Ce
 
 // Hash returns the hash of a's public key.
 func (a *Authority) Hash() gpuai.SubjectHash { return HashOf(a.Certificate) }
+
+// Issued reports whether a has signed the certificate of c.
+func (a *Authority) Issued(c *Credential) bool {
+	return string(c.Peer.Issuer[:]) == string(a.Certificate.SubjectKeyId)
+}
 
 // Key returns a's private key, for nobody but a keyring that seals it.
 func (a *Authority) Key() ([]byte, error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -78,6 +79,19 @@ func ReadTrust(cluster gpuai.ClusterID, text []byte) (*Trust, error) {
 		}
 	}
 	return NewTrust(cluster, roots...), nil
+}
+
+// ReadTrustFile is ReadTrust of a file by itself: the authorities say whose they are.
+func ReadTrustFile(text []byte) (*Trust, error) {
+	all, err := readCertificates(text)
+	if err != nil {
+		return nil, err
+	}
+	cluster, ok := strings.CutPrefix(all[0].Subject.CommonName, authorityName)
+	if !ok {
+		return nil, fmt.Errorf("the certificate of %s is not that of a region's authority", all[0].Subject)
+	}
+	return ReadTrust(gpuai.ClusterID(cluster), text)
 }
 
 func readCertificates(text []byte) (out []*x509.Certificate, err error) {

@@ -1,0 +1,152 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
+	"github.com/gpuai/gpuai/internal/identity"
+)
+
+var errInsecure = gpuai.NewError(gpuai.PreconditionFailed, "this region has no authentication: it was formed with --insecure-plaintext, and has no certificates")
+
+// mustSign returns what certificates are made with.
+func (s *Server) mustSign() (*signer, error) {
+	if s.warden == nil {
+		return nil, errInsecure
+	}
+	sign, err := s.warden.signer()
+	if err == nil && sign == nil {
+		err = gpuai.NewError(gpuai.NoLeader, "the region has no authority yet; retry")
+	}
+	return sign, err
+}
+
+// Join implements httpd.Identities.
+func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.IssuedCertificate, err error) {
+	if _, err := s.mustSign(); err != nil {
+		return out, err
+	}
+	token, err := identity.ParseJoinToken(r.Token)
+	if err != nil {
+		return out, gpuai.NewError(gpuai.Unauthenticated, err.Error())
+	}
+	csr, err := identity.ReadRequest(r.CSR)
+	if err != nil {
+		return out, gpuai.NewError(gpuai.InvalidSpec, err.Error())
+	}
+	c := fsm.Join{Token: token.Hash(), Identity: csr.Identity, Key: csr.Hash()}
+	done, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: actorOf(&gpuai.Principal{Actor: csr.Identity.String(), From: httpd.PrincipalOf(ctx).From})}))
+	switch {
+	case err != nil:
+		return out, err
+	case done[0].Code != gpuai.OK:
+		return out, gpuai.NewError(done[0].Code, done[0].Detail)
+	}
+	if err := s.node.WaitApplied(ctx, done[0].Index); err != nil {
+		return out, err
+	}
+	s.log.Info("joined with a token", "identity", csr.Identity, "token", token)
+	return s.issue(csr, csr.Identity)
+}
+
+// Renew implements httpd.Identities.
+func (s *Server) Renew(_ context.Context, id gpuai.Identity, r *gpuai.RenewRequest) (out gpuai.IssuedCertificate, err error) {
+	csr, err := identity.ReadRequest(r.CSR)
+	if err != nil {
+		return out, gpuai.NewError(gpuai.InvalidSpec, err.Error())
+	}
+	if csr.Identity != id {
+		return out, gpuai.NewError(gpuai.Forbidden, fmt.Sprintf("the certificate is that of %s, and the request is for %s: who is one cannot become another", id, csr.Identity))
+	}
+	return s.issue(csr, id)
+}
+
+// issue signs a request of who has proven who it is.
+func (s *Server) issue(r *identity.Request, id gpuai.Identity) (out gpuai.IssuedCertificate, err error) {
+	sign, err := s.mustSign()
+	if err != nil {
+		return out, err
+	}
+	var st fsm.Standing
+	s.node.View(func(m *fsm.Machine) { st = m.Standing(id) })
+	if !st.Good(sign.stamp) {
+		return out, gpuai.NewError(gpuai.Forbidden, id.String()+" was revoked: it can join again with a token that names it")
+	}
+	chain, err := s.warden.issue(sign, r, id)
+	if err != nil {
+		return out, err
+	}
+	out = gpuai.IssuedCertificate{
+		Certificate: identity.ChainText(chain), Trust: string(sign.trust.PEM()), Cluster: sign.ca.Cluster,
+	}
+	if id.Kind == gpuai.IdentityServer {
+		out.Keyring = string(s.warden.ring.Encode())
+		for _, m := range s.node.Members() {
+			out.Servers = append(out.Servers, m.Addr)
+		}
+	}
+	return out, nil
+}
+
+// CreateJoinToken implements httpd.Identities. It has no idempotency: a token that
+// was not told is of no use to anybody.
+func (s *Server) CreateJoinToken(ctx context.Context, r *gpuai.JoinTokenRequest) (out gpuai.JoinToken, err error) {
+	sign, err := s.mustSign()
+	if err != nil {
+		return out, err
+	}
+	ttl := r.TTL
+	if ttl == 0 {
+		ttl = gpuai.DefaultJoinTTL
+	}
+	token := identity.NewJoinToken(sign.ca.Hash())
+	c := fsm.CreateJoinToken{Hash: token.Hash(), Kind: r.Join, TTL: ttl, For: r.Name, Contributor: r.Contributor}
+	a, err := s.command(ctx, c.Append(nil, envelopeOf(ctx, "", "")))
+	if err != nil {
+		return out, err
+	}
+	return gpuai.JoinToken{Token: token.Text(), Join: r.Join, TTL: ttl, Name: r.Name, Contributor: r.Contributor, Index: a.Index}, nil
+}
+
+// Authorities implements httpd.Identities.
+func (s *Server) Authorities() (out gpuai.AuthorityList) {
+	out.Authorities = []gpuai.Authority{}
+	var list []fsm.Authority
+	s.node.View(func(m *fsm.Machine) { list, out.Index, out.Time = m.Authorities(), m.Index(), m.Time() })
+	for i := range list {
+		a := &list[i]
+		out.Cluster = a.Domain
+		out.Authorities = append(out.Authorities, gpuai.Authority{
+			Hash: hex.EncodeToString(a.Hash[:]), Active: a.RetireAt == 0, RetireAt: a.RetireAt,
+			Certificate: identity.ChainText([][]byte{a.Certificate}),
+		})
+	}
+	return out
+}
+
+// RotateAuthority implements httpd.Identities.
+func (s *Server) RotateAuthority(ctx context.Context) error {
+	sign, err := s.mustSign()
+	if err != nil {
+		return err
+	}
+	next, err := sign.ca.Next(s.warden.clock.Now())
+	if err != nil {
+		return err
+	}
+	return s.warden.put(ctx, next, sign.ca.Hash())
+}
+
+// RevokeIdentity implements httpd.Identities.
+func (s *Server) RevokeIdentity(ctx context.Context, id gpuai.Identity) error {
+	if s.warden == nil {
+		return errInsecure
+	}
+	c := fsm.RevokeIdentity{Identity: id}
+	_, err := s.command(ctx, c.Append(nil, envelopeOf(ctx, "", "")))
+	return err
+}
