@@ -97,8 +97,9 @@ func (p *Provider) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) 
 	if p.verifier != nil {
 		return p.verifier, nil
 	}
-	// The keys are fetched later too: not with a context that ends.
-	found, err := oidc.NewProvider(context.WithoutCancel(ctx), p.issuer)
+	// The keys are fetched later too: not with a context that ends, and not for ever.
+	ctx = oidc.ClientContext(context.WithoutCancel(ctx), &http.Client{Timeout: OIDCTimeout})
+	found, err := oidc.NewProvider(ctx, p.issuer)
 	if err != nil {
 		return nil, fmt.Errorf("ask the OpenID provider %s: %w", p.issuer, err)
 	}
