@@ -107,6 +107,10 @@ const (
 	seedAuthority = 33
 	seedJoinToken = 34
 	seedIdentity  = 35
+	seedQuota     = 45
+	seedPurse     = 46
+	seedBill      = 47
+	seedMoney     = 48
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,
