@@ -59,7 +59,7 @@ func TestEnumTexts(t *testing.T) {
 	checkEnum(t, gpuai.CauseNone, 14)
 	checkEnum(t, gpuai.NodeReady, 4)
 	checkEnum(t, gpuai.DeviceHealthy, 5)
-	checkEnum(t, gpuai.JobSubmitted, 18)
+	checkEnum(t, gpuai.JobSubmitted, 22)
 	checkEnum(t, gpuai.LauncherNone, gpuai.NumLauncherKinds)
 	checkEnum(t, gpuai.ReasonNone, gpuai.NumReasons)
 	checkEnum(t, gpuai.Equal, 8)

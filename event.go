@@ -31,6 +31,14 @@ const (
 	// LeasePeers: the lease's gang has a member more that it reaches by its mesh. One
 	// lease of each node is told of.
 	LeasePeers
+	// QuotaSet and BudgetSet tell of a tenant's new quota and budget, PricesSet of
+	// new prices of models or of a node.
+	QuotaSet
+	BudgetSet
+	PricesSet
+	// BudgetWarning: what a tenant has spent, and what is held for it, have reached
+	// four fifths of a budget.
+	BudgetWarning
 	numEventKinds
 )
 
@@ -38,7 +46,7 @@ var eventKindNames = [numEventKinds]string{
 	"", "job_submitted", "job_ended", "lease_granted", "lease_started", "lease_revoking",
 	"lease_ended", "lease_adopted", "task_requeued", "node_registered", "node_changed",
 	"policy_set", "level_set", "region_restored", "image_resolved", "checkpoint_published",
-	"checkpoint_refused", "lease_ready", "lease_peers",
+	"checkpoint_refused", "lease_ready", "lease_peers", "quota_set", "budget_set", "prices_set", "budget_warning",
 }
 
 // String returns the kind's text.
@@ -67,6 +75,8 @@ type Event struct {
 	Incarnation Incarnation `json:"incarnation,omitzero"`
 	JobStatus   JobStatus   `json:"job_status,omitzero"`
 	NodeState   NodeState   `json:"node_state,omitzero"`
+	// Tenant is whose quota or budget it tells of.
+	Tenant TenantID `json:"tenant,omitzero"`
 	// By is the job that a preempted lease makes room for.
 	By       JobID      `json:"by,omitzero"`
 	Drained  bool       `json:"drained,omitzero"`

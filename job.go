@@ -411,9 +411,11 @@ type Job struct {
 	StartedAt   Instant    `json:"started_at_ms,omitzero"` // first lease; 0 = not yet
 	EndedAt     Instant    `json:"ended_at_ms,omitzero"`
 	// Images are the digests that the images of its groups were resolved to.
-	Images   []GroupImage `json:"images,omitempty"`
-	Archived bool         `json:"archived,omitzero"` // it has left the machine for the history archive
-	Spec     *JobSpec     `json:"spec,omitzero"`     // absent in lists
+	Images []GroupImage `json:"images,omitempty"`
+	// Cost is what it has cost and may yet cost; absent in lists.
+	Cost     *JobCost `json:"cost,omitempty"`
+	Archived bool     `json:"archived,omitzero"` // it has left the machine for the history archive
+	Spec     *JobSpec `json:"spec,omitzero"`     // absent in lists
 }
 
 // A Task is one task of a job.

@@ -88,11 +88,16 @@ type Lease struct {
 	TTL         Duration    `json:"ttl_ms"`
 	Grace       Duration    `json:"grace_ms"`
 	Price       Micros      `json:"price_micros_per_gpu_hour,omitzero"`
-	GrantedAt   Instant     `json:"granted_at_ms"`
-	StartedAt   Instant     `json:"started_at_ms,omitzero"`
-	EndedAt     Instant     `json:"ended_at_ms,omitzero"`
-	ExitCode    int32       `json:"exit_code,omitzero"`
-	ModifyIndex uint64      `json:"modify_index"`
+	// Held is what the lease may yet cost, Billed what it was billed so far, fees
+	// included; only while it lives.
+	Held   Micros `json:"held_micros,omitzero"`
+	Billed Micros `json:"billed_micros,omitzero"`
+
+	GrantedAt   Instant `json:"granted_at_ms"`
+	StartedAt   Instant `json:"started_at_ms,omitzero"`
+	EndedAt     Instant `json:"ended_at_ms,omitzero"`
+	ExitCode    int32   `json:"exit_code,omitzero"`
+	ModifyIndex uint64  `json:"modify_index"`
 	// PreemptedBy is the job that the lease had to make room for.
 	PreemptedBy JobID `json:"preempted_by,omitzero"`
 	// Checkpoint is the newest that the lease's task has published, under this

@@ -16,6 +16,11 @@ const (
 type PlanRequest struct {
 	// Policy is the region's policy as it would be.
 	Policy *Policy `json:"policy,omitempty"`
+	// Quotas, Budgets, Prices and NodePrices are set as their commands would.
+	Quotas     []TenantQuota  `json:"quotas,omitempty"`
+	Budgets    []TenantBudget `json:"budgets,omitempty"`
+	Prices     *Prices        `json:"prices,omitempty"`
+	NodePrices []NodePrice    `json:"node_prices,omitempty"`
 	// Add registers new nodes.
 	Add []PlanNodes `json:"add,omitempty"`
 	// Undrain takes drained nodes back into use.
@@ -58,8 +63,19 @@ func (r *PlanRequest) Validate() []FieldError {
 	}
 	v.check(len(r.Add) <= maxPlanAddKinds, "/add", "has at most "+strconv.Itoa(maxPlanAddKinds)+" kinds of nodes")
 	v.check(total <= MaxPlanAdd, "/add", "adds at most "+strconv.Itoa(MaxPlanAdd)+" nodes, not "+strconv.FormatUint(total, 10))
-	empty := r.Policy == nil && len(r.Add)+len(r.Undrain)+len(r.Submit)+len(r.Drain)+len(r.Lose) == 0
-	v.check(!empty, "", "supposes nothing: give at least one of policy, add, undrain, submit, drain and lose")
+	for i := range r.Quotas {
+		v.within("/quotas/"+strconv.Itoa(i)+"/quota", r.Quotas[i].Quota.Validate())
+	}
+	for i := range r.Budgets {
+		v.within("/budgets/"+strconv.Itoa(i)+"/budget", r.Budgets[i].Budget.Validate())
+	}
+	if r.Prices != nil {
+		v.within("/prices", r.Prices.Validate())
+	}
+	terms := len(r.Quotas) + len(r.Budgets) + len(r.NodePrices)
+	v.check(terms <= MaxPlanJobs, "", "has at most "+strconv.Itoa(MaxPlanJobs)+" quotas, budgets and prices of nodes together")
+	empty := r.Policy == nil && r.Prices == nil && terms == 0 && len(r.Add)+len(r.Undrain)+len(r.Submit)+len(r.Drain)+len(r.Lose) == 0
+	v.check(!empty, "", "supposes nothing: give at least one of policy, quotas, budgets, prices, node_prices, add, undrain, submit, drain and lose")
 	return v
 }
 
@@ -99,6 +115,8 @@ type PlannedJob struct {
 	Reasons       []Reason       `json:"reasons,omitempty"`
 	QueuePosition uint32         `json:"queue_position,omitzero"`
 	Estimate      *StartEstimate `json:"start_estimate,omitempty"` // when a task waits
+	// Cost is what the tasks that start may cost; absent before feature level 4.
+	Cost *JobCost `json:"cost,omitempty"`
 }
 
 // PlanBlast counts what a plan does to the tasks of other jobs.

@@ -12,12 +12,16 @@ import (
 // A PlanRequest is what a plan supposes. Policy holds the settings that change
 // and their values; the others stay as they are.
 type PlanRequest struct {
-	Policy  map[string]any    `json:"policy,omitempty"`
-	Add     []gpuai.PlanNodes `json:"add,omitempty"`
-	Undrain []gpuai.NodeID    `json:"undrain,omitempty"`
-	Drain   []gpuai.NodeID    `json:"drain,omitempty"`
-	Lose    []gpuai.NodeID    `json:"lose,omitempty"`
-	Submit  []*gpuai.JobSpec  `json:"submit,omitempty"`
+	Policy     map[string]any       `json:"policy,omitempty"`
+	Quotas     []gpuai.TenantQuota  `json:"quotas,omitempty"`
+	Budgets    []gpuai.TenantBudget `json:"budgets,omitempty"`
+	Prices     *gpuai.Prices        `json:"prices,omitempty"`
+	NodePrices []gpuai.NodePrice    `json:"node_prices,omitempty"`
+	Add        []gpuai.PlanNodes    `json:"add,omitempty"`
+	Undrain    []gpuai.NodeID       `json:"undrain,omitempty"`
+	Drain      []gpuai.NodeID       `json:"drain,omitempty"`
+	Lose       []gpuai.NodeID       `json:"lose,omitempty"`
+	Submit     []*gpuai.JobSpec     `json:"submit,omitempty"`
 }
 
 // Suppose says what would follow from several things at once. Nothing is stored.

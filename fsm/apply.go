@@ -44,8 +44,12 @@ const (
 	typeTouchTokens     uint8 = 28
 	typeSetRole         uint8 = 29
 	typeSetNodeOwner    uint8 = 30
+	typeSetQuota        uint8 = 31
+	typeSetBudget       uint8 = 32
+	typeSetPrices       uint8 = 33
+	typeSetNodePrice    uint8 = 34
 
-	numTypes = typeSetNodeOwner + 1
+	numTypes = typeSetNodePrice + 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -93,6 +97,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	}
 	m.trail.reset()
 	m.begin()
+	m.guard((*Machine).turnCalendar)
 	m.guard((*Machine).fireTimers)
 	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
 		m.stopOneByOne(WorkPerEntry / 2)
@@ -239,7 +244,10 @@ func (m *Machine) guard(step func(*Machine)) (ok bool) {
 }
 
 // takeBack undoes what the present step has written.
-func (m *Machine) takeBack() { m.sp.RollbackTo(m.mark) }
+func (m *Machine) takeBack() {
+	m.sp.RollbackTo(m.mark)
+	m.sched.Unbar() // a step that panicked may have left a bar
+}
 
 // panicked notes a panic, and gives up the backlog that may have led to it so
 // that the next entry does not meet it again.
@@ -297,6 +305,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applySetTenantWeight(r)
 	case typePublishCheckpoint:
 		return m.applyPublishCheckpoint(r)
+	case typeSetQuota, typeSetBudget, typeSetPrices, typeSetNodePrice:
+		return m.applyTerms(c.Type, r)
 	case typeCreateTenant:
 		return m.applyCreateTenant(r)
 	case typeCreateToken:

@@ -43,7 +43,7 @@ func (m *Machine) checkIndexes() error {
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
 		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation, m.checkHalting,
-		m.checkHolds, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints, m.checkAuthorities, m.checkAccounts, m.checkAccess, m.checkAudit, m.sched.Check,
+		m.checkHolds, m.checkQuotas, m.checkMoney, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints, m.checkAuthorities, m.checkAccounts, m.checkAccess, m.checkAudit, m.sched.Check,
 	} {
 		if err := f(); err != nil {
 			return fmt.Errorf("invariant: %w", err)
@@ -231,7 +231,7 @@ func (m *Machine) checkBuckets() error {
 		if groups != b.groups || tasks != b.tasks || b.last != prev || groups == 0 {
 			return fmt.Errorf("bucket %d: %d groups and %d tasks, recorded %d and %d", s, groups, tasks, b.groups, b.tasks)
 		}
-		if m.turns.has(s) != (m.Level() >= LevelPlacement && !b.unseen) {
+		if m.turns.has(s) != (m.Level() >= LevelPlacement && !b.unseen && !b.parked()) {
 			return fmt.Errorf("bucket %d: in a turn %v, unseen %v", s, m.turns.has(s), b.unseen)
 		}
 		if m.turns.has(s) && (m.turns.leafs.Get(s).key != m.queueKeyOf(b.first.slot()) || m.turns.recs.Get(m.turns.leafs.Get(s).turn.slot()).tenant != b.tenant) {
@@ -402,6 +402,8 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 		return m.leases.Get(slot).timer
 	case timerBarrier:
 		return m.groups.Get(slot).barrier
+	case timerBill:
+		return m.bills.Get(slot).timer
 	default:
 		return m.nodes.Get(slot).timer
 	}
@@ -410,7 +412,7 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.audit.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
 		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.waits.Sum() + m.edges.Sum() +
-		m.tenants.Sum() + m.holds.Sum() + m.checkpoints.Sum() + m.notes.Sum() + m.points.Sum() +
+		m.tenants.Sum() + m.holds.Sum() + m.quotas.Sum() + m.money.Sum() + m.purses.Sum() + m.bills.Sum() + m.checkpoints.Sum() + m.notes.Sum() + m.points.Sum() +
 		m.authorities.Sum() + m.joinTokens.Sum() + m.identities.Sum() +
 		m.accounts.Sum() + m.access.Sum() + m.tokens.Sum() + m.roles.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {

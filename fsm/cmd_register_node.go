@@ -160,7 +160,9 @@ func (m *Machine) defineNode(slot uint32, body, old *nodeBody) gpuai.Code {
 		broken = carryBroken(r.broken, old.spec.Devices, body.spec.Devices)
 	}
 	r.broken = broken
-	r.devices, r.price = uint8(len(body.spec.Devices)), body.spec.Price
+	if r.devices = uint8(len(body.spec.Devices)); !r.priced {
+		r.price = body.spec.Price
+	}
 	if r.portMin != body.spec.PortMin || r.portCount != uint8(body.spec.PortCount) {
 		r.portMin, r.portCount, r.ports = body.spec.PortMin, uint8(body.spec.PortCount), 0
 		m.relendPorts(slot)
@@ -172,12 +174,15 @@ func (m *Machine) defineNode(slot uint32, body, old *nodeBody) gpuai.Code {
 // tellScheduler defines a node's room anew and takes what its leases hold.
 func (m *Machine) tellScheduler(slot uint32, body *nodeBody) gpuai.Code {
 	pools := m.sched.PoolChanges()
+	m.recountModels(slot, true)
 	if code := m.sched.SetNode(slot, m.capacityOf(slot, body)); code != gpuai.OK {
 		return code
 	}
 	if m.Level() >= LevelPlacement && m.sched.PoolChanges() != pools {
 		m.renewNeeds()
+		m.poolsMoved()
 	}
+	m.recountModels(slot, false)
 	m.retake(slot)
 	m.setOpen(slot)
 	m.checkReserved(slot)

@@ -92,6 +92,8 @@ func (m *Machine) room(v *wire.JobView, spec int) Result {
 		return rejected(gpuai.RateLimited, "the region keeps its maximum of jobs: retry later")
 	case m.bucketSlots.Len()+groups > MaxBuckets:
 		return rejected(gpuai.RateLimited, "too many different requests wait: retry later")
+	case m.pendingFull(v.Tenant):
+		return rejected(gpuai.QuotaExceeded, "as many jobs of this tenant wait as its quota lets: submit again when some have started or ended")
 	case !m.blobs.Room(spec, MaxBlocks):
 		return rejected(gpuai.RateLimited, "the region's memory for job specs is full: retry later")
 	case m.strs.Len() >= MaxStrings:
@@ -124,6 +126,9 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 		r.preemptible = v.Preemptible == wire.SaidYes || v.Preemptible == wire.SaidNothing && p.Preemptible(r.class)
 	}
 	m.jobs.Put(slot, r)
+	if q, ok := m.quotaSlot(r.tenant); ok {
+		m.countStatus(q, gpuai.JobPending, 1)
+	}
 	return slot
 }
 

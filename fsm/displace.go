@@ -49,17 +49,53 @@ func (m *Machine) startsWhole(group uint32) bool {
 
 func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final bool) {
 	if m.startsWhole(group) {
-		return m.displaceWhole(group, limit), true
+		return m.withinQuota(group, func() bool { return m.displaceWhole(group, limit) }), true
 	}
 	for n := m.wants(group) - m.held(group); n > 0; n-- {
 		if m.now.work <= 0 {
 			return false, false
 		}
-		if !m.displaceOne(group, limit) && !m.displaceOnReserved(group, limit) {
+		if !m.withinQuota(group, func() bool { return m.displaceOne(group, limit) || m.displaceOnReserved(group, limit) }) {
 			return false, true
 		}
 	}
 	return true, true
+}
+
+// withinQuota makes room for a group by f, of what its tenant may have. It reports
+// what f does; false when that is nothing, and the group's bucket is parked.
+func (m *Machine) withinQuota(group uint32, f func() bool) bool {
+	slot, ok := m.quotaOfGroup(group)
+	if !ok {
+		return f()
+	}
+	bucket := m.groups.Get(group).bucket.slot()
+	v := m.admit(slot, group)
+	if !v.ok {
+		m.park(bucket, &v)
+		return false
+	}
+	if v.barred == 0 {
+		return m.withinBudget(bucket, f)
+	}
+	m.looked(bucket, true)
+	m.barModels(slot, v.barred)
+	ok = m.withinBudget(bucket, f)
+	m.sched.Unbar()
+	return ok
+}
+
+// withinBudget makes room by f of what its tenant's budget suffices for. The bucket is
+// parked when it does not.
+func (m *Machine) withinBudget(bucket uint32, f func() bool) bool {
+	m.overBudget = false
+	if f() {
+		return true
+	}
+	if m.overBudget {
+		m.park(bucket, &verdict{by: boundBudget})
+	}
+	return false
 }
 
 // displaceOnReserved makes room for one task on a node that is reserved for a job

@@ -22,6 +22,7 @@ func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 	l = m.leases.Mut(slot)
 	l.state, l.cause, l.modified = gpuai.LeaseRevoking, cause, m.now.index
 	m.leaving(slot)
+	m.leavingQuota(slot)
 	m.meta.Mut().revoking++
 	m.now.work -= workEnd
 	m.emit(m.leaseEvent(gpuai.LeaseRevokingEvent, slot))
@@ -36,6 +37,7 @@ func (m *Machine) endLease(slot uint32, end leaseEnd) {
 	}
 	m.timers.clear(&l.timer)
 	m.unprotect(slot)
+	m.closeBill(slot, end.cause)
 	m.unlinkLease(slot)
 	m.leftBarrier(slot)
 	l = m.leases.Mut(slot)

@@ -55,6 +55,7 @@ func (m *Machine) BeginEpoch(e NewEpoch) (*Output, error) {
 	m.now = entryState{index: old.index + 1, term: old.term, time: old.time, wall: old.wall, work: math.MaxInt64}
 	m.begin()
 	m.guard(func(m *Machine) { m.beginEpoch(&e) })
+	m.guard((*Machine).wakeQuotas)
 	m.finish()
 	if out.Panics > 0 {
 		return nil, fmt.Errorf("%w: the backup's records contradict each other: %s", ErrEpoch, out.Panic)

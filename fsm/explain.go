@@ -84,6 +84,12 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 	if held := m.reasonsHeld(g.job.slot()); len(held) > 0 {
 		return append(out, held...)
 	}
+	if r, ok := m.reasonQuota(group); ok {
+		out = append(out, r)
+		if m.curbedBy(group)&curbParked != 0 { // nobody has looked for room
+			return out
+		}
+	}
 	if r, ok := m.reasonReserved(group); ok {
 		out = append(out, r)
 	}
@@ -225,6 +231,10 @@ func (m *Machine) whyBucket(b *bucketRec) gpuai.ReasonCode {
 		return gpuai.Quiet
 	case m.nodes.Len() == 0:
 		return gpuai.NoNodes
+	case b.parked() && b.curb&curbBudget != 0:
+		return gpuai.BudgetExhausted
+	case b.parked():
+		return gpuai.QuotaExhausted
 	case b.unseen:
 		return gpuai.QueueOrder
 	case b.same != gpuai.TopologyNone && m.mayStartApart(b):

@@ -34,22 +34,37 @@ type tenantRec struct {
 	usage  uint64 // at the instant at
 	held   uint64 // milli-devices of its live leases, those from before the level aside
 	at     gpuai.Instant
+	// What follows is zero below LevelTenants: device time held in all, and at the
+	// beginning of the day and of the month.
+	total, day, month uint64
 }
+
+// tenantTotals is set in a tenant's weight: the totals follow.
+const tenantTotals = 1 << 31
 
 func (r *tenantRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.name)
-	b = le.AppendUint32(b, r.weight)
+	totals := r.total|r.day|r.month != 0
+	b = le.AppendUint32(b, r.weight|uint32(bool8(totals))*tenantTotals)
 	b = le.AppendUint64(b, r.usage)
 	b = le.AppendUint64(b, r.held)
-	return put64(b, int64(r.at))
+	b = put64(b, int64(r.at))
+	if totals {
+		b = le.AppendUint64(le.AppendUint64(le.AppendUint64(b, r.total), r.day), r.month)
+	}
+	return b
 }
 
 func (r *tenantRec) get(rd *wire.Reader) {
 	r.name = rd.U32()
-	r.weight = rd.U32()
+	weight := rd.U32()
+	r.weight = weight &^ tenantTotals
 	r.usage = rd.U64()
 	r.held = rd.U64()
 	r.at = gpuai.Instant(rd.I64())
+	if weight&tenantTotals != 0 {
+		r.total, r.day, r.month = rd.U64(), rd.U64(), rd.U64()
+	}
 }
 
 // addSat and mulSat stop at the greatest number.
@@ -88,6 +103,12 @@ func (r *tenantRec) usageAt(now gpuai.Instant, halfLife gpuai.Duration) uint64 {
 		usage, at = then, next
 	}
 	return addSat(usage, mulSat(r.held, uint64(now-at)))
+}
+
+// totalAt returns the device time that a tenant has held up to an instant not before
+// r.at.
+func (r *tenantRec) totalAt(now gpuai.Instant) uint64 {
+	return addSat(r.total, mulSat(r.held, uint64(now-r.at)))
 }
 
 // A claim is what a tenant has had, by which the queue orders tenants of one
@@ -159,6 +180,9 @@ func (m *Machine) account(tenant uint32, more, less uint64) {
 // bringUp computes a tenant's usage at the present instant.
 func (m *Machine) bringUp(r *tenantRec) {
 	now := max(m.now.time, r.at)
+	if m.Level() >= LevelTenants {
+		r.total = r.totalAt(now)
+	}
 	r.usage, r.at = r.usageAt(now, m.policy.Get().HalfLife()), now
 }
 

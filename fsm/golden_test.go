@@ -160,14 +160,9 @@ func recordMissing(t *testing.T) {
 			w.line("snapshot level-3.snap")
 			w.steps(40)
 		},
-		"level-4": func(w *goldenWalk) {
-			w.steps(40)
-			w.apply(&SetFeatureLevel{Level: 4})
-			w.flush()
-			w.steps(40)
-			w.line("snapshot level-4.snap")
-			w.steps(40)
-		},
+		"level-4":           recordLevel4,
+		"level-4-quota":     recordQuotas,
+		"level-4-ledger":    recordLedger,
 		"level-4-authority": recordAuthority,
 		"level-4-tokens":    recordAccess,
 		"level-3-efw":       recordPacking,
@@ -291,6 +286,37 @@ func recordOrder(w *goldenWalk) {
 		w.line("digest " + w.m.Digest().String())
 	}
 	w.line("snapshot level-3-order.snap")
+	w.steps(40)
+}
+
+func recordLevel4(w *goldenWalk) {
+	w.steps(40)
+	w.apply(&SetFeatureLevel{Level: 4})
+	w.flush()
+	w.steps(40)
+	w.line("snapshot level-4.snap")
+	w.steps(40)
+}
+
+func recordQuotas(w *goldenWalk) { recordTenants(w, false, "level-4-quota") }
+
+func recordLedger(w *goldenWalk) { recordTenants(w, true, "level-4-ledger") }
+
+// recordTenants has tenants with quotas and cohorts, and with pays with budgets.
+func recordTenants(w *goldenWalk, pays bool, name string) {
+	w.apply(&SetFeatureLevel{Level: 4})
+	w.flush()
+	for _, n := range walkNodes {
+		w.node(n, 4)
+		w.flush()
+		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
+	}
+	w.preempts = true
+	w.ofTenants(pays)
+	for range 3 {
+		w.steps(50)
+	}
+	w.line("snapshot " + name + ".snap")
 	w.steps(40)
 }
 

@@ -112,6 +112,7 @@ func (m *Machine) keep(group uint32, fit *scheduler.Fit) {
 	m.holds.Put(slot, r)
 	m.holdByGroup.Insert(hashGroup(r.group), slot)
 	m.linkHold(slot)
+	m.useHold(&r, false)
 	m.sched.Hold(fit.Node, fit.Devices, fit.Share, cpu, memory)
 	m.sched.Lend(fit.Node, m.sched.Scratch(m.groups.Get(group).shape))
 	m.relist(fit.Node)
@@ -166,6 +167,7 @@ func (m *Machine) unlinkHold(slot uint32, r *holdRec) {
 // takes it at once.
 func (m *Machine) unhold(slot uint32) {
 	r := *m.holds.Get(slot)
+	m.useHold(&r, true)
 	m.unlinkHold(slot, &r)
 	m.unholdGroup(slot, &r)
 	m.returnPort(r.node, r.port)
@@ -328,6 +330,8 @@ func (m *Machine) claim(slot uint32) bool {
 	m.unhold(slot)
 	if m.grant(group, fit) {
 		m.dequeue(group, 1)
+	} else {
+		m.lookFor(group)
 	}
 	return true
 }
@@ -352,8 +356,21 @@ func (m *Machine) claimWhole(slot, group uint32) bool {
 	}
 	if !m.attempt(m.claimMembers) { // there is no port for it, or the machine is full: it waits as others do
 		m.dropHolds(group)
+		m.lookFor(group)
 	}
 	return true
+}
+
+// lookFor has a group tried again whose tenant may have a quota that refused it the
+// room that was kept for it.
+func (m *Machine) lookFor(group uint32) {
+	g := m.groups.Get(group)
+	if g.together != 0 {
+		g = m.groups.Get(m.jobs.Get(g.job.slot()).group.slot())
+	}
+	if m.quotas.Len() > 0 && g.bucket != 0 {
+		m.look(g.bucket.slot())
+	}
 }
 
 // claimMembers gives leases to the tasks of m.members where room was kept for

@@ -62,10 +62,16 @@ type jobRec struct {
 	stopping    bool
 	wait        ref  // what keeps it out of the queue, or others that wait for it
 	preemptible bool // it gives its room up; only for jobs of feature level 3
+	// What follows is zero below LevelTenants.
+	heldTime uint64       // device time of its leases that have ended
+	billed   gpuai.Micros // fees included
 }
 
 // jobPreemptible is set in the byte of a job's stopping.
 const jobPreemptible = 1 << 2
+
+// jobCost is set there, too: what the job has cost follows.
+const jobCost = 1 << 3
 
 func (r *jobRec) put(b []byte) []byte {
 	b = append(b, r.id[:]...)
@@ -98,10 +104,15 @@ func (r *jobRec) put(b []byte) []byte {
 	if r.preemptible {
 		flags |= jobPreemptible
 	}
+	costs := r.heldTime != 0 || r.billed != 0
+	flags |= bool8(costs) * jobCost
 	b = append(b, r.openGroups, uint8(r.class), uint8(r.priority), uint8(r.kind),
 		uint8(r.status), uint8(r.reason), flags)
 	if r.wait != 0 {
 		b = r.wait.put(b)
+	}
+	if costs {
+		b = put64(le.AppendUint64(b, r.heldTime), int64(r.billed))
 	}
 	return b
 }
@@ -140,6 +151,9 @@ func (r *jobRec) get(rd *wire.Reader) {
 	r.stopping, r.preemptible = flags&1 != 0, flags&jobPreemptible != 0
 	if flags&flagTail != 0 {
 		r.wait = ref(rd.U32())
+	}
+	if flags&jobCost != 0 {
+		r.heldTime, r.billed = rd.U64(), gpuai.Micros(rd.I64())
 	}
 }
 
@@ -201,6 +215,7 @@ func (m *Machine) setJobStatus(slot uint32, s gpuai.JobStatus) {
 	meta := m.meta.Mut()
 	meta.jobStates[r.status]--
 	meta.jobStates[s]++
+	m.jobMoved(r.tenant, r.status, s)
 	r.status, r.modified = s, m.now.index
 	if s == gpuai.JobRunning && r.startedAt == 0 {
 		r.startedAt = max(m.now.time, 1)
@@ -234,6 +249,7 @@ func (m *Machine) job(slot uint32, withSpec bool) gpuai.Job {
 	}
 	raw := m.blobs.Append(nil, uint32(r.spec))
 	if withSpec {
+		j.Cost = m.cost(slot)
 		if s, err := wire.ReadJobSpec(raw); err == nil {
 			j.Spec, j.Name = &s, s.Name
 		}

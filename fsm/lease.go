@@ -39,6 +39,9 @@ type leaseRec struct {
 	newer       ref         // derived
 	by          gpuai.JobID // that it must make room for
 	mesh        ref         // where it is reached from other nodes
+	quotaOlder  ref         // lease of the tenant granted before, if it has a quota; derived
+	quotaNewer  ref         // derived
+	bill        ref         // what it costs, if anything; derived
 }
 
 // Flags in the byte of a lease's state.
@@ -170,10 +173,12 @@ func (m *Machine) linkLease(slot uint32) {
 	if m.counted(l.token) {
 		m.account(m.tenantOfLease(l), l.held(), 0)
 	}
+	m.useLease(slot)
 }
 
 // unlinkLease takes an ended lease off its node.
 func (m *Machine) unlinkLease(slot uint32) {
+	m.unuseLease(slot)
 	l := m.leases.Mut(slot)
 	n := m.nodes.Mut(l.node)
 	if l.prev != 0 {
@@ -251,6 +256,10 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 		Prepared: l.prepared,
 	}
 	x.Checkpoint = m.lastCheckpoint(l.task.slot())
+	if l.bill != 0 {
+		b := m.bills.Get(l.bill.slot())
+		x.Held, x.Billed = b.hold, b.meter.Billed+b.meter.Fee
+	}
 	if l.devices == 0 {
 		return x
 	}

@@ -55,6 +55,18 @@ type Machine struct {
 	turns    *turns                 // derived
 	kinds    *kinds                 // derived
 
+	quotas    *mem.Table[quotaRec] // in the order in which they were set
+	quotaOf   *mem.Table[ref]      // by string number of the tenant
+	quotaUses *mem.Table[quotaUse] // derived
+	cohortOf  *mem.Table[ref]      // first member, by string number; derived
+	freed     *mem.Bitmap          // quotas of which something came free; empty between commands
+
+	money     mem.Var[moneyRec]
+	purses    *mem.Table[purseRec] // in the order in which tenants had one
+	purseOf   *mem.Table[ref]      // by string number of the tenant
+	bills     *mem.Table[billRec]
+	billSlots *mem.Slots
+
 	servers *mem.Table[serverRec] // in the order in which they became known
 
 	access     mem.Var[accessRec]
@@ -130,6 +142,8 @@ type Machine struct {
 	digests  []Digest       // ring by index; nil in a fork
 	traced   *tracing       // nil but in a machine that replays to explain
 	asker    gpuai.TenantID // whose jobs answers name; "": all
+	// overQuota and overBudget: a place was found that the tenant may not have.
+	overQuota, overBudget bool
 }
 
 // entryState is what holds for the entry being applied.
@@ -174,6 +188,11 @@ func New(o Options) *Machine {
 		waits:       mem.NewHashed(s, 5, hasher[waitRec](seedWait)), waitSlots: mem.NewSlots(s),
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
+		quotas: mem.NewHashed(s, 4, hasher[quotaRec](seedQuota)), quotaOf: mem.NewTable[ref](s, 10),
+		quotaUses: mem.NewTable[quotaUse](s, 4), cohortOf: mem.NewTable[ref](s, 10), freed: mem.NewBitmap(s),
+		money:  mem.NewHashedVar(s, moneyRec{}, hasher[moneyRec](seedMoney)),
+		purses: mem.NewHashed(s, 3, hasher[purseRec](seedPurse)), purseOf: mem.NewTable[ref](s, 10),
+		bills: mem.NewHashed(s, 5, hasher[billRec](seedBill)), billSlots: mem.NewSlots(s),
 		accounts: mem.NewHashed(s, 5, hasher[accountRec](seedAccount)),
 		servers:  mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		access:   mem.NewHashedVar(s, accessRec{}, hasher[accessRec](seedAccess)),
@@ -227,6 +246,10 @@ func (m *Machine) Fork() *Machine {
 		waits:       m.waits.Fork(s), waitSlots: m.waitSlots.Fork(s),
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
+		quotas: m.quotas.Fork(s), quotaOf: m.quotaOf.Fork(s),
+		quotaUses: m.quotaUses.Fork(s), cohortOf: m.cohortOf.Fork(s), freed: m.freed.Fork(s),
+		money: m.money.Fork(s), purses: m.purses.Fork(s), purseOf: m.purseOf.Fork(s),
+		bills: m.bills.Fork(s), billSlots: m.billSlots.Fork(s),
 		accounts: m.accounts.Fork(s), servers: m.servers.Fork(s), access: m.access.Fork(s),
 		tokens: m.tokens.Fork(s), tokenSlots: m.tokenSlots.Fork(s), tokenByID: m.tokenByID.Fork(s), tokensOf: m.tokensOf.Fork(s),
 		roles: m.roles.Fork(s), roleSlots: m.roleSlots.Fork(s),

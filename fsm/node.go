@@ -25,7 +25,8 @@ type nodeRec struct {
 	drained     bool
 	devices     uint8
 	price       gpuai.Micros
-	first       ref // live leases
+	priced      bool // by an operator, whatever its agent says; from LevelTenants on
+	first       ref  // live leases
 	live        uint32
 	flaps       uint32
 	flapSince   gpuai.Instant
@@ -51,7 +52,7 @@ func (r *nodeRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, r.ports)
 	b = le.AppendUint16(b, r.portMin)
 	tail := r.reserved != 0
-	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1|bool8(r.owner != 0)*flagOwner, r.devices)
+	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1|bool8(r.priced)*flagPriced|bool8(r.owner != 0)*flagOwner, r.devices)
 	b = put64(b, int64(r.price))
 	b = r.first.put(b)
 	b = le.AppendUint32(b, r.live)
@@ -82,7 +83,7 @@ func (r *nodeRec) get(rd *wire.Reader) {
 	r.portCount = rd.U8()
 	r.state = gpuai.NodeState(rd.U8())
 	flags := rd.U8()
-	r.drained = flags&1 != 0
+	r.drained, r.priced = flags&1 != 0, flags&flagPriced != 0
 	r.devices = rd.U8()
 	r.price = gpuai.Micros(rd.I64())
 	r.first = ref(rd.U32())
@@ -104,6 +105,9 @@ func (r *nodeRec) get(rd *wire.Reader) {
 // flagOwner is set in a node's last flag where its contributor is behind it, from
 // LevelTenants on.
 const flagOwner = 4
+
+// flagPriced is set there where an operator has priced the node.
+const flagPriced = 8
 
 func bool8(v bool) uint8 {
 	if v {
@@ -181,7 +185,7 @@ func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
 // fillCapacity is capacityOf into what a former node has filled.
 func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
 	*info = scheduler.NodeInfo{
-		Zone: n.Zone, Rack: n.Rack, NVLinkDomain: n.NVLinkDomain, Labels: n.Labels, Price: n.Price,
+		Zone: n.Zone, Rack: n.Rack, NVLinkDomain: n.NVLinkDomain, Labels: n.Labels, Price: r.price,
 		CPU: int64(n.CPU), Memory: int64(n.Memory), Devices: info.Devices[:0],
 	}
 	for i := range n.Devices {
@@ -299,6 +303,7 @@ func (m *Machine) node(slot uint32) gpuai.Node {
 		Contributor:     gpuai.ContributorID(m.text(r.owner)),
 		QuarantineUntil: r.until, RegisterIndex: r.registered, ModifyIndex: r.modified,
 	}
+	n.Price = r.price
 	var used [gpuai.MaxGPUs]gpuai.Milli
 	for l := r.first; l != 0; l = m.leases.Get(l.slot()).next {
 		x := m.leases.Get(l.slot())

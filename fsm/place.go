@@ -83,6 +83,17 @@ func (m *Machine) unserved() bool {
 // refill places what waits on what has become free, in queue order, within the
 // entry's budget. What the budget leaves over stays marked.
 func (m *Machine) refill() {
+	for {
+		m.wakeQuotas()
+		m.refillRoom()
+		if _, more := m.freed.Next(0); !more {
+			return
+		}
+	}
+}
+
+// refillRoom is refill but for those who wait for their quota.
+func (m *Machine) refillRoom() {
 	if m.meta.Get().quietUntil > m.now.time {
 		m.settle()
 		return
@@ -92,6 +103,7 @@ func (m *Machine) refill() {
 			return
 		}
 		m.settle()
+		m.wakeQuotas()
 		node, gained := m.dirty.Next(0)
 		if _, ok := m.unseen.Next(0); !ok && !gained {
 			if m.reserve(); !m.unserved() {
@@ -231,10 +243,10 @@ func (m *Machine) drain() bool {
 	return true
 }
 
-// placeGroup gives leases to as many ready tasks of a group as fit: to all or
+// placeFree gives leases to as many ready tasks of a group as fit: to all or
 // none of a gang, or of all groups of a job that start together. placed says whether the whole group was placed, final whether
 // the answer is: false when the entry's tokens or budget ended.
-func (m *Machine) placeGroup(group uint32) (placed, final bool) {
+func (m *Machine) placeFree(group uint32) (placed, final bool) {
 	g := m.groups.Get(group)
 	m.now.group, m.now.reserved, m.now.onReserved = refTo(group), 0, false
 	switch {
@@ -287,6 +299,14 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	if m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs {
 		return false
 	}
+	if m.quotas.Len() > 0 && !m.grantable(group, &fit) {
+		return false
+	}
+	bill, bills, ok := m.newBill(m.groups.Get(group).job.slot(), &fit, m.priceAt(&fit))
+	if !ok {
+		m.overBudget = true
+		return false
+	}
 	slot, ok := m.leaseSlots.Alloc()
 	if !ok {
 		return false
@@ -315,6 +335,9 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	m.protect(slot, jslot)
 	m.relisted(fit.Node)
 	m.leaseByToken.Insert(hashToken(l.token), slot)
+	if bills {
+		m.openBill(slot, bill)
+	}
 	m.setTask(task, gpuai.TaskLeased)
 	if m.groups.Get(group).held {
 		m.groups.Mut(group).unready++
@@ -335,7 +358,7 @@ func (m *Machine) newLease(job, task uint32, fit *scheduler.Fit, token gpuai.Tok
 	return leaseRec{
 		token: token, task: refTo(task), node: fit.Node, incarnation: n.incarnation,
 		devices: fit.Devices, share: fit.Share,
-		price: n.price, granted: m.now.time, modified: m.now.index,
+		price: m.priceAt(fit), granted: m.now.time, modified: m.now.index,
 		ttl: uint32(ttl), grace: uint32(p.GraceFor(ttl)), state: gpuai.LeaseGranted,
 	}
 }

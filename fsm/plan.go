@@ -55,7 +55,7 @@ func (m *Machine) Plan(r *gpuai.PlanRequest, ids []gpuai.JobID, h Header) (gpuai
 	if wrong := m.unknownNodes(r); len(wrong) > 0 {
 		return p.plan, &gpuai.Error{Code: gpuai.NotFound, Detail: "the plan names nodes that are not registered", Fields: wrong, Index: m.Index()}
 	}
-	for _, step := range []func(*gpuai.PlanRequest) error{p.supposeNodes, p.loseNodes, func(r *gpuai.PlanRequest) error { return p.submit(r, ids) }} {
+	for _, step := range []func(*gpuai.PlanRequest) error{p.supposeTerms, p.supposeNodes, p.loseNodes, func(r *gpuai.PlanRequest) error { return p.submit(r, ids) }} {
 		if err := step(r); err != nil {
 			return p.plan, err
 		}
@@ -352,6 +352,9 @@ func (p *planner) conclude() {
 		}
 		j.Job = job
 		j.Later = p.leasedOf(j) - min(j.Now, p.leasedOf(j))
+		if slot, ok := p.m.jobSlot(job.ID); ok {
+			j.Cost = p.m.cost(slot)
+		}
 		j.Leases = append(j.Leases, p.m.LeasesOfJob(job.ID, 0, gpuai.MaxSubmitLeases)...)
 		if job.Counts.Pending > 0 {
 			x, _ := p.m.Explain(job.ID)

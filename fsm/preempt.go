@@ -436,7 +436,7 @@ const workDisplace = WorkPerEntry / 8
 // ended first.
 func (m *Machine) displace(bucket uint32) (final bool) {
 	most := m.displaces(m.buckets.Get(bucket))
-	if most == 0 {
+	if most == 0 || m.buckets.Get(bucket).parked() {
 		return true
 	}
 	lent := max(workDisplace-m.now.work, 0)
@@ -456,7 +456,7 @@ func (m *Machine) displace(bucket uint32) (final bool) {
 			return false
 		}
 		if ok, final := m.displaceGroup(g.slot(), bandsUpTo(most)); !ok {
-			if final {
+			if final && !m.buckets.Get(bucket).parked() {
 				m.setStarved(bucket, true)
 			}
 			return final
@@ -489,6 +489,10 @@ func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
 	m.listVictims(node, limit)
 	fit, ok := m.sched.Displace(shape, node, m.holdings, m.gone)
 	if !ok {
+		return false
+	}
+	if _, _, ok := m.newBill(m.groups.Get(group).job.slot(), &fit, m.priceAt(&fit)); !ok {
+		m.overBudget = true
 		return false
 	}
 	by := m.jobs.Get(m.groups.Get(group).job.slot()).id

@@ -28,9 +28,12 @@ type bucketRec struct {
 	tenant uint32 // string number; 0: made below it, of any tenant
 	min    uint32 // tasks of each gang that are enough; 0: all
 	same   gpuai.Topology
-	grows  bool           // elastic gangs that run, and want more tasks
-	sig    uint64         // tells apart what the fields above do not; 0: nothing
-	lanes  [numLanes]lane // derived
+	grows  bool   // elastic gangs that run, and want more tasks
+	sig    uint64 // tells apart what the fields above do not; 0: nothing
+	curb   uint8  // bits of what the tenant's quota means for it; zero below LevelTenants
+	// curbNext and curbPrev are its place among the curbed ones of the tenant; derived.
+	curbNext, curbPrev ref
+	lanes              [numLanes]lane // derived
 }
 
 // A bucketKey is what the groups of a bucket have in common.
@@ -68,6 +71,7 @@ func (r *bucketRec) put(b []byte) []byte {
 	if r.starved {
 		flags |= bucketStarved
 	}
+	flags |= r.curb << curbShift
 	b = append(b, uint8(r.priority), bool8(r.used))
 	if r.tenant == 0 && r.min == 0 && r.same == 0 && !r.grows && r.sig == 0 {
 		return append(b, flags)
@@ -89,7 +93,7 @@ func (r *bucketRec) get(rd *wire.Reader) {
 	r.priority = gpuai.Priority(rd.U8())
 	r.used = rd.U8() != 0
 	flags := rd.U8()
-	r.unseen, r.starved = flags&1 != 0, flags&bucketStarved != 0
+	r.unseen, r.starved, r.curb = flags&1 != 0, flags&bucketStarved != 0, flags>>curbShift
 	if flags&flagTail != 0 {
 		r.tenant = rd.U32()
 		r.min = rd.U32()
@@ -168,7 +172,7 @@ func (m *Machine) newBucket(k *bucketKey) uint32 {
 // look notes that a bucket's first group must be tried everywhere, not only on
 // nodes that gained room.
 func (m *Machine) look(bucket uint32) {
-	if b := m.buckets.Get(bucket); !b.unseen {
+	if b := m.buckets.Get(bucket); !b.unseen && !b.parked() {
 		m.unlink(bucket)
 		m.buckets.Mut(bucket).unseen = true
 		m.unseen.Set(bucket)
@@ -236,6 +240,7 @@ func (m *Machine) insertGroup(bucket, group uint32) {
 	} else {
 		b.first = refTo(group)
 		m.relink(bucket)
+		m.firstCurbed(bucket)
 	}
 	next.qprev = refTo(group)
 }
@@ -275,11 +280,13 @@ func (m *Machine) dequeue(group, n uint32) {
 		m.unlink(slot)
 		m.unseen.Clear(slot)
 		m.setStarved(slot, false)
+		m.setCurb(slot, 0)
 		k := b.key()
 		m.bucketByKey.Delete(k.hash(), slot)
 		*m.buckets.Mut(slot) = bucketRec{}
 		m.bucketSlots.Free(slot)
 	} else {
 		m.relink(slot)
+		m.firstCurbed(slot)
 	}
 }

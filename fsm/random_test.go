@@ -32,6 +32,8 @@ type walk struct {
 	meets bool
 	// publishes has tasks publish checkpoints.
 	publishes bool
+	// extra draws a command of its own, or none.
+	extra func() Command
 	// opens has operators create tenants and tokens, and say whose nodes are.
 	opens bool
 	// joins has nodes and servers join and be revoked, and authorities change.
@@ -115,6 +117,11 @@ func (w *walk) special() Command {
 
 // command returns the next random command.
 func (w *walk) command() Command {
+	if w.extra != nil {
+		if c := w.extra(); c != nil {
+			return c
+		}
+	}
 	if c := w.special(); c != nil {
 		return c
 	}

@@ -108,6 +108,10 @@ const (
 	seedJoinToken = 34
 	seedIdentity  = 35
 	seedPoint     = 41
+	seedQuota     = 45
+	seedPurse     = 46
+	seedBill      = 47
+	seedMoney     = 48
 )
 
 // A putter is a record's codec: it appends every field that replicas agree on,

@@ -18,7 +18,8 @@ type region struct {
 	time  gpuai.Instant
 	jobs  uint64
 	check bool
-	log   [][]byte // every entry applied
+	wall  gpuai.WallTime // that entries carry; 0: 1
+	log   [][]byte       // every entry applied
 }
 
 func newRegion(t testing.TB) *region {
@@ -36,7 +37,7 @@ func (r *region) applyAs(env Envelope, cmds ...Command) *Output {
 	for _, c := range cmds {
 		encoded = append(encoded, c.Append(nil, env))
 	}
-	return r.applyEntry(AppendEntry(nil, Header{Time: r.time, Wall: 1, Term: r.term}, encoded...))
+	return r.applyEntry(AppendEntry(nil, Header{Time: r.time, Wall: max(r.wall, 1), Term: r.term}, encoded...))
 }
 
 func (r *region) applyEntry(entry []byte) *Output {

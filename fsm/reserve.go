@@ -99,6 +99,7 @@ func (m *Machine) reserve() {
 		switch {
 		case !ok:
 			return
+		case m.kept(best.group):
 		case !m.everHolds(best.group):
 			hopeless.add(m.turns.recs.Get(m.turns.leafs.Get(best.bucket).turn.slot()).tenant)
 		case m.held(best.group) == 0 && m.reserveInstead(best.group):

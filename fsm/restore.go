@@ -208,6 +208,16 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 		readTable(f, m.identities, m.identitySlots)
 	case secAudit:
 		m.audit.Mut().get(f.rd)
+	case secCheckpoints:
+		readTable(f, m.checkpoints, m.checkpointSlots)
+	case secQuotas:
+		readRows(f, m.quotas, MaxTenants)
+	case secPurses:
+		readRows(f, m.purses, MaxStrings)
+	case secBills:
+		readTable(f, m.bills, m.billSlots)
+	case secMoney:
+		m.money.Mut().get(f.rd)
 	default:
 		return false
 	}
@@ -261,6 +271,19 @@ func readTable[T any, P reader[T]](f rows, t *mem.Table[T], slots *mem.Slots) {
 		slots.Take(slot)
 		t.Grow(slot + 1)
 		P(t.Mut(slot)).get(rd)
+	}
+}
+
+// readRows reads a table whose records never leave, of at most so many.
+func readRows[T any, P reader[T]](f rows, t *mem.Table[T], most uint32) {
+	for range f.count {
+		if f.rd.Err() != nil || t.Len() >= most {
+			f.rd.Fail("a section has too many records")
+			return
+		}
+		var r T
+		P(&r).get(f.rd)
+		t.Append(r)
 	}
 }
 
@@ -364,6 +387,12 @@ func (m *Machine) rebuild() error {
 	m.rebuildTimers()
 	m.rebuildBarriers()
 	m.rebuildHolds()
+	if err := m.rebuildQuotas(); err != nil {
+		return err
+	}
+	if err := m.rebuildMoney(); err != nil {
+		return err
+	}
 	m.rebuildCheckpoints()
 	m.rebuildAuthorities()
 	for s := range m.nodes.Len() {

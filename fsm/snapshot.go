@@ -48,6 +48,10 @@ const (
 	secHolds       uint8 = 20
 	secCheckpoints uint8 = 21
 	secNotes       uint8 = 22
+	secQuotas      uint8 = 45
+	secPurses      uint8 = 46
+	secBills       uint8 = 47
+	secMoney       uint8 = 48
 	secAccounts    uint8 = 37
 	secTokens      uint8 = 38
 	secRoles       uint8 = 39
@@ -151,6 +155,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		writeTable(f, secCheckpoints, m.checkpoints, m.checkpointSlots)
 	}
 	m.writeNotes(f)
+	m.writeTerms(f)
 	m.writeAccounts(f)
 	m.writeAccess(f)
 	m.writeAuthorities(f)
@@ -236,6 +241,34 @@ func writeTable[T any, P putter[T]](f *frameWriter, section uint8, t *mem.Table[
 	f.begin(section)
 	for s, ok := slots.Next(0); ok; s, ok = slots.Next(s + 1) {
 		f.buf = le.AppendUint32(f.buf, s)
+		f.buf = P(t.Get(s)).put(f.buf)
+		f.added()
+	}
+	f.end()
+}
+
+// writeTerms writes quotas and money, where there are some.
+func (m *Machine) writeTerms(f *frameWriter) {
+	writeRows(f, secQuotas, m.quotas)
+	writeRows(f, secPurses, m.purses)
+	if m.billSlots.Len() > 0 {
+		writeTable(f, secBills, m.bills, m.billSlots)
+	}
+	if *m.money.Get() != (moneyRec{}) {
+		f.begin(secMoney)
+		f.buf = m.money.Get().put(f.buf)
+		f.added()
+		f.end()
+	}
+}
+
+// writeRows writes a table whose records never leave, if it has any.
+func writeRows[T any, P putter[T]](f *frameWriter, section uint8, t *mem.Table[T]) {
+	if t.Len() == 0 {
+		return
+	}
+	f.begin(section)
+	for s := range t.Len() {
 		f.buf = P(t.Get(s)).put(f.buf)
 		f.added()
 	}

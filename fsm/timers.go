@@ -16,6 +16,7 @@ const (
 	timerNode                         // a node's quarantine ends
 	timerBegin                        // a job's time to begin comes
 	timerBarrier                      // a gang's members must be ready
+	timerBill                         // the next slice of a lease is to be held
 )
 
 type timerEnt struct {
@@ -145,6 +146,8 @@ func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
 		return &m.leases.Mut(slot).timer
 	case timerBarrier:
 		return &m.groups.Mut(slot).barrier
+	case timerBill:
+		return &m.bills.Mut(slot).timer
 	default:
 		return &m.nodes.Mut(slot).timer
 	}
@@ -174,6 +177,8 @@ func (m *Machine) fireTimers() {
 			m.beginOver(e.slot)
 		case timerBarrier:
 			m.barrierOver(e.slot)
+		case timerBill:
+			m.extendBill(e.slot)
 		}
 	}
 }

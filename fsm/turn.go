@@ -300,7 +300,7 @@ func (t *turns) next(root ref, after queueKey, room *scheduler.Need, looks *int6
 // link puts a bucket that was tried and waits into its turn.
 func (m *Machine) link(bucket uint32) {
 	r := m.buckets.Get(bucket)
-	if m.Level() >= LevelPlacement && r.used && !r.unseen && !m.turns.has(bucket) {
+	if m.Level() >= LevelPlacement && r.used && !r.unseen && !r.parked() && !m.turns.has(bucket) {
 		m.turns.add(bucket, r, m.queueKeyOf(r.first.slot()), m.needOf(r))
 	}
 }

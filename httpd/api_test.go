@@ -57,7 +57,7 @@ func TestEveryAnswerHasItsHeaders(t *testing.T) {
 func TestCodesAndStatuses(t *testing.T) {
 	want := map[gpuai.Code]int{
 		gpuai.InvalidSpec: 400, gpuai.NotFound: 404, gpuai.Conflict: 409, gpuai.PreconditionFailed: 412,
-		gpuai.Unauthenticated: 401, gpuai.Forbidden: 403, gpuai.QuotaExceeded: 403, gpuai.BudgetExceeded: 402,
+		gpuai.Unauthenticated: 401, gpuai.Forbidden: 403, gpuai.QuotaExceeded: 429, gpuai.BudgetExceeded: 402,
 		gpuai.Unschedulable: 422, gpuai.IdempotencyMismatch: 422, gpuai.RateLimited: 429, gpuai.NoLeader: 503,
 		gpuai.OutcomeUnknown: 504, gpuai.TooLarge: 413, gpuai.Internal: 500, gpuai.DiskLow: 503,
 	}

@@ -13,12 +13,16 @@ import (
 // A planBody is the body of POST /v1/plan. Its policy holds settings that
 // change; the others are the region's.
 type planBody struct {
-	Policy  jsontext.Value    `json:"policy,omitempty"`
-	Add     []gpuai.PlanNodes `json:"add,omitempty"`
-	Undrain []gpuai.NodeID    `json:"undrain,omitempty"`
-	Drain   []gpuai.NodeID    `json:"drain,omitempty"`
-	Lose    []gpuai.NodeID    `json:"lose,omitempty"`
-	Submit  []gpuai.JobSpec   `json:"submit,omitempty"`
+	Policy     jsontext.Value       `json:"policy,omitempty"`
+	Quotas     []gpuai.TenantQuota  `json:"quotas"`
+	Budgets    []gpuai.TenantBudget `json:"budgets"`
+	Prices     *gpuai.Prices        `json:"prices"`
+	NodePrices []gpuai.NodePrice    `json:"node_prices"`
+	Add        []gpuai.PlanNodes    `json:"add,omitempty"`
+	Undrain    []gpuai.NodeID       `json:"undrain,omitempty"`
+	Drain      []gpuai.NodeID       `json:"drain,omitempty"`
+	Lose       []gpuai.NodeID       `json:"lose,omitempty"`
+	Submit     []gpuai.JobSpec      `json:"submit,omitempty"`
 }
 
 // suppose answers POST /v1/plan: what would follow from several things at once.
@@ -30,7 +34,7 @@ func (c *call) suppose() error {
 	if err := c.readPoint(); err != nil {
 		return err
 	}
-	r := gpuai.PlanRequest{Add: b.Add, Undrain: b.Undrain, Drain: b.Drain, Lose: b.Lose, Submit: b.Submit}
+	r := gpuai.PlanRequest{Quotas: b.Quotas, Budgets: b.Budgets, Prices: b.Prices, NodePrices: b.NodePrices, Add: b.Add, Undrain: b.Undrain, Drain: b.Drain, Lose: b.Lose, Submit: b.Submit}
 	if len(b.Policy) > 0 {
 		p := c.api.backend.Policy()
 		if err := json.Unmarshal(b.Policy, &p, strict); err != nil {
@@ -38,8 +42,9 @@ func (c *call) suppose() error {
 		}
 		r.Policy = &p
 	}
-	if mine := c.tenant(); mine != "" && len(r.Add)+len(r.Undrain)+len(r.Drain)+len(r.Lose)+len(b.Policy) > 0 {
-		return gpuai.NewError(gpuai.Forbidden, c.who.Actor+" may only plan what it would submit: nodes and policy are for operators")
+	terms := len(r.Quotas)+len(r.Budgets)+len(r.NodePrices) > 0 || r.Prices != nil
+	if mine := c.tenant(); mine != "" && (terms || len(r.Add)+len(r.Undrain)+len(r.Drain)+len(r.Lose)+len(b.Policy) > 0) {
+		return gpuai.NewError(gpuai.Forbidden, c.who.Actor+" may only plan what it would submit: nodes, policy, quotas and prices are for operators")
 	}
 	for i := range r.Submit {
 		if err := c.own(&r.Submit[i], "/submit/"+strconv.Itoa(i)); err != nil {

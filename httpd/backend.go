@@ -156,6 +156,11 @@ type Reader interface {
 	Demand() gpuai.DemandStatus
 	// Tenants returns those that have held devices or were given a weight.
 	Tenants(p Page) ([]gpuai.TenantShare, string, error)
+	// Quota and Usage are NotFound of a tenant that has none, or is not known.
+	Quota(id gpuai.TenantID) (gpuai.QuotaStatus, error)
+	Usage(id gpuai.TenantID) (gpuai.TenantUsage, error)
+	Usages(p Page) ([]gpuai.TenantUsage, string, error)
+	Prices() gpuai.Prices
 }
 
 // An Asker answers questions on copies of the state, which no question changes.
@@ -189,6 +194,12 @@ type Writer interface {
 	// SetDemand takes a demand that has passed Validate.
 	SetDemand(ctx context.Context, d gpuai.Demand) error
 	SetTenantWeight(ctx context.Context, id gpuai.TenantID, weight uint32) error
+	// SetQuota, SetBudget and SetPrices take what has passed Validate. A price
+	// below 0 takes a node's own away.
+	SetQuota(ctx context.Context, id gpuai.TenantID, q gpuai.Quota) error
+	SetBudget(ctx context.Context, id gpuai.TenantID, b gpuai.Budget) error
+	SetPrices(ctx context.Context, p gpuai.Prices) error
+	SetNodePrice(ctx context.Context, id gpuai.NodeID, price gpuai.Micros) error
 }
 
 // Streams are the requests that last. They are served by every server.

@@ -203,7 +203,7 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/metrics", "", 200, nil},
 		{"GET", "/v1/allocations", "", 404, nil},
 		{"DELETE", "/v1/jobs/a", "", 405, nil},
-	}, slices.Concat(questions(), operatorExchanges(t))...)
+	}, slices.Concat(questions(), operatorExchanges(t), termExchanges())...)
 }
 
 func operatorExchanges(t *testing.T) []exchange {
@@ -324,5 +324,29 @@ func (c *contract) checkParameters(t *testing.T, rt *route) {
 	slices.Sort(taken)
 	if !slices.Equal(documented, taken) {
 		t.Errorf("%s %s takes %v, the document says %v", rt.method, rt.path, taken, documented)
+	}
+}
+
+// termExchanges are those of quotas, budgets and prices.
+func termExchanges() []exchange {
+	return []exchange{
+		{"GET", "/v1/tenants/t/quota", "", 404, nil},
+		{"PUT", "/v1/tenants/t/quota", `{"gpus": 64, "models": [{"model": "H100", "gpus": 16}], "cohort": "lab", "borrow_gpus": 8}`, 200, nil},
+		{"PUT", "/v1/tenants/t/quota", `{"borrow_gpus": 8}`, 400, nil},
+		{"PUT", "/v1/tenants/No/quota", `{"gpus": 8}`, 400, nil},
+		{"GET", "/v1/tenants/t/quota", "", 200, nil},
+		{"GET", "/v1/tenants/t/usage", "", 404, nil},
+		{"PUT", "/v1/tenants/t/budget", `{"month": {"gpu_hours": 100, "money_micros": "250000000"}}`, 200, nil},
+		{"PUT", "/v1/tenants/t/budget", `{"day": {"money_micros": "-1"}}`, 400, nil},
+		{"GET", "/v1/tenants/t/usage", "", 200, nil},
+		{"GET", "/v1/usage?limit=1", "", 200, nil},
+		{"PUT", "/v1/operator/prices", `{"models": [{"model": "H100", "price_micros_per_gpu_hour": "1850000"}], "fee_bps": 250}`, 200, nil},
+		{"PUT", "/v1/operator/prices", `{"fee_bps": 20000}`, 400, nil},
+		{"GET", "/v1/operator/prices", "", 200, nil},
+		{"PUT", "/v1/nodes/gpu-1/price", `{"price_micros_per_gpu_hour": "500000"}`, 200, nil},
+		{"PUT", "/v1/nodes/gpu-9/price", `{"price_micros_per_gpu_hour": "500000"}`, 404, nil},
+		{"PUT", "/v1/nodes/gpu-1/price", `{"price_micros_per_gpu_hour": "9000000000000"}`, 400, nil},
+		{"POST", "/v1/plan", `{"quotas": [{"tenant": "t", "quota": {"gpus": 1}}], "prices": {"fee_bps": 5}}`, 200, nil},
+		{"POST", "/v1/plan", `{"quotas": [{"tenant": "t", "quota": {"borrow_gpus": 1}}]}`, 400, nil},
 	}
 }

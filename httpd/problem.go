@@ -27,7 +27,7 @@ var answers = [...]answer{
 	gpuai.PreconditionFailed:  {http.StatusPreconditionFailed, "The state has changed meanwhile"},
 	gpuai.Unauthenticated:     {http.StatusUnauthorized, "Who asks is not known"},
 	gpuai.Forbidden:           {http.StatusForbidden, "Not allowed"},
-	gpuai.QuotaExceeded:       {http.StatusForbidden, "The quota is used up"},
+	gpuai.QuotaExceeded:       {http.StatusTooManyRequests, "The quota is used up"},
 	gpuai.BudgetExceeded:      {http.StatusPaymentRequired, "The budget is used up"},
 	gpuai.Unschedulable:       {http.StatusUnprocessableEntity, "The job can never fit"},
 	gpuai.IdempotencyMismatch: {http.StatusUnprocessableEntity, "The idempotency key was used for another request"},

@@ -37,6 +37,9 @@ type twin struct {
 	policy   gpuai.Policy
 	demand   gpuai.Demand
 	tenants  []gpuai.TenantShare
+	quotas   map[gpuai.TenantID]gpuai.QuotaStatus
+	usages   []gpuai.TenantUsage
+	prices   gpuai.Prices
 	keys     map[string]gpuai.Submitted
 	free     int
 	status   Status
@@ -57,7 +60,7 @@ var _ Backend = (*twin)(nil)
 
 func newTwin() *twin {
 	t := &twin{
-		index: 10, changed: make(chan struct{}), policy: gpuai.DefaultPolicy(), free: 4, keys: map[string]gpuai.Submitted{},
+		index: 10, changed: make(chan struct{}), policy: gpuai.DefaultPolicy(), free: 4, keys: map[string]gpuai.Submitted{}, quotas: map[gpuai.TenantID]gpuai.QuotaStatus{},
 		status:  Status{Server: "s1", Leader: "s1", IsLeader: true, Ready: true},
 		members: []gpuai.MemberStatus{{Server: "s1", Address: "127.0.0.1:1", Voter: true, Leader: true, Reachable: true, AppliedIndex: 10}},
 		removed: []gpuai.ServerID{},
@@ -479,6 +482,80 @@ func (t *twin) SetTenantWeight(_ context.Context, id gpuai.TenantID, weight uint
 	t.tenants = append(t.tenants, gpuai.TenantShare{ID: id, Weight: weight})
 	t.commit(gpuai.Event{Kind: gpuai.PolicySet})
 	return nil
+}
+
+func (t *twin) Quota(id gpuai.TenantID) (gpuai.QuotaStatus, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	q, ok := t.quotas[id]
+	if !ok {
+		return q, notThere("quota of " + string(id))
+	}
+	return q, nil
+}
+
+func (t *twin) SetQuota(_ context.Context, id gpuai.TenantID, q gpuai.Quota) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	st := gpuai.QuotaStatus{Tenant: id, Quota: q}
+	for _, m := range q.Models {
+		st.Use.Models = append(st.Use.Models, gpuai.ModelUse{Model: m.Model, GPUMilli: 500})
+	}
+	t.quotas[id] = st
+	t.commit(gpuai.Event{Kind: gpuai.QuotaSet, Tenant: id})
+	return nil
+}
+
+func (t *twin) Usage(id gpuai.TenantID) (gpuai.TenantUsage, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, u := range t.usages {
+		if u.Tenant == id {
+			return u, nil
+		}
+	}
+	return gpuai.TenantUsage{}, notThere("tenant " + string(id))
+}
+
+func (t *twin) Usages(p Page) ([]gpuai.TenantUsage, string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return page(t.usages, p)
+}
+
+func (t *twin) SetBudget(_ context.Context, id gpuai.TenantID, b gpuai.Budget) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.usages = append(t.usages, gpuai.TenantUsage{Tenant: id, Budget: b, HeldMoney: 3})
+	t.commit(gpuai.Event{Kind: gpuai.BudgetSet, Tenant: id})
+	return nil
+}
+
+func (t *twin) Prices() gpuai.Prices {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.prices
+}
+
+func (t *twin) SetPrices(_ context.Context, p gpuai.Prices) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.prices = p
+	t.commit(gpuai.Event{Kind: gpuai.PricesSet})
+	return nil
+}
+
+func (t *twin) SetNodePrice(_ context.Context, id gpuai.NodeID, price gpuai.Micros) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.nodes {
+		if t.nodes[i].ID == id {
+			t.nodes[i].Price = max(price, 0)
+			t.commit(gpuai.Event{Kind: gpuai.PricesSet})
+			return nil
+		}
+	}
+	return notThere("node " + string(id))
 }
 
 func (t *twin) Demand() gpuai.DemandStatus {

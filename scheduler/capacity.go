@@ -32,7 +32,7 @@ func poolAt(w uint32, m uint64) uint16 { return uint16(w<<6 | uint32(bits.Traili
 func (q *query) passing(class, w uint32) uint64 {
 	var m uint64
 	for alt := range q.r.alts {
-		m |= *q.masks.Get(q.r.filters[alt]*poolWords + w)
+		m |= q.mask(q.r.filters[alt], w)
 	}
 	if q.only != nil {
 		m &= q.only[w]

@@ -212,7 +212,7 @@ func (s *State) frequent() []uint32 {
 // shape.
 func (s *State) passesAny(r *shapeRec, pool uint32) bool {
 	for alt := range r.alts {
-		if s.passes(r, alt, pool) {
+		if *s.masks.Get(r.filters[alt]*poolWords + pool>>6)>>(pool&63)&1 != 0 { // whatever is barred
 			return true
 		}
 	}

@@ -19,8 +19,8 @@ const (
 // the state.
 func (s *State) Place(id ShapeID) (Fit, bool) {
 	packing := s.Packing()
-	if s.Scratch(id) != 0 {
-		packing = gpuai.PackingBestFit // nodes in one state differ in what they have lent
+	if s.barring || s.Scratch(id) != 0 {
+		packing = gpuai.PackingBestFit // the scores know nothing of bars, nor of what nodes have lent
 	}
 	switch packing {
 	case gpuai.PackingEFW:

@@ -68,11 +68,10 @@ func (q *query) find() (Fit, bool) {
 // findClass returns the best unit of a class.
 func (q *query) findClass(alt uint8, class uint32) (key uint64, pool uint16, ok bool) {
 	sum := q.sums.Get()
-	mask := q.r.filters[alt] * poolWords
 	for t := sum.tiers; t != 0; t &= t - 1 {
 		tier := uint32(bits.TrailingZeros64(t)) * poolWords
 		for w := range sum.words {
-			m := *q.filled.Get(filledWord(w, class)) & *q.masks.Get(mask + w) & *q.tiers.Get(tier + w)
+			m := *q.filled.Get(filledWord(w, class)) & q.mask(q.r.filters[alt], w) & *q.tiers.Get(tier + w)
 			if q.only != nil {
 				m &= q.only[w]
 			}
@@ -238,7 +237,7 @@ func (s *State) placeInside(r *shapeRec, node uint32) (place, bool) {
 
 // passes reports whether a pool passes the filter of a shape's alternative.
 func (s *State) passes(r *shapeRec, alt uint8, pool uint32) bool {
-	return *s.masks.Get(r.filters[alt]*poolWords + pool>>6)>>(pool&63)&1 != 0
+	return s.mask(r.filters[alt], pool>>6)>>(pool&63)&1 != 0
 }
 
 // tighter orders the units of one node, which have one price.

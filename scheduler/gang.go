@@ -241,7 +241,7 @@ func (s *State) passingAll(needs []Members) {
 		for i := range needs {
 			r, any := s.shapes.Get(uint32(needs[i].Shape)), uint64(0)
 			for alt := range r.alts {
-				any |= *s.masks.Get(r.filters[alt]*poolWords + w)
+				any |= s.mask(r.filters[alt], w)
 			}
 			s.only[w] &= any
 		}

@@ -19,6 +19,7 @@ type poolRec struct {
 	tier  uint8
 	used  bool
 	zone  uint16 // pools of one zone have one number, which means nothing else
+	model uint64 // ModelHash; 0 without devices; derived
 	// What all its units have when nothing is used, for EverCapacity. A node
 	// of several kinds counts in the pool of each.
 	cpu uint64 // milli
@@ -168,6 +169,9 @@ func (s *State) makePool(p uint32, b []byte) gpuai.Code {
 	sum.tiers |= 1 << tier
 	sum.words = max(sum.words, p>>6+1)
 	v := viewPool(b)
+	if v.hasDevice {
+		s.pools.Mut(p).model = ModelHash(string(v.model))
+	}
 	s.joinZone(p, v.zone)
 	for f, ok := s.filterSlots.Next(0); ok; f, ok = s.filterSlots.Next(f + 1) {
 		s.filterBuf = s.shapeBytes.Append(s.filterBuf[:0], s.filters.Get(f).def)

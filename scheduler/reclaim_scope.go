@@ -31,7 +31,7 @@ func (q *query) confineTo(sc Scope) {
 // passingOf returns which pools of a word pass for an alternative, and are looked
 // at.
 func (q *query) passingOf(w uint32, alt uint8) uint64 {
-	m := *q.masks.Get(q.r.filters[alt]*poolWords + w)
+	m := q.mask(q.r.filters[alt], w)
 	if q.only != nil {
 		m &= q.only[w]
 	}

@@ -67,7 +67,11 @@ type State struct {
 	// Scratch carries nothing from one call to the next.
 	poolBuf, filterBuf, keyBuf, unitBuf []byte
 
-	only  [poolWords]uint64
+	only [poolWords]uint64
+	// barred is what Bar leaves out while barring.
+	barred  [poolWords]uint64
+	barring bool
+
 	rooms []uint64
 	spent uint64 // ticks of the search that runs
 }

@@ -22,6 +22,7 @@ func newOperatorCmd(a *app) *cobra.Command {
 	return group("operator", "Operate a region: consensus, policy, snapshots, history, audit, faults",
 		newRaftCmd(a), newDigestCmd(a), newExportCmd(a), newBundleCmd(a),
 		group("policy", "Look at the region's policy and set it", newPolicyGetCmd(a), newPolicySetCmd(a)),
+		group("price", "Look at the price list and set it", newPriceListCmd(a), newPriceSetCmd(a)),
 		group("demand", "Look at what the packing policy expects, and tell it", newDemandGetCmd(a), newDemandSetCmd(a), newDemandForgetCmd(a)),
 		group("snapshot", "Save, inspect and restore snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a), newSnapshotRestoreCmd(a)),
 		newAuditCmd(a), newVerifyCmd(a), newReplayCmd(a), newReportCmd(a), newBootstrapCmd(a), newCACmd(a), newRevokeCmd(a),
@@ -127,6 +128,7 @@ func policyView(p gpuai.Policy) (*view, error) {
 
 func newPolicySetCmd(a *app) *cobra.Command {
 	var file string
+	var dryRun bool
 	c := &cobra.Command{
 		Use: "set [SETTING=VALUE...]", Short: "Change settings of the region's policy",
 		Long: `Change settings of the region's policy; the others stay as they are. Leases that
@@ -137,8 +139,10 @@ JSON of "policy get -o json".`,
   gpuai operator policy set preemption_gap=10 preemptible_training=false
   gpuai operator policy set exec=deny
   gpuai operator policy set packing=efw aging_every=1h usage_half_life=12h
+  gpuai operator policy set preemption_gap=10 --dry-run     # which tasks would move, wait or end
   gpuai operator policy set --file policy.json`,
 	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "show what would follow and change nothing")
 	c.Flags().StringVar(&file, "file", "", "the whole policy as JSON, - for standard input")
 	c.RunE = does(func(ctx context.Context, args []string) error {
 		if (file == "") == (len(args) == 0) {
@@ -158,6 +162,17 @@ JSON of "policy get -o json".`,
 		}
 		if fields := p.Validate(); fields != nil {
 			return &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "the policy would be invalid", Fields: fields}
+		}
+		if dryRun {
+			_, values, err := policyFields(p)
+			if err != nil {
+				return err
+			}
+			req := &client.PlanRequest{Policy: map[string]any{}}
+			for name, value := range values {
+				req.Policy[name] = value
+			}
+			return a.suppose(ctx, req)
 		}
 		_, err = ask(ctx, a, func(ctx context.Context, c *client.Client) (struct{}, error) {
 			return struct{}{}, c.SetPolicy(ctx, p)

@@ -207,6 +207,11 @@ func planText(w io.Writer, p *gpuai.Plan, req *client.PlanRequest) error {
 			return err
 		}
 	}
+	for i := range p.Jobs {
+		if c := p.Jobs[i].Cost; c != nil && c.Hourly > 0 {
+			fmt.Fprintf(w, "\n%s costs %s USD an hour for what starts; %s USD are held for it\n", p.Jobs[i].Job.Name, dollars(c.Hourly), dollars(c.Held))
+		}
+	}
 	b, c := &p.Before, &p.After
 	used := func(c *gpuai.Capacity) string { return cpuText(gpuai.MilliCPU(c.GPUMilliUsed)) }
 	fmt.Fprintln(w)

@@ -13,7 +13,7 @@ import (
 )
 
 func newTenantCmd(a *app) *cobra.Command {
-	return group("tenant", "Create tenants, and look at their shares of the devices", newTenantCreateCmd(a), newTenantListCmd(a), newTenantWeightCmd(a))
+	return group("tenant", "Create tenants, look at their shares, quotas and budgets, and set them", newTenantCreateCmd(a), newTenantListCmd(a), newTenantWeightCmd(a), newTenantQuotaCmd(a), newTenantBudgetCmd(a))
 }
 
 func newTenantListCmd(a *app) *cobra.Command {

@@ -1,0 +1,201 @@
+package fsm
+
+import (
+	"testing"
+
+	"github.com/gpuai/gpuai"
+)
+
+func (r *region) budget(tenant string, b gpuai.Budget) {
+	r.t.Helper()
+	r.do(&SetBudget{Tenant: gpuai.TenantID(tenant), Budget: b})
+}
+
+func (r *region) usage(tenant string) gpuai.TenantUsage {
+	r.t.Helper()
+	u, ok := r.m.Usage(gpuai.TenantID(tenant))
+	if !ok {
+		r.t.Fatalf("tenant %s is not known", tenant)
+	}
+	return u
+}
+
+func (r *region) h100(price gpuai.Micros, fee uint32) {
+	r.t.Helper()
+	r.do(&SetPrices{gpuai.Prices{Models: []gpuai.ModelPrice{{Model: "H100", Price: price}}, FeeBps: fee}})
+}
+
+// timed is a job with a run-time limit.
+func timed(tenant, name string, tasks, gpus uint32, d gpuai.Duration) *gpuai.JobSpec {
+	s := tenantSpec(tenant, name, tasks, gpus)
+	s.Limits.RunTime = d
+	return s
+}
+
+func TestHoldsAndBillsALease(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	r.h100(2_000_000, 250)
+	id := r.submit(timed("t", "x", 1, 4, 2*gpuai.Hour))
+	l := r.leases(id)[0]
+	if l.Price != 2_000_000 || l.Held != 16_400_000 || l.Billed != 0 {
+		t.Fatalf("the lease holds %d at a price of %d, billed %d", l.Held, l.Price, l.Billed)
+	}
+	r.time = r.time.Add(30 * gpuai.Minute)
+	r.apply(&Tick{})
+	if u := r.usage("t"); u.Total.GPUMilliHours != 2_000 || u.HeldMoney != 16_400_000 || u.HeldGPUMilliHours != 8_000 {
+		t.Errorf("used is %+v", u)
+	}
+	j, _ := r.m.Job(id, true)
+	if j.Cost == nil || j.Cost.Hourly != 8_000_000 || j.Cost.GPUMilliHours != 2_000 {
+		t.Errorf("the job costs %+v", j.Cost)
+	}
+	r.finish(id)
+	if u := r.usage("t"); u.Total.Money != 4_100_000 || u.HeldMoney != 0 || u.HeldGPUMilliHours != 0 {
+		t.Errorf("used is %+v, want half an hour of four devices and the fee", u)
+	}
+	if w := r.m.money.Get(); w.provider.Balance() != 4_000_000 || w.fee.Balance() != 100_000 || w.world.Balance() != -4_100_000 {
+		t.Errorf("the accounts are %+v, %+v, %+v", w.world, w.fee, w.provider)
+	}
+	if j, _ = r.m.Job(id, true); j.Cost.Billed != 4_100_000 {
+		t.Errorf("the job costs %+v", j.Cost)
+	}
+}
+
+func TestLostLeaseIsBilledToItsCheckpoint(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	r.h100(1_000_000, 0)
+	id := r.submit(timed("t", "x", 1, 1, gpuai.Hour))
+	inc, _, _ := r.m.NodeLive("a")
+	r.time = r.time.Add(30 * gpuai.Minute)
+	r.expire("a", inc)
+	if r.running(id) != 0 {
+		t.Fatal("the lease lives")
+	}
+	if u := r.usage("t"); u.Total.Money != 0 || u.HeldMoney != 0 {
+		t.Errorf("a lost lease without a checkpoint is billed: %+v", u)
+	}
+}
+
+func TestBudgetKeepsAJobWaiting(t *testing.T) {
+	r := newTenantRegion(t, 2)
+	r.h100(1_000_000, 0)
+	r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(10_000_000))}})
+	first := r.submit(timed("t", "first", 1, 4, 2*gpuai.Hour))
+	second := r.submit(timed("t", "second", 1, 4, gpuai.Hour))
+	if r.running(first) != 1 || r.running(second) != 0 {
+		t.Fatalf("%d and %d tasks run", r.running(first), r.running(second))
+	}
+	want := "the budget of tenant t does not suffice for what a task may cost; total: 0 of 10 USD are spent, 8 held"
+	if got := r.why(second, gpuai.BudgetExhausted); got != want {
+		t.Errorf("the reason is %q, want %q", got, want)
+	}
+	warned := 0
+	for _, e := range r.apply(&SetBudget{Tenant: "t", Budget: gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(10_000_000))}}}).Events {
+		if e.Kind == gpuai.BudgetWarning && e.Tenant == "t" {
+			warned++
+		}
+	}
+	if warned != 1 {
+		t.Errorf("%d warnings at 80 %%", warned)
+	}
+	r.time = r.time.Add(gpuai.Hour)
+	r.finish(first) // 4 of 10 are spent, the rest of the hold is back
+	if r.running(second) != 1 {
+		t.Error("what is held no longer wakes nobody")
+	}
+	third := r.submit(timed("t", "third", 1, 1, 3*gpuai.Hour))
+	r.budget("t", gpuai.Budget{})
+	if r.running(third) != 1 {
+		t.Error("a larger budget wakes nobody")
+	}
+}
+
+func TestBudgetOfADayBeginsAnew(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	r.budget("t", gpuai.Budget{Day: gpuai.BudgetLimit{GPUHours: some(uint32(4))}})
+	first := r.submit(timed("t", "first", 1, 4, gpuai.Hour))
+	second := r.submit(timed("t", "second", 1, 4, gpuai.Hour))
+	r.time = r.time.Add(gpuai.Hour)
+	r.finish(first)
+	if r.running(second) != 0 {
+		t.Fatal("the budget of the day does not bound")
+	}
+	day := func(n int64) *Output {
+		c := (&Tick{}).Append(nil, Envelope{})
+		return r.applyEntry(AppendEntry(nil, Header{Time: r.time, Wall: gpuai.WallTime(n * int64(gpuai.Day)), Term: 1}, c))
+	}
+	day(20_000)
+	if r.running(second) != 1 {
+		t.Fatal("a new day wakes nobody")
+	}
+	if u := r.usage("t"); u.Day.GPUMilliHours != 0 || u.Total.GPUMilliHours != 4_000 {
+		t.Errorf("used is %+v", u)
+	}
+	r.time = r.time.Add(gpuai.Hour)
+	r.finish(second)
+	day(19_999) // a wall clock that goes back opens no day again
+	third := r.submit(timed("t", "third", 1, 4, gpuai.Hour))
+	if r.running(third) != 0 {
+		t.Error("a day was opened twice")
+	}
+}
+
+// A lease without a run-time limit is paid for by the hour; when there is no budget
+// for the next, it is told to leave in time, and its task waits for the budget.
+func TestUnlimitedLeaseIsHeldByTheHour(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	r.h100(1_000_000, 0)
+	r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(2_500_000))}})
+	id := r.submit(tenantSpec("t", "service", 1, 1))
+	r.wait(90 * gpuai.Minute)
+	if u := r.usage("t"); u.HeldMoney+u.Total.Money != 2_000_000 || r.running(id) != 1 {
+		t.Fatalf("%d run; %+v", r.running(id), u)
+	}
+	r.wait(20 * gpuai.Minute)
+	if l := r.leases(id)[0]; l.State != gpuai.LeaseRunning && l.State != gpuai.LeaseGranted {
+		t.Fatalf("the lease is %s before its time", l.State)
+	}
+	r.wait(6 * gpuai.Minute)
+	l := r.leases(id)[0]
+	if l.State != gpuai.LeaseRevoking || l.Cause != gpuai.CausePreempted {
+		t.Fatalf("the lease is %s for %s", l.State, l.Cause)
+	}
+	r.report(l, gpuai.ReportStopped, 0)
+	if got := r.why(id, gpuai.BudgetExhausted); got == "" || r.usage("t").Total.Money > 2_000_000 {
+		t.Errorf("%q; %+v", got, r.usage("t"))
+	}
+}
+
+func TestNodePriceStandsBeforeTheList(t *testing.T) {
+	r := newTenantRegion(t, 2)
+	r.h100(3_000_000, 0)
+	r.do(&SetNodePrice{Node: "b", Price: 500_000})
+	r.refuse(&SetNodePrice{Node: "c", Price: 1}, gpuai.NotFound)
+	r.refuse(&SetNodePrice{Node: "b", Price: gpuai.MaxPrice + 1}, gpuai.InvalidSpec)
+	r.refuse(&SetPrices{gpuai.Prices{FeeBps: 10_001}}, gpuai.InvalidSpec)
+	r.refuse(&SetBudget{Tenant: "t", Budget: gpuai.Budget{Day: gpuai.BudgetLimit{Money: some(gpuai.Micros(-1))}}}, gpuai.InvalidSpec)
+	id := r.submit(tenantSpec("t", "x", 2, 4))
+	byNode := map[gpuai.NodeID]gpuai.Micros{}
+	for _, l := range r.leases(id) {
+		byNode[l.Node] = l.Price
+	}
+	if byNode["a"] != 3_000_000 || byNode["b"] != 500_000 {
+		t.Errorf("the prices are %v", byNode)
+	}
+	r.node("b", 4) // its agent says nothing of a price
+	if n, _ := r.m.Node("b"); n.Price != 500_000 {
+		t.Errorf("the node's price is %d", n.Price)
+	}
+	r.do(&SetNodePrice{Node: "b", Price: -1})
+	if n, _ := r.m.Node("b"); n.Price != 0 {
+		t.Errorf("the node's price is %d", n.Price)
+	}
+}
+
+func TestMonthOf(t *testing.T) {
+	for _, x := range [...][2]uint32{{0, 0}, {30, 0}, {31, 1}, {58, 1}, {59, 2}, {364, 11}, {365, 12}, {11_016, 361}, {11_017, 362}, {20_000, 657}} {
+		if got := monthOf(x[0]); got != x[1] {
+			t.Errorf("day %d is in month %d, want %d", x[0], got, x[1])
+		}
+	}
+}

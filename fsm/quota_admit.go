@@ -1,0 +1,453 @@
+package fsm
+
+import (
+	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/scheduler"
+)
+
+// What a tenant may not start now for its quota or budget waits in its bucket as
+// before, but out of its turn: the bucket is parked. So nobody else's placement looks at it, however
+// many jobs it has. A bucket is curbed, too, when it was looked at without devices of
+// some model: it is in its turn and is to be looked at again when the tenant may have
+// those. Whatever lowers what counts against a quota marks it freed; before anything
+// else is placed, the curbed buckets of it, and of its cohort, are judged again.
+
+// Bits of bucketRec.curb.
+const (
+	curbParked = 1 << iota // out of its turn
+	curbBudget             // parked, for the budget
+	curbModels             // looked at without some models
+	// curbOwed: what it waits for is within the tenant's own quota and lent to
+	// others. It stays until the bucket was looked at with the quota free: until
+	// then nobody of the cohort may borrow.
+	curbOwed
+	curbShift = 3 // place of the bits in the byte of a bucket's unseen
+)
+
+func (r *bucketRec) curbed() bool { return r.curb != 0 }
+func (r *bucketRec) parked() bool { return r.curb&curbParked != 0 }
+
+// bound names what a quota or budget bounds.
+type bound uint8
+
+const (
+	boundGPUs bound = iota // in the order of quotaRec.bounds
+	boundCPU
+	boundMemory
+	boundModel
+	boundRunning
+	boundOwed // another of the cohort waits for what is its own
+	boundBudget
+)
+
+// A verdict says whether a quota lets a group start, and if not what is in the way.
+type verdict struct {
+	ok      bool
+	cohort  bool // the bound is the cohort's
+	owed    bool // it is the tenant's own that is lent
+	by      bound
+	model   uint32 // boundModel: index among those of the quota
+	most    uint64
+	have    uint64
+	need    uint64
+	barred  uint32 // bits of the models that it may not have
+	borrows bool
+}
+
+// needOf1 returns what one task of a group takes.
+func (m *Machine) needOfTask(group uint32) [numBounds]uint64 {
+	g := m.groups.Get(group)
+	cpu, memory, devices := m.sched.Demand(g.shape)
+	milli := uint64(devices) * uint64(gpuai.WholeDevice)
+	if share := m.sched.ShareOf(g.shape); share != 0 {
+		milli = uint64(share)
+	}
+	return [numBounds]uint64{milli, uint64(cpu), uint64(memory)}
+}
+
+// needOfStart returns what must be free for anything of a group to start: one task,
+// all that are enough of a gang, or the same of all groups that start together.
+func (m *Machine) needOfStart(group uint32) (n [numBounds]uint64) {
+	g := m.groups.Get(group)
+	if g.together == 0 {
+		least := uint64(1)
+		if g.gang && g.live() == 0 {
+			least = uint64(g.least())
+		}
+		n = m.needOfTask(group)
+		for i := range n {
+			n[i] *= least
+		}
+		return n
+	}
+	for x := m.jobs.Get(g.job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
+		one := m.needOfTask(x.slot())
+		for i := range n {
+			n[i] += one[i] * uint64(m.groups.Get(x.slot()).least())
+		}
+	}
+	return n
+}
+
+// admit says whether the quota and the budget of a group's tenant let it start.
+func (m *Machine) admit(slot, group uint32) verdict {
+	job := m.jobs.Get(m.groups.Get(group).job.slot())
+	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
+	if running := uint64(u.running); job.status != gpuai.JobRunning && running >= q.running {
+		return verdict{by: boundRunning, most: q.running, have: running, need: 1}
+	}
+	n := m.needOfStart(group)
+	v := m.within(slot, n)
+	if !v.ok || n[ofGPUs] == 0 || q.models[0].name == 0 {
+		return v
+	}
+	for i := range q.models {
+		if q.models[i].name == 0 {
+			break
+		}
+		if x := m.withinModel(slot, i, n[ofGPUs]); !x.ok {
+			x.barred = v.barred | 1<<i
+			x.borrows = x.borrows || v.borrows
+			if v.barred == 0 {
+				v = x
+			} else {
+				v.barred = x.barred
+			}
+		}
+	}
+	v.ok = v.barred == 0 || m.passesBarred(slot, group, v.barred)
+	return v
+}
+
+// within judges the bounds on all devices, CPU and memory.
+func (m *Machine) within(slot uint32, n [numBounds]uint64) verdict {
+	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
+	v := verdict{ok: true}
+	for i, need := range n {
+		if need == 0 || u.of[i]+need <= q.bounds[i] {
+			continue
+		}
+		if v.borrows = true; q.cohort == 0 || i == ofGPUs && u.of[i]+need > addSat(q.bounds[i], q.borrow) {
+			return verdict{by: bound(i), most: q.bounds[i], have: u.of[i], need: need}
+		}
+	}
+	if q.cohort == 0 {
+		return v
+	}
+	var have, most [numBounds]uint64
+	owed := uint32(0)
+	m.eachPeer(slot, func(peer uint32) {
+		p, x := m.quotas.Get(peer), m.quotaUses.Get(peer)
+		owed += x.owed
+		for i := range n {
+			if p.bounds[i] != noBound {
+				have[i], most[i] = have[i]+x.of[i], most[i]+p.bounds[i]
+			}
+		}
+	})
+	for i, need := range n {
+		if need > 0 && q.bounds[i] != noBound && have[i]+need > most[i] {
+			return verdict{by: bound(i), cohort: true, owed: !v.borrows, most: most[i], have: have[i], need: need, borrows: v.borrows}
+		}
+	}
+	if v.borrows && owed > 0 {
+		return verdict{by: boundOwed, cohort: true, borrows: true}
+	}
+	return v
+}
+
+// withinModel judges the bound on devices of the i-th model of a quota.
+func (m *Machine) withinModel(slot uint32, i int, need uint64) verdict {
+	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
+	name, most, have := q.models[i].name, q.models[i].most, u.models[i]
+	v := verdict{by: boundModel, model: uint32(i), most: most, have: have, need: need, borrows: have+need > most}
+	if q.cohort == 0 {
+		v.ok = !v.borrows
+		return v
+	}
+	v.most, v.have, v.cohort = 0, 0, true
+	owed := uint32(0)
+	m.eachPeer(slot, func(peer uint32) {
+		p, x := m.quotas.Get(peer), m.quotaUses.Get(peer)
+		owed += x.owed
+		for k := range p.models {
+			if p.models[k].name == name {
+				v.most, v.have = v.most+p.models[k].most, v.have+x.models[k]
+			}
+		}
+	})
+	v.ok = v.have+need <= v.most
+	v.owed = !v.ok && !v.borrows
+	if v.ok && v.borrows && owed > 0 {
+		v.ok, v.by = false, boundOwed
+	}
+	return v
+}
+
+// barModels leaves devices of some models of a quota out of all searches, until
+// m.sched.Unbar.
+func (m *Machine) barModels(slot uint32, barred uint32) {
+	var hashes [gpuai.MaxQuotaModels]uint64
+	n, q := 0, m.quotas.Get(slot)
+	for i := range q.models {
+		if barred>>i&1 != 0 {
+			hashes[n] = q.models[i].hash
+			n++
+		}
+	}
+	before := m.sched.Work()
+	m.sched.Bar(hashes[:n])
+	m.now.work -= int64(m.sched.Work()-before) / 16
+}
+
+// passesBarred reports whether a group may have devices of other models.
+func (m *Machine) passesBarred(slot, group, barred uint32) bool {
+	m.barModels(slot, barred)
+	ok := m.passesAny(group)
+	m.sched.Unbar()
+	return ok
+}
+
+// passesAny reports whether any pool passes for a group, and for all that start with
+// it.
+func (m *Machine) passesAny(group uint32) bool {
+	g := m.groups.Get(group)
+	if g.together == 0 {
+		return m.sched.PassesAny(g.shape)
+	}
+	for x := m.jobs.Get(g.job.slot()).group; x != 0; x = m.groups.Get(x.slot()).next {
+		if shape := m.groups.Get(x.slot()).shape; m.sched.TakesDevices(shape) && !m.sched.PassesAny(shape) {
+			return false
+		}
+	}
+	return true
+}
+
+// placeGroup gives leases to as many ready tasks of a group as fit and as its tenant
+// may have: see placeFree. What the tenant may not have is parked.
+func (m *Machine) placeGroup(group uint32) (placed, final bool) {
+	slot, ok := m.quotaOfGroup(group)
+	if !ok {
+		return m.placeFree(group)
+	}
+	bucket := m.groups.Get(group).bucket.slot()
+	for range 2 * gpuai.MaxQuotaModels { // each time without one model more
+		v := m.admit(slot, group)
+		if !v.ok {
+			m.park(bucket, &v)
+			return false, true
+		}
+		placed, final = m.placeBarred(slot, group, v.barred)
+		left := m.groups.Get(group).bucket == refTo(bucket)
+		switch {
+		case !left || placed || !final:
+			return placed, final
+		case m.overBudget:
+			m.park(bucket, &verdict{by: boundBudget})
+			return false, true
+		case m.overQuota: // what was found it may not have: something else, or nothing
+			continue
+		}
+		m.looked(bucket, v.barred != 0)
+		return false, true
+	}
+	m.looked(bucket, true)
+	return false, true
+}
+
+// kept reports whether a group that waits in a turn may not have all that it asks for:
+// nothing is reserved for it.
+func (m *Machine) kept(group uint32) bool {
+	slot, ok := m.quotaOfGroup(group)
+	if !ok {
+		return false
+	}
+	bucket, v := m.groups.Get(group).bucket.slot(), m.admit(slot, group)
+	switch {
+	case !v.ok:
+		m.park(bucket, &v)
+	case v.barred != 0:
+		m.looked(bucket, true)
+	default:
+		return false
+	}
+	return true
+}
+
+func (m *Machine) quotaOfGroup(group uint32) (slot uint32, ok bool) {
+	if m.quotas.Len() == 0 {
+		return 0, false
+	}
+	if b := m.groups.Get(group).bucket; b != 0 && m.buckets.Get(b.slot()).tenant == 0 {
+		return 0, false // it waits since before LevelPlacement, in one bucket with others'
+	}
+	return m.quotaSlot(m.jobs.Get(m.groups.Get(group).job.slot()).tenant)
+}
+
+// placeBarred is placeFree without devices of some models.
+func (m *Machine) placeBarred(slot, group, barred uint32) (placed, final bool) {
+	m.overQuota, m.overBudget = false, false
+	if barred == 0 {
+		return m.placeFree(group)
+	}
+	m.barModels(slot, barred)
+	placed, final = m.placeFree(group)
+	m.sched.Unbar()
+	return placed, final
+}
+
+// grantable reports whether the quota of a group's tenant lets it have one task's
+// place, and notes when not.
+func (m *Machine) grantable(group uint32, fit *scheduler.Fit) bool {
+	slot, ok := m.quotaOfGroup(group)
+	if !ok {
+		return true
+	}
+	n := m.needOfTask(group)
+	if v := m.within(slot, n); !v.ok {
+		m.overQuota = true
+		return false
+	}
+	if i := m.modelIn(slot, fit.Node, fit.Devices); i >= 0 && !m.withinModel(slot, i, n[ofGPUs]).ok {
+		m.overQuota = true
+		return false
+	}
+	return true
+}
+
+// park takes a bucket out of its turn that its tenant may not have more of.
+func (m *Machine) park(bucket uint32, v *verdict) {
+	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
+	curb := uint8(curbParked)
+	switch {
+	case v.by == boundBudget:
+		curb |= curbBudget
+	case v.owed:
+		curb |= curbOwed
+	}
+	m.unlink(bucket)
+	m.unseen.Clear(bucket)
+	m.setStarved(bucket, false)
+	b := m.buckets.Mut(bucket)
+	b.unseen = false
+	m.setCurb(bucket, curb)
+	if v.owed {
+		m.takeBackLent(slot, m.buckets.Get(bucket).first.slot(), v)
+	}
+}
+
+// looked notes that a bucket was looked at that its tenant may have more of: if it
+// waits, it is for room.
+func (m *Machine) looked(bucket uint32, barred bool) {
+	curb := uint8(0)
+	if barred {
+		curb = curbModels
+	}
+	m.setCurb(bucket, curb)
+}
+
+// setCurb gives a bucket other bits. Where it was owed something and is no longer,
+// others of the cohort may borrow again.
+func (m *Machine) setCurb(bucket uint32, curb uint8) {
+	b := m.buckets.Get(bucket)
+	old := b.curb
+	if old == curb {
+		return
+	}
+	slot, _ := m.quotaSlot(b.tenant)
+	if old == 0 {
+		m.listCurbed(bucket)
+	} else if curb == 0 {
+		m.unlistCurbed(slot, bucket)
+	}
+	m.buckets.Mut(bucket).curb = curb
+	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
+		m.unreserve() // it may not have what is kept for it
+	}
+	switch u := m.quotaUses.Mut(slot); {
+	case old&curbOwed == 0 && curb&curbOwed != 0:
+		u.owed++
+	case old&curbOwed != 0 && curb&curbOwed == 0:
+		u.owed--
+		m.freed.Set(slot)
+	}
+}
+
+// listCurbed puts a bucket among those of its tenant's quota.
+func (m *Machine) listCurbed(bucket uint32) {
+	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
+	u, b := m.quotaUses.Mut(slot), m.buckets.Mut(bucket)
+	if b.curbNext, b.curbPrev = u.curbed, 0; b.curbNext != 0 {
+		m.buckets.Mut(b.curbNext.slot()).curbPrev = refTo(bucket)
+	}
+	u.curbed = refTo(bucket)
+}
+
+func (m *Machine) unlistCurbed(slot, bucket uint32) {
+	b := m.buckets.Mut(bucket)
+	if b.curbPrev != 0 {
+		m.buckets.Mut(b.curbPrev.slot()).curbNext = b.curbNext
+	} else {
+		m.quotaUses.Mut(slot).curbed = b.curbNext
+	}
+	if b.curbNext != 0 {
+		m.buckets.Mut(b.curbNext.slot()).curbPrev = b.curbPrev
+	}
+	b.curbNext, b.curbPrev = 0, 0
+}
+
+// firstCurbed notes that a parked bucket has another first group, which may be let
+// in where the last one was not: its job runs already.
+func (m *Machine) firstCurbed(bucket uint32) {
+	b := m.buckets.Get(bucket)
+	if slot, ok := m.quotaSlot(b.tenant); ok && b.parked() {
+		m.freed.Set(slot)
+	}
+}
+
+// wakeQuotas judges the buckets again that wait for quotas of which something has
+// been freed. It ends: what is judged is parked as before, or looked at.
+func (m *Machine) wakeQuotas() {
+	for slot, ok := m.freed.Next(0); ok; slot, ok = m.freed.Next(0) {
+		m.freed.Clear(slot)
+		m.eachPeer(slot, m.wakeQuota)
+	}
+}
+
+func (m *Machine) wakeQuota(slot uint32) {
+	for x := m.quotaUses.Get(slot).curbed; x != 0; {
+		bucket := x.slot()
+		b := m.buckets.Get(bucket)
+		x = b.curbNext
+		m.now.work -= workLook
+		if !b.parked() {
+			if b.curb&curbModels != 0 && !b.unseen {
+				m.look(bucket)
+			}
+			continue
+		}
+		v := m.admit(slot, b.first.slot())
+		switch {
+		case v.ok:
+			m.setCurb(bucket, b.curb&curbOwed|curbModels) // until it has been looked at
+			m.look(bucket)
+		case v.owed && b.curb&curbOwed == 0:
+			m.setCurb(bucket, curbParked|curbOwed)
+			m.takeBackLent(slot, b.first.slot(), &v)
+		case v.owed:
+			m.takeBackLent(slot, b.first.slot(), &v)
+		case v.by != boundBudget && b.curb != curbParked:
+			m.setCurb(bucket, curbParked)
+		}
+	}
+}
+
+// poolsMoved has those judged again who may have devices of some models only: there
+// are others now.
+func (m *Machine) poolsMoved() {
+	for s := range m.quotas.Len() {
+		if m.now.work -= workLook; m.quotaUses.Get(s).curbed != 0 && m.quotas.Get(s).models[0].name != 0 {
+			m.freed.Set(s)
+		}
+	}
+}
