@@ -44,8 +44,11 @@ const (
 	typeTouchTokens     uint8 = 28
 	typeSetRole         uint8 = 29
 	typeSetNodeOwner    uint8 = 30
+	typePutSecret       uint8 = 40
+	typeDeleteSecret    uint8 = 41
+	typeGiveSecrets     uint8 = 42
 
-	numTypes = typeSetNodeOwner + 1
+	numTypes = typeGiveSecrets + 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -321,6 +324,12 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireAuthority(r)
 	case typeAuditNote:
 		return m.applyAuditNote(r)
+	case typePutSecret:
+		return m.applyPutSecret(r)
+	case typeDeleteSecret:
+		return m.applyDeleteSecret(r)
+	case typeGiveSecrets:
+		return m.applyGiveSecrets(r)
 	default:
 		return m.applyRetireJobs(r)
 	}

@@ -57,6 +57,9 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	if res := m.room(v, len(spec)); res.Code != gpuai.OK {
 		return res
 	}
+	if res := m.knownSecrets(v); res.Code != gpuai.OK {
+		return res
+	}
 	if res := m.knownAfter(v); res.Code != gpuai.OK {
 		return res
 	}

@@ -218,6 +218,7 @@ func (m *Machine) dropLease(r ref) {
 		return
 	}
 	l := m.leases.Get(r.slot())
+	m.forgetGiven(r)
 	m.leaseByToken.Delete(hashToken(l.token), r.slot())
 	*m.leases.Mut(r.slot()) = leaseRec{}
 	m.leaseSlots.Free(r.slot())
@@ -251,6 +252,7 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 		Prepared: l.prepared,
 	}
 	x.Checkpoint = m.lastCheckpoint(l.task.slot())
+	x.Secrets = m.secretsGiven(slot)
 	if l.devices == 0 {
 		return x
 	}

@@ -209,7 +209,7 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 	case secAudit:
 		m.audit.Mut().get(f.rd)
 	default:
-		return false
+		return m.secretFrame(section, f)
 	}
 	return true
 }
@@ -366,6 +366,7 @@ func (m *Machine) rebuild() error {
 	m.rebuildHolds()
 	m.rebuildCheckpoints()
 	m.rebuildAuthorities()
+	m.rebuildSecrets()
 	for s := range m.nodes.Len() {
 		m.retake(s)
 		m.keepHolds(s)

@@ -154,6 +154,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	m.writeAccounts(f)
 	m.writeAccess(f)
 	m.writeAuthorities(f)
+	m.writeSecrets(f)
 	m.writeAudit(f)
 	if m.pointSlots.Len() > 0 {
 		writeTable(f, secPoints, m.points, m.pointSlots)
