@@ -44,7 +44,8 @@ func (b *Box) makeSecrets() error {
 	for i := range b.Secrets {
 		size += len(b.Secrets[i].Value)
 	}
-	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	// Not MS_NOEXEC: the runtime binds files without it, and may not take it away.
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
 	options := "mode=711,size=" + strconv.Itoa(size)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", flags, options); err != nil {
 		return fmt.Errorf("mount a tmpfs for secrets: %w", err)
