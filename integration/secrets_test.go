@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/client"
 )
 
 // filesWith returns the files below dir that hold any of the texts.
@@ -92,9 +93,9 @@ func TestSecrets(t *testing.T) {
 		if err != nil || j.Status != gpuai.JobSucceeded {
 			t.Fatalf("%+v, %v", j, err)
 		}
-		out := run("lease", "list", "--job", "wants", "-o", "json", "--jq", ".[0].secrets | tojson")
-		if want := []string{`"version":1`, `"version":2`}[version]; !strings.Contains(out, want) {
-			t.Errorf("its lease says %s, not %s", out, want)
+		leases, _, err := d.client.Leases(t.Context(), client.LeaseQuery{Job: j.ID.String()})
+		if err != nil || len(leases) != 1 || len(leases[0].Secrets) != 2 || leases[0].Secrets[1] != (gpuai.LeaseSecret{Name: "token", Version: uint32(version + 1)}) {
+			t.Errorf("its leases are %+v, %v", leases, err)
 		}
 	}
 	run("job", "status", "wants", "-o", "json")
