@@ -249,11 +249,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State = gpuai.ReportLost
 		return nil, err
 	}
-	spec, err := sandbox.Spec(t)
-	if err == nil {
-		err = sandbox.WriteBundle(filepath.Join(dir, bundleDir), spec)
-	}
-	if err != nil {
+	if err := writeBundle(filepath.Join(dir, bundleDir), t); err != nil {
 		return nil, fmt.Errorf("prepare the sandbox: %w", err)
 	}
 	return &watchdog.Spec{
@@ -263,6 +259,14 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		CPU: w.lease.CPU, Memory: w.lease.Memory + runtimeMemory, PIDs: maxPIDs + runtimePIDs,
 		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t), Scratch: scratch, Pins: pins, Secrets: secrets},
 	}, nil
+}
+
+func writeBundle(dir string, t *sandbox.Task) error {
+	spec, err := sandbox.Spec(t)
+	if err != nil {
+		return err
+	}
+	return sandbox.WriteBundle(dir, spec)
 }
 
 // What a runtime and a sandbox's first process need beside the task.

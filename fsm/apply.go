@@ -324,12 +324,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireAuthority(r)
 	case typeAuditNote:
 		return m.applyAuditNote(r)
-	case typePutSecret:
-		return m.applyPutSecret(r)
-	case typeDeleteSecret:
-		return m.applyDeleteSecret(r)
-	case typeGiveSecrets:
-		return m.applyGiveSecrets(r)
+	case typePutSecret, typeDeleteSecret, typeGiveSecrets:
+		return m.applySecrets(c.Type, r)
 	default:
 		return m.applyRetireJobs(r)
 	}

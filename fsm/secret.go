@@ -110,6 +110,18 @@ type secretTally struct {
 	bytes uint64
 }
 
+// applySecrets applies a command about secrets.
+func (m *Machine) applySecrets(kind uint8, r *wire.Reader) Result {
+	switch kind {
+	case typePutSecret:
+		return m.applyPutSecret(r)
+	case typeDeleteSecret:
+		return m.applyDeleteSecret(r)
+	default:
+		return m.applyGiveSecrets(r)
+	}
+}
+
 func newSecretTables(s *mem.Space) secretTables {
 	return secretTables{
 		recs: mem.NewHashed(s, 4, hasher[secretRec](seedSecret)), slots: mem.NewSlots(s), byName: mem.NewHash(s),
