@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm/wire"
 )
 
 // putSecret is a secret of tenant default whose sealed value is text.
@@ -254,4 +255,35 @@ func (w *walk) secretCommand() Command {
 		c.Node = gpuai.NodeID(walkNodes[w.r.IntN(len(walkNodes))])
 	}
 	return c
+}
+
+// Commands that are cut off, or longer than they should be, change nothing.
+func TestSecretCommandsOfHostileBytes(t *testing.T) {
+	r := secretRegion(t)
+	r.do(putSecret("a", "one"))
+	l := r.leases(r.submit(wantingSpec("a")))[0]
+	for _, c := range []Command{putSecret("b", "two"), &DeleteSecret{Name: "a", Tenant: "default"}, give(l)} {
+		body := bodyOf(c)
+		for n := range len(body) + 2 {
+			cut := append(bytes.Clone(body), 0)[:n]
+			if n == len(body) {
+				continue // the whole
+			}
+			kind := typeGiveSecrets
+			switch c.(type) {
+			case *PutSecret:
+				kind = typePutSecret
+			case *DeleteSecret:
+				kind = typeDeleteSecret
+			}
+			cmd, at := wire.BeginCommand(nil, kind, 1, "default", "", "")
+			out := r.applyEntry(AppendEntry(nil, Header{Term: r.term, Time: r.time}, wire.EndCommand(append(cmd, cut...), at)))
+			if res := out.Results[0]; res.Code != gpuai.InvalidSpec || out.Panics > 0 {
+				t.Fatalf("%T of %d of %d bytes: %+v", c, n, len(body), res)
+			}
+		}
+	}
+	if s, ok := r.m.Secret("default", "a"); !ok || s.Version != 1 || r.leases(l.Job)[0].Secrets != nil {
+		t.Errorf("%+v %v", s, ok)
+	}
 }
