@@ -18,7 +18,14 @@ var errNoKeyring = gpuai.NewError(gpuai.PreconditionFailed,
 	"this region keeps no secrets: its servers have no keyring, under which they would be sealed; see docs/secrets.md")
 
 // keyring returns the region's keys; nil where it has none.
-func (s *Server) keyring() *identity.Keyring { return s.cfg.Keyring }
+func (s *Server) keyring() *identity.Keyring {
+	if s.warden == nil {
+		return s.cfg.Keyring
+	}
+	s.warden.mu.Lock()
+	defer s.warden.mu.Unlock()
+	return s.warden.ring
+}
 
 // secretAAD is what a secret is sealed as: one is never taken for another.
 func secretAAD(tenant gpuai.TenantID, name string) string {

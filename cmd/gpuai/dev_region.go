@@ -15,6 +15,7 @@ import (
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/server"
+	"github.com/gpuai/gpuai/store"
 )
 
 // devServers are the members of a region for development.
@@ -48,7 +49,7 @@ type devRegion struct {
 // startServers opens the servers on the ports that they will keep while this
 // process lives, and serves.
 func (d *devRegion) startServers(http string) error {
-	ring, err := openKeyring(filepath.Join(d.data, "keyring"))
+	ring, err := openKeyring(filepath.Join(d.data, store.KeyringFile))
 	if err != nil {
 		return err
 	}
