@@ -11,8 +11,8 @@ import (
 // nothing to who does not hold the lease, or of a secret that was deleted before.
 //
 // Rejected: Conflict when the lease does not wait to be started by this node and
-// incarnation; NotFound when a secret is not there any more; PreconditionFailed
-// below LevelTenants and for a task that has none; RateLimited at
+// incarnation; NotFound when a secret is not there any more; InvalidSpec
+// below LevelTenants; PreconditionFailed for a task that has none; RateLimited at
 // MaxGivenSecrets. Giving again notes the versions of then.
 type GiveSecrets struct {
 	Node        gpuai.NodeID

@@ -10,8 +10,8 @@ import (
 // sealed under another region key: the value and its version stay, and Box is
 // empty; it is compare-and-set on the version.
 //
-// Rejected: InvalidSpec for what is out of bounds; PreconditionFailed below
-// LevelTenants, and for a Reseal when the secret has another version; NotFound
+// Rejected: InvalidSpec for what is out of bounds, and below LevelTenants;
+// PreconditionFailed for a Reseal when the secret has another version; NotFound
 // for a Reseal of what is not there; TooLarge or RateLimited at a limit of the
 // tenant or of the machine. None changes anything.
 type PutSecret struct {
@@ -128,7 +128,7 @@ func (m *Machine) roomForSecret(c *PutSecret, old *secretRec) Result {
 // DeleteSecret forgets a tenant's secret. Tasks that have it keep it; one that
 // is started later and wants it fails.
 //
-// Rejected: NotFound; InvalidSpec; PreconditionFailed below LevelTenants.
+// Rejected: NotFound; InvalidSpec, also below LevelTenants.
 type DeleteSecret struct {
 	Name   string
 	Tenant gpuai.TenantID

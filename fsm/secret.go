@@ -190,9 +190,6 @@ func (m *Machine) knownSecrets(v *wire.JobView) Result {
 		if list == nil {
 			continue
 		}
-		if m.Level() < LevelTenants {
-			return rejected(gpuai.PreconditionFailed, "the region is below feature level 4, which brings secrets: upgrade all its servers")
-		}
 		missing := ""
 		wire.SecretNames(list, func(name []byte) bool {
 			m.now.work -= workLook
@@ -206,6 +203,16 @@ func (m *Machine) knownSecrets(v *wire.JobView) Result {
 		}
 	}
 	return Result{}
+}
+
+// wantsSecrets reports whether a group of a job has secrets.
+func wantsSecrets(v *wire.JobView) bool {
+	for i := range v.Groups[:v.NumGroups] {
+		if v.Groups[i].Secrets != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // noSecret says that a secret is not there, and what to do.

@@ -180,10 +180,10 @@ func TestSecretsNeedTheLevel(t *testing.T) {
 	r := newRegion(t)
 	r.do(&SetFeatureLevel{Level: LevelTenants - 1})
 	r.node("a", 4)
-	r.refuse(putSecret("a", "one"), gpuai.PreconditionFailed)
-	r.refuse(&DeleteSecret{Name: "a", Tenant: "default"}, gpuai.PreconditionFailed)
-	r.refuse(&GiveSecrets{Node: "a"}, gpuai.PreconditionFailed)
-	r.refuse(&SubmitJob{ID: r.newID(), Spec: wantingSpec("a")}, gpuai.PreconditionFailed)
+	r.refuse(putSecret("a", "one"), gpuai.InvalidSpec)
+	r.refuse(&DeleteSecret{Name: "a", Tenant: "default"}, gpuai.InvalidSpec)
+	r.refuse(&GiveSecrets{Node: "a"}, gpuai.InvalidSpec)
+	r.refuse(&SubmitJob{ID: r.newID(), Spec: wantingSpec("a")}, gpuai.InvalidSpec)
 }
 
 // The audit has names and versions, and nothing that is sealed.
