@@ -63,7 +63,7 @@ func TestEnumTexts(t *testing.T) {
 	checkEnum(t, gpuai.LauncherNone, gpuai.NumLauncherKinds)
 	checkEnum(t, gpuai.ReasonNone, gpuai.NumReasons)
 	checkEnum(t, gpuai.Equal, 8)
-	checkEnum(t, gpuai.FrameHello, 14)
+	checkEnum(t, gpuai.FrameHello, 16)
 	checkEnum(t, gpuai.EndOther, gpuai.NumEndCodes)
 	checkEnum(t, gpuai.ReportRunning, gpuai.NumReportStates-1)
 }

@@ -236,6 +236,9 @@ type TaskSpec struct {
 	Script string `json:"script,omitzero"`
 	// Env is added to the environment; it wins over all but GPUAI_*.
 	Env map[string]string `json:"env,omitempty"`
+	// Secrets are those of the tenant that the task is given: from feature level
+	// 4 on.
+	Secrets []TaskSecret `json:"secrets,omitempty"`
 	// Cwd is the absolute working directory; empty means the task's own.
 	Cwd string `json:"cwd,omitzero"`
 	// StopGrace is the time between SIGTERM and SIGKILL on a planned stop.

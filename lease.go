@@ -105,6 +105,8 @@ type Lease struct {
 	Checkpoint *PublishedCheckpoint `json:"checkpoint,omitzero"`
 	// Prepared: its task was ready to start before its gang was.
 	Prepared bool `json:"prepared,omitzero"`
+	// Secrets are those that its task was given.
+	Secrets []LeaseSecret `json:"secrets,omitempty"`
 }
 
 // An Assignment is a lease with all that an agent needs to run its task.

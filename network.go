@@ -123,10 +123,13 @@ func ownEgress(c Constraint) bool {
 		len(c.Values) > 0 && !slices.ContainsFunc(c.Values, func(s string) bool { return s != LabelYes && s != LabelListed })
 }
 
-// own counts the constraints that no sandbox implies.
+// own counts the constraints that no sandbox implies, or its secrets.
 func (g *Group) own() (n int) {
 	for i := range g.Constraints {
 		c := &g.Constraints[i]
+		if c.implied(LabelSecrets) && len(g.Task.Secrets) > 0 {
+			continue
+		}
 		if g.Task.Runtime != RuntimeOCI || !c.implied(LabelOCI) && !c.implied(LabelEgress) && !c.implied(LabelHostNetwork) &&
 			!c.implied(LabelGangNetwork) && !c.implied(LabelMesh) && !c.implied(LabelScratch) {
 			n++

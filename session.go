@@ -30,12 +30,14 @@ const (
 	FramePublish                         // up, to a server whose Welcome names a checkpoint store
 	FramePublished                       // down, answers FramePublish
 	FrameExec                            // down, to agents with LabelExec
+	FrameSecretAsk                       // up, from agents with LabelSecrets
+	FrameSecrets                         // down, answers FrameSecretAsk
 	numFrameKinds
 )
 
 var frameKindNames = [numFrameKinds]string{
 	"", "hello", "beat", "report", "devices", "log", "welcome", "leases", "ack",
-	"reported", "log_request", "refused", "publish", "published", "exec",
+	"reported", "log_request", "refused", "publish", "published", "exec", "secret_ask", "secrets",
 }
 
 // String returns the kind's text.
@@ -66,6 +68,9 @@ type Frame struct {
 	Publish    *Publish      `json:"publish,omitzero"`
 	Published  *Published    `json:"published,omitzero"`
 	Exec       *ExecRequest  `json:"exec,omitzero"`
+
+	SecretAsk *SecretAsk      `json:"secret_ask,omitzero"`
+	Secrets   *SecretDelivery `json:"secrets,omitzero"`
 }
 
 // A Hello opens a session: it registers the node, compare-and-set on the

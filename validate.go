@@ -90,6 +90,10 @@ func (g *Group) defaults(i int, array uint32) {
 			g.Task.Runtime = RuntimeOCI
 		}
 	}
+	g.Task.secretDefaults()
+	if len(g.Task.Secrets) > 0 {
+		g.imply(LabelSecrets, LabelYes)
+	}
 	if g.Task.StopGrace == 0 {
 		g.Task.StopGrace = 5 * Second
 	}
@@ -186,6 +190,10 @@ func (s *JobSpec) size() int {
 		}
 		for _, a := range g.Task.Args {
 			n += text + len(a)
+		}
+		for j := range g.Task.Secrets {
+			s := &g.Task.Secrets[j]
+			n += 3*text + len(s.Name) + len(s.Env) + len(s.Path)
 		}
 		for _, k := range EnvNames(g.Task.Env) {
 			n += 2*text + len(k) + len(g.Task.Env[k])
@@ -365,6 +373,7 @@ func (t *TaskSpec) validate(v *fieldErrors, at string) {
 	if !(len(t.Cwd) <= 4096 && strings.IndexByte(t.Cwd, 0) < 0) {
 		v.add(at+"/cwd", "must be at most 4096 bytes without a NUL")
 	}
+	t.validateSecrets(v, at)
 	v.span(at+"/stop_grace_ms", t.StopGrace, 0, Hour)
 	if t.Checkpoint.Signal >= numSignals {
 		v.add(at+"/checkpoint/signal", "is not a known signal")

@@ -70,6 +70,7 @@ type Agent struct {
 	uploads *uploads
 	// publishing are the checkpoints that wait for the region's answer, by lease.
 	publishing map[gpuai.Token]publishing
+	asking     map[gpuai.Token]asking // starts that wait for secrets
 	takeOver   bool
 	drained    string // why no lease is taken
 	halt       error  // what Run ends with
@@ -97,7 +98,7 @@ func Open(cfg Config) (*Agent, error) {
 		cfg: cfg, log: cfg.Logger.With("node", string(cfg.Node)), takeOver: cfg.TakeOver,
 		inbox: make(chan func(), 1024), ended: make(chan struct{}), region: gpuai.DefaultRegion,
 		records: map[gpuai.Token]*store.JournalLease{}, dirty: map[gpuai.Token]bool{},
-		vault: newVault(), publishing: map[gpuai.Token]publishing{},
+		vault: newVault(), publishing: map[gpuai.Token]publishing{}, asking: map[gpuai.Token]asking{},
 		workers: map[gpuai.Token]*worker{}, live: map[gpuai.Token]bool{},
 		devices: devices{unclean: map[gpuai.DeviceID]string{}, bad: map[gpuai.DeviceID]bool{}},
 	}
@@ -146,6 +147,7 @@ func (a *Agent) open() (err error) {
 		return err
 	}
 	a.offerExec()
+	a.offerSecrets()
 	if err := a.adopt(ctx); err != nil {
 		return err
 	}

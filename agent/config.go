@@ -181,6 +181,9 @@ func (c *Config) fill() error {
 		if k == gpuai.LabelExec {
 			return fmt.Errorf("label %s is the agent's own: it says that commands may be run beside tasks", k)
 		}
+		if k == gpuai.LabelSecrets {
+			return fmt.Errorf("label %s is the agent's own: it says that tasks are given their secrets here", k)
+		}
 		if k == gpuai.LabelOCI || k == gpuai.LabelScratch || strings.HasPrefix(k, gpuai.LabelOCI+".") {
 			return fmt.Errorf("label %s is the agent's own: it says what runs images here, and with how much scratch space", k)
 		}

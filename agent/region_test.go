@@ -89,6 +89,10 @@ type region struct {
 	store          string
 	stale, unheard bool
 	published      []gpuai.PublishedCheckpoint // of all tasks
+	// noSecrets is why no secrets are given, unasked leaves who asks unanswered.
+	noSecrets gpuai.Code
+	unasked   bool
+	asks      int
 }
 
 type fakeNode struct {
@@ -247,6 +251,8 @@ func (r *region) receive(w *wire, n *fakeNode, f *gpuai.Frame) bool {
 		r.judge(w, n, f.Report)
 	case gpuai.FramePublish:
 		r.publish(w, n, f.Publish)
+	case gpuai.FrameSecretAsk:
+		r.giveSecrets(w, n, f.SecretAsk)
 	case gpuai.FrameDevices:
 		n.devices = f.Devices
 	case gpuai.FrameLog:

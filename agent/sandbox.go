@@ -215,6 +215,10 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 	if err != nil {
 		return nil, err
 	}
+	given, err := w.secrets(no)
+	if err != nil {
+		return nil, err
+	}
 	no.State = gpuai.ReportFailed
 	no.End = gpuai.EndSandbox // what fails from here on
 	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
@@ -227,7 +231,11 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State, no.End = gpuai.ReportLost, gpuai.EndDevice
 		return nil, err
 	}
-	t, err := w.box(img, inside{grant, edits, saved})
+	t, err := w.box(img, inside{grant, edits, saved, given})
+	if err != nil {
+		return nil, err
+	}
+	secrets, err := w.boxSecrets(t, given)
 	if err != nil {
 		return nil, err
 	}
@@ -241,11 +249,7 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		no.State = gpuai.ReportLost
 		return nil, err
 	}
-	spec, err := sandbox.Spec(t)
-	if err == nil {
-		err = sandbox.WriteBundle(filepath.Join(dir, bundleDir), spec)
-	}
-	if err != nil {
+	if err := writeBundle(filepath.Join(dir, bundleDir), t); err != nil {
 		return nil, fmt.Errorf("prepare the sandbox: %w", err)
 	}
 	return &watchdog.Spec{
@@ -253,8 +257,16 @@ func (w *worker) prepareBox(act decide.Start, no *decide.TaskNotStarted) (*watch
 		Argv: b.runtime.Argv(filepath.Join(dir, bundleDir), w.boxState(), w.lease.ID.String()),
 		Env:  []string{"PATH=" + defaultPath}, Cwd: dir, LogDir: dir, LogBytes: w.a.cfg.LogBytes,
 		CPU: w.lease.CPU, Memory: w.lease.Memory + runtimeMemory, PIDs: maxPIDs + runtimePIDs,
-		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t), Scratch: scratch, Pins: pins},
+		Box: &watchdog.Box{Root: img.Root, Target: b.path(boxDir), Base: t.IDs.First, Size: t.IDs.Size, Nodes: nodesOf(t), Scratch: scratch, Pins: pins, Secrets: secrets},
 	}, nil
+}
+
+func writeBundle(dir string, t *sandbox.Task) error {
+	spec, err := sandbox.Spec(t)
+	if err != nil {
+		return err
+	}
+	return sandbox.WriteBundle(dir, spec)
 }
 
 // What a runtime and a sandbox's first process need beside the task.
@@ -272,6 +284,7 @@ type inside struct {
 	grant plugins.Grant
 	edits *cdiEdits
 	saved places
+	given []givenSecret
 }
 
 // Where a sandboxed task has its checkpoints.
@@ -295,6 +308,7 @@ func (w *worker) box(img *image.Image, has inside) (*sandbox.Task, error) {
 	edits.granted(base, grant.Env)
 	env := w.boxEnv(base, w.boxPlace(grant.Env))
 	has.saved.env(env, boxCheckpoint, boxResume)
+	sayWhere(env, has.given, gpuai.SecretsDir)
 	argv, _, err := launched(&w.assign, w.boxArgs(&img.Run, env), env)
 	if err != nil {
 		return nil, err

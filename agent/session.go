@@ -257,6 +257,10 @@ func (a *Agent) receive(l *line, f *gpuai.Frame) {
 		if f.Published != nil {
 			a.judged(*f.Published)
 		}
+	case gpuai.FrameSecrets:
+		if f.Secrets != nil {
+			a.gaveSecrets(f.Secrets)
+		}
 	case gpuai.FrameLogRequest:
 		if f.LogRequest != nil {
 			a.serveLog(l, *f.LogRequest)
@@ -280,6 +284,7 @@ func (a *Agent) welcomed(l *line, w *gpuai.Welcome) {
 		a.region = w.Region
 		a.vault.set(w.CheckpointStore)
 		a.publishAgain()
+		a.askAgain()
 		a.log.Info("session", "server", w.Server, "session", w.Session, "incarnation", w.Incarnation, "index", w.Index)
 		a.tellDevices()
 	}

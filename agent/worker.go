@@ -160,6 +160,7 @@ const errNotStarted = "stopped before it was started"
 
 // setIdle tells that nothing runs.
 func (w *worker) setIdle(no decide.TaskNotStarted) {
+	w.forgetSecrets()
 	w.a.setLive(w.lease.ID, false)
 	w.tell(no)
 }
@@ -219,6 +220,10 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 	if err != nil {
 		return nil, err
 	}
+	given, err := w.secrets(no)
+	if err != nil {
+		return nil, err
+	}
 	no.State = gpuai.ReportFailed
 	grant, err := reserve(w.ctx, w.a.devices.drivers, &w.lease)
 	if err != nil {
@@ -228,6 +233,7 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 	env := taskEnv(&w.assign, hostEnv(), taskPlace{w.region, work, grant.Env, w.a.cfg.Address, w.a.cfg.Interface})
 	saved.env(env, filepath.Join(dir, checkpointDir), filepath.Join(dir, resumeDir))
 	w.startSaver(saved.saver)
+	sayWhere(env, given, filepath.Join(dir, secretsDir))
 	argv, err := w.command(dir, env)
 	if err != nil {
 		no.State = gpuai.ReportLost
@@ -235,6 +241,11 @@ func (w *worker) prepare(act decide.Start, no *decide.TaskNotStarted) (*watchdog
 	}
 	argv, many, err := launched(&w.assign, argv, env)
 	if err != nil {
+		return nil, err
+	}
+	secretEnv(env, given) // argv is for all to see
+	if err := writeSecrets(filepath.Join(dir, secretsDir), given); err != nil {
+		no.State = gpuai.ReportLost
 		return nil, err
 	}
 	if many {
@@ -346,6 +357,7 @@ func (w *worker) lost(t watchdog.Task, budget gpuai.Duration, reason string) {
 // release gives the devices back, once the task's last checkpoint is published
 // or its time is over: the region must not end the lease before.
 func (w *worker) release() {
+	w.forgetSecrets()
 	if !w.finishSaver() {
 		return
 	}

@@ -48,8 +48,11 @@ const (
 	typeSetBudget       uint8 = 32
 	typeSetPrices       uint8 = 33
 	typeSetNodePrice    uint8 = 34
+	typePutSecret       uint8 = 40
+	typeDeleteSecret    uint8 = 41
+	typeGiveSecrets     uint8 = 42
 
-	numTypes = typeSetNodePrice + 1
+	numTypes = typeGiveSecrets + 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -331,6 +334,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireAuthority(r)
 	case typeAuditNote:
 		return m.applyAuditNote(r)
+	case typePutSecret, typeDeleteSecret, typeGiveSecrets:
+		return m.applySecrets(c.Type, r)
 	default:
 		return m.applyRetireJobs(r)
 	}

@@ -161,6 +161,8 @@ func (m *Machine) record(c *wire.Command, res *Result) {
 		if l.job == (gpuai.JobID{}) && len(c.Body) >= len(l.job) {
 			copy(l.job[:], c.Body)
 		}
+	case c.Type >= typePutSecret && c.Type <= typeGiveSecrets:
+		l.subject = m.secretSubject(c, res)
 	case named>>min(c.Type, 63)&1 != 0:
 		r := wire.NewReader(c.Body)
 		if name := r.Blob(); gpuai.ValidName(string(name)) {

@@ -45,7 +45,7 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 	}
 	id, hold, spec := gpuai.JobID(c.Body[:16]), c.Body[16]&1 != 0, c.Body[submitHeader:]
 	v := &m.view
-	if err := wire.ReadJobView(spec, v); err != nil || id.IsZero() || v.Extended && m.Level() < LevelPlacement {
+	if err := wire.ReadJobView(spec, v); err != nil || id.IsZero() || v.Extended && m.Level() < LevelPlacement || wantsSecrets(v) && m.Level() < LevelTenants {
 		return rejected(gpuai.InvalidSpec, "the job is invalid")
 	}
 	if c.Body[16]&2 != 0 && !m.tenantExists(v.Tenant) {
@@ -55,6 +55,9 @@ func (m *Machine) applySubmitJob(c *wire.Command) Result {
 		return rejected(gpuai.Conflict, "this job ID is taken")
 	}
 	if res := m.room(v, len(spec)); res.Code != gpuai.OK {
+		return res
+	}
+	if res := m.knownSecrets(v); res.Code != gpuai.OK {
 		return res
 	}
 	if res := m.knownAfter(v); res.Code != gpuai.OK {

@@ -165,6 +165,7 @@ func recordMissing(t *testing.T) {
 		"level-4-ledger":    recordLedger,
 		"level-4-authority": recordAuthority,
 		"level-4-tokens":    recordAccess,
+		"level-4-secrets":   recordSecrets,
 		"level-3-efw":       recordPacking,
 		"level-3-order":     recordOrder,
 		"level-3-preempt":   recordPreemption,

@@ -31,6 +31,7 @@ var commandNames = [numTypes]string{
 	typeRevokeIdentity:  "revoke_identity",
 	typeRetireAuthority: "retire_authority",
 	typeAuditNote:       "audit_note",
+	typePutSecret:       "put_secret", typeDeleteSecret: "delete_secret", typeGiveSecrets: "give_secrets",
 }
 
 // String returns the kind's stable name, "submit_job".

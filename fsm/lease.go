@@ -223,6 +223,7 @@ func (m *Machine) dropLease(r ref) {
 		return
 	}
 	l := m.leases.Get(r.slot())
+	m.forgetGiven(r)
 	m.leaseByToken.Delete(hashToken(l.token), r.slot())
 	*m.leases.Mut(r.slot()) = leaseRec{}
 	m.leaseSlots.Free(r.slot())
@@ -260,6 +261,7 @@ func (m *Machine) lease(slot uint32) gpuai.Lease {
 		b := m.bills.Get(l.bill.slot())
 		x.Held, x.Billed = b.hold, b.meter.Billed+b.meter.Fee
 	}
+	x.Secrets = m.secretsGiven(slot)
 	if l.devices == 0 {
 		return x
 	}

@@ -34,6 +34,15 @@ const (
 	MaxJoinTokens  = 4_096
 	MaxIdentities  = MaxNodes + MaxServers
 
+	// MaxSecrets is how many secrets are kept, MaxTenantSecrets of one tenant, and
+	// MaxAllSecretBytes and MaxTenantSecretBytes what their values have in all.
+	// MaxGivenSecrets is of how many leases it is known what they were given.
+	MaxSecrets           = 1 << 14
+	MaxTenantSecrets     = 256
+	MaxAllSecretBytes    = 256 << 20
+	MaxTenantSecretBytes = 4 << 20
+	MaxGivenSecrets      = 1 << 20
+
 	// MaxNotes is how many tasks and groups may have one, MaxEndNotes how many
 	// there may be for one more of an end to be kept: digests of images come first.
 	MaxNotes    = 1 << 20

@@ -100,6 +100,8 @@ type Machine struct {
 	identitySlots  *mem.Slots
 	identityByName *mem.Hash
 
+	secrets secretTables
+
 	holds         *mem.Table[holdRec]
 	holdSlots     *mem.Slots
 	holdByGroup   *mem.Hash             // the newest of each group
@@ -208,6 +210,7 @@ func New(o Options) *Machine {
 		joinTokenByHash: mem.NewHash(s),
 		identities:      mem.NewHashed(s, 6, hasher[identityRec](seedIdentity)), identitySlots: mem.NewSlots(s),
 		identityByName: mem.NewHash(s),
+		secrets:        newSecretTables(s),
 		holds:          mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
@@ -262,6 +265,7 @@ func (m *Machine) Fork() *Machine {
 		joinTokenByHash: m.joinTokenByHash.Fork(s),
 		identities:      m.identities.Fork(s), identitySlots: m.identitySlots.Fork(s),
 		identityByName: m.identityByName.Fork(s),
+		secrets:        m.secrets.fork(s),
 		holds:          m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),

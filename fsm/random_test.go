@@ -38,6 +38,8 @@ type walk struct {
 	opens bool
 	// joins has nodes and servers join and be revoked, and authorities change.
 	joins bool
+	// hides has tenants set secrets, and jobs that want them.
+	hides bool
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -111,6 +113,8 @@ func (w *walk) special() Command {
 		return w.accessCommand()
 	case w.joins && w.r.IntN(3) == 0:
 		return w.joinCommand()
+	case w.hides && w.r.IntN(2) == 0:
+		return w.secretCommand()
 	}
 	return nil
 }
@@ -276,7 +280,7 @@ func TestRandomLogs(t *testing.T) {
 		w.ports = uint16(seed % 4)
 		other := New(w.m.opts)
 		w.preempts, w.says, w.joins = seed%4 == 3, seed%8 >= 4, seed%10 == 9
-		w.opens = seed%8 == 5
+		w.opens, w.hides = seed%8 == 5, seed%10 == 7
 		if seed%2 == 1 {
 			w.do(&SetFeatureLevel{Level: MaxLevel})
 			if err := other.Apply(w.index, w.term, w.log[0], &Output{}); err != nil {

@@ -16,7 +16,7 @@ import (
 // jobs and groups, keys and values of labels, in nodes and in constraints, names
 // of racks and NVLink domains, idempotency keys, actors, addresses, boot IDs,
 // reasons of reports and of health, digests of images and checkpoints, certificates, sealed keys of authorities,
-// hashes of join tokens and of access tokens with what
+// names and sealed values of secrets and where tasks have them, hashes of join tokens and of access tokens with what
 // describes them, names of tenants for people, and claims. What stays: sizes, times, vendors, models, IDs
 // of devices, versions, the names of nodes, servers, tenants and zones, and values
 // of labels that are whole numbers, which constraints compare.
@@ -81,6 +81,7 @@ func (x *Redaction) spec(s *gpuai.JobSpec) {
 		if t.Cwd != "" {
 			t.Cwd = "/" + blank(t.Cwd[1:])
 		}
+		x.taskSecrets(t.Secrets)
 		n := len(t.Env)
 		t.Env = nil
 		for k := range n {
@@ -167,6 +168,7 @@ func (x *Redaction) RedactState(m *Machine) {
 	}
 	x.access(m)
 	x.authorities(m)
+	x.secrets(m)
 	m.sched.Rename(&scheduler.Renames{
 		Label: x.label, Domain: func(name string) string { return x.name("r", name) },
 		Constraints: func(cs []gpuai.Constraint) []gpuai.Constraint {
@@ -209,6 +211,7 @@ func (x *Redaction) addresses(m *Machine) {
 		name[m.roles.Get(s).contributor] = true
 	}
 	keepNamesOfJoins(m, name)
+	keepNamesOfSecrets(m, name)
 	old := m.strs
 	m.strs = mem.NewStrings(m.sp)
 	for i := uint32(1); i < old.Len(); i++ {
@@ -321,6 +324,8 @@ func (x *Redaction) body(c *wire.Command, m *Machine) []byte {
 		b, ok = bodyOf(&d), err == nil
 	case typeCreateTenant, typeCreateToken, typeSetRole:
 		b, ok = x.accessBody(c)
+	case typePutSecret, typeDeleteSecret:
+		b, ok = x.secretBody(c)
 	case typeAuditNote:
 		b, ok = x.auditNotes(c.Body)
 	case typeMoveServer:

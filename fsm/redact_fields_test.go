@@ -112,9 +112,10 @@ func (f *filler) found(b []byte) []string {
 	return slices.Sorted(maps.Keys(out))
 }
 
-// keeps says whether a text stays: the name of a tenant for people does not.
+// keeps says whether a text stays: the name of a tenant for people does not, nor
+// that of a secret.
 func keeps(what, path string) bool {
-	return stays[path] && !(path == "Name" && strings.HasSuffix(what, "CreateTenant"))
+	return stays[path] && !(path == "Name" && (strings.HasSuffix(what, "CreateTenant") || strings.HasSuffix(what, "Secret")))
 }
 
 // check fails for each text that is left and must not be.
@@ -144,7 +145,7 @@ func filledCommands() (cmds []Command, fs []*filler) {
 			s.Groups[0].Task.Command = nil
 		}
 		add(&SubmitJob{ID: gpuai.JobID{9, byte(i)}, HoldAnyway: true, Spec: s}, &filler{form: forms, skip: map[string]bool{
-			skip: true, "Spec.After": true, // IDs only, of jobs that there must be
+			skip: true, []string{"Spec.Groups.Task.Secrets.Env", "Spec.Groups.Task.Secrets.Path"}[i]: true, "Spec.After": true, // IDs only, of jobs that there must be
 		}})
 	}
 	add(&RegisterNode{Spec: nodeSpec("x", 1, "x")}, &filler{})
@@ -165,6 +166,9 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&Join{Token: secretOf("a"), Identity: gpuai.Identity{Kind: gpuai.IdentityNode}, Key: gpuai.SubjectHash{1}}, &filler{})
 	add(&RevokeIdentity{gpuai.Identity{Kind: gpuai.IdentityNode}}, &filler{})
 	add(&RetireAuthority{}, &filler{})
+	add(&PutSecret{}, &filler{})
+	add(&DeleteSecret{}, &filler{})
+	add(&GiveSecrets{}, &filler{})
 	add(&AuditNote{Notes: []gpuai.AuditNote{{Count: 1}}}, &filler{})
 	one := jobSpec("x", 1, 1).Groups[0].Resources
 	add(&SetDemand{Demand: []gpuai.DemandClass{{Resources: one, Tasks: 1}}}, &filler{form: forms})
@@ -186,6 +190,7 @@ func TestRedactsEveryField(t *testing.T) {
 		f := fs[i]
 		if c, ok := c.(*SubmitJob); ok {
 			c.Spec.Tenant = "default"
+			r.do(&PutSecret{Name: c.Spec.Groups[0].Task.Secrets[0].Name, Tenant: "default", Seal: []byte("s"), Box: []byte("b")})
 		}
 		whole := AppendEntry(nil, Header{}, c.Append(nil, Envelope{Actor: canary, Key: canary}))
 		red, err := x.RedactEntry(whole, r.m)

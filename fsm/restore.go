@@ -219,7 +219,7 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 	case secMoney:
 		m.money.Mut().get(f.rd)
 	default:
-		return false
+		return m.secretFrame(section, f)
 	}
 	return true
 }
@@ -395,6 +395,7 @@ func (m *Machine) rebuild() error {
 	}
 	m.rebuildCheckpoints()
 	m.rebuildAuthorities()
+	m.rebuildSecrets()
 	for s := range m.nodes.Len() {
 		m.retake(s)
 		m.keepHolds(s)

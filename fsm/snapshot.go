@@ -158,7 +158,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	m.writeTerms(f)
 	m.writeAccounts(f)
 	m.writeAccess(f)
-	m.writeAuthorities(f)
+	m.writeKeys(f)
 	m.writeAudit(f)
 	if m.pointSlots.Len() > 0 {
 		writeTable(f, secPoints, m.points, m.pointSlots)
@@ -172,6 +172,12 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		return fmt.Errorf("writing a snapshot: %w", f.err)
 	}
 	return nil
+}
+
+// writeKeys writes what is sealed under the region's keys, and who may have some.
+func (m *Machine) writeKeys(f *frameWriter) {
+	m.writeAuthorities(f)
+	m.writeSecrets(f)
 }
 
 func (m *Machine) writeMeta(f *frameWriter) {

@@ -28,6 +28,7 @@ type Backend interface {
 	Members
 	Access
 	Identities
+	Secrets
 }
 
 // Status is what this server knows of itself and its region right now.

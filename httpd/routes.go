@@ -68,6 +68,9 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/tokens", who: operator | tenantAdmin, class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listTokens},
 	{method: "POST", path: "/v1/tokens", who: operator | tenantAdmin, class: classWrite, write: true, handle: (*call).createToken},
 	{method: "POST", path: "/v1/tokens/{token}/revoke", who: operator | tenantAdmin, class: classWrite, write: true, handle: (*call).revokeToken},
+	{method: "GET", path: "/v1/secrets", who: tenantReads, class: classRead, where: onLeaderOrStale, list: true, watch: true, handle: (*call).listSecrets},
+	{method: "PUT", path: "/v1/secrets/{secret}", who: operator | submitter, class: classWrite, write: true, handle: (*call).putSecret},
+	{method: "DELETE", path: "/v1/secrets/{secret}", who: operator | submitter, class: classWrite, write: true, query: []string{"tenant"}, handle: (*call).deleteSecret},
 	{method: "GET", path: "/v1/roles", who: operator, class: classRead, where: onLeaderOrStale, handle: (*call).listRoles},
 	{method: "PUT", path: "/v1/roles", who: operator, class: classWrite, write: true, handle: (*call).putRole},
 	{method: "PUT", path: "/v1/nodes/{node}/contributor", who: operator, class: classWrite, write: true, handle: (*call).putNodeOwner},
@@ -141,7 +144,7 @@ func (rt *route) parameters() []string {
 
 // allowed returns the methods that some route has at r's path.
 func (a *api) allowed(r *http.Request) (methods []string) {
-	for _, m := range [...]string{http.MethodGet, http.MethodPost, http.MethodPut} {
+	for _, m := range [...]string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		probe := *r
 		probe.Method = m
 		var match mux.RouteMatch

@@ -124,7 +124,7 @@ func (s *secured) do(r *http.Request) *httptest.ResponseRecorder {
 
 // target is a route's path with something in place of its variables.
 func (rt *route) target() string {
-	return strings.NewReplacer("{job}", "j", "{lease}", "7", "{node}", "gpu-0", "{tenant}", "acme", "{server}", "s1", "{what}", "logs", "{token}", "x").Replace(rt.path)
+	return strings.NewReplacer("{job}", "j", "{lease}", "7", "{node}", "gpu-0", "{tenant}", "acme", "{server}", "s1", "{what}", "logs", "{token}", "x", "{secret}", "x").Replace(rt.path)
 }
 
 // Each route lets those in whom the table names, and nobody else.

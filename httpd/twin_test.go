@@ -52,6 +52,7 @@ type twin struct {
 	batch    []string
 	agent    func(context.Context, AgentConn) error
 	access   twinAccess
+	secrets  twinSecrets
 	members  []gpuai.MemberStatus
 	removed  []gpuai.ServerID
 }

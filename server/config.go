@@ -115,6 +115,9 @@ type Config struct {
 	// is none. It must be the same on all servers, and lead all agents to the same
 	// place; the leader deletes there what jobs have left that are not kept any more.
 	CheckpointStore string
+	// Keyring holds the region's keys, under which tenants' secrets are sealed; nil
+	// keeps none. It must be the same on all servers. A Secure region has KeyFile.
+	Keyring *identity.Keyring
 	// JobSchema is served at /v1/schema/job.json.
 	JobSchema []byte
 	// Metrics takes the server's metrics and is served at /metrics; nil makes

@@ -272,6 +272,7 @@ type testAgent struct {
 	acks     []gpuai.Ack
 	reported []gpuai.Reported
 	judged   []gpuai.Published
+	secrets  []gpuai.SecretDelivery
 	index    uint64
 	seq      uint64
 	logs     func(gpuai.LogRequest) gpuai.LogChunk
@@ -371,6 +372,8 @@ func (a *testAgent) take(f gpuai.Frame) {
 		a.reported = append(a.reported, *f.Reported)
 	case gpuai.FramePublished:
 		a.judged = append(a.judged, *f.Published)
+	case gpuai.FrameSecrets:
+		a.secrets = append(a.secrets, *f.Secrets)
 	case gpuai.FrameLogRequest:
 		c := a.logs(*f.LogRequest)
 		c.ID = f.LogRequest.ID

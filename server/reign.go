@@ -82,6 +82,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	wg.Go(func() { r.levels(ctx) })
 	wg.Go(func() { r.retirements(ctx) })
 	wg.Go(func() { r.sweeps(ctx) })
+	wg.Go(func() { r.reseals(ctx) })
 	wg.Wait()
 }
 

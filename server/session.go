@@ -62,6 +62,7 @@ type session struct {
 	acks     []frames.AckDue
 	answers  []gpuai.Reported
 	judged   []gpuai.Published
+	secrets  []gpuai.SecretDelivery
 	requests []gpuai.LogRequest
 	execs    []gpuai.ExecRequest
 	jobs     []agentCommand
@@ -213,6 +214,8 @@ func (se *session) receive(ctx context.Context) error {
 			err = se.report(*f.Report)
 		case f.Kind == gpuai.FramePublish && f.Publish != nil:
 			err = se.publish(*f.Publish)
+		case f.Kind == gpuai.FrameSecretAsk && f.SecretAsk != nil:
+			err = se.askSecrets(*f.SecretAsk)
 		case f.Kind == gpuai.FrameDevices:
 			err = se.tell(f.Devices)
 		case f.Kind == gpuai.FrameLog && f.Log != nil:
@@ -332,6 +335,8 @@ type agentCommand struct {
 	image  bool            // its answer says which image the lease's task runs
 	// publish is the same for a checkpoint.
 	publish *gpuai.Published
+	// secrets is the lease that its answer has the secrets of; 0: of none.
+	secrets gpuai.Token
 }
 
 // carry queues a command.
@@ -430,6 +435,12 @@ func (se *session) carryOut(ctx context.Context, batch []agentCommand) (left []a
 				p.Kept = se.keptOf(ctx, p.Lease, out[i].Index)
 			}
 			if err := se.tellPublished(p); err != nil {
+				return nil, err
+			}
+		case c.secrets != 0:
+			if err := se.giveSecrets(ctx, c.secrets, &out[i]); errors.Is(err, errChanged) {
+				left = append(left, c)
+			} else if err != nil {
 				return nil, err
 			}
 		case out[i].Code != gpuai.OK:

@@ -48,6 +48,7 @@ type due struct {
 	judged   []gpuai.Published
 	requests []gpuai.LogRequest
 	execs    []gpuai.ExecRequest
+	secrets  []gpuai.SecretDelivery
 }
 
 // take empties what waits, or says why the session is over.
@@ -61,11 +62,11 @@ func (se *session) take() (d due, err error) {
 		return d, se.end
 	}
 	n := min(len(se.dirty), maxChanges)
-	d = due{frames.Due{Full: se.full, Dirty: se.dirty[:n:n], Acks: se.acks}, se.answers, se.judged, se.requests, se.execs}
+	d = due{frames.Due{Full: se.full, Dirty: se.dirty[:n:n], Acks: se.acks}, se.answers, se.judged, se.requests, se.execs, se.secrets}
 	if se.dirty = se.dirty[n:]; len(se.dirty) > 0 {
 		se.sends()
 	}
-	se.full, se.acks, se.answers, se.judged, se.requests, se.execs = false, nil, nil, nil, nil, nil
+	se.full, se.acks, se.answers, se.judged, se.requests, se.execs, se.secrets = false, nil, nil, nil, nil, nil, nil
 	return d, nil
 }
 
@@ -156,6 +157,9 @@ func (se *session) build(d *due) ([]gpuai.Frame, error) {
 	}
 	for i := range d.requests {
 		out = append(out, gpuai.Frame{Kind: gpuai.FrameLogRequest, LogRequest: &d.requests[i]})
+	}
+	for i := range d.secrets {
+		out = append(out, gpuai.Frame{Kind: gpuai.FrameSecrets, Secrets: &d.secrets[i]})
 	}
 	for i := range d.execs {
 		out = append(out, gpuai.Frame{Kind: gpuai.FrameExec, Exec: &d.execs[i]})

@@ -114,6 +114,9 @@ func (s *Server) sayWhy(ctx context.Context, out *gpuai.Submitted) {
 // submit, else nil.
 func (s *Server) refused(ctx context.Context, res *fsm.Result, spec *gpuai.JobSpec) error {
 	e := refusedError(res)
+	if res.Code == gpuai.InvalidSpec && spec != nil {
+		e.Fields = s.lackingSecrets(spec)
+	}
 	if res.Code == gpuai.Unschedulable && spec != nil {
 		if reasons, err := s.explainer.whyNever(ctx, spec); err == nil {
 			e.Reasons = reasons

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -81,7 +82,7 @@ func Main(args []string) int {
 	case f != nil && len(args) == 1:
 		return f()
 	}
-	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT | meet] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, connects, or meets its gang; run it in one")
+	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS, of which @PATH is a file to show | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT | meet] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, connects, or meets its gang; run it in one")
 	return 2
 }
 
@@ -98,6 +99,21 @@ func try(list []Probe) int {
 		}
 	}
 	return code
+}
+
+// sayFile prints a file with its mode and owner.
+func sayFile(path string) {
+	b, err := os.ReadFile(path)
+	info, err2 := os.Stat(path)
+	if err = errors.Join(err, err2); err != nil {
+		fmt.Println("file", path, err)
+		return
+	}
+	owner := "?"
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		owner = fmt.Sprint(st.Uid, ":", st.Gid)
+	}
+	fmt.Println("file", path, info.Mode(), owner, string(b))
 }
 
 // open opens files to read and write, and prints each with what came of it.
@@ -128,6 +144,11 @@ func say(args []string) int {
 	fmt.Printf("args %q\ndir %s\nuser %d:%d\n", args, dir, os.Getuid(), os.Getgid())
 	for _, v := range slices.Sorted(slices.Values(os.Environ())) {
 		fmt.Println("env", v)
+	}
+	for _, a := range args {
+		if path, ok := strings.CutPrefix(a, "@"); ok {
+			sayFile(path)
+		}
 	}
 	return 0
 }

@@ -110,6 +110,9 @@ func (b *Box) layer(tree int) error {
 			return err
 		}
 	}
+	if err := b.makeSecrets(); err != nil {
+		return err
+	}
 	return b.makeNodes()
 }
 

@@ -40,6 +40,11 @@ func runInit(argv []string) int {
 		fmt.Fprintln(os.Stderr, "gpuai:", err)
 		return exitNotRunnable
 	}
+	argv, err := readEnv(argv)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gpuai:", err)
+		return exitNotRunnable
+	}
 	if argv[0] == ProcsArg {
 		return runProcs(argv[1:])
 	}

@@ -50,6 +50,8 @@ type Box struct {
 	Nodes []Node `json:"nodes,omitempty"`
 	// Scratch is the task's room on the disk, nil without.
 	Scratch *Scratch `json:"scratch,omitempty"`
+	// Secrets are files of the task: the i-th is SecretPath(i) below Target.
+	Secrets []Secret `json:"secrets,omitempty"`
 	// Pins are namespaces that the runtime finds bound below Target, by name, and
 	// that live as long as it does. Each is a path to open at the start, as that of
 	// another process's open file.

@@ -15,6 +15,7 @@ import (
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/server"
+	"github.com/gpuai/gpuai/store"
 )
 
 // devServers are the members of a region for development.
@@ -48,6 +49,10 @@ type devRegion struct {
 // startServers opens the servers on the ports that they will keep while this
 // process lives, and serves.
 func (d *devRegion) startServers(http string) error {
+	ring, err := openKeyring(filepath.Join(d.data, store.KeyringFile))
+	if err != nil {
+		return err
+	}
 	var cfgs []server.Config
 	var peers []peer
 	for i, id := range devServers {
@@ -55,6 +60,7 @@ func (d *devRegion) startServers(http string) error {
 		cfg := server.Config{
 			ID: id, DataDir: filepath.Join(d.data, "servers", string(id)), Bootstrap: true, Multiplier: 1,
 			CheckpointStore: (&url.URL{Scheme: "file", Path: filepath.Join(d.data, "checkpoints")}).String(),
+			Keyring:         ring,
 			NotReady:        d.notReady, JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(d.log), Recent: recent,
 		}
 		addr := "127.0.0.1:0"

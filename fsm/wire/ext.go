@@ -20,6 +20,9 @@ const (
 	extDisk        = 11 // of a group: scratch shm:i64
 	extLauncher    = 12 // of a group: kind:u8 procs:u32 restarts:u32
 	extKeep        = 15 // of a group: checkpoints to keep:u8
+
+	// Of feature level 4.
+	extSecrets = 16 // of a group: count:u8, each: name kind:u8 env-or-path mode:u16
 )
 
 // extJob stands for the job itself in place of a group.
@@ -83,6 +86,9 @@ func appendGroupExtensions(b []byte, group uint8, g *gpuai.Group) []byte {
 	if k := g.Task.Checkpoint.Keep; k != 0 {
 		b = append(b, extKeep, group, 1, byte(min(k, 255)))
 	}
+	if s := g.Task.Secrets; len(s) > 0 {
+		b = AppendBytes(append(b, extSecrets, group), appendSecrets(nil, s))
+	}
 	return b
 }
 
@@ -124,7 +130,7 @@ func (r *Reader) extensions(v *JobView) {
 	for i := range v.Groups[:v.NumGroups] {
 		g := &v.Groups[i]
 		g.MinCount, g.Checkpoint, g.Image, g.Launcher = 0, gpuai.Checkpoint{}, nil, gpuai.Launcher{}
-		g.Network, g.Scratch, g.Shm = gpuai.NetworkNone, 0, 0
+		g.Network, g.Scratch, g.Shm, g.Secrets = gpuai.NetworkNone, 0, 0, nil
 	}
 	if !v.Extended {
 		return
@@ -197,6 +203,8 @@ func (r *Reader) groupExtension(tag uint8, g *GroupView) {
 		if g.Shm = gpuai.Bytes(r.within(r.I64(), 0, int64(gpuai.MaxMemory)-1)); g.Scratch|g.Shm == 0 {
 			r.Fail("neither scratch space nor shared memory is said")
 		}
+	case extSecrets:
+		g.Secrets = r.secrets()
 	case extKeep:
 		g.Checkpoint.Keep = uint32(r.within(int64(r.U8()), 1, gpuai.MaxCheckpointKeep))
 	case extCheckpoint:

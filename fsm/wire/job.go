@@ -77,6 +77,8 @@ type GroupView struct {
 	Network gpuai.Network
 	// Launcher is the task's.
 	Launcher gpuai.Launcher
+	// Secrets are the task's, for ReadSecrets; nil without.
+	Secrets []byte
 }
 
 // AppendJobSpec appends a spec, which must be valid after Defaults. Of what has
@@ -263,6 +265,9 @@ func (v *GroupView) ReadTask() (gpuai.TaskSpec, error) {
 	t.Checkpoint, t.Launcher = v.Checkpoint, v.Launcher
 	if err == nil && v.Image != nil {
 		err = readImage(v.Image, &t)
+	}
+	if err == nil {
+		t.Secrets, err = ReadSecrets(v.Secrets)
 	}
 	return t, err
 }

@@ -209,8 +209,20 @@ func (c converter) task(n *node, at string) gpuai.TaskSpec {
 	if env := n.get("env"); env != nil && len(env.members) > 0 {
 		t.Env = make(map[string]string, len(env.members))
 		for _, m := range env.members {
-			t.Env[m.name] = str(m.value)
+			if m.value != nil && m.value.kind == object {
+				t.Secrets = append(t.Secrets, gpuai.TaskSecret{Name: str(m.value.get("secret")), Env: m.name})
+			} else {
+				t.Env[m.name] = str(m.value)
+			}
 		}
+	}
+	for _, s := range n.get("secrets").list() {
+		use := gpuai.TaskSecret{Name: str(s.get("name")), Path: str(s.get("path"))}
+		enum(&use.Mode, s.get("mode"))
+		if use.Path == "" {
+			use.Path = use.Name
+		}
+		t.Secrets = append(t.Secrets, use)
 	}
 	return t
 }

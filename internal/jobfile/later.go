@@ -13,7 +13,7 @@ var laterFields = map[string]string{
 	"matrix":  "array matrices",
 	"mounts":  "mounts",
 	"service": "services", "update": "rolling updates", "call": "functions",
-	"profile": "partition profiles", "secrets": "secrets", "user": "users of tasks",
+	"profile": "partition profiles", "user": "users of tasks",
 	"mode": "sharing modes", "scale": "autoscaling", "capability": "GPU capabilities",
 	"disk": "scratch disks", "queue": "named queues",
 	"min_gpu_utilization": "a floor of GPU use", "path": "paths of checkpoints", "resume_env": "paths of checkpoints", "success_codes": "success codes",
@@ -30,6 +30,9 @@ var instead = map[string]string{
 func unknown(pointer, name string, known []string) string {
 	if what, ok := laterFields[name]; ok && !strings.Contains(pointer, "/env/") {
 		return "is not built yet (" + what + ")" + instead[name]
+	}
+	if name == "secrets" {
+		return "is a field of each task: task: {secrets: [{name: NAME}], env: {TOKEN: {secret: NAME}}}"
 	}
 	if name == "min_count" {
 		return "is a field of the wire form; a file says count: {min: 2, max: 8}"

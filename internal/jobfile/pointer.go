@@ -73,6 +73,8 @@ func (n *node) filePointer(wire string) string {
 		case gpu && i+1 < len(parts): // vendor, model and memory beside count are one alternative
 			i++
 			continue
+		case part == "secrets" && i+1 < len(parts) && strings.HasSuffix(out, "/task"):
+			return n.secretPointer(out, parts[i+1:])
 		case part == "values":
 			part = "value"
 			if v := n.find(out + "/value"); v.node != nil && v.node.kind != list {
@@ -88,6 +90,31 @@ func (n *node) filePointer(wire string) string {
 		out += "/" + part
 	}
 	return out
+}
+
+// secretPointer turns the rest of a pointer into a task's secrets into one into
+// the file, where those that are variables stand in env.
+func (n *node) secretPointer(task string, rest []string) string {
+	at, err := strconv.Atoi(rest[0])
+	if err != nil {
+		return task + "/secrets"
+	}
+	if env := n.find(task + "/env").node; env != nil {
+		for _, m := range env.members {
+			if m.value == nil || m.value.kind != object {
+				continue
+			}
+			if at == 0 && len(rest) > 1 && rest[1] == "name" {
+				return task + "/env/" + escape(m.name) + "/secret"
+			}
+			if at == 0 {
+				return task + "/env/" + escape(m.name)
+			}
+			at--
+		}
+	}
+	rest[0] = strconv.Itoa(at)
+	return task + "/secrets/" + strings.Join(rest, "/")
 }
 
 // fileName returns the file's name of a field that the wire names with a unit.

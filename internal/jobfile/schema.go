@@ -135,6 +135,8 @@ var patternSays = map[string]string{
 	"/$defs/constraint/properties/attribute": "must be zone, gpu.vendor, gpu.model, gpu.memory_bytes or label.<key>",
 	"/$defs/task/properties/cwd":             "must be absolute",
 
+	"/$defs/task/properties/secrets/items/properties/mode": `must be octal in quotes, such as "0400"`,
+
 	"/$defs/task/properties/launcher/properties/procs_per_node": "must be a number, or gpu for one process for each GPU",
 }
 
@@ -194,7 +196,7 @@ func typeSentence(k *jkind.Type, where string, n *node) string {
 		want[i] = wantNames[w]
 	}
 	out := "must be " + strings.Join(want, " or ") + ", not " + describe(n)
-	if n != nil && slices.Equal(k.Want, []string{"string"}) && (n.kind == number || n.kind == boolean) {
+	if n != nil && slices.Contains(k.Want, "string") && (n.kind == number || n.kind == boolean) {
 		out += `: write "` + n.text + `" in quotes`
 	}
 	return out
