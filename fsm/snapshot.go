@@ -125,16 +125,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	writeTable(f, secLeases, m.leases, m.leaseSlots)
 	writeTable(f, secResults, m.results, m.resultSlots)
 	writeTable(f, secBuckets, m.buckets, m.bucketSlots)
-	f.begin(secDirty)
-	for s, ok := m.dirty.Next(0); ok; s, ok = m.dirty.Next(s + 1) {
-		if m.asked.Has(s) {
-			s |= dirtyAsked
-		}
-		f.buf = le.AppendUint32(f.buf, s)
-		f.added()
-		s &^= dirtyAsked
-	}
-	f.end()
+	m.writeDirty(f)
 	m.writeServers(f)
 	if m.waitSlots.Len() > 0 {
 		writeTable(f, secWaits, m.waits, m.waitSlots)
@@ -172,6 +163,20 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 		return fmt.Errorf("writing a snapshot: %w", f.err)
 	}
 	return nil
+}
+
+// writeDirty writes the buckets that are to be looked at, and whether they were asked.
+func (m *Machine) writeDirty(f *frameWriter) {
+	f.begin(secDirty)
+	for s, ok := m.dirty.Next(0); ok; s, ok = m.dirty.Next(s + 1) {
+		if m.asked.Has(s) {
+			s |= dirtyAsked
+		}
+		f.buf = le.AppendUint32(f.buf, s)
+		f.added()
+		s &^= dirtyAsked
+	}
+	f.end()
 }
 
 // writeKeys writes what is sealed under the region's keys, and who may have some.

@@ -71,7 +71,6 @@ type serverConfig struct {
 	Store      string   // URL of the region's store; "": none
 	TenantRate uint32   // requests a second; 0 is any number
 	Insecure   bool     // allow other addresses than loopback
-	Auth       string   // "tokens" or "none": whether requests say who they come from
 	Metrics    string   // "open" or "operator": who reads /metrics
 	Issuer     string   // URL of the OpenID provider; "": none
 	ClientID   string   // what the region is called there
@@ -81,7 +80,7 @@ type serverConfig struct {
 // defaultServerConfig returns the defaults of the flags.
 func defaultServerConfig() serverConfig {
 	return serverConfig{
-		Auth: "none", Metrics: "open", Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
+		Metrics: "open", Region: string(gpuai.DefaultRegion), HTTP: "127.0.0.1:7470", Raft: "127.0.0.1:7471",
 		Multiplier: 1, Retain: "24h", ArchiveMax: "1GiB", Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -97,10 +96,9 @@ func (c *serverConfig) Validate() error {
 	bad(gpuai.ValidName(c.ID), "--id must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.ID)
 	bad(gpuai.ValidName(c.Region), "--region must be 1 to 63 characters of a-z, 0-9 and '-', not %q", c.Region)
 	bad(c.Data != "", "--data must name a directory")
-	bad(c.Auth == "none" || c.Auth == "tokens", "--auth must be tokens or none, not %q", c.Auth)
 	bad(c.Metrics == "open" || c.Metrics == "operator", "--metrics must be open or operator, not %q", c.Metrics)
 	bad((c.Issuer == "") == (c.ClientID == ""), "--oidc-issuer and --oidc-client-id go together, not %q and %q", c.Issuer, c.ClientID)
-	bad(c.Issuer == "" || c.Auth == "tokens", "--oidc-issuer needs --auth tokens")
+	bad(c.Issuer == "" || c.secure(), "--oidc-issuer needs a region with authentication: form one with --bootstrap without --peers, or join one with --join-token")
 	for _, l := range [...]struct{ flag, addr string }{{"http", c.HTTP}, {"raft", c.Raft}} {
 		if err := checkListen(l.addr, c.Insecure || c.secure()); err != nil {
 			errs = append(errs, fmt.Errorf("--%s: %w", l.flag, err))
@@ -271,7 +269,6 @@ they need --insecure-plaintext. A server that comes back at another address tell
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
 	f.Uint32Var(&cfg.TenantRate, "tenant-rate", 0, "requests a second that each tenant may send to this server, each job of a batch counted; 0: any number, within its share beside others")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "a region without authentication, also on other addresses than loopback: test networks only")
-	f.StringVar(&cfg.Auth, "auth", cfg.Auth, "tokens: every request says by a token or a certificate who it comes from; none: every request is an operator's. The same for all servers")
 	f.StringVar(&cfg.Metrics, "metrics", cfg.Metrics, "who reads /metrics: open to all, or operator, with a token")
 	f.StringVar(&cfg.Issuer, "oidc-issuer", "", "URL of the OpenID provider that users log in with. The same for all servers")
 	f.StringVar(&cfg.ClientID, "oidc-client-id", "", "what this region is called at the provider: a public client with PKCE and the redirect http://127.0.0.1 at any port")
@@ -314,7 +311,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: cfg.Hosts,
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
-		Authenticate: cfg.Auth == "tokens", PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,
+		PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,
 		JobSchema: jobfile.Schema(), Metrics: reg, Logger: recent.Tee(a.logger(cfg.Log)), Recent: recent,
 	}
 	for _, p := range peers {

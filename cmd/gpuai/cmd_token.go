@@ -79,7 +79,7 @@ func readScopes(names []string) (out []gpuai.Scope, err error) {
 }
 
 func newTokenCreateCmd(a *app) *cobra.Command {
-	var tenant, contributor, description string
+	var r gpuai.TokenRequest
 	var scopes []string
 	var ttl time.Duration
 	var join joinTokenConfig
@@ -108,51 +108,51 @@ and its older certificates are void then.`,
   gpuai token create --join server --ttl 1h`,
 	}
 	f := c.Flags()
-	f.StringVar(&tenant, "tenant", "", "whose jobs it is for (default $GPUAI_TENANT, the context's, or the tenant of the token in use)")
-	f.StringVar(&contributor, "contributor", "", "whose nodes it is for, with the scope contributor; with --join: whose the node will be")
+	f.StringVar((*string)(&r.Tenant), "tenant", "", "whose jobs it is for (default $GPUAI_TENANT, the context's, or the tenant of the token in use)")
+	f.StringVar((*string)(&r.Contributor), "contributor", "", "whose nodes it is for, with the scope contributor; with --join: whose the node will be")
 	f.StringSliceVar(&scopes, "scope", nil, "what it allows: read, submit, tenant-admin, contributor, operator; comma-separated")
 	f.StringVar(&join.Join, "join", "", "make a token with which a host joins: as a node or a server")
 	f.StringVar(&join.Name, "name", "", "with --join: the only node or server that may join with it (default: any that has not joined before)")
 	f.DurationVar(&ttl, "ttl", 0, fmt.Sprintf("for how long it is good: at most five years (default %s), with --join at most 1h (default %s)", gpuai.DefaultTokenTTL, gpuai.DefaultJoinTTL))
-	f.StringVar(&description, "description", "", "what it is for, shown in lists")
+	f.StringVar(&r.Description, "description", "", "what it is for, shown in lists")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		if join.Join != "" {
-			if len(scopes) > 0 || tenant != "" || description != "" {
+			if len(scopes) > 0 || r.Tenant != "" || r.Description != "" {
 				return usageError{errors.New("--join makes a token for a host, which has no --scope, --tenant or --description")}
 			}
-			join.TTL, join.Contributor = ttl, contributor
+			join.TTL, join.Contributor = ttl, string(r.Contributor)
 			return a.createJoinToken(ctx, &join)
-		}
-		if ttl == 0 {
-			ttl = time.Duration(gpuai.DefaultTokenTTL) * time.Millisecond
-		}
-		set, err := readScopes(scopes)
-		if err != nil {
-			return err
 		}
 		if join.Name != "" {
 			return usageError{errors.New("--name goes with --join")}
 		}
-		if len(set) == 0 {
-			return usageError{errors.New("a token needs --scope: read, submit, tenant-admin, contributor or operator")}
+		if r.TTL = gpuai.Duration(ttl / time.Millisecond); ttl == 0 {
+			r.TTL = gpuai.DefaultTokenTTL
 		}
-		r := gpuai.TokenRequest{
-			Tenant: gpuai.TenantID(tenant), Contributor: gpuai.ContributorID(contributor), Scopes: set,
-			TTL: gpuai.Duration(ttl / time.Millisecond), Description: description,
-		}
-		const ofTenant = gpuai.Scopes(1<<gpuai.ScopeRead | 1<<gpuai.ScopeSubmit | 1<<gpuai.ScopeTenantAdmin)
-		made, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.NewAccessToken, error) {
-			if r.Tenant == "" && gpuai.ScopesOf(set...)&ofTenant != 0 {
-				r.Tenant = a.api.tenant
-			}
-			return c.CreateToken(ctx, r)
-		})
-		if err != nil {
-			return err
-		}
-		return a.showMade(ctx, &made)
+		return a.createToken(ctx, r, scopes)
 	})
 	return a.talks(c)
+}
+
+// createToken makes an access token with the scopes of these names, and prints it.
+func (a *app) createToken(ctx context.Context, r gpuai.TokenRequest, scopes []string) (err error) {
+	if r.Scopes, err = readScopes(scopes); err != nil {
+		return err
+	}
+	if len(r.Scopes) == 0 {
+		return usageError{errors.New("a token needs --scope: read, submit, tenant-admin, contributor or operator")}
+	}
+	const ofTenant = gpuai.Scopes(1<<gpuai.ScopeRead | 1<<gpuai.ScopeSubmit | 1<<gpuai.ScopeTenantAdmin)
+	made, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.NewAccessToken, error) {
+		if r.Tenant == "" && gpuai.ScopesOf(r.Scopes...)&ofTenant != 0 {
+			r.Tenant = a.api.tenant
+		}
+		return c.CreateToken(ctx, r)
+	})
+	if err != nil {
+		return err
+	}
+	return a.showMade(ctx, &made)
 }
 
 // showMade prints a token that was just made: as data its text, or the object.
