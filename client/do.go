@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -143,6 +144,14 @@ func (r *request) mayBeDone(err error) bool {
 
 // unanswered is the error of a request that nobody answered and nobody did.
 func (c *Client) unanswered(err error) *gpuai.Error {
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return &gpuai.Error{
+			Code: gpuai.NoLeader,
+			Detail: "the certificate shown at " + strings.Join(c.addrs, ", ") + " is of no CA that is trusted here: name the region's, which is ca.pem in a server's data directory, " +
+				"by gpuai login --cacert or GPUAI_CACERT",
+		}
+	}
 	return &gpuai.Error{
 		Code: gpuai.NoLeader,
 		Detail: "no server answers at " + strings.Join(c.addrs, ", ") + ": check the address, and that a server runs there (" +

@@ -10,12 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
 	"github.com/gpuai/gpuai/server"
+	"github.com/gpuai/gpuai/store"
 )
 
 // maxTokenLine bounds a token that is read.
@@ -53,13 +55,7 @@ you. A region whose requests need no token is kept without one.`,
 
 func (a *app) login(ctx context.Context, l *loginFlags) error {
 	if l.cacert != "" { // for this command, and for the context
-		old := a.getenv
-		a.getenv = func(k string) string {
-			if k == "GPUAI_CACERT" {
-				return l.cacert
-			}
-			return old(k)
-		}
+		a.override("GPUAI_CACERT", l.cacert)
 	}
 	if l.tenant == "" {
 		l.tenant = a.getenv("GPUAI_TENANT")
@@ -68,13 +64,7 @@ func (a *app) login(ctx context.Context, l *loginFlags) error {
 	if err != nil {
 		return err
 	}
-	old := a.getenv
-	a.getenv = func(k string) string { // ask with the new one
-		if k == "GPUAI_TOKEN" {
-			return token.Reveal()
-		}
-		return old(k)
-	}
+	a.override("GPUAI_TOKEN", token.Reveal()) // ask with the new one
 	who, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.WhoAmI, error) { return c.WhoAmI(ctx) })
 	if err != nil {
 		return err
@@ -87,6 +77,17 @@ func (a *app) login(ctx context.Context, l *loginFlags) error {
 	v := &view{head: []string{"CONTEXT", "ACTOR", "TENANT", "SCOPES"}}
 	v.row(name, name, who.Actor, string(who.Tenant), scopesText(who.Scopes))
 	return a.show(ctx, v)
+}
+
+// override has a variable of the environment be another for this command.
+func (a *app) override(name, value string) {
+	old := a.getenv
+	a.getenv = func(k string) string {
+		if k == name {
+			return value
+		}
+		return old(k)
+	}
 }
 
 // keepLogin writes the context.
@@ -148,6 +149,7 @@ has left in its data directory: run it on that host with --data, or give the
 secret on standard input. The token is good for 90 days: make others with gpuai
 token create before it ends.`,
 		Example: `  gpuai operator bootstrap --data /var/lib/gpuai
+  gpuai operator bootstrap --data /var/lib/gpuai --addr https://10.0.0.1:7470
   ssh gpu-1 cat /var/lib/gpuai/bootstrap.secret | gpuai operator bootstrap --addr https://gpu-1:7470`,
 	}
 	c.Flags().StringVar(&data, "data", "", "data directory of the server that formed the region, on this host")
@@ -155,6 +157,9 @@ token create before it ends.`,
 	c.RunE = does(func(ctx context.Context, _ []string) error {
 		secret, err := a.bootstrapSecret(data)
 		if err != nil {
+			return err
+		}
+		if err := a.reachOwn(ctx, data); err != nil {
 			return err
 		}
 		made, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.NewAccessToken, error) {
@@ -173,6 +178,39 @@ token create before it ends.`,
 		return err
 	})
 	return a.talks(c)
+}
+
+// reachOwn has this command trust the CA of a server on this host, by its data
+// directory, and talk TLS to it. The CA comes with the region's first election, so it
+// is waited for.
+func (a *app) reachOwn(ctx context.Context, data string) error {
+	if data == "" || !server.IsSecure(data) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.api.timeout)
+	defer cancel()
+	path := filepath.Join(data, store.TrustFile)
+	every := time.NewTicker(100 * time.Millisecond)
+	defer every.Stop()
+	for {
+		if _, err := os.Stat(path); err == nil {
+			break
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s has no %s yet, which comes with the region's first leader: look at the server's log, and run this again", data, store.TrustFile)
+		}
+	}
+	if a.getenv("GPUAI_CACERT") == "" {
+		a.override("GPUAI_CACERT", path)
+	}
+	if a.api.addr == "" && a.getenv("GPUAI_ADDR") == "" {
+		a.api.addr = "https://" + strings.TrimPrefix(defaultAddr, "http://")
+	}
+	return nil
 }
 
 // bootstrapSecret reads the secret from a server's data directory, or from

@@ -21,6 +21,6 @@ func (c *serverConfig) secure() bool {
 	if server.IsSecure(c.Data) || c.JoinToken != "" {
 		return true
 	}
-	_, err := store.ServerOf(c.Data)
-	return err != nil && c.Bootstrap && len(c.Peers) == 0 && !c.Insecure
+	id, err := store.ServerOf(c.Data)
+	return err == nil && id == "" && c.Bootstrap && len(c.Peers) == 0 && !c.Insecure
 }

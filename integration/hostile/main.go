@@ -130,7 +130,7 @@ func (o *options) serve(ctx context.Context, dir string) (stop func(), err error
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, o.bin, "server", "run", "--id", "a", "--data", filepath.Join(dir, "a"), "--http", ports[0], "--raft", ports[1],
-		"--bootstrap", "--tenant-rate", strconv.Itoa(o.tenantRate), "--log-level", "warn")
+		"--bootstrap", "--insecure-plaintext", "--tenant-rate", strconv.Itoa(o.tenantRate), "--log-level", "warn")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
