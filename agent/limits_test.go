@@ -57,7 +57,7 @@ func TestImageFaultsAreSaid(t *testing.T) {
 		state gpuai.ReportState
 		want  []string
 	}{
-		"disk full while unpacking": {image, gpuai.ReportLost, []string{"task 0: ", "the image cache is full", "free some, or give the node another directory"}},
+		"disk full while unpacking": {image, gpuai.ReportLost, []string{"task 0: ", "the image cache is full", "free some, or to give the agent another directory"}},
 		"wrong credentials":         {strings.TrimPrefix(registry.URL, "http://") + "/team/app:v1", gpuai.ReportFailed, []string{"task 0: image 127.0.0.1:", "denies it (401)", "credentials are missing or wrong"}},
 	} {
 		r := f.last(f.grant(testNode, inImage(test.image)))

@@ -14,7 +14,7 @@ func TestEventsAreArchivedWhole(t *testing.T) {
 		Index: 7, Ordinal: 3, Kind: gpuai.CheckpointPublished, At: 9, Job: gpuai.JobID{1}, Group: 2, Task: 5, Lease: 11, Node: "n1",
 		Incarnation: 13, JobStatus: gpuai.JobFailed, NodeState: gpuai.NodeSilent, By: gpuai.JobID{2}, Drained: true,
 		Cause: gpuai.CausePreempted, ExitCode: -4, Checkpoint: 21,
-		EndCode: gpuai.EndImagePull, Reason: "no such image", Image: "sha256:x",
+		EndCode: gpuai.EndImagePull, Reason: "no such image", Image: "sha256:x", Tenant: "acme",
 	}
 	if v := reflect.ValueOf(e); v.NumField() > 0 {
 		for i := range v.NumField() {

@@ -120,8 +120,8 @@ const (
 	eventDrained
 	eventHasBy
 	eventHasCheckpoint
-	eventHasTold // what an agent said: end code, reason, image
-	eventFlags   // the first bit that means nothing
+	eventHasTold   // what an agent said: end code, reason, image
+	eventHasTenant // the last: a further bit makes this two bytes, in rows of another kind
 )
 
 // sealEvents encodes the events of one entry, which share index and time.
@@ -164,6 +164,9 @@ func appendEvent(b []byte, e *gpuai.Event) []byte {
 		b = append(binary.AppendUvarint(b, uint64(len(e.Reason))), e.Reason...)
 		b = append(binary.AppendUvarint(b, uint64(len(e.Image))), e.Image...)
 	}
+	if has&eventHasTenant != 0 {
+		b = append(binary.AppendUvarint(b, uint64(len(e.Tenant))), e.Tenant...)
+	}
 	return b
 }
 
@@ -188,6 +191,9 @@ func eventBits(e *gpuai.Event) (has byte) {
 	}
 	if e.EndCode != 0 || e.Reason != "" || e.Image != "" {
 		has |= eventHasTold
+	}
+	if e.Tenant != "" {
+		has |= eventHasTenant
 	}
 	return has
 }
@@ -225,9 +231,6 @@ type eventReader struct {
 func (r *eventReader) event(e *gpuai.Event) {
 	e.Kind = gpuai.EventKind(r.byte())
 	has := r.byte()
-	if has >= eventFlags {
-		r.fail(errors.New("an event has bits that this build does not know"))
-	}
 	e.Ordinal, e.Drained = uint32(r.uvarint(1<<32-1)), has&eventDrained != 0
 	if has&eventHasJob != 0 {
 		copy(e.Job[:], r.bytes(16))
@@ -254,6 +257,9 @@ func (r *eventReader) event(e *gpuai.Event) {
 		e.EndCode = gpuai.EndCode(r.byte())
 		e.Reason = string(r.bytes(r.uvarint(uint64(len(r.b)))))
 		e.Image = string(r.bytes(r.uvarint(uint64(len(r.b)))))
+	}
+	if has&eventHasTenant != 0 {
+		e.Tenant = gpuai.TenantID(r.bytes(r.uvarint(uint64(len(r.b)))))
 	}
 }
 
