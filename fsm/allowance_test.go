@@ -69,6 +69,7 @@ func TestFloodCostsOthersNothing(t *testing.T) {
 			continue // as labels, and slow
 		}
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			alone, beside := newOrderWalk(t, 50), newOrderWalk(t, 50)
 			alone.check, beside.check = false, false
 			taken := beside.flood(by, MaxBuckets)

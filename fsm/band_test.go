@@ -124,6 +124,7 @@ func sortedTurns(m *Machine, room scheduler.Need) (turns []uint32) {
 // weighed or aged since they were looked at, to any room. A machine that was
 // restored gives the same, and is charged the same for it.
 func TestBandsGiveTurnsInOrder(t *testing.T) {
+	t.Parallel()
 	seeds, most := uint64(9), 0
 	if brief() {
 		seeds = 3

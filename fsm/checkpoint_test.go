@@ -255,6 +255,7 @@ func (w *walk) publishCommand() Command {
 // Machines that apply one log with checkpoints, restored and forked at random
 // points, are equal in digest.
 func TestRandomCheckpointLogs(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(8)
 	if brief() {
 		seeds = 3
@@ -333,6 +334,7 @@ func TestRefusedPublishOfAStrangerTellsNothing(t *testing.T) {
 // Where there is no room for one more a task still replaces what it has, and no
 // tenant takes all there is. A job has no more kept than it says.
 func TestFullTableOfCheckpointsTakesReplacements(t *testing.T) {
+	t.Parallel()
 	r := newest(t, nil)
 	r.node("a", 2)
 	id := r.submit(jobSpec("x", 2, 1))

@@ -165,6 +165,7 @@ func TestAfterChainEnds(t *testing.T) {
 
 // What waits for one job may be more than an entry's budget reaches.
 func TestAfterIsSettledWithinTheBudget(t *testing.T) {
+	t.Parallel()
 	r := placing(t)
 	r.check = false
 	r.node("a", 1)

@@ -156,6 +156,7 @@ func TestBeginEpochRefuses(t *testing.T) {
 // Whatever the state, a restore keeps the invariants, ends every lease, is the
 // same on every server, and the region goes on from it.
 func TestRestoreOfRandomStates(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(12) {
 		w := newWalk(t, 500+seed)
 		for range 60 {

@@ -55,6 +55,7 @@ func (w *walk) gangs() {
 // Machines that apply one log of gangs, restored and forked at random points,
 // are equal in digest.
 func TestRandomGangLogs(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(20)
 	if brief() {
 		seeds = 10
@@ -71,6 +72,7 @@ func TestRandomGangLogs(t *testing.T) {
 
 // Whenever there is no backlog, no group of any bucket could start, or grow.
 func TestGangWorkConservation(t *testing.T) {
+	t.Parallel()
 	var started, grown, shrunk int
 	for seed := range few(8, 3) {
 		w := newGangWalk(t, 2000+seed)

@@ -68,6 +68,7 @@ func (w *orderWalk) step() {
 // Two machines that apply one log are equal, and stay it when one of them is
 // snapshotted and restored, or forked.
 func TestRandomOrderLogs(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(20)
 	if brief() {
 		seeds = 8
@@ -112,6 +113,7 @@ func TestRandomOrderLogs(t *testing.T) {
 // Whenever there is no backlog, nothing that could start waits but behind the
 // reservation, and there behind no more than it keeps.
 func TestWorkConservationBesideTheReservation(t *testing.T) {
+	t.Parallel()
 	for seed := range few(5, 1) {
 		w := newOrderWalk(t, 2000+seed)
 		for range 120 {
@@ -136,6 +138,7 @@ func TestWorkConservationBesideTheReservation(t *testing.T) {
 // The order of service is the order that sorting all waiting groups gives, when
 // one node takes one task at a time.
 func TestOrderIsThatOfSorting(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(20) {
 		w := newOrderWalk(t, 4000+seed)
 		w.node("one", 1)

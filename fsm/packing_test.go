@@ -50,6 +50,7 @@ func (w *walk) packStep() {
 // forked and restored at random points decides the same, and when there is no
 // backlog nothing waits that could start.
 func TestPackingRandomLogs(t *testing.T) {
+	t.Parallel()
 	packedSteps := 0
 	for seed := range uint64(12) {
 		w := newWalk(t, 900+seed)

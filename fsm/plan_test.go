@@ -196,6 +196,7 @@ func TestEstimateByRunTimeLimits(t *testing.T) {
 // TestEstimateHoldsInASimulatedRegion lets a region go on as the estimate
 // supposes and compares.
 func TestEstimateHoldsInASimulatedRegion(t *testing.T) {
+	t.Parallel()
 	r := newRegion(t)
 	r.node("a", 4)
 	var ids []gpuai.JobID

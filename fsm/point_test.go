@@ -108,6 +108,7 @@ func TestOnlyMembersHaveAPoint(t *testing.T) {
 // Machines that apply one log of gangs that meet, restored and forked at random points,
 // are equal in digest.
 func TestRandomMeshLogs(t *testing.T) {
+	t.Parallel()
 	points := uint32(0)
 	for seed := range few(8, 3) {
 		w := newGangWalk(t, 500+seed)

@@ -85,6 +85,7 @@ func (w *walk) settle(gap gpuai.Priority) (preempted int) {
 // comes to an end: with nobody who waits for room that is being made, and nobody
 // who could take some.
 func TestPreemptionEnds(t *testing.T) {
+	t.Parallel()
 	total := 0
 	seeds := uint64(40)
 	if brief() {
@@ -156,6 +157,7 @@ func (w *walk) shrinks() {
 // dependencies, tenants, aging, the reservation. Machines that are restored and
 // forked on the way agree, and nobody waits who could take room.
 func TestPreemptionAmongAll(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(16)
 	if brief() {
 		seeds = 4

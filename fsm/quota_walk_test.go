@@ -113,6 +113,7 @@ func (w *walk) quotaCommand() Command {
 
 // Machines with quotas that apply one log are equal, restored and forked or not.
 func TestRandomQuotas(t *testing.T) {
+	t.Parallel()
 	for seed := range few(8, 2) {
 		w := newQuotaWalk(t, seed)
 		other := New(w.m.opts)
@@ -129,6 +130,7 @@ func TestRandomQuotas(t *testing.T) {
 // reservation or a quota: what its quota lets start, and what is parked for its quota
 // may not.
 func TestQuotasConserveWork(t *testing.T) {
+	t.Parallel()
 	for seed := range few(6, 1) {
 		w := newQuotaWalk(t, 500+seed)
 		for range 120 {

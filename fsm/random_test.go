@@ -271,6 +271,7 @@ func (w *walk) see() {
 // Two machines that apply one log, one of them snapshotted and restored at
 // random points, are equal in digest, and so is a fork that goes on alone.
 func TestRandomLogs(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(30)
 	if brief() {
 		seeds = 10
@@ -327,6 +328,7 @@ func (w *walk) beside(seed uint64, other *Machine, steps int) {
 
 // Whenever there is no backlog, nothing that could start waits.
 func TestWorkConservation(t *testing.T) {
+	t.Parallel()
 	for seed := range few(10, 1) {
 		w := newWalk(t, 1000+seed)
 		for range 120 {

@@ -43,6 +43,7 @@ func (c *churn) startsWithin(t *testing.T, s *gpuai.JobSpec, most int) {
 // What must be in one domain, and groups that start together, start once all that
 // ran before them has ended, whatever small jobs come meanwhile.
 func TestDomainGangsStartWithinABound(t *testing.T) {
+	t.Parallel()
 	groups := func(s *gpuai.JobSpec, more ...gpuai.Group) *gpuai.JobSpec {
 		for i, g := range more {
 			x := s.Groups[0]

@@ -50,6 +50,7 @@ func TestRestoreRefusesTwins(t *testing.T) {
 // usually is. Builds that ended that frame and began another one, which was
 // empty, wrote snapshots that nobody could restore: both forms are read.
 func TestRestoreManyShapes(t *testing.T) {
+	t.Parallel()
 	r := newRegion(t)
 	r.check = false
 	r.apply(&RegisterNode{Spec: nodeSpec("n", 8, "H100"), BootID: "b", Nonce: "n"})

@@ -66,6 +66,7 @@ func TestRetiredJobsComeOutWhole(t *testing.T) {
 
 // The machine's memory does not grow with the jobs that have passed through.
 func TestRetirementFreesTheSlots(t *testing.T) {
+	t.Parallel()
 	r := newRegion(t)
 	r.node("a", 8)
 	specs := r.m.blobs.Len() // the node's

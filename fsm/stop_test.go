@@ -45,6 +45,7 @@ func TestStopWithATaskInItsBackOff(t *testing.T) {
 // whatever becomes of its tasks before they are told, it says that it is being
 // stopped, and machines that are restored or forked on the way agree.
 func TestStopInSlices(t *testing.T) {
+	t.Parallel()
 	kinds := []string{"array", "with a gang", "tasks", "elastic"}
 	if brief() {
 		kinds = kinds[:2]
@@ -164,6 +165,7 @@ func (r *stopping) stops() {
 // A task of which the stop panics is stepped over and the others are told; who
 // stops the job again has that one told too, once the fault is mended.
 func TestStopStepsOverTheTaskThatPanics(t *testing.T) {
+	t.Parallel()
 	r := newest(t, nil)
 	for i := range 20 {
 		s := nodeSpec(fmt.Sprintf("n-%02d", i), 1, "H100")
