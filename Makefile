@@ -33,7 +33,7 @@ FIRST ?= 1
 TIMES ?= 5
 
 .PHONY: build test test-core test-cluster test-rest test-nvidia race arch test-386 fuzz bench fmt fmt-check vet demo \
-	bench-region bench-agent example-torch nightly sim virtual chaos chaos-short chaos-long scale ci \
+	bench-region bench-agent bench-hostile bench-tls example-torch nightly sim virtual chaos chaos-short chaos-long scale ci \
 	promise-utilisation promise-splitting promise-mixed promise-growth
 
 # Only gpuai-driver-nvidia needs cgo: it loads NVIDIA's library. The warnings are of
@@ -82,6 +82,15 @@ bench-region: build
 # What an agent adds to a task in a sandbox; needs root and runc, half a minute.
 bench-agent: build
 	$(GO) run ./integration/agentbench
+
+# A tenant's latency beside another's flood, and beside thousands of connections
+# that are held; three minutes.
+bench-hostile: build
+	$(GO) run ./integration/hostile --gpuai bin/gpuai --rounds 5
+
+# Handshakes of agents, and what a connected one costs.
+bench-tls:
+	$(GO) test ./server -run '^$$' -bench SecureSessions -benchtime 5000x
 
 # Real PyTorch on a region of its own: as root; not part of `make test`.
 example-torch:
