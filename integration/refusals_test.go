@@ -97,6 +97,10 @@ func TestRefusalsOfTheCommand(t *testing.T) {
 	server := func(data, http string) []string {
 		return []string{"server", "run", "--id", "s1", "--data", data, "--http", http, "--raft", freeAddr(t), "--bootstrap", "--insecure-plaintext"}
 	}
+	open := func(data string) []string {
+		at := freeAddr(t)
+		return []string{"server", "run", "--id", "s1", "--data", data, "--http", "0.0.0.0:0", "--raft", at, "--peers", "s1=" + at, "--bootstrap"}
+	}
 	agent := func(more ...string) []string {
 		return append([]string{"agent", "run", "--id", "n1", "--data", filepath.Join(r.dir, "agent"), "--servers", addr}, more...)
 	}
@@ -107,7 +111,7 @@ func TestRefusalsOfTheCommand(t *testing.T) {
 			[]string{busy.Addr().String(), "is in use by another process", "choose another port"}},
 		{"another server's data directory", []string{"server", "run", "--id", "s9", "--data", r.stopped(), "--http", freeAddr(t), "--raft", freeAddr(t)}, exitOther,
 			[]string{"belongs to server s3 and not to s9", "use this server's own directory"}},
-		{"an address that others reach", server(filepath.Join(r.dir, "new"), "0.0.0.0:0"), exitUsage,
+		{"an address that others reach", open(filepath.Join(r.dir, "new")), exitUsage,
 			[]string{"0.0.0.0:0", "--insecure-plaintext"}},
 		{"a driver that is missing", agent("--driver", "sim=/nonexistent/driver"), exitUsage,
 			[]string{"--driver sim", "there is no binary /nonexistent/driver", "make build"}},
