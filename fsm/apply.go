@@ -51,8 +51,9 @@ const (
 	typePutSecret       uint8 = 40
 	typeDeleteSecret    uint8 = 41
 	typeGiveSecrets     uint8 = 42
+	typeSetRegionKey    uint8 = 46
 
-	numTypes = typeGiveSecrets + 1
+	numTypes = typeSetRegionKey + 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -334,6 +335,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireAuthority(r)
 	case typeAuditNote:
 		return m.applyAuditNote(r)
+	case typeSetRegionKey:
+		return m.applySetRegionKey(r)
 	case typePutSecret, typeDeleteSecret, typeGiveSecrets:
 		return m.applySecrets(c.Type, r)
 	default:
