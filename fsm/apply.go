@@ -335,9 +335,7 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireAuthority(r)
 	case typeAuditNote:
 		return m.applyAuditNote(r)
-	case typeSetRegionKey:
-		return m.applySetRegionKey(r)
-	case typePutSecret, typeDeleteSecret, typeGiveSecrets:
+	case typePutSecret, typeDeleteSecret, typeGiveSecrets, typeSetRegionKey:
 		return m.applySecrets(c.Type, r)
 	default:
 		return m.applyRetireJobs(r)

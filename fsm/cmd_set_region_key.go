@@ -1,8 +1,6 @@
 package fsm
 
 import (
-	"encoding/hex"
-
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
 )
@@ -39,15 +37,10 @@ func (c *SetRegionKey) Append(dst []byte, env Envelope) []byte {
 }
 
 func readSetRegionKey(r *wire.Reader) (c SetRegionKey, ok bool) {
-	name := r.Str()
-	if len(name) == hex.EncodedLen(len(c.Key)) {
-		if _, err := hex.Decode(c.Key[:], []byte(name)); err != nil {
-			return c, false
-		}
-	}
+	c.Key, ok = ParseSecretKeyID(r.Str())
 	c.State = gpuai.RegionKeyState(r.U8())
 	copy(c.Other[:], r.Bytes(len(c.Other)))
-	return c, r.Done() == nil && c.Key.Text() == name
+	return c, ok && r.Done() == nil
 }
 
 func (m *Machine) applySetRegionKey(r *wire.Reader) Result {

@@ -1,8 +1,8 @@
 package fsm
 
 import (
-	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
@@ -28,7 +28,30 @@ func (r *regionKeyRec) get(rd *wire.Reader) {
 }
 
 // Text returns the ID as key files have it.
-func (id SecretKeyID) Text() string { return hex.EncodeToString(id[:]) }
+func (id SecretKeyID) Text() string {
+	var b [2 * len(id)]byte
+	for i, c := range id {
+		b[2*i], b[2*i+1] = hexDigits[c>>4], hexDigits[c&15]
+	}
+	return string(b[:])
+}
+
+const hexDigits = "0123456789abcdef"
+
+// ParseSecretKeyID reads what Text wrote.
+func ParseSecretKeyID(s string) (id SecretKeyID, ok bool) {
+	if len(s) != 2*len(id) {
+		return id, false
+	}
+	for i := range s {
+		v := strings.IndexByte(hexDigits, s[i])
+		if v < 0 {
+			return SecretKeyID{}, false
+		}
+		id[i/2] = id[i/2]<<4 | byte(v)
+	}
+	return id, true
+}
 
 // A RegionKey is a key of the servers' keyrings as the machine knows it.
 type RegionKey struct {
