@@ -170,3 +170,38 @@ func TestClockSkewOfAnAgent(t *testing.T) {
 		t.Errorf("case 34: an expired certificate: %v", err)
 	}
 }
+
+// A server of a region with authentication is rebuilt: the region hears it by its
+// old certificate, and the new one joins with a token, which gets it its own
+// certificate and the region's keys.
+func TestRejoinInASecureRegion(t *testing.T) {
+	t.Parallel()
+	r := formSecure(t, 3, 0)
+	old := r.followers()[0]
+	r.halt(old)
+	cfg := RejoinConfig{DataDir: old.cfg.DataDir, Join: []string{r.leader().RaftAddr()}, KeyFile: t.TempDir() + "/none"}
+	if _, err := Rejoin(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--key-file") {
+		t.Fatalf("without the key file: %v", err)
+	}
+	cfg.KeyFile = ""
+	out, err := Rejoin(t.Context(), cfg)
+	if err != nil || !out.Secure || out.New == old.cfg.ID {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	next := &member{cfg: Config{
+		ID: out.New, DataDir: old.cfg.DataDir, HTTP: listen(t), Raft: listen(t), Secure: true, Logger: testLogger(t),
+		Join:      []string{r.leader().HTTPAddr()},
+		JoinToken: r.token(gpuai.JoinTokenRequest{Join: gpuai.IdentityServer, Name: string(out.New)}),
+	}}
+	r.start(next)
+	eventually(t, "the new server's vote", func() bool { m, ok := r.leader().node.Member(out.New); return ok && m.Voter })
+	if a, b := next.ringOf(t).KeyIDs(), r.leader().ringOf(t).KeyIDs(); a[0] != b[0] || len(a) != len(b) {
+		t.Errorf("its keys are %v, the region's %v", a, b)
+	}
+	if c := next.source().Credential(); c.Peer.Name != string(out.New) {
+		t.Errorf("its certificate is that of %s", c.Peer.Identity)
+	}
+	if _, err := r.leader().askKeys(t.Context(), out.New, nil); err != nil {
+		t.Error(err)
+	}
+}
