@@ -4,6 +4,7 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -219,5 +220,37 @@ func TestHalfLifeIsTheFormula(t *testing.T) {
 	off := func(x int64) *big.Int { d := new(big.Int).Sub(power(x), half); return d.Abs(d) }
 	if off(decay).Cmp(off(decay-1)) > 0 || off(decay).Cmp(off(decay+1)) > 0 {
 		t.Errorf("%d^32 is not nearest to one half", int64(decay))
+	}
+}
+
+// An explanation says where the tenant of a job that waits stands.
+func TestExplainTellsTheShare(t *testing.T) {
+	r := placing(t)
+	r.node("a", 4)
+	of := func(tenant gpuai.TenantID, gpus uint32) gpuai.JobID {
+		s := jobSpec("j", 1, gpus)
+		s.Tenant = tenant
+		return r.submit(s)
+	}
+	r.do(&SetTenantWeight{Tenant: "rich", Weight: 300})
+	of("rich", 3)
+	of("other", 1)
+	r.wait(gpuai.Hour)
+	rich, poor := of("rich", 1), of("new", 1)
+	x := r.ask(rich)
+	if s := x.Share; s == nil || s.Tenant != "rich" || s.Weight != 300 || s.Place != 2 || s.Tenants != 2 || s.SharePermille < 749 || s.SharePermille > 750 ||
+		s.DuePermille != 600 || s.UsageMilliHours < 2_900 || s.UsageMilliHours > 3_000 {
+		t.Errorf("%+v", x.Share)
+	}
+	if !slices.ContainsFunc(x.Reasons, func(r gpuai.Reason) bool {
+		return strings.HasPrefix(r.Message, "tenant rich is number 2 of 2") && strings.Contains(r.Message, "due 60.0 %")
+	}) {
+		t.Errorf("%+v", x.Reasons)
+	}
+	if len(x.Ahead) != 1 || x.Ahead[0].Why != "its tenant has had less of its share" {
+		t.Errorf("%+v", x.Ahead)
+	}
+	if s := r.ask(poor).Share; s == nil || s.Place != 1 || s.UsageMilliHours != 0 || s.Weight != DefaultWeight || s.DuePermille != 200 {
+		t.Errorf("%+v", s)
 	}
 }
