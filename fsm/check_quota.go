@@ -40,9 +40,9 @@ func (m *Machine) checkTallies() error {
 func (m *Machine) checkTally(slot uint32, want *tallyRec) error {
 	got := *m.tallies.recs.Get(slot)
 	leases, last := uint64(0), ref(0)
-	for l := got.first; l != 0; last, l = l, m.leases.Get(l.slot()).tenantNewer {
+	for l := got.first; l != 0; last, l = l, m.tallies.links.Get(l.slot()).newer {
 		x := m.leases.Get(l.slot())
-		if x.tenantOlder != last || !x.live() || last != 0 && m.leases.Get(last.slot()).token >= x.token {
+		if m.tallies.links.Get(l.slot()).older != last || !x.live() || last != 0 && m.leases.Get(last.slot()).token >= x.token {
 			return fmt.Errorf("lease %d is out of place among those of its tenant", x.token)
 		}
 		leases += x.held()

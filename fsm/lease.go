@@ -39,8 +39,6 @@ type leaseRec struct {
 	newer       ref         // derived
 	by          gpuai.JobID // that it must make room for
 	mesh        ref         // where it is reached from other nodes
-	tenantOlder ref         // live lease of the tenant granted before; derived
-	tenantNewer ref         // derived
 	bill        ref         // what it costs, if anything; derived
 }
 

@@ -101,7 +101,7 @@ func (m *Machine) lender(slot uint32, x lent, need uint64, spared *[gpuai.MaxCoh
 
 // newestLent returns the newest lease of a tenant that may be taken and has some of x.
 func (m *Machine) newestLent(slot uint32, x lent, scan *int) (uint32, bool) {
-	for l := m.tally(slot).last; l != 0 && *scan > 0; l = m.leases.Get(l.slot()).tenantOlder {
+	for l := m.tally(slot).last; l != 0 && *scan > 0; l = m.tallies.links.Get(l.slot()).older {
 		m.now.work -= workLook
 		*scan--
 		r := m.leases.Get(l.slot())

@@ -30,10 +30,15 @@ type modelTally struct {
 	of, leaving uint64
 }
 
+// A leaseLink is a live lease's place among those of its tenant. It is no field of the
+// lease, whose neighbours would be hashed anew with each grant.
+type leaseLink struct{ older, newer ref }
+
 // tallies are what all tenants have.
 type tallies struct {
 	recs   *mem.Table[tallyRec]
-	byName *mem.Table[ref] // by string number of the tenant
+	byName *mem.Table[ref]       // by string number of the tenant
+	links  *mem.Table[leaseLink] // by lease
 
 	models     *mem.Table[modelTally]
 	modelSlots *mem.Slots
@@ -42,14 +47,14 @@ type tallies struct {
 
 func newTallies(s *mem.Space) *tallies {
 	return &tallies{
-		recs: mem.NewTable[tallyRec](s, 5), byName: mem.NewTable[ref](s, 10),
+		recs: mem.NewTable[tallyRec](s, 5), byName: mem.NewTable[ref](s, 10), links: mem.NewTable[leaseLink](s, 8),
 		models: mem.NewTable[modelTally](s, 5), modelSlots: mem.NewSlots(s), byModel: mem.NewHash(s),
 	}
 }
 
 func (t *tallies) fork(ns *mem.Space) *tallies {
 	return &tallies{
-		recs: t.recs.Fork(ns), byName: t.byName.Fork(ns),
+		recs: t.recs.Fork(ns), byName: t.byName.Fork(ns), links: t.links.Fork(ns),
 		models: t.models.Fork(ns), modelSlots: t.modelSlots.Fork(ns), byModel: t.byModel.Fork(ns),
 	}
 }
@@ -218,33 +223,34 @@ func (m *Machine) useLease(lease uint32) {
 
 // listLease puts a lease behind all others of a tenant.
 func (m *Machine) listLease(tally, lease uint32) {
-	t := m.tallies.recs.Mut(tally)
-	l := m.leases.Mut(lease)
-	if l.tenantOlder = t.last; t.last != 0 {
-		m.leases.Mut(t.last.slot()).tenantNewer = refTo(lease)
+	t, links := m.tallies.recs.Mut(tally), m.tallies.links
+	older := t.last
+	if older != 0 {
+		links.Mut(older.slot()).newer = refTo(lease)
 	} else {
 		t.first = refTo(lease)
 	}
 	t.last = refTo(lease)
+	links.Put(lease, leaseLink{older: older})
 }
 
 // unuseLease counts a lease that ends.
 func (m *Machine) unuseLease(lease uint32) {
 	x := m.leaseUse(lease)
 	x.is = usedNoMore
-	t := m.tallies.recs.Mut(m.count(m.tenantOfLease(m.leases.Get(lease)), &x))
-	l := m.leases.Mut(lease)
-	if l.tenantOlder != 0 {
-		m.leases.Mut(l.tenantOlder.slot()).tenantNewer = l.tenantNewer
+	t, links := m.tallies.recs.Mut(m.count(m.tenantOfLease(m.leases.Get(lease)), &x)), m.tallies.links
+	l := *links.Get(lease)
+	if l.older != 0 {
+		links.Mut(l.older.slot()).newer = l.newer
 	} else {
-		t.first = l.tenantNewer
+		t.first = l.newer
 	}
-	if l.tenantNewer != 0 {
-		m.leases.Mut(l.tenantNewer.slot()).tenantOlder = l.tenantOlder
+	if l.newer != 0 {
+		links.Mut(l.newer.slot()).older = l.older
 	} else {
-		t.last = l.tenantOlder
+		t.last = l.older
 	}
-	l.tenantOlder, l.tenantNewer = 0, 0
+	*links.Mut(lease) = leaseLink{}
 }
 
 // leaseLeaves counts a lease that is being revoked from now on.
