@@ -5,12 +5,12 @@ import "fmt"
 // checkTallies counts what all tenants have, and compares.
 func (m *Machine) checkTallies() error {
 	want := make([]tallyRec, m.tallies.recs.Len())
-	models := make(map[modelTally]uint32) // by tally and model
+	uses := make([]uint32, m.tallies.models.Len()) // by model of a tenant
 	count := func(tenant uint32, x *used) {
 		tally := m.tallies.slot(tenant)
 		want[tally].add(x)
-		if at, ok := m.tallies.model(tally, x.model); ok && x.model != 0 {
-			models[modelTally{tally: tally, model: m.tallies.models.Get(at).model}]++
+		if at, _ := m.tallies.model(tally, x.model); at != 0 && x.model != 0 {
+			uses[at.slot()]++
 		}
 	}
 	for s, ok := m.leaseSlots.Next(0); ok; s, ok = m.leaseSlots.Next(s + 1) {
@@ -33,7 +33,7 @@ func (m *Machine) checkTallies() error {
 			return fmt.Errorf("tally %d: %w", s, err)
 		}
 	}
-	return m.checkModels(models)
+	return m.checkModels(uses)
 }
 
 // checkTally compares what a tenant has with what is recorded, and walks its leases.
@@ -50,7 +50,7 @@ func (m *Machine) checkTally(slot uint32, want *tallyRec) error {
 	if got.last != last {
 		return fmt.Errorf("its leases do not end where they should")
 	}
-	want.first, want.last, want.quota = got.first, got.last, got.quota
+	want.first, want.last, want.quota, want.models = got.first, got.last, got.quota, got.models
 	if got != *want {
 		return fmt.Errorf("the tenant has %+v, recorded %+v", *want, got)
 	}
@@ -61,15 +61,12 @@ func (m *Machine) checkTally(slot uint32, want *tallyRec) error {
 }
 
 // checkModels compares by how many each model is used, and what they have in all.
-func (m *Machine) checkModels(uses map[modelTally]uint32) error {
-	if n := int(m.tallies.modelSlots.Len()); n != len(uses) {
-		return fmt.Errorf("%d models of tenants are in use, recorded %d", len(uses), n)
-	}
+func (m *Machine) checkModels(uses []uint32) error {
 	var have uint64
-	for s, ok := m.tallies.modelSlots.Next(0); ok; s, ok = m.tallies.modelSlots.Next(s + 1) {
+	for s := range m.tallies.models.Len() {
 		r := *m.tallies.models.Get(s)
-		if n := uses[modelTally{tally: r.tally, model: r.model}]; n != r.uses || r.leaving > r.of {
-			return fmt.Errorf("a model of tally %d is used %d times, recorded %+v", r.tally, n, r)
+		if r.uses != uses[s] || r.leaving > r.of || r.uses == 0 && r.of > 0 {
+			return fmt.Errorf("a model of a tenant is used %d times, recorded %+v", uses[s], r)
 		}
 		have += r.of
 	}
@@ -174,8 +171,8 @@ func (m *Machine) checkQuota(slot, owed uint32) error {
 		}
 	}
 	for i := range q.models {
-		if at, ok := m.tallies.model(u.tally, q.models[i].hash); ok && q.models[i].name != 0 && q.modelIn(q.models[i].hash) == i {
-			if r := m.tallies.models.Get(at); r.of != u.models[i] || r.leaving != u.modelsLeaving[i] {
+		if at, _ := m.tallies.model(u.tally, q.models[i].hash); at != 0 && q.models[i].name != 0 && q.modelIn(q.models[i].hash) == i {
+			if r := m.tallies.models.Get(at.slot()); r.of != u.models[i] || r.leaving != u.modelsLeaving[i] {
 				return fmt.Errorf("it has %+v of model %d, recorded %d and %d", *r, i, u.models[i], u.modelsLeaving[i])
 			}
 		} else if u.models[i] != 0 || u.modelsLeaving[i] != 0 {

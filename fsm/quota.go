@@ -187,8 +187,8 @@ func (m *Machine) recountQuota(slot uint32) {
 		if q.models[i].name == 0 {
 			break
 		}
-		if at, ok := m.tallies.model(u.tally, q.models[i].hash); ok && q.modelIn(q.models[i].hash) == i {
-			t := m.tallies.models.Get(at)
+		if at, _ := m.tallies.model(u.tally, q.models[i].hash); at != 0 && q.modelIn(q.models[i].hash) == i {
+			t := m.tallies.models.Get(at.slot())
 			u.models[i], u.modelsLeaving[i] = t.of, t.leaving
 		}
 	}

@@ -20,12 +20,13 @@ type tallyRec struct {
 	pending     uint32
 	first, last ref // live leases, in the order of their grants
 	quota       ref
+	models      ref // first
 }
 
 // A modelTally is what a tenant has of one model.
 type modelTally struct {
-	tally       uint32
-	uses        uint32 // leases and holds
+	next        ref    // of the tenant
+	uses        uint32 // leases and holds; 0: it is free
 	model       uint64 // scheduler.ModelHash
 	of, leaving uint64
 }
@@ -39,23 +40,20 @@ type tallies struct {
 	recs   *mem.Table[tallyRec]
 	byName *mem.Table[ref]       // by string number of the tenant
 	links  *mem.Table[leaseLink] // by lease
-
-	models     *mem.Table[modelTally]
-	modelSlots *mem.Slots
-	byModel    *mem.Hash
+	models *mem.Table[modelTally]
 }
 
 func newTallies(s *mem.Space) *tallies {
 	return &tallies{
 		recs: mem.NewTable[tallyRec](s, 5), byName: mem.NewTable[ref](s, 10), links: mem.NewTable[leaseLink](s, 8),
-		models: mem.NewTable[modelTally](s, 5), modelSlots: mem.NewSlots(s), byModel: mem.NewHash(s),
+		models: mem.NewTable[modelTally](s, 6),
 	}
 }
 
 func (t *tallies) fork(ns *mem.Space) *tallies {
 	return &tallies{
 		recs: t.recs.Fork(ns), byName: t.byName.Fork(ns), links: t.links.Fork(ns),
-		models: t.models.Fork(ns), modelSlots: t.modelSlots.Fork(ns), byModel: t.byModel.Fork(ns),
+		models: t.models.Fork(ns),
 	}
 }
 
@@ -72,41 +70,40 @@ func (t *tallies) slot(tenant uint32) uint32 {
 	return slot
 }
 
-func hashModelTally(tally uint32, model uint64) uint64 {
-	return mem.Mix(model^uint64(tally)<<32|uint64(tally), 17)
-}
-
-// model returns where a tenant's devices of one model are counted.
-func (t *tallies) model(tally uint32, model uint64) (slot uint32, ok bool) {
-	return t.byModel.Find(hashModelTally(tally, model), func(s uint32) bool {
-		r := t.models.Get(s)
-		return r.tally == tally && r.model == model
-	})
+// model returns where a tenant's devices of one model are counted: it has few. free is
+// a place of a model that it has none of any more.
+func (t *tallies) model(tally uint32, model uint64) (at, free ref) {
+	for at = t.recs.Get(tally).models; at != 0; at = t.models.Get(at.slot()).next {
+		r := t.models.Get(at.slot())
+		if r.model == model && r.uses > 0 {
+			return at, 0
+		}
+		if r.uses == 0 {
+			free = at
+		}
+	}
+	return 0, free
 }
 
 // countModel counts the devices of x by their model.
 func (t *tallies) countModel(tally uint32, x *used) {
-	slot, ok := t.model(tally, x.model)
-	if !ok {
-		slot, _ = t.modelSlots.Alloc() // no more than leases and holds
-		t.models.Put(slot, modelTally{tally: tally, model: x.model})
-		t.byModel.Insert(hashModelTally(tally, x.model), slot)
+	at, free := t.model(tally, x.model)
+	if at == 0 {
+		if at = free; at == 0 {
+			r := t.recs.Mut(tally)
+			at = refTo(t.models.Append(modelTally{next: r.models}))
+			r.models = at
+		}
+		t.models.Mut(at.slot()).model = x.model
 	}
-	r := t.models.Mut(slot)
+	r := t.models.Mut(at.slot())
 	n := x.devices()
 	r.of, r.leaving = r.of+n.of, r.leaving+n.leaving
-	switch {
-	case x.is == usedLeaves:
-		return
-	case x.is == usedNoMore:
-		r.uses--
-	default:
+	switch x.is {
+	case usedAnew:
 		r.uses++
-	}
-	if r.uses == 0 {
-		t.byModel.Delete(hashModelTally(tally, x.model), slot)
-		*r = modelTally{}
-		t.modelSlots.Free(slot)
+	case usedNoMore:
+		r.uses--
 	}
 }
 
