@@ -3,7 +3,6 @@ package client
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -144,14 +143,6 @@ func (r *request) mayBeDone(err error) bool {
 
 // unanswered is the error of a request that nobody answered and nobody did.
 func (c *Client) unanswered(err error) *gpuai.Error {
-	var unknown x509.UnknownAuthorityError
-	if errors.As(err, &unknown) {
-		return &gpuai.Error{
-			Code: gpuai.NoLeader,
-			Detail: "the certificate shown at " + strings.Join(c.addrs, ", ") + " is of no CA that is trusted here: name the region's, which is ca.pem in a server's data directory, " +
-				"by gpuai login --cacert or GPUAI_CACERT",
-		}
-	}
 	return &gpuai.Error{
 		Code: gpuai.NoLeader,
 		Detail: "no server answers at " + strings.Join(c.addrs, ", ") + ": check the address, and that a server runs there (" +
@@ -300,10 +291,19 @@ type problemBody struct {
 }
 
 // problem makes an error of an answer that is none.
+// plaintextRefused is what a port for TLS answers to plain HTTP, by net/http.
+const plaintextRefused = "HTTP request to an HTTPS server"
+
 func problem(res *http.Response) error {
 	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	if err != nil {
 		return &transportError{err: fmt.Errorf("reading the server's answer: %w", err)}
+	}
+	if res.StatusCode == http.StatusBadRequest && bytes.Contains(b, []byte(plaintextRefused)) {
+		return &gpuai.Error{
+			Code:   gpuai.Unauthenticated,
+			Detail: "the region at " + res.Request.URL.Host + " has authentication and speaks TLS only: its address is https://" + res.Request.URL.Host,
+		}
 	}
 	var p problemBody
 	if json.Unmarshal(b, &p) != nil || p.Code == gpuai.OK {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/http"
@@ -15,7 +16,14 @@ import (
 // ended, which asking again does not change; nil for any other.
 func certificateRefused(err error) error {
 	var op *net.OpError
+	var unknown x509.UnknownAuthorityError
 	switch {
+	case errors.As(err, &unknown):
+		return &gpuai.Error{
+			Code: gpuai.Unauthenticated,
+			Detail: "the server's certificate is of no CA that is trusted here, so that nothing was sent to it: name the region's CA, which is ca.pem in a server's data directory, " +
+				"by gpuai login --cacert or GPUAI_CACERT",
+		}
 	case errors.Is(err, identity.ErrRefused):
 		return &gpuai.Error{Code: gpuai.Unauthenticated, Detail: "the server is not to be trusted: " + err.Error()}
 	case errors.As(err, &op) && op.Op == "remote error":

@@ -3,8 +3,9 @@ package integration
 import (
 	"context"
 	"fmt"
-	"net/http"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,7 +13,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
-
+	"github.com/gpuai/gpuai/integration/access"
 	"github.com/gpuai/gpuai/integration/nursery"
 )
 
@@ -24,26 +25,66 @@ type dev struct {
 	*proc
 	t          *testing.T
 	addr, data string
-	client     *client.Client
+	// client is that of its operator from start on, unless there is one before:
+	// then it is plain HTTP.
+	client *client.Client
+	secure bool
+}
+
+// env has it and its commands keep their contexts beside its data.
+func (d *dev) env(c *exec.Cmd) {
+	c.Env = append(os.Environ(), "XDG_CONFIG_HOME="+filepath.Join(filepath.Dir(d.data), "config"))
 }
 
 func (d *dev) start(args ...string) {
 	d.t.Helper()
 	began := time.Now()
-	d.proc = start(d.t, "dev", "gpuai", append([]string{"dev", "--http", d.addr, "--data", d.data}, args...)...)
+	args = append([]string{"dev", "--http", d.addr, "--data", d.data}, args...)
+	if d.secure = d.client == nil || d.secure; !d.secure {
+		args = append(args, "--insecure")
+	}
+	d.proc = startWith(d.t, "dev", "gpuai", d.env, args...)
 	eventually(d.t, devReady, "ready region at "+d.addr, func(ctx context.Context) error {
 		if !d.alive() {
 			return fmt.Errorf("it ended with exit code %d", d.exit(0))
+		}
+		if err := d.login(ctx); err != nil {
+			return err
 		}
 		return d.client.Ready(ctx)
 	})
 	d.t.Logf("ready after %s", time.Since(began))
 }
 
+// login has d.client speak with the operator's token, once there is one.
+func (d *dev) login(ctx context.Context) error {
+	if !d.secure || d.client != nil {
+		return nil
+	}
+	token, err := os.ReadFile(filepath.Join(d.data, "operator.token"))
+	if err != nil {
+		return err
+	}
+	r, err := access.Trust(ctx, filepath.Join(d.data, "servers", "a"))
+	if err == nil {
+		d.client, err = r.As(gpuai.NewSecret(strings.TrimSpace(string(token))), "https://"+d.addr)
+	}
+	return err
+}
+
+// call starts the command as a user of the region does.
+func (d *dev) call(args ...string) *proc {
+	d.t.Helper()
+	if !d.secure {
+		args = append(args, "--addr", "http://"+d.addr)
+	}
+	return startWith(d.t, "gpuai "+args[0], "gpuai", d.env, args...)
+}
+
 // run calls the command against the region and returns what it prints.
 func (d *dev) run(args ...string) string {
 	d.t.Helper()
-	p := start(d.t, "gpuai "+args[0], "gpuai", append(args, "--addr", "http://"+d.addr)...)
+	p := d.call(args...)
 	if code := p.exit(patience); code != 0 {
 		d.t.Fatalf("gpuai %s: exit code %d: %s", strings.Join(args, " "), code, p.err)
 	}
@@ -87,7 +128,6 @@ func TestDevOutlivesKill(t *testing.T) {
 	t.Parallel()
 	dir := scratch(t)
 	d := &dev{t: t, addr: freeAddr(t), data: filepath.Join(dir, "data")}
-	d.client = newClient(t, nil, d.addr)
 	d.start()
 	d.run("run", d.job("hello", "echo hello from $GPUAI_GPUS"), "--wait=done", "--timeout", "15s")
 	if out := d.run("logs", "hello"); out != "hello from 1\n" {
@@ -123,7 +163,8 @@ func TestDevOutlivesKill(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := http.Get("http://" + d.addr + "/healthz"); err == nil {
+	if conn, err := net.Dial("tcp", d.addr); err == nil {
+		conn.Close()
 		t.Error("something still answers at the address")
 	}
 }

@@ -41,7 +41,6 @@ func TestPreemptedTaskSavesAndResumes(t *testing.T) {
 	t.Parallel()
 	dir := scratch(t)
 	d := &dev{t: t, addr: freeAddr(t), data: filepath.Join(dir, "data")}
-	d.client = newClient(t, nil, d.addr)
 	d.start()
 	d.run("operator", "policy", "set", "preemption_protect=0s")
 	nodes, _, err := d.client.Nodes(t.Context(), client.Page{})

@@ -56,7 +56,6 @@ func TestSecrets(t *testing.T) {
 	t.Parallel()
 	dir := scratch(t)
 	d := &dev{t: t, addr: freeAddr(t), data: filepath.Join(dir, "data")}
-	d.client = newClient(t, nil, d.addr)
 	d.start()
 	const first, second = "hush-4711-first", "hush-4712-second"
 	var said strings.Builder
@@ -79,7 +78,7 @@ func TestSecrets(t *testing.T) {
 	if err := os.WriteFile(job, []byte(secretsJob), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, "without the secret", "gpuai", "run", job, "--addr", "http://"+d.addr)
+	p := d.call("run", job)
 	if code := p.exit(patience); code == 0 || !strings.Contains(p.err.String(), "/groups/0/task/env/TOKEN/secret") && !strings.Contains(p.err.String(), "gpuai secret put token") {
 		t.Errorf("without the secret: %d, %s", code, p.err)
 	}

@@ -50,7 +50,8 @@ type Config struct {
 	// Secure is a region with authentication: TLS everywhere, servers and nodes
 	// with certificates of the region's CA. With Bootstrap this server makes the
 	// CA; Peers are empty then, and others join it. A server that joins has
-	// JoinToken, and Join are addresses of the API.
+	// JoinToken, and Join are addresses of the API. Later Peers are where to look for
+	// the others.
 	Secure    bool
 	JoinToken string
 	// KeyFile holds the keys under which the state keeps secrets; "" is in DataDir.
@@ -164,7 +165,7 @@ func (c *Config) validate() error {
 		return errors.New("a server needs a data directory: set one with --data")
 	case c.Secure && c.InsecurePlaintext:
 		return fmt.Errorf("the data directory %s is of a region with authentication: start it without --insecure-plaintext", c.DataDir)
-	case c.Secure && len(c.Peers) > 0:
+	case c.Secure && len(c.Peers) > 0 && (c.Bootstrap || c.JoinToken != ""):
 		return errors.New("--peers is for regions without authentication: form the region with one server, and have the others join it with --join and --join-token")
 	case c.JoinToken != "" && len(c.Join) == 0:
 		return errors.New("a join token needs the address of a server: name one with --join, its API's")

@@ -15,7 +15,8 @@ const formEvery = 10 * time.Millisecond
 // in the way in which they are started on hosts of their own: the first forms
 // the region and makes its CA, each other joins with a token. run is called with
 // each as soon as it is open, and must have it Run beside. Where the directories
-// hold a region already its servers are opened as they are. When Form returns
+// hold a region already its servers are opened as they are, with Peers for where
+// they are now. When Form returns
 // every server votes, or ctx has ended. After an error those that were opened are
 // the caller's to close, too.
 func Form(ctx context.Context, cfgs []Config, run func(*Server)) (all []*Server, err error) {
@@ -25,8 +26,9 @@ func Form(ctx context.Context, cfgs []Config, run func(*Server)) (all []*Server,
 		switch known := IsSecure(cfg.DataDir); {
 		case known:
 		case i == 0:
-			cfg.Bootstrap = true
+			cfg.Bootstrap, cfg.Peers = true, nil
 		default:
+			cfg.Peers = nil
 			token, err := all[0].joinToken(ctx)
 			if err != nil {
 				return all, err

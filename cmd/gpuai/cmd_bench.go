@@ -62,7 +62,8 @@ lease has been read from the agent's session. placements_per_second is placed /
 ran, beats and reports of tasks that end included.
 
 --local starts servers of its own and removes them. With --addr the simulated
-nodes stay registered: use a region that is there for tests.`,
+nodes stay registered: use a region that is there for tests. Both speak plain HTTP to
+regions without authentication: what TLS and tokens cost is not in the figures.`,
 		Example: `  gpuai bench --local 3 --sim-nodes 1000 --rate 2000 --duration 10s
   gpuai bench --local 3 --sim-nodes 1000 --rate 20000 --batch 500 -o json`,
 		Args: cobra.NoArgs,

@@ -144,8 +144,12 @@ func (a *app) reach() (*reach, error) {
 			addr = defaultAddr
 		}
 	}
+	scheme := "http"
+	if c.CACert != "" || a.getenv("GPUAI_CACERT") != "" {
+		scheme = "https" // who knows the CA of a region speaks TLS to it
+	}
 	for s := range strings.SplitSeq(addr, ",") {
-		u, err := serverURL(s)
+		u, err := urlOf(scheme, s)
 		if err != nil {
 			return nil, err
 		}

@@ -42,12 +42,8 @@ var devHosts = [...]devHost{
 const devPorts = 16
 
 // startHosts starts the hosts' drivers and watchdogs, and runs their agents.
-func (d *devRegion) startHosts() error {
+func (d *devRegion) startHosts(starting context.Context) error {
 	base, err := freePorts(devPorts * len(devHosts))
-	if err != nil {
-		return err
-	}
-	c, err := client.New(client.Config{Addrs: d.urls(), Logger: d.log})
 	if err != nil {
 		return err
 	}
@@ -58,6 +54,17 @@ func (d *devRegion) startHosts() error {
 		h := &devHosts[i]
 		opening.Go(func() error {
 			cfg, err := h.config(d)
+			if err != nil {
+				return err
+			}
+			cc := client.Config{Addrs: cfg.Servers, Logger: d.log}
+			if cfg.Identity, err = d.hostIdentity(starting, &cfg); err != nil {
+				return fmt.Errorf("host %s: %w", h.name, err)
+			}
+			if cfg.Identity != nil {
+				cc.TLS = cfg.Identity.ClientConfig()
+			}
+			c, err := client.New(cc)
 			if err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/client"
 	"github.com/gpuai/gpuai/internal/jobfile"
 	"github.com/gpuai/gpuai/internal/telemetry"
 	"github.com/gpuai/gpuai/server"
@@ -28,10 +29,14 @@ type devRegion struct {
 	quiet *quietHandler           // of log
 	end   context.CancelCauseFunc // ends the region, for a reason
 
+	insecure bool   // plain HTTP, without tokens
 	sandbox  string // as devConfig has it
 	runtime  string // that runs tasks with images; "" for none
 	lacks    error  // why none does
 	registry string // address; "" for none
+
+	operator *client.Client // of the servers, nil where insecure
+	token    gpuai.Secret   // the operator's
 
 	servers   []*server.Server
 	serving   sync.WaitGroup
@@ -42,25 +47,62 @@ type devRegion struct {
 	stopRegistry func()
 	ready        chan struct{} // closed when every host has registered
 	mu           sync.Mutex    // guards below
+	reached      bool          // it was said how
 	seen         map[string]bool
 	stopErrors   []error
 }
 
 // startServers opens the servers on the ports that they will keep while this
 // process lives, and serves.
-func (d *devRegion) startServers(http string) error {
-	ring, err := openKeyring(filepath.Join(d.data, store.KeyringFile))
+func (d *devRegion) startServers(ctx context.Context, http string) error {
+	if err := d.checkData(); err != nil {
+		return err
+	}
+	cfgs, err := d.serverConfigs(http)
 	if err != nil {
 		return err
 	}
+	running, stop := context.WithCancel(context.Background())
+	d.stopServe = stop
+	if !d.insecure {
+		return d.form(ctx, running, cfgs)
+	}
+	ring, err := openKeyring(filepath.Join(d.data, store.KeyringFile))
+	if err != nil {
+		closeListeners(cfgs)
+		return err
+	}
+	for i := range cfgs {
+		cfgs[i].Bootstrap, cfgs[i].Keyring = true, ring
+		s, err := server.Open(cfgs[i])
+		if err != nil {
+			closeListeners(cfgs[i+1:])
+			return fmt.Errorf("server %s: %w", cfgs[i].ID, err)
+		}
+		d.serve(running, s)
+	}
+	return nil
+}
+
+// serve runs a server that was opened.
+func (d *devRegion) serve(ctx context.Context, s *server.Server) {
+	d.servers = append(d.servers, s)
+	d.run(&d.serving, "server "+string(s.Status().Server), func() error { return s.Run(ctx) })
+}
+
+func (d *devRegion) serverDir(id gpuai.ServerID) string {
+	return filepath.Join(d.data, "servers", string(id))
+}
+
+// serverConfigs opens the servers' listeners.
+func (d *devRegion) serverConfigs(http string) ([]server.Config, error) {
 	var cfgs []server.Config
 	var peers []peer
 	for i, id := range devServers {
 		recent := telemetry.NewRing()
 		cfg := server.Config{
-			ID: id, DataDir: filepath.Join(d.data, "servers", string(id)), Bootstrap: true, Multiplier: 1,
+			ID: id, DataDir: d.serverDir(id), Multiplier: 1,
 			CheckpointStore: (&url.URL{Scheme: "file", Path: filepath.Join(d.data, "checkpoints")}).String(),
-			Keyring:         ring,
 			NotReady:        d.notReady, JobSchema: jobfile.Schema(), Metrics: telemetry.NewRegistry(), Logger: recent.Tee(d.log), Recent: recent,
 		}
 		addr := "127.0.0.1:0"
@@ -74,25 +116,16 @@ func (d *devRegion) startServers(http string) error {
 		cfgs = append(cfgs, cfg)
 		if err != nil {
 			closeListeners(cfgs)
-			return err
+			return nil, err
 		}
 		peers = append(peers, peer{ID: id, Addr: cfg.Raft.Addr().String()})
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	d.stopServe = stop
 	for i := range cfgs {
 		for _, p := range peers {
 			cfgs[i].Peers = append(cfgs[i].Peers, p)
 		}
-		s, err := server.Open(cfgs[i])
-		if err != nil {
-			closeListeners(cfgs[i+1:])
-			return fmt.Errorf("server %s: %w", cfgs[i].ID, err)
-		}
-		d.servers = append(d.servers, s)
-		d.run(&d.serving, "server "+string(cfgs[i].ID), func() error { return s.Run(ctx) })
 	}
-	return nil
+	return cfgs, nil
 }
 
 func devListen(addr string) (net.Listener, error) {
@@ -129,14 +162,14 @@ func (d *devRegion) run(wg *sync.WaitGroup, name string, part func() error) {
 	})
 }
 
-// addr returns the address of the API.
-func (d *devRegion) addr() string { return d.servers[0].HTTPAddr() }
+// url returns the address of the API for this machine.
+func (d *devRegion) url() string { return d.urls()[0] }
 
 // urls returns the URLs of all servers.
 func (d *devRegion) urls() []string {
 	out := make([]string, len(d.servers))
 	for i, s := range d.servers {
-		out[i] = "http://" + s.HTTPAddr()
+		out[i] = d.scheme() + "://" + reachable(s.HTTPAddr())
 	}
 	return out
 }
@@ -145,7 +178,7 @@ func (d *devRegion) urls() []string {
 func (d *devRegion) notReady() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.seen) == len(devHosts) {
+	if len(d.seen) == len(devHosts) && d.reached {
 		return ""
 	}
 	return fmt.Sprintf("%d of %d hosts have registered", len(d.seen), len(devHosts))

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -30,7 +32,8 @@ func TestDev(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			addr, err := freeAddr()
 			e.Setenv("ADDR", addr)
-			e.Setenv("GPUAI_ADDR", "http://"+addr)
+			e.Setenv("GPUAI_ADDR", "http://"+addr) // "": by the context of gpuai dev
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			e.Setenv("BIN", bin)
 			if err == nil {
 				addr, err = freeAddr()
@@ -75,6 +78,18 @@ func exitsReal(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// gpuaiOf is a command of the gpuai that was built, in the script's environment.
+func gpuaiOf(ts *testscript.TestScript, args ...string) *exec.Cmd {
+	c := exec.Command(filepath.Join(ts.Getenv("BIN"), "gpuai"), args...)
+	for _, name := range [...]string{"GPUAI_ADDR", "XDG_CONFIG_HOME"} {
+		c.Env = append(c.Env, name+"="+ts.Getenv(name))
+	}
+	return c
+}
+
+// untrusting does not look at certificates: the commands of the scripts do.
+var untrusting = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+
 // ready SECONDS waits until the region says that it is ready.
 func ready(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 1 {
@@ -83,7 +98,7 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 	seconds, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	poll(ts, time.Duration(seconds)*time.Second, func() error {
-		res, err := http.Get(ts.Getenv("GPUAI_ADDR") + "/readyz")
+		res, err := untrusting.Get(cmp.Or(ts.Getenv("GPUAI_ADDR"), "https://"+ts.Getenv("ADDR")) + "/readyz")
 		if err != nil {
 			return err
 		}
@@ -101,7 +116,7 @@ func archived(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("usage: archived JOB")
 	}
 	poll(ts, 30*time.Second, func() error {
-		out, err := exec.Command(filepath.Join(ts.Getenv("BIN"), "gpuai"), "job", "status", args[0], "--jq", ".job.archived", "--addr", ts.Getenv("GPUAI_ADDR")).Output()
+		out, err := gpuaiOf(ts, "job", "status", args[0], "--jq", ".job.archived").Output()
 		if err == nil && strings.TrimSpace(string(out)) != "true" {
 			err = fmt.Errorf("job %s is still in memory", args[0])
 		}
@@ -112,7 +127,7 @@ func archived(ts *testscript.TestScript, _ bool, args []string) {
 // nodes N waits until the region has so many nodes.
 func nodes(ts *testscript.TestScript, _ bool, args []string) {
 	poll(ts, 30*time.Second, func() error {
-		out, err := exec.Command(filepath.Join(ts.Getenv("BIN"), "gpuai"), "node", "list", "-o", "name", "--addr", ts.Getenv("GPUAI_ADDR")).Output()
+		out, err := gpuaiOf(ts, "node", "list", "-o", "name").Output()
 		if n := len(strings.Fields(string(out))); err == nil && strconv.Itoa(n) != args[0] {
 			return fmt.Errorf("the region has %d nodes", n)
 		}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -41,7 +43,7 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	r.mu.Unlock()
 	resp, err := r.next.RoundTrip(req)
 	if err != nil {
-		r.missed(req)
+		r.missed(req, err)
 		return nil, err
 	}
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
@@ -61,9 +63,12 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // missed says once that the command goes on trying.
-func (r *recorder) missed(req *http.Request) {
+func (r *recorder) missed(req *http.Request, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if unknown := new(x509.UnknownAuthorityError); errors.As(err, unknown) {
+		return // nobody is asked again
+	}
 	if !r.waits && req.Context().Err() == nil {
 		r.waits = true
 		fmt.Fprintf(r.talk, "no answer from %s, still trying\n", req.URL.Host)

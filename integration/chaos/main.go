@@ -43,7 +43,8 @@ func main() {
 const usage = `usage: chaos [--profile short|full|long] [--only CASE,...] [--seed N] [-o text|json] [--report FILE]
 
 Puts regions of real servers and agents through faults and checks that nothing
-acknowledged is lost and no task has two runners. Exit codes: 0 all held,
+acknowledged is lost and no task has two runners. The regions have no authentication,
+and are on loopback. Exit codes: 0 all held,
 1 a loss, a double runner or a failed expectation, 2 bad usage, 130 interrupted.
 
   chaos --profile full --report chaos.html

@@ -130,7 +130,7 @@ func (d *demo) digests(ctx context.Context) error {
 		d.report.Elections = term - d.term
 	}
 	d.say("starting %s again", d.deadServer.id)
-	if err := d.region.startServer(d.deadServer); err != nil {
+	if err := d.region.startServer(d.deadServer, nil); err != nil {
 		return err
 	}
 	if err := d.region.waitReady(ctx, d.deadServer); err != nil {

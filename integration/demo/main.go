@@ -3,6 +3,9 @@
 // checks what the region promises: both jobs succeed, no task had two runners,
 // and the three servers hold the same state. It prints what it measured.
 //
+// The region has authentication: its servers and agents join with tokens, all
+// connections are over TLS, and who has no right to something is refused it.
+//
 // Everything is real but the devices: the binaries of make build, TCP, files
 // with fsync, processes. The devices are simulated, of two vendors. As root the
 // jobs run in OCI sandboxes, in an image made of their programs, and runc is

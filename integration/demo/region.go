@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/integration/access"
 	"github.com/gpuai/gpuai/integration/nursery"
 )
 
@@ -22,7 +22,10 @@ type region struct {
 	bin     string
 	servers []*member
 	hosts   []*host
-	api     *client.Client // of all servers
+	access  *access.Region
+	api     *client.Client // of all servers, as an operator
+	user    *client.Client // as who may submit and read of one tenant
+	token   gpuai.Secret   // of user
 }
 
 // A member is one server.
@@ -30,8 +33,10 @@ type member struct {
 	id         gpuai.ServerID
 	http, raft string
 	proc       *nursery.Process
-	api        *client.Client // of this server alone
+	api        *client.Client // of this server alone, as an operator
 }
+
+func (m *member) url() string { return "https://" + m.http }
 
 // A host is one agent, with the devices of its driver.
 type host struct {
@@ -78,43 +83,39 @@ func newRegion(n *nursery.Nursery, dir, bin string) (*region, error) {
 		return nil, err
 	}
 	next := func() string { port++; return fmt.Sprintf("127.0.0.1:%d", port-1) }
-	var urls []string
 	for i := range servers {
-		m := &member{id: gpuai.ServerID(fmt.Sprintf("server-%d", i+1)), http: next(), raft: next()}
-		urls = append(urls, "http://"+m.http)
-		if m.api, err = connect(urls[i]); err != nil {
-			return nil, err
-		}
-		r.servers = append(r.servers, m)
+		r.servers = append(r.servers, &member{id: gpuai.ServerID(fmt.Sprintf("server-%d", i+1)), http: next(), raft: next()})
 	}
 	for _, h := range r.hosts {
 		h.port = port
 		port += gangPorts
 	}
-	r.api, err = connect(urls...)
-	return r, err
+	return r, nil
 }
 
-func connect(urls ...string) (*client.Client, error) {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	return client.New(client.Config{Addrs: urls, HTTP: &http.Client{Transport: t}})
-}
-
-// startServer starts a server, for the first time or again.
-func (r *region) startServer(m *member) (err error) {
-	var peers []string
-	for _, p := range r.servers {
-		peers = append(peers, string(p.id)+"="+p.raft)
-	}
-	m.proc, err = r.nursery.Start(string(m.id), nil, filepath.Join(r.bin, "gpuai"), "server", "run",
-		"--id", string(m.id), "--data", filepath.Join(r.dir, string(m.id)),
-		"--http", m.http, "--raft", m.raft, "--peers", strings.Join(peers, ","), "--bootstrap",
-		"--checkpoint-store", "file://"+programs{dir: r.dir}.store())
+// startServer starts a server. What it needs to form a region or to join one it needs
+// once: later its data directory knows.
+func (r *region) startServer(m *member, env []string, once ...string) (err error) {
+	m.proc, err = r.nursery.Start(string(m.id), env, append([]string{
+		filepath.Join(r.bin, "gpuai"), "server", "run",
+		"--id", string(m.id), "--data", r.data(m), "--http", m.http, "--raft", m.raft,
+		"--store", "file://" + programs{dir: r.dir}.store(),
+	}, once...)...)
 	return err
 }
 
-// startAgent starts a host's agent.
-func (r *region) startAgent(h *host) error {
+func (r *region) data(m *member) string { return filepath.Join(r.dir, string(m.id)) }
+
+// urls returns the addresses of all servers.
+func (r *region) urls() (out []string) {
+	for _, m := range r.servers {
+		out = append(out, m.url())
+	}
+	return out
+}
+
+// startAgent starts a host's agent, which joins with a token of its own.
+func (r *region) startAgent(ctx context.Context, h *host) error {
 	config, err := json.Marshal(map[string]any{"seed": h.id, "devices": h.devices})
 	if err != nil {
 		return fmt.Errorf("write the driver's configuration: %w", err)
@@ -123,12 +124,12 @@ func (r *region) startAgent(h *host) error {
 	if err := os.WriteFile(file, config, 0o600); err != nil {
 		return fmt.Errorf("write the driver's configuration: %w", err)
 	}
-	var urls []string
-	for _, m := range r.servers {
-		urls = append(urls, "http://"+m.http)
+	env, err := access.JoinEnv(ctx, r.api, gpuai.IdentityNode)
+	if err != nil {
+		return err
 	}
-	h.proc, err = r.nursery.Start(string(h.id), nil, filepath.Join(r.bin, "gpuai"), "agent", "run",
-		"--id", string(h.id), "--data", filepath.Join(r.dir, string(h.id)), "--servers", strings.Join(urls, ","),
+	h.proc, err = r.nursery.Start(string(h.id), env, filepath.Join(r.bin, "gpuai"), "agent", "run",
+		"--id", string(h.id), "--data", filepath.Join(r.dir, string(h.id)), "--servers", strings.Join(r.urls(), ","),
 		"--driver", "sim="+filepath.Join(r.bin, "gpuai-driver-sim")+","+file,
 		"--ports", fmt.Sprintf("%d-%d", h.port, h.port+gangPorts-1),
 		"--cpu", hostCPU, "--memory", hostMemory, "--allow-process-runtime", "--image-dir", r.dir)
@@ -137,18 +138,11 @@ func (r *region) startAgent(h *host) error {
 
 // start starts everything and waits until it is ready.
 func (r *region) start(ctx context.Context) error {
-	for _, m := range r.servers {
-		if err := r.startServer(m); err != nil {
-			return err
-		}
-	}
-	for _, m := range r.servers {
-		if err := r.waitReady(ctx, m); err != nil {
-			return err
-		}
+	if err := r.form(ctx); err != nil {
+		return err
 	}
 	for _, h := range r.hosts {
-		if err := r.startAgent(h); err != nil {
+		if err := r.startAgent(ctx, h); err != nil {
 			return err
 		}
 	}

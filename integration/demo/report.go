@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/integration/oracle"
@@ -16,6 +17,8 @@ type report struct {
 	Seconds float64 `json:"duration_s"`
 	// Runtime is what the jobs ran in.
 	Runtime string `json:"runtime"`
+	// Access is who was let in, and who was not.
+	Access doors `json:"access"`
 	// Allocation is from the call of submit to the lease's event at a watcher,
 	// Start to the task's first beat, of jobs with one task.
 	Allocation latency `json:"allocation_latency_ms"`
@@ -112,6 +115,7 @@ func (r *report) text(w io.Writer) error {
 		{"running elsewhere", fmt.Sprintf("%.1f s after the agent's death: the gang; p50 %.1f s, max %.1f s: %d tasks of the array", r.AgentDeath.GangElsewhereMS/1e3, r.AgentDeath.ArrayElsewhere.P50/1e3, r.AgentDeath.ArrayElsewhere.Max/1e3, r.AgentDeath.ArrayElsewhere.N)},
 		{"training", fmt.Sprintf("loss %s at first, %s at last, resumed at step %d; %s: as in an unbroken run", r.Training.FirstLoss, r.Training.LastLoss, r.Training.ResumedStep, r.Training.Done)},
 		{"restarts", fmt.Sprintf("%d of the gang, %d of tasks of the array; both jobs succeeded", r.GangRestarts, r.ArrayRestart)},
+		{"access", fmt.Sprintf("over TLS 1.3, with tokens and certificates; refused: %s", strings.Join(r.Access.Refused, ", "))},
 		{"digests", fmt.Sprintf("equal on %d servers at index %d: %s", len(r.Digests.ByServer), r.Digests.Index, digest)},
 		{"runners", fmt.Sprintf("no task had two runners (%d beats, %d runs of %d tasks checked)", r.Runners.Beats, r.Runners.Runs, r.Runners.Tasks)},
 		{"duration", fmt.Sprintf("%.0f s", r.Seconds)},

@@ -76,7 +76,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	steps := []func(context.Context) error{
-		d.start, d.policy, d.watch(fail), d.probe, d.submit, d.killLeader, d.killAgent,
+		d.start, d.policy, d.watch(fail), d.probe, d.submit, d.killLeader, d.doors, d.killAgent,
 		d.finishJobs, d.digests, d.shutDown, d.check,
 	}
 	for _, step := range steps {
@@ -111,6 +111,7 @@ func (d *demo) start(ctx context.Context) error {
 	if err := d.region.start(ctx); err != nil {
 		return err
 	}
+	d.say("every connection is over TLS 1.3: servers and agents joined with tokens, the jobs are those of tenant %s", tenant)
 	var err error
 	d.report.Runtime, err = d.runtime(ctx)
 	return err
@@ -154,7 +155,7 @@ func (d *demo) probe(ctx context.Context) error {
 	defer pace.Stop()
 	for range probes {
 		called := beat.Boottime()
-		s, err := d.region.api.Submit(ctx, client.SubmitRequest{Spec: spec})
+		s, err := d.region.user.Submit(ctx, client.SubmitRequest{Spec: spec})
 		if err != nil {
 			return fmt.Errorf("submit a probe: %w", err)
 		}
@@ -173,12 +174,12 @@ func (d *demo) probe(ctx context.Context) error {
 
 // submit submits the two jobs, and waits until the training has a checkpoint.
 func (d *demo) submit(ctx context.Context) error {
-	g, err := d.region.api.Submit(ctx, client.SubmitRequest{Spec: d.programs.gang()})
+	g, err := d.region.user.Submit(ctx, client.SubmitRequest{Spec: d.programs.gang()})
 	if err != nil {
 		return fmt.Errorf("submit the gang: %w", err)
 	}
 	d.submitted = beat.Boottime()
-	a, err := d.region.api.Submit(ctx, client.SubmitRequest{Spec: d.programs.array(arraySize, "2s")})
+	a, err := d.region.user.Submit(ctx, client.SubmitRequest{Spec: d.programs.array(arraySize, "2s")})
 	if err != nil {
 		return fmt.Errorf("submit the array: %w", err)
 	}
