@@ -61,6 +61,26 @@ func (c *Client) RotateAuthority(ctx context.Context) (out gpuai.AuthorityList, 
 	return out, err
 }
 
+const keysPath = "/v1/operator/keys"
+
+// RegionKeys returns the keys under which the region seals, and who has them.
+func (c *Client) RegionKeys(ctx context.Context) (gpuai.RegionKeyList, error) {
+	return get[gpuai.RegionKeyList](ctx, c, keysPath, url.Values{})
+}
+
+// RotateKey has the region seal under a new key, or leaves a rotation that has
+// begun to go on. It is over once RegionKeyList.Rotating says so.
+func (c *Client) RotateKey(ctx context.Context) (out gpuai.RegionKeyList, err error) {
+	err = c.do(ctx, request{method: http.MethodPost, path: keysPath + "/rotate", key: NewKey()}, decode(&out))
+	return out, err
+}
+
+// RetireKey has the servers delete an old key, under which nothing is sealed.
+func (c *Client) RetireKey(ctx context.Context, id string) (out gpuai.RegionKeyList, err error) {
+	err = c.do(ctx, request{method: http.MethodPost, path: keysPath + "/" + url.PathEscape(id) + "/retire", key: NewKey()}, decode(&out))
+	return out, err
+}
+
 // RevokeIdentity voids all certificates of a node or a server, at once.
 func (c *Client) RevokeIdentity(ctx context.Context, id gpuai.Identity) (out gpuai.AuthorityList, err error) {
 	path := "/v1/operator/identities/" + id.Kind.String() + "/" + url.PathEscape(id.Name) + "/revoke"

@@ -51,8 +51,9 @@ const (
 	typePutSecret       uint8 = 40
 	typeDeleteSecret    uint8 = 41
 	typeGiveSecrets     uint8 = 42
+	typeSetRegionKey    uint8 = 46
 
-	numTypes = typeGiveSecrets + 1
+	numTypes = typeSetRegionKey + 1
 )
 
 // plainTypes are the types whose commands any machine of this version takes.
@@ -334,7 +335,7 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyRetireAuthority(r)
 	case typeAuditNote:
 		return m.applyAuditNote(r)
-	case typePutSecret, typeDeleteSecret, typeGiveSecrets:
+	case typePutSecret, typeDeleteSecret, typeGiveSecrets, typeSetRegionKey:
 		return m.applySecrets(c.Type, r)
 	default:
 		return m.applyRetireJobs(r)

@@ -58,7 +58,8 @@ const unaudited uint64 = 1<<typeUpdateDevices | 1<<typeExpireLeases | 1<<typeRep
 
 // named are the types, by bit, whose body begins with the name of what they are
 // about. Of the others nothing is taken, lest it be a secret.
-const named uint64 = 1<<typeSetNodeEligibility | 1<<typeRetireServer | 1<<typeMoveServer | 1<<typeSetTenantWeight
+const named uint64 = 1<<typeSetNodeEligibility | 1<<typeRetireServer | 1<<typeMoveServer | 1<<typeSetTenantWeight |
+	1<<typeSetRegionKey
 
 // A trail gathers the records of the entry that is being applied.
 type trail struct {

@@ -143,6 +143,9 @@ func (m *Machine) writeAuthorities(f *frameWriter) {
 	if m.identitySlots.Len() > 0 {
 		writeTable(f, secIdentities, m.identities, m.identitySlots)
 	}
+	if m.regionKeySlots.Len() > 0 {
+		writeTable(f, secRegionKeys, m.regionKeys, m.regionKeySlots)
+	}
 }
 
 func (m *Machine) restoreAuthority(rd *wire.Reader) {

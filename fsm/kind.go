@@ -32,6 +32,7 @@ var commandNames = [numTypes]string{
 	typeRetireAuthority: "retire_authority",
 	typeAuditNote:       "audit_note",
 	typePutSecret:       "put_secret", typeDeleteSecret: "delete_secret", typeGiveSecrets: "give_secrets",
+	typeSetRegionKey: "set_region_key",
 }
 
 // String returns the kind's stable name, "submit_job".

@@ -31,8 +31,11 @@ const (
 	// join tokens have not expired, MaxIdentities how many nodes and servers have
 	// joined or were revoked.
 	MaxAuthorities = 4
-	MaxJoinTokens  = 4_096
-	MaxIdentities  = MaxNodes + MaxServers
+	// MaxRegionKeys is how many keys of the servers' keyrings are known, retired
+	// ones among them; the first retired are forgotten first.
+	MaxRegionKeys = 32
+	MaxJoinTokens = 4_096
+	MaxIdentities = MaxNodes + MaxServers
 
 	// MaxSecrets is how many secrets are kept, MaxTenantSecrets of one tenant, and
 	// MaxAllSecretBytes and MaxTenantSecretBytes what their values have in all.

@@ -92,6 +92,8 @@ type Machine struct {
 	authorities    *mem.Table[authorityRec]
 	authoritySlots *mem.Slots
 
+	regionKeys      *mem.Table[regionKeyRec]
+	regionKeySlots  *mem.Slots
 	joinTokens      *mem.Table[joinTokenRec]
 	joinTokenSlots  *mem.Slots
 	joinTokenByHash *mem.Hash
@@ -206,6 +208,7 @@ func New(o Options) *Machine {
 		checkpoints: mem.NewHashed(s, 5, hasher[checkpointRec](seedCheckpoint)), checkpointSlots: mem.NewSlots(s),
 		checkpointByTask: mem.NewHash(s), checkpointsOfTenant: mem.NewTable[uint32](s, 10),
 		authorities: mem.NewHashed(s, 2, hasher[authorityRec](seedAuthority)), authoritySlots: mem.NewSlots(s),
+		regionKeys: mem.NewHashed(s, 3, hasher[regionKeyRec](seedRegionKey)), regionKeySlots: mem.NewSlots(s),
 		joinTokens: mem.NewHashed(s, 4, hasher[joinTokenRec](seedJoinToken)), joinTokenSlots: mem.NewSlots(s),
 		joinTokenByHash: mem.NewHash(s),
 		identities:      mem.NewHashed(s, 6, hasher[identityRec](seedIdentity)), identitySlots: mem.NewSlots(s),
@@ -261,6 +264,7 @@ func (m *Machine) Fork() *Machine {
 		checkpoints: m.checkpoints.Fork(s), checkpointSlots: m.checkpointSlots.Fork(s),
 		checkpointByTask: m.checkpointByTask.Fork(s), checkpointsOfTenant: m.checkpointsOfTenant.Fork(s),
 		authorities: m.authorities.Fork(s), authoritySlots: m.authoritySlots.Fork(s),
+		regionKeys: m.regionKeys.Fork(s), regionKeySlots: m.regionKeySlots.Fork(s),
 		joinTokens: m.joinTokens.Fork(s), joinTokenSlots: m.joinTokenSlots.Fork(s),
 		joinTokenByHash: m.joinTokenByHash.Fork(s),
 		identities:      m.identities.Fork(s), identitySlots: m.identitySlots.Fork(s),

@@ -107,6 +107,7 @@ const (
 	seedAuthority = 33
 	seedJoinToken = 34
 	seedIdentity  = 35
+	seedRegionKey = 58
 	seedPoint     = 41
 	seedQuota     = 45
 	seedPurse     = 46

@@ -22,7 +22,7 @@ func (x *Redaction) authorities(m *Machine) {
 		a := m.authorities.Mut(s)
 		a.hash = x.hash(a.hash)
 		rd := wire.NewReader(m.blobs.Append(nil, uint32(a.body)))
-		m.setAuthorityBody(s, blankBytes(rd.Blob()), blankBytes(rd.Blob()), blankBytes(rd.Blob()))
+		m.setAuthorityBody(s, blankBytes(rd.Blob()), blankBytes(rd.Blob()), blankSeal(rd.Blob()))
 	}
 	for s, ok := m.joinTokenSlots.Next(0); ok; s, ok = m.joinTokenSlots.Next(s + 1) {
 		t := m.joinTokens.Mut(s)
@@ -33,6 +33,15 @@ func (x *Redaction) authorities(m *Machine) {
 }
 
 func blankBytes(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) }
+
+// blankSeal keeps of a seal which region key it is under: a decision needs it.
+func blankSeal(b []byte) []byte {
+	out := blankBytes(b)
+	if id := sealedUnder(b); id != (SecretKeyID{}) {
+		copy(out[1:], id[:])
+	}
+	return out
+}
 
 // keepNamesOfJoins marks the names of who has joined or may.
 func keepNamesOfJoins(m *Machine, name []bool) {
@@ -52,7 +61,7 @@ func (x *Redaction) authorityBody(c *wire.Command) ([]byte, bool) {
 	case typePutAuthority:
 		u, ok := readPutAuthority(r)
 		u.Hash, u.Replaces = x.hash(u.Hash), x.hash(u.Replaces)
-		u.Certificate, u.Cross, u.Key = blankBytes(u.Certificate), blankBytes(u.Cross), blankBytes(u.Key)
+		u.Certificate, u.Cross, u.Key = blankBytes(u.Certificate), blankBytes(u.Cross), blankSeal(u.Key)
 		u.Domain = gpuai.ClusterID(x.name("a", string(u.Domain)))
 		return bodyOf(&u), ok
 	case typeCreateJoinToken:

@@ -29,7 +29,6 @@ func (x *Redaction) secrets(m *Machine) {
 		name := x.name("s", r.name.String())
 		r.name = secretName{}
 		copy(r.name[:], name)
-		r.key = SecretKeyID{}
 		rd := wire.NewReader(m.blobs.Append(nil, uint32(r.body)))
 		m.setSecretBody(s, blankBytes(rd.Blob()), blankBytes(rd.Blob()))
 		m.secrets.byName.Insert(hashSecret(r.tenant, []byte(name)), s)
@@ -41,7 +40,7 @@ func (x *Redaction) secretBody(c *wire.Command) ([]byte, bool) {
 	r := wire.NewReader(c.Body)
 	if c.Type == typePutSecret {
 		u, ok := readPutSecret(r)
-		u.Name, u.KeyID = x.name("s", u.Name), SecretKeyID{}
+		u.Name = x.name("s", u.Name)
 		u.Seal, u.Box = blankBytes(u.Seal), blankBytes(u.Box)
 		return bodyOf(&u), ok
 	}

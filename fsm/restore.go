@@ -204,6 +204,8 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 		}
 	case secJoinTokens:
 		readTable(f, m.joinTokens, m.joinTokenSlots)
+	case secRegionKeys:
+		readTable(f, m.regionKeys, m.regionKeySlots)
 	case secIdentities:
 		readTable(f, m.identities, m.identitySlots)
 	case secAudit:

@@ -117,6 +117,8 @@ func (m *Machine) applySecrets(kind uint8, r *wire.Reader) Result {
 		return m.applyPutSecret(r)
 	case typeDeleteSecret:
 		return m.applyDeleteSecret(r)
+	case typeSetRegionKey:
+		return m.applySetRegionKey(r)
 	default:
 		return m.applyGiveSecrets(r)
 	}

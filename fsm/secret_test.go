@@ -240,7 +240,9 @@ func recordSecrets(w *goldenWalk) {
 func (w *walk) secretCommand() Command {
 	name := []string{"a", "b", "c"}[w.r.IntN(3)]
 	tenant := []gpuai.TenantID{"default", "default", "acme"}[w.r.IntN(3)]
-	switch w.r.IntN(8) {
+	switch w.r.IntN(10) {
+	case 8, 9:
+		return w.keyCommand()
 	case 0, 1, 2:
 		c := putSecret(name, strings.Repeat("x", 1+w.r.IntN(300)))
 		c.Tenant, c.KeyID = tenant, SecretKeyID{byte(w.r.IntN(3))}

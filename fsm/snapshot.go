@@ -59,6 +59,7 @@ const (
 	secAuthorities uint8 = 33
 	secJoinTokens  uint8 = 34
 	secIdentities  uint8 = 35
+	secRegionKeys  uint8 = 58
 	secPoints      uint8 = 23
 	secEnd               = 255
 )

@@ -19,6 +19,13 @@ type Identities interface {
 	Authorities() gpuai.AuthorityList
 	// RotateAuthority has a new CA issue in place of the present one.
 	RotateAuthority(ctx context.Context) error
+	// RegionKeys returns the keys under which things are sealed, and who has them.
+	RegionKeys(ctx context.Context) (gpuai.RegionKeyList, error)
+	// RotateKey has the region seal under a new key, or goes on with the rotation
+	// that has begun. It does not wait for its end.
+	RotateKey(ctx context.Context) error
+	// RetireKey has the servers delete an old key, under which nothing is sealed.
+	RetireKey(ctx context.Context, id string) error
 	// RevokeIdentity voids all certificates of an identity.
 	RevokeIdentity(ctx context.Context, id gpuai.Identity) error
 }

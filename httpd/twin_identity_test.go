@@ -19,6 +19,11 @@ var identityExchanges = []exchange{
 	{"GET", "/v1/operator/authorities", "", 200, nil},
 	{"POST", "/v1/operator/authorities/rotate", "", 200, nil},
 	{"POST", "/v1/operator/authorities/rotate", `{"now":true}`, 400, nil},
+	{"GET", "/v1/operator/keys", "", 200, nil},
+	{"POST", "/v1/operator/keys/rotate", "", 200, nil},
+	{"POST", "/v1/operator/keys/rotate", `{"key":"AAAA"}`, 400, nil},
+	{"POST", "/v1/operator/keys/01020304/retire", "", 200, nil},
+	{"POST", "/v1/operator/keys/ffffffff/retire", "", 404, nil},
 	{"POST", "/v1/operator/identities/node/n1/revoke", "", 200, nil},
 	{"POST", "/v1/operator/identities/node/n2/revoke", "", 404, nil},
 	{"POST", "/v1/operator/identities/user/n1/revoke", "", 400, nil},
@@ -34,6 +39,15 @@ func TestClientOfIdentities(t *testing.T) {
 	}
 	if l, err := c.Authorities(ctx); err != nil || l.Cluster != "c" {
 		t.Errorf("%+v, %v", l, err)
+	}
+	if l, err := c.RotateKey(ctx); err != nil || l.Keys[0].State != gpuai.KeyActive {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if l, err := c.RegionKeys(ctx); err != nil || !l.Servers[0].Holds("01020304") {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if _, err := c.RetireKey(ctx, "ffffffff"); !is(err, gpuai.NotFound) {
+		t.Error(err)
 	}
 	if _, err := c.RevokeIdentity(ctx, gpuai.Identity{Kind: gpuai.IdentityNode, Name: "n1"}); err != nil {
 		t.Error(err)
@@ -69,6 +83,22 @@ func (t *twin) Authorities() gpuai.AuthorityList {
 }
 
 func (t *twin) RotateAuthority(context.Context) error { return nil }
+
+func (t *twin) RegionKeys(context.Context) (gpuai.RegionKeyList, error) {
+	return gpuai.RegionKeyList{
+		Keys:    []gpuai.RegionKey{{ID: "01020304", State: gpuai.KeyActive, Secrets: 1, Authorities: 1}},
+		Servers: []gpuai.KeyHolder{{Server: "a", Voter: true, Keys: []string{"01020304"}}, {Server: "b", Keys: []string{}, Error: "down"}}, Index: 3,
+	}, nil
+}
+
+func (t *twin) RotateKey(context.Context) error { return nil }
+
+func (t *twin) RetireKey(_ context.Context, id string) error {
+	if id != "01020304" {
+		return gpuai.NewError(gpuai.NotFound, "the region has no such key")
+	}
+	return nil
+}
 
 func (t *twin) RevokeIdentity(_ context.Context, id gpuai.Identity) error {
 	if id.Name != "n1" {

@@ -84,7 +84,7 @@ func (s *Server) issue(r *identity.Request, id gpuai.Identity) (out gpuai.Issued
 		Certificate: identity.ChainText(chain), Trust: string(sign.trust.PEM()), Cluster: sign.ca.Cluster,
 	}
 	if id.Kind == gpuai.IdentityServer {
-		out.Keyring = string(s.warden.ring.Encode())
+		out.Keyring = string(s.warden.ring.Load().Encode())
 		for _, m := range s.node.Members() {
 			out.Servers = append(out.Servers, m.Addr)
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gpuai/gpuai"
@@ -35,11 +36,16 @@ type warden struct {
 	s       *Server
 	clock   identity.Clock
 	src     *identity.Source
-	changed chan struct{} // trust, or who is revoked
+	changed chan struct{} // trust, who is revoked, or region keys
+	rotates chan struct{} // the same, for the leader's duty; see reign.reseals
+	// ring is what this server's key file holds; nil before it has one.
+	ring    atomic.Pointer[identity.Keyring]
+	changes sync.Mutex // held while the key file is written
+	// sealed is the region key under which credential.pem is; of run alone.
+	sealed identity.KeyID
 
 	mu   sync.Mutex // guards below
-	ring *identity.Keyring
-	last *signer // of the newest authorities
+	last *signer    // of the newest authorities
 }
 
 // A signer is what certificates are made with.
@@ -57,7 +63,7 @@ func newWarden(s *Server) *warden {
 	if !s.cfg.Secure {
 		return nil
 	}
-	w := &warden{s: s, clock: s.cfg.Clock, changed: make(chan struct{}, 1)}
+	w := &warden{s: s, clock: s.cfg.Clock, changed: make(chan struct{}, 1), rotates: make(chan struct{}, 1)}
 	if w.clock == nil {
 		w.clock = identity.SystemClock
 	}
@@ -99,6 +105,7 @@ func (s *Server) checkSecure() (err error) {
 func (s *Server) trustChanged() {
 	if s.warden != nil {
 		nudge(s.warden.changed)
+		nudge(s.warden.rotates)
 		return
 	}
 	if s.opened.Load() != nil { // else Open looks itself
@@ -149,7 +156,7 @@ func (w *warden) open(dir *store.Dir) error {
 	}
 	id := gpuai.Identity{Kind: gpuai.IdentityServer, Name: string(w.s.cfg.ID)}
 	if text != nil {
-		c, err := identity.ReadCredential(text, w.ring)
+		c, err := identity.ReadCredential(text, w.ring.Load())
 		switch {
 		case err != nil:
 			return fmt.Errorf("%s: %w", dir.Path(store.CredentialFile), err)
@@ -162,7 +169,7 @@ func (w *warden) open(dir *store.Dir) error {
 	switch {
 	case w.s.cfg.JoinToken != "":
 		return w.join(dir, id)
-	case w.ring != nil:
+	case w.ring.Load() != nil:
 		return nil // it makes its own, from the state
 	}
 	return errors.New("this server has no certificate and no key file: join with --join and --join-token, form a region with --bootstrap, or name the region's key file with --key-file")
@@ -191,12 +198,14 @@ func (w *warden) openKeyring(dir *store.Dir) error {
 	known, _ := dir.Identity()
 	switch {
 	case text != nil:
-		if w.ring, err = identity.ReadKeyring(text); err != nil {
+		ring, err := identity.ReadKeyring(text)
+		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
+		w.ring.Store(ring)
 	case w.s.cfg.Bootstrap && !known.Formed:
-		w.ring = identity.NewKeyring()
-		return store.WritePrivate(path, w.ring.Encode())
+		_, err := w.changeRing(dir, func(*identity.Keyring) *identity.Keyring { return identity.NewKeyring() })
+		return err
 	case known.Formed && w.s.cfg.JoinToken == "":
 		return fmt.Errorf("the key file %s is missing: copy it from another server of the region, or name it with --key-file", path)
 	}
@@ -235,10 +244,11 @@ func (w *warden) join(dir *store.Dir, id gpuai.Identity) error {
 	if err != nil {
 		return err
 	}
-	if w.ring, err = identity.ReadKeyring([]byte(out.Keyring)); err != nil {
+	ring, err := identity.ReadKeyring([]byte(out.Keyring))
+	if err != nil {
 		return err
 	}
-	if err := store.WritePrivate(w.keyFile(dir), w.ring.Encode()); err != nil {
+	if _, err := w.changeRing(dir, func(*identity.Keyring) *identity.Keyring { return ring }); err != nil {
 		return err
 	}
 	w.src.Set(cred)
@@ -252,13 +262,15 @@ func (w *warden) join(dir *store.Dir, id gpuai.Identity) error {
 
 // keep writes a certificate down.
 func (w *warden) keep(dir *store.Dir, c *identity.Credential) error {
-	text, err := c.Encode(w.ring)
+	ring := w.ring.Load()
+	text, err := c.Encode(ring)
 	if err != nil {
 		return err
 	}
 	if err := store.WritePrivate(dir.Path(store.CredentialFile), text); err != nil {
 		return err
 	}
+	w.sealed = ring.ActiveID()
 	return os.WriteFile(dir.Path(store.TrustFile), c.Trust.PEM(), 0o644) // for clients, who are told by another way too
 }
 
@@ -298,8 +310,14 @@ func (w *warden) run(ctx context.Context) {
 	}
 }
 
-// step brings this server's trust and certificate up to the state.
+// step brings this server's keys, trust and certificate up to the state.
 func (w *warden) step(ctx context.Context) error {
+	err := w.followKeys(ctx)
+	return errors.Join(err, w.certify(ctx))
+}
+
+// certify brings this server's trust and certificate up to the state.
+func (w *warden) certify(ctx context.Context) error {
 	sign, err := w.signer()
 	if err != nil {
 		return err
@@ -386,7 +404,7 @@ func sameAuthorities(a, b []fsm.Authority) bool {
 
 func (w *warden) openAuthorities(list []fsm.Authority) (*signer, error) {
 	first := &list[0]
-	key, err := w.ring.Open(authorityAAD, first.Key)
+	key, err := w.ring.Load().Open(authorityAAD, first.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -422,7 +440,7 @@ func (w *warden) put(ctx context.Context, ca *identity.Authority, replaces gpuai
 	}
 	c := fsm.PutAuthority{
 		Hash: ca.Hash(), Replaces: replaces, Domain: ca.Cluster, Certificate: ca.Certificate.Raw,
-		Key: w.ring.Seal(authorityAAD, key), Retire: gpuai.Duration(w.ttl()/time.Millisecond) * 5 / 4, // a quarter longer than its certificates
+		Key: w.ring.Load().Seal(authorityAAD, key), Retire: gpuai.Duration(w.ttl()/time.Millisecond) * 5 / 4, // a quarter longer than its certificates
 	}
 	if ca.Cross != nil {
 		c.Cross = ca.Cross.Raw

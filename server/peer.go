@@ -36,6 +36,7 @@ const (
 	pathLog    = "/peer/v1/log"
 
 	pathUses = "/peer/v1/uses"
+	pathKeys = "/peer/v1/keys"
 
 	// maxPeerBody bounds a body in either direction.
 	maxPeerBody = 16 << 20
@@ -68,7 +69,7 @@ func (s *Server) peerHandler(api http.Handler) http.Handler {
 		pathBeats: s.beatsPeer, pathPropose: s.proposePeer, pathLogs: s.logsPeer, pathHolds: s.holdsPeer, pathIndex: s.indexPeer, pathLevel: s.levelPeer,
 		pathJoin: s.joinPeer, pathMember: s.memberPeer, pathMembers: s.membersPeer, pathPosition: s.positionPeer,
 		pathDigest: s.digestPeer, pathLog: s.logPeer,
-		pathArchive: s.archivePeer, pathUses: s.usesPeer,
+		pathArchive: s.archivePeer, pathUses: s.usesPeer, pathKeys: s.keysPeer,
 	} {
 		mux.Handle("POST "+path, answerPeer(serve))
 	}

@@ -24,6 +24,9 @@ type RejoinConfig struct {
 	DataDir string
 	// Join are Raft addresses of other members.
 	Join []string
+	// KeyFile holds the region's keys, for a region with authentication; "" is the
+	// file keyring in DataDir.
+	KeyFile string
 	// Server is the old server's ID; "" where the directory can tell it.
 	Server gpuai.ServerID
 	// NewID is the new one's; "" mints one.
@@ -40,6 +43,9 @@ type Rejoined struct {
 	New     gpuai.ServerID  `json:"server"`
 	Cluster gpuai.ClusterID `json:"cluster"`
 	Region  gpuai.RegionID  `json:"region"`
+	// Secure says that the region has authentication: the new server needs a join
+	// token, with which it gets its certificate and the region's keys.
+	Secure bool `json:"needs_join_token,omitzero"`
 	// Kept is where the old server's files are until the new one votes.
 	Kept string `json:"kept"`
 }
@@ -151,13 +157,21 @@ func (r *rejoin) showCertificate(dir *store.Dir) error {
 	if text == nil || err != nil {
 		return err
 	}
-	keys, err := store.ReadPrivate(dir.Path(store.KeyringFile))
-	if err != nil {
+	r.out.Secure = true
+	path := r.cfg.KeyFile
+	if path == "" {
+		path = dir.Path(store.KeyringFile)
+	}
+	keys, err := store.ReadPrivate(path)
+	switch {
+	case err != nil:
 		return err
+	case keys == nil:
+		return fmt.Errorf("the key file %s is missing, without which this server cannot prove to the others who it is: name it with --key-file; where it is lost, have another server remove this one with 'gpuai server members remove', and start a new one in an empty directory with --join and --join-token", path)
 	}
 	ring, err := identity.ReadKeyring(keys)
 	if err != nil {
-		return fmt.Errorf("%s: %w", dir.Path(store.KeyringFile), err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	c, err := identity.ReadCredential(text, ring)
 	if err != nil {

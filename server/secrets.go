@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
@@ -22,9 +21,7 @@ func (s *Server) keyring() *identity.Keyring {
 	if s.warden == nil {
 		return s.cfg.Keyring
 	}
-	s.warden.mu.Lock()
-	defer s.warden.mu.Unlock()
-	return s.warden.ring
+	return s.warden.ring.Load()
 }
 
 // secretAAD is what a secret is sealed as: one is never taken for another.
@@ -164,28 +161,6 @@ func (s *Server) unseal(lease gpuai.Token) (values [][]byte, err error) {
 		values = append(values, plain)
 	}
 	return values, err
-}
-
-// resealEvery is how often a leader looks for secrets under another region key
-// than the one that seals.
-const resealEvery = time.Hour
-
-// reseals has the data keys of all secrets sealed under the key that seals now,
-// when this server begins to lead and from time to time.
-func (r *reign) reseals(ctx context.Context) {
-	if r.s.keyring() == nil {
-		return
-	}
-	for {
-		if n, failed := r.reseal(ctx); n > 0 || failed != nil {
-			r.s.log.Info("secrets were sealed under the region key that is active now", "secrets", n, "error", failed)
-		}
-		select {
-		case <-time.After(resealEvery):
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // reseal returns how many it has sealed anew, and why one was not.

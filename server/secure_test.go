@@ -25,13 +25,19 @@ import (
 // formSecure forms a region with authentication of n servers.
 func formSecure(t *testing.T, n int, ttl time.Duration) *region {
 	t.Helper()
+	return formSecureWith(t, n, func(c *Config) { c.CertificateTTL = ttl })
+}
+
+func formSecureWith(t *testing.T, n int, change func(*Config)) *region {
+	t.Helper()
 	r := &region{t: t}
 	var cfgs []Config
 	for i := range n {
 		cfgs = append(cfgs, Config{
 			ID: gpuai.ServerID(fmt.Sprintf("s%d", i+1)), DataDir: t.TempDir(), HTTP: listen(t), Raft: listen(t),
-			CertificateTTL: ttl, Logger: testLogger(t),
+			Logger: testLogger(t),
 		})
+		change(&cfgs[i])
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -130,7 +130,12 @@ twice. Start the new one with --join: it is a non-voter until it has caught up.
 
 What the directory held is kept within it until then. Nothing is changed where the
 other servers have no leader or no majority: the directory may hold the last copy
-of what they lack.`,
+of what they lack.
+
+In a region with authentication the new server joins as any new one does: its
+certificate, its key and its copy of the region's keys are put aside with the rest.
+Start it with --join and --join-token of "gpuai token create --join server"; a key file
+outside the data directory is written anew then.`,
 		Example: `  gpuai server rejoin --wipe --data /var/lib/gpuai/c --join 127.0.0.1:7471,127.0.0.1:7481
   gpuai server run --data /var/lib/gpuai/c --http 127.0.0.1:7490 --raft 127.0.0.1:7491 --join 127.0.0.1:7471`,
 	}
@@ -138,6 +143,7 @@ of what they lack.`,
 	f.BoolVar(&wipe, "wipe", false, "yes, give up what the data directory holds (required)")
 	f.StringVar(&cfg.DataDir, "data", "", "data directory of the stopped server (required)")
 	f.StringSliceVar(&cfg.Join, "join", nil, "Raft addresses of other servers of the region, comma-separated (required)")
+	f.StringVar(&cfg.KeyFile, "key-file", "", "the region's key file (default keyring in --data), where the region has authentication")
 	f.StringVar(&id, "id", "", "the old server's name, where the directory cannot tell it")
 	f.StringVar(&newID, "new-id", "", "name of the new server (default: the old one's with a new end)")
 	f.StringVar(&region, "region", string(gpuai.DefaultRegion), "name of the region, where the directory cannot tell it")
@@ -167,6 +173,14 @@ func checkRejoin(cfg *server.RejoinConfig, wipe bool) error {
 	return errors.Join(append(errs, checkJoin(cfg.Join))...)
 }
 
+// joinWords are the flags with which the new server is started.
+func joinWords(done *server.Rejoined, raft []string) string {
+	if done.Secure {
+		return "--join API-OF-A-SERVER --join-token TOKEN    # of gpuai token create --join server --name " + string(done.New)
+	}
+	return "--join " + strings.Join(raft, ",")
+}
+
 func (a *app) runRejoin(ctx context.Context, cfg server.RejoinConfig) error {
 	if err := a.checkFormat(); err != nil {
 		return err
@@ -180,8 +194,8 @@ func (a *app) runRejoin(ctx context.Context, cfg server.RejoinConfig) error {
 		return err
 	}
 	v := &view{names: []string{string(done.New)}, text: func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "server %s of cluster %s takes the place of %s. Start it, with the --http and --raft of before:\n  gpuai server run --data %s --join %s\n",
-			done.New, done.Cluster, done.Old, cfg.DataDir, strings.Join(cfg.Join, ","))
+		_, err := fmt.Fprintf(w, "server %s of cluster %s takes the place of %s. Start it, with the --http and --raft of before:\n  gpuai server run --data %s %s\n",
+			done.New, done.Cluster, done.Old, cfg.DataDir, joinWords(&done, cfg.Join))
 		return err
 	}}
 	return a.showObject(ctx, done, v)

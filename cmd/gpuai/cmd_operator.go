@@ -25,7 +25,7 @@ func newOperatorCmd(a *app) *cobra.Command {
 		group("price", "Look at the price list and set it", newPriceListCmd(a), newPriceSetCmd(a)),
 		group("demand", "Look at what the packing policy expects, and tell it", newDemandGetCmd(a), newDemandSetCmd(a), newDemandForgetCmd(a)),
 		group("snapshot", "Save, inspect and restore snapshots", newSnapshotSaveCmd(a), newSnapshotInspectCmd(a), newSnapshotRestoreCmd(a)),
-		newAuditCmd(a), newVerifyCmd(a), newReplayCmd(a), newReportCmd(a), newBootstrapCmd(a), newCACmd(a), newRevokeCmd(a),
+		newAuditCmd(a), newVerifyCmd(a), newReplayCmd(a), newReportCmd(a), newBootstrapCmd(a), newCACmd(a), newKeyCmd(a), newRevokeCmd(a),
 		group("role", "What users who log in get, by claims of the identity provider", newRoleListCmd(a), newRoleSetCmd(a)))
 }
 

@@ -25,6 +25,9 @@ type FleetConfig struct {
 	GPUs     int      // of each
 	// TaskTime is how long a task runs; 0 is for ever.
 	TaskTime time.Duration
+	// Client, where set, returns the client with which an agent connects, which
+	// shows its certificate; else agents share those that Addrs need.
+	Client func(agent int) *client.Client
 	// OnLease is called for each lease that is new to its agent, with when it
 	// was read: from the agents' goroutines, so it must be quick.
 	OnLease func(job gpuai.JobID, at int64)
@@ -117,6 +120,9 @@ func StartFleet(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 			if gctx.Err() != nil {
 				return gctx.Err()
 			}
+			if cfg.Client != nil {
+				return f.start(ctx, i, cfg.Client(i))
+			}
 			return f.start(ctx, i, clients[i/agentsPerAddress])
 		})
 	}
@@ -171,10 +177,13 @@ func isLoopback(addr string) bool {
 	return err == nil && ip.Is4() && ip.IsLoopback()
 }
 
+// NodeName returns the name of a simulated node.
+func NodeName(agent int) string { return fmt.Sprintf("bench-%06d", agent) }
+
 // start connects one agent and leaves it running.
 func (f *Fleet) start(ctx context.Context, i int, c *client.Client) error {
 	a := &agent{
-		fleet: f, number: i, client: c, id: gpuai.NodeID(fmt.Sprintf("bench-%06d", i)),
+		fleet: f, number: i, client: c, id: gpuai.NodeID(NodeName(i)),
 		leases: map[gpuai.Token]struct{}{}, reports: map[gpuai.Token]gpuai.Report{},
 	}
 	if err := a.connect(ctx, tries); err != nil {
