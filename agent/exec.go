@@ -156,7 +156,7 @@ func (w *worker) execSpec(ctx context.Context, s *gpuai.ExecStart) (*watchdog.Ex
 		}
 	}
 	var err error
-	spec.Argv, err = w.a.boxes.runtime.ExecArgv(w.boxState(), id, s.Command, env, s.TTY)
+	spec.Argv, err = w.a.boxes.runtime.ExecArgv(w.boxState(), id, w.besideSecrets(s.Command), env, s.TTY)
 	return spec, err
 }
 

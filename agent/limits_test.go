@@ -37,33 +37,64 @@ func TestLimitsAreWorded(t *testing.T) {
 	}
 }
 
-// An image that cannot be had ends its task with what is wrong and what to do.
-func TestImageFaultsAreSaid(t *testing.T) {
+// What a user runs into, for real: the reason says which limit or which image, on
+// which task, and what to do.
+func TestInputsThatEndATaskAreSaid(t *testing.T) {
 	dir := t.TempDir()
 	image := archiveImage(t, dir)
 	sandboxes := boxed(t, dir)
-	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/none/") {
+			http.NotFound(w, r)
+			return
+		}
 		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 		w.WriteHeader(http.StatusUnauthorized)
 	}))
 	defer registry.Close()
-	f := newFixture(t)
-	f.run(func(c *Config) {
-		sandboxes(c)
-		c.Sandbox.Images.KeepFree, c.Sandbox.Images.LocalRegistry = 1<<60, true // no disk has so much
-	})
-	for name, test := range map[string]struct {
-		image string
+	host := strings.TrimPrefix(registry.URL, "http://")
+	load := func(what string) func(*gpuai.Assignment) {
+		return func(a *gpuai.Assignment) {
+			inImage(image)(a)
+			a.Task.Command, a.Task.Cwd = []string{"gpuai-probe", what}, "/work"
+		}
+	}
+	room, full := newFixture(t), newFixture(t)
+	for f, free := range map[*fixture]gpuai.Bytes{room: 0, full: 1 << 60} { // no disk has so much
+		f.run(func(c *Config) {
+			sandboxes(c)
+			c.Sandbox.Images.LocalRegistry, c.Sandbox.Images.KeepFree = true, int64(free)
+		})
+	}
+	cases := []struct {
+		name  string
+		on    *fixture
+		task  func(*gpuai.Assignment)
 		state gpuai.ReportState
 		want  []string
 	}{
-		"disk full while unpacking": {image, gpuai.ReportLost, []string{"task 0: ", "the image cache is full", "free some, or to give the agent another directory"}},
-		"wrong credentials":         {strings.TrimPrefix(registry.URL, "http://") + "/team/app:v1", gpuai.ReportFailed, []string{"task 0: image 127.0.0.1:", "denies it (401)", "credentials are missing or wrong"}},
-	} {
-		r := f.last(f.grant(testNode, inImage(test.image)))
-		for _, want := range test.want {
-			if r.State != test.state || !strings.Contains(r.Reason, want) {
-				t.Errorf("%s: reported %+v, without %q", name, r, want)
+		{"no such image", room, inImage(host + "/none/app:v1"), gpuai.ReportFailed, []string{"image " + host + "/none/app:v1: ", "has no such image or tag: check its name"}},
+		{"wrong credentials", room, inImage(host + "/team/app:v1"), gpuai.ReportFailed, []string{"denies it (401)", "credentials are missing or wrong", "--registry-credentials FILE"}},
+		{"disk full while unpacking", full, inImage(image), gpuai.ReportLost, []string{"the image cache is full", "free some, or to give the agent another directory"}},
+		{"memory", room, load("memory"), gpuai.ReportFailed, []string{"memory: task 3 used its 64 MiB", "ask for more resources.memory"}},
+		{"processes", room, load("forks"), gpuai.ReportFailed, []string{"processes: task 3 reached the limit of 4096", "start fewer at a time"}},
+		{"scratch", room, load("disk"), gpuai.ReportFailed, []string{"scratch: task 3 filled /work of 32 MiB", "ask for resources.scratch"}},
+	}
+	leases := make([]gpuai.Token, len(cases))
+	for i, c := range cases { // beside one another
+		leases[i] = c.on.grant(testNode, func(a *gpuai.Assignment) {
+			c.task(a)
+			a.Lease.Task = 3
+			if c.name == "processes" {
+				a.Lease.CPU, a.Lease.Memory = 2000, 1<<30
+			}
+		})
+	}
+	for i, c := range cases {
+		r := c.on.last(leases[i])
+		for _, want := range append(c.want, "task 3") {
+			if r.State != c.state || !strings.Contains(r.Reason, want) {
+				t.Errorf("%s: reported %+v, without %q", c.name, r, want)
 			}
 		}
 	}

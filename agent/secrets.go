@@ -198,3 +198,14 @@ func (w *worker) boxSecrets(t *sandbox.Task, given []givenSecret) (files []watch
 	}
 	return files, err
 }
+
+// besideSecrets has a command beside a task in a sandbox see the variables that are
+// secrets: the runtime knows only those of the sandbox's specification.
+func (w *worker) besideSecrets(command []string) []string {
+	for i := range w.assign.Task.Secrets {
+		if w.assign.Task.Secrets[i].Env != "" {
+			return append([]string{sandbox.InitPath, watchdog.EnvArg, boxEnvFile}, command...)
+		}
+	}
+	return command
+}

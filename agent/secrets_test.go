@@ -127,6 +127,17 @@ func TestSecretsOfASandbox(t *testing.T) {
 		a.Task.Command = []string{"gpuai-probe", "listen", "127.0.0.1:4000"}
 	}, "key"))
 	f.running(quiet)
+	p, code, err := a.runBeside(t, quiet, gpuai.ExecStart{Command: []string{"gpuai-probe", "say", "@/run/secrets/key", "$TOKEN"}}, "")
+	beside := p.out[gpuai.ExecStdout].String()
+	for _, want := range []string{"env TOKEN=" + secretCanary, "file /run/secrets/key -r--r----- 7:8 " + secretCanary, "user 7:8", `"$TOKEN"]`} {
+		if code != 0 || err != nil || !strings.Contains(beside, want) {
+			t.Errorf("beside the task: %d, %v: %q is not in\n%s%s", code, err, want, beside, p.out[gpuai.ExecStderr].String())
+		}
+	}
+	p, code, err = a.runBeside(t, quiet, gpuai.ExecStart{Command: []string{"none"}}, "")
+	if said := p.out[gpuai.ExecStderr].String(); code != 127 || err != nil || !strings.Contains(said, "none is not in PATH (/bin)") {
+		t.Errorf("a program that is missing: %d, %v, %q", code, err, said)
+	}
 	for _, got := range leaks(t, f.dir, "/run/gpuai") {
 		if !strings.Contains(got, lease.String()) { // what the first task printed
 			t.Errorf("the secret is in %s", got)

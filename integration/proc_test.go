@@ -61,9 +61,16 @@ type proc struct {
 // test, and its log printed where the test failed.
 func start(t *testing.T, name, bin string, args ...string) *proc {
 	t.Helper()
+	return startWith(t, name, bin, func(*exec.Cmd) {}, args...)
+}
+
+// startWith starts a program under test that set has given its input or environment.
+func startWith(t *testing.T, name, bin string, set func(*exec.Cmd), args ...string) *proc {
+	t.Helper()
 	p := &proc{t: t, name: name, cmd: exec.Command(program(bin), args...), err: &tail{}, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = io.MultiWriter(&p.out, p.err), p.err
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	set(p.cmd)
 	p.cmd.WaitDelay = time.Second // a grandchild may hold the pipes
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("starting %s: %v", name, err)

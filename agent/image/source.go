@@ -269,14 +269,14 @@ func (s *Store) explain(r Reference, err error) error {
 		return err
 	case errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden):
 		// Many registries answer so for what does not exist.
-		where := "this node has no file of registry credentials"
+		where := "this node has no file of registry credentials: its operator names one with --registry-credentials FILE of gpuai agent run, in the form of docker's config.json"
 		if s.credentials.path != "" {
-			where = "the node's credentials are in " + s.credentials.path
+			where = "check its name, and what the node's file of credentials, " + s.credentials.path + ", has for " + registry + "; it is read again when it has changed"
 		}
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf(
 			"registry %s denies it (%d): it does not exist, or the credentials are missing or wrong; %s", registry, answer.StatusCode, where)}
 	case errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound:
-		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + " has no such image or tag: look at its name"}
+		return &UnavailableError{Image: r.text, Permanent: true, Reason: "registry " + registry + " has no such image or tag: check its name, and that it was pushed"}
 	case errors.As(err, &answer) && answer.StatusCode/100 == 4 && answer.StatusCode != http.StatusTooManyRequests:
 		return &UnavailableError{Image: r.text, Permanent: true, Reason: fmt.Sprintf("registry %s answers %d", registry, answer.StatusCode)}
 	case errors.As(err, &answer): // and not what it says: it may be a service of the node's network that is no registry

@@ -219,12 +219,12 @@ func TestUnavailableImages(t *testing.T) {
 		permanent           bool
 		before              func()
 	}{
-		{"NoSuchTag", r.host + "/team/app:v9", "no such image or tag", true, nil},
+		{"NoSuchTag", r.host + "/team/app:v9", "no such image or tag: check its name, and that it was pushed", true, nil},
 		{"NoSuchRepository", r.host + "/team/none:v1", "no such image or tag", true, nil},
 		{"BadName", "Team/App", "is not a name such as", true, nil},
 		{"NoRegistry", "127.0.0.1:1/team/app:v1", "registry 127.0.0.1:1", false, nil},
 		{"RegistryFails", ref, "registry " + r.host, false, func() { r.deny = "/blobs/" }},
-		{"WrongCredentials", ref, "credentials are missing or wrong", true, func() { r.user, r.deny = "alice", "" }},
+		{"WrongCredentials", ref, "credentials are missing or wrong; this node has no file of registry credentials: its operator names one with --registry-credentials FILE", true, func() { r.user, r.deny = "alice", "" }},
 		{"ServiceThatTalks", talks, "answers 503: it is tried again", false, nil},
 	}
 	for _, c := range cases {
@@ -258,7 +258,7 @@ func TestCredentialsOfTheNode(t *testing.T) {
 	}
 	write(fmt.Sprintf(`{"auths":{"http://%s/v2/":{"username":"alice","password":"wrong"}}}`, r.host), 0o600)
 	s := openStore(t, func(c *Config) { c.Credentials = path })
-	if _, err := s.Prepare(t.Context(), Request{Image: ref}); err == nil || strings.Contains(err.Error(), "wrong\"") {
+	if _, err := s.Prepare(t.Context(), Request{Image: ref}); err == nil || strings.Contains(err.Error(), "wrong\"") || !strings.Contains(err.Error(), "what the node's file of credentials, "+path+", has for "+r.host) {
 		t.Fatalf("a wrong password: %v", err)
 	}
 	// A new password is taken without a restart; alice:secret in base64.

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,6 +65,8 @@ func Main(args []string) int {
 	switch f := loads[args[0]]; {
 	case args[0] == "say":
 		return say(args[1:])
+	case args[0] == "digest":
+		return digests(args[1:])
 	case args[0] == "open":
 		return open(args[1:])
 	case args[0] == "egress":
@@ -82,7 +85,7 @@ func Main(args []string) int {
 	case f != nil && len(args) == 1:
 		return f()
 	}
-	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS, of which @PATH is a file to show | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT | meet] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, connects, or meets its gang; run it in one")
+	fmt.Fprintln(os.Stderr, "gpuai-probe [egress [+]WHAT=ADDRESS:PORT … | say ARGS, of which @PATH is a file to show | digest NAMES, or @PATHS | open PATHS | forks | memory | disk | dial ADDRESS:PORT | listen ADDRESS:PORT | meet] tries what a sandbox forbids, without a network or with egress, says what it is given, uses up what it limits, connects, or meets its gang; run it in one")
 	return 2
 }
 
@@ -114,6 +117,23 @@ func sayFile(path string) {
 		owner = fmt.Sprint(st.Uid, ":", st.Gid)
 	}
 	fmt.Println("file", path, info.Mode(), owner, string(b))
+}
+
+// digests prints SHA-256 of variables and, behind @, of files: what a task was
+// given can be compared without it being told.
+func digests(args []string) int {
+	for _, a := range args {
+		value := []byte(os.Getenv(a))
+		if path, ok := strings.CutPrefix(a, "@"); ok {
+			var err error
+			if value, err = os.ReadFile(path); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+		}
+		fmt.Printf("%s %x\n", a, sha256.Sum256(value))
+	}
+	return 0
 }
 
 // open opens files to read and write, and prints each with what came of it.

@@ -128,9 +128,9 @@ func Spec(t *Task) (*specs.Spec, error) {
 	return s, nil
 }
 
-// initPath is where a sandbox has its first program. The task may read and run
+// InitPath is where a sandbox has its first program. The task may read and run
 // it, as it may everything that is its own.
-const initPath = "/.gpuai/init"
+const InitPath = "/.gpuai/init"
 
 // initPIDs is room for the threads of the first process.
 const initPIDs = 16
@@ -186,7 +186,7 @@ func (t *Task) process() *specs.Process {
 	score := 0
 	args := t.Args
 	if t.Init != "" {
-		args = slices.Concat([]string{initPath}, t.InitArgs, t.Args)
+		args = slices.Concat([]string{InitPath}, t.InitArgs, t.Args)
 	}
 	return &specs.Process{
 		User: specs.User{UID: t.User, GID: t.Group, AdditionalGids: t.Groups},
@@ -274,7 +274,7 @@ func (t *Task) mounts() []specs.Mount {
 		out = append(out, b)
 	}
 	if t.Init != "" {
-		out = append(out, bind(initPath, t.Init, false))
+		out = append(out, bind(InitPath, t.Init, false))
 	}
 	for _, at := range slices.Sorted(maps.Keys(t.Files)) {
 		out = append(out, bind(at, t.Files[at], false))

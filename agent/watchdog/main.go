@@ -20,6 +20,9 @@ func Main(args []string) int {
 	if len(args) > 0 && args[0] == InitArg {
 		return runInit(args[1:])
 	}
+	if len(args) > 0 && args[0] == EnvArg {
+		return runWithEnv(args)
+	}
 	if len(args) > 0 && args[0] == ProcsArg {
 		return runProcs(args[1:])
 	}

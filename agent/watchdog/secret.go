@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,7 +68,8 @@ func (b *Box) makeSecrets() error {
 }
 
 // EnvArg behind InitArg has the init set the variables of a file, NAME=value with a
-// NUL behind each, before it runs the program.
+// NUL behind each, before it runs the program. In InitArg's place it becomes the
+// program: so a command beside a task has them, and its arguments have not.
 const EnvArg = "--env-file"
 
 // readEnv sets the variables of a file, and returns what stands behind EnvArg.
@@ -86,4 +88,26 @@ func readEnv(argv []string) ([]string, error) {
 		}
 	}
 	return argv[2:], nil
+}
+
+// runWithEnv becomes the program behind EnvArg and its file, with what is in it; it
+// returns the exit code of a program that cannot be run.
+func runWithEnv(argv []string) int {
+	argv, err := readEnv(argv)
+	if err == nil && argv[0] == EnvArg {
+		err = errors.New("there is no program to run")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gpuai:", err)
+		return exitNotRunnable
+	}
+	path, err := lookPath(argv[0], os.Environ())
+	if err == nil {
+		err = syscall.Exec(path, argv, os.Environ())
+	}
+	fmt.Fprintf(os.Stderr, "gpuai: run %s: %v\n", argv[0], err)
+	if path == "" || errors.Is(err, syscall.ENOENT) {
+		return exitNotFound
+	}
+	return exitNotRunnable
 }
