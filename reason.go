@@ -95,7 +95,10 @@ type Explanation struct {
 	Groups     []GroupWhy `json:"groups,omitempty"`
 	Tasks      []Task     `json:"tasks,omitempty"` // the first ones, at most 100
 	Reasons    []Reason   `json:"reasons,omitempty"`
-	Helps      []Helpful  `json:"helps,omitempty"`
+	// Share is where the job's tenant stands, while the job waits and tenants have
+	// shares (from feature level 3 on).
+	Share *FairShare `json:"fair_share,omitempty"`
+	Helps []Helpful  `json:"helps,omitempty"`
 	// Ahead are the first in the queue before the job, at most 5, each with why
 	// it is preferred.
 	Ahead []Preferred `json:"ahead,omitempty"`

@@ -33,3 +33,21 @@ type TenantShare struct {
 	// Name is what people call it; "" is as its ID.
 	Name string `json:"name,omitzero"`
 }
+
+// A FairShare is where a tenant stands among all, by which the jobs of one priority
+// are ordered.
+type FairShare struct {
+	Tenant TenantID `json:"tenant"`
+	Weight uint32   `json:"weight"`
+	// UsageMilliHours is as in TenantShare.
+	UsageMilliHours uint64 `json:"usage_milli_hours"`
+	// SharePermille is the tenant's part of the usage of all tenants, and
+	// DuePermille its part of the weights of those that have jobs waiting or
+	// running, in thousandths, rounded down.
+	SharePermille uint32 `json:"share_permille"`
+	DuePermille   uint32 `json:"due_permille"`
+	// Place is its place among the Tenants that have jobs of this priority waiting;
+	// 1 is placed first.
+	Place   uint32 `json:"place"`
+	Tenants uint32 `json:"tenants"`
+}

@@ -151,8 +151,12 @@ func (m *Machine) roomReasons(group uint32) (out []gpuai.Reason) {
 		}
 	}
 	if n > 0 {
+		name := "job " + by.String()
+		if !m.tells(by) {
+			name = anothers
+		}
 		out = append(out, gpuai.Reason{Code: gpuai.Preempted, Message: fmt.Sprintf(
-			"%d of its tasks made room for jobs of higher priority, the last one for job %s, and wait to be placed again", n, by)})
+			"%d of its tasks made room for jobs of higher priority, the last one for %s, and wait to be placed again", n, name)})
 	}
 	return out
 }

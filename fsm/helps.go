@@ -27,6 +27,7 @@ func (m *Machine) Ask(id gpuai.JobID) (gpuai.Explanation, bool) {
 		return x, ok
 	}
 	x.Ahead = m.preferred(id, x.Position)
+	m.explainShare(&x)
 	est := m.Fork().EstimateStart(id)
 	x.Estimate = &est
 	slot, _ := m.jobSlot(id)
@@ -49,18 +50,29 @@ func (m *Machine) preferred(id gpuai.JobID, position uint32) (out []gpuai.Prefer
 		if e.Job == id || e.Position >= position {
 			break
 		}
-		p := gpuai.Preferred{QueueEntry: e, Why: "its tenant has had less of its share"}
 		other, _ := m.jobSlot(e.Job)
-		switch {
-		case e.Priority > mine.priority:
-			p.Why = fmt.Sprintf("priority %d is above %d", e.Priority, mine.priority)
-		case e.Priority == mine.priority && m.jobs.Get(other).seq < mine.seq:
-			p.Why = "it was submitted before"
-		}
+		p := gpuai.Preferred{QueueEntry: e, Why: m.whyBefore(m.jobs.Get(other), mine)}
 		m.discreet(&p.QueueEntry)
 		out = append(out, p)
 	}
 	return out
+}
+
+// whyBefore says why a job is before another in the queue.
+func (m *Machine) whyBefore(a, b *jobRec) string {
+	level := m.Level() >= LevelPlacement
+	switch {
+	case a.priority > b.priority:
+		return fmt.Sprintf("priority %d is above %d", a.priority, b.priority)
+	case level && m.aged(a) > m.aged(b):
+		return "its priority has risen above by waiting"
+	case level && a.tenant != b.tenant && m.claimOf(a.tenant).compare(m.claimOf(b.tenant)) < 0:
+		return "its tenant has had less of its share"
+	case a.seq < b.seq:
+		return "it was submitted before"
+	default:
+		return "it has its place from before"
+	}
 }
 
 // A helper looks for what would let a job's waiting tasks start.

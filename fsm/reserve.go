@@ -330,8 +330,12 @@ func (m *Machine) reasonReserved(group uint32) (gpuai.Reason, bool) {
 		return gpuai.Reason{Code: gpuai.QueueOrder, Nodes: nodes, Message: fmt.Sprintf("%d nodes%s are reserved for it: it starts %s", nodes, in, by)}, true
 	}
 	holder := m.jobs.Get(of.job.slot())
+	name := "job " + holder.id.String()
+	if !m.tells(holder.id) {
+		name = anothers
+	}
 	return gpuai.Reason{
 		Code: gpuai.QueueOrder, Nodes: nodes, Fix: "a run-time limit short enough to end before",
-		Message: fmt.Sprintf("%d nodes are reserved for job %s, which starts %s", nodes, holder.id, by),
+		Message: fmt.Sprintf("%d nodes are reserved for %s, which starts %s", nodes, name, by),
 	}, true
 }

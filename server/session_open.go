@@ -262,7 +262,7 @@ func (s *Server) register(ctx context.Context, h *gpuai.Hello) (outcome, error) 
 		}
 	})
 	c := fsm.RegisterNode{Spec: spec, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
-	out, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: agentActor(h.Node.ID)}))
+	out, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: actorOf(&gpuai.Principal{Actor: agentActor(h.Node.ID), From: httpd.PrincipalOf(ctx).From})}))
 	switch {
 	case err != nil:
 		return outcome{}, refuse(gpuai.NoLeader, "the leader could not be reached; retry")

@@ -69,6 +69,10 @@ func explainText(w io.Writer, e *gpuai.Explanation) error {
 			fmt.Fprintf(w, "        helps: %s\n", printable(r.Fix))
 		}
 	}
+	if f := e.Share; f != nil {
+		fmt.Fprintf(w, "share   tenant %s, weight %d: due %s%%, had %s%% of the usage (%s GPU-hours); place %d of %s that wait\n", f.Tenant, f.Weight,
+			tenths(f.DuePermille), tenths(f.SharePermille), thousandths(f.UsageMilliHours), f.Place, plural(uint64(f.Tenants), "tenant"))
+	}
 	for i := range e.Ahead {
 		p := &e.Ahead[i]
 		fmt.Fprintf(w, "ahead   %d. %s: %s, %s\n", p.Position, printable(p.Name), plural(uint64(p.GPUs), "GPU"), printable(p.Why))
@@ -86,6 +90,9 @@ func explainText(w io.Writer, e *gpuai.Explanation) error {
 	}
 	return placesText(w, e.Places)
 }
+
+// tenths writes thousandths as a percentage.
+func tenths(permille uint32) string { return fmt.Sprintf("%d.%d", permille/10, permille%10) }
 
 // placesText prints why tasks are where they are.
 func placesText(w io.Writer, ps []gpuai.PlacedWhy) error {
