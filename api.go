@@ -10,7 +10,9 @@ type Submitted struct {
 	// Reasons and QueuePosition say why tasks wait; absent when none does.
 	Reasons       []Reason `json:"reasons,omitempty"`
 	QueuePosition uint32   `json:"queue_position,omitzero"`
-	Index         uint64   `json:"index"`
+	// Cost is what the job would cost; of a plan only, from feature level 4 on.
+	Cost  *PlannedCost `json:"cost,omitempty"`
+	Index uint64       `json:"index"`
 }
 
 // MaxSubmitLeases bounds the leases in the answer to a submit.

@@ -112,6 +112,20 @@ type JobCost struct {
 	Hourly Micros `json:"hourly_micros,omitzero"`
 }
 
+// A PlannedCost is what a job would cost, at the prices of now and with the fee.
+type PlannedCost struct {
+	// Hourly is for an hour of all its tasks.
+	Hourly Micros `json:"hourly_micros"`
+	// Held is what is held for all of them as they start: the price of HeldFor, which
+	// is the run-time limit, or an hour at a time without one. No lease costs more
+	// than is held for it.
+	Held    Micros   `json:"held_micros"`
+	HeldFor Duration `json:"held_for_ms"`
+	// Waiting is how many tasks have no place yet: they are taken to cost the highest
+	// price on the list of the models that they may run on.
+	Waiting uint32 `json:"waiting,omitzero"`
+}
+
 // A TenantQuota, a TenantBudget and a NodePrice are what a plan supposes.
 type (
 	TenantQuota struct {

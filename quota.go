@@ -27,7 +27,8 @@ type Quota struct {
 	// not ended and hold none: at it, submits are refused.
 	RunningJobs *uint32 `json:"running_jobs,omitempty"`
 	PendingJobs *uint32 `json:"pending_jobs,omitempty"`
-	// RequestsPerSecond bounds the requests to the API.
+	// RequestsPerSecond bounds the requests to the API of each server; 0 as 1. It
+	// stands before what a server was told (--tenant-rate).
 	RequestsPerSecond *uint32 `json:"requests_per_second,omitempty"`
 	// Cohort names the tenants that lend each other what they leave idle of the
 	// devices, CPU and memory in their quotas; "" is none. What is lent is taken

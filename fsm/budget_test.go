@@ -199,3 +199,42 @@ func TestMonthOf(t *testing.T) {
 		}
 	}
 }
+
+// What a job would cost is said before it is submitted: exactly of what starts, at the
+// highest price that may apply of what waits.
+func TestPlannedCost(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	r.do(&SetPrices{gpuai.Prices{FeeBps: 100, Models: []gpuai.ModelPrice{{Model: "H100", Price: 2_000_000}, {Model: "MI300X", Price: 3_000_000}}}})
+	cost := func(s *gpuai.JobSpec) gpuai.PlannedCost {
+		t.Helper()
+		was := r.m
+		r.m = r.m.Fork()
+		defer func() { r.m = was }()
+		check := r.check
+		r.check = false
+		defer func() { r.check = check }()
+		id := r.submit(s)
+		c := r.m.PlannedCost(id, s)
+		if c == nil {
+			t.Fatal("nothing is said of the cost")
+		}
+		return *c
+	}
+	if got, want := cost(timed("t", "fits", 2, 2, 2*gpuai.Hour)), (gpuai.PlannedCost{Hourly: 8_080_000, Held: 16_160_000, HeldFor: 2 * gpuai.Hour}); got != want {
+		t.Errorf("a job that starts: %+v, want %+v", got, want)
+	}
+	if got, want := cost(tenantSpec("t", "open", 1, 1)), (gpuai.PlannedCost{Hourly: 2_020_000, Held: 2_020_000, HeldFor: gpuai.Hour}); got != want {
+		t.Errorf("a job without a limit: %+v, want %+v", got, want)
+	}
+	if got, want := cost(timed("t", "half", 2, 4, gpuai.Hour)), (gpuai.PlannedCost{Hourly: 8_080_000 + 12_120_000, Held: 8_080_000 + 12_120_000, HeldFor: gpuai.Hour, Waiting: 1}); got != want {
+		t.Errorf("a job that starts in part: %+v, want %+v", got, want)
+	}
+	s := timed("t", "model", 2, 4, gpuai.Hour)
+	s.Groups[0].Resources.GPU.Any = []gpuai.GPUAlternative{{Model: "H100"}}
+	if got, want := cost(s), (gpuai.PlannedCost{Hourly: 16_160_000, Held: 16_160_000, HeldFor: gpuai.Hour, Waiting: 1}); got != want {
+		t.Errorf("a job of one model: %+v, want %+v", got, want)
+	}
+	if got := cost(tenantSpec("t", "cpu", 1, 0)); got.Hourly != 0 || got.Held != 0 {
+		t.Errorf("a job without devices: %+v", got)
+	}
+}

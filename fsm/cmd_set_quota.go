@@ -42,16 +42,16 @@ func (m *Machine) applySetQuota(r *wire.Reader) Result {
 	}
 	slot := m.quotaFor(name)
 	rec := m.quotaRecOf(name, &q)
-	if old := m.quotas.Get(slot).cohort; rec.cohort != 0 && rec.cohort != old && m.cohortLen(rec.cohort) >= gpuai.MaxCohortMembers {
+	if old := m.quotas.Get(slot).cohort; rec.cohort != 0 && rec.cohort != old && m.cohorts.members(rec.cohort) >= gpuai.MaxCohortMembers {
 		m.takeBack()
 		return rejected(gpuai.TooLarge, "the cohort has its maximum of members")
 	}
 	m.eachPeer(slot, m.freed.Set) // who stays may borrow less, or more
 	m.leaveCohort(slot)
 	m.quotas.Put(slot, rec)
-	m.joinCohort(slot)
 	m.hashModels(slot)
 	m.recountQuota(slot)
+	m.joinCohort(slot)
 	m.eachPeer(slot, m.freed.Set)
 	m.emit(gpuai.Event{Kind: gpuai.QuotaSet, Tenant: gpuai.TenantID(tenant)})
 	return Result{}
@@ -128,5 +128,5 @@ func (m *Machine) pendingFull(tenant []byte) bool {
 		return false
 	}
 	slot, ok := m.quotaSlot(name)
-	return ok && uint64(m.quotaUses.Get(slot).pending) >= m.quotas.Get(slot).pending
+	return ok && uint64(m.tally(slot).pending) >= m.quotas.Get(slot).pending
 }

@@ -129,9 +129,7 @@ func (m *Machine) storeJob(id gpuai.JobID, v *wire.JobView, spec []byte) uint32 
 		r.preemptible = v.Preemptible == wire.SaidYes || v.Preemptible == wire.SaidNothing && p.Preemptible(r.class)
 	}
 	m.jobs.Put(slot, r)
-	if q, ok := m.quotaSlot(r.tenant); ok {
-		m.countStatus(q, gpuai.JobPending, 1)
-	}
+	m.tallies.recs.Mut(m.tallies.slot(r.tenant)).status(gpuai.JobPending, 1)
 	return slot
 }
 

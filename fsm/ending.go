@@ -25,7 +25,7 @@ func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 	l = m.leases.Mut(slot)
 	l.state, l.cause, l.modified = gpuai.LeaseRevoking, cause, m.now.index
 	m.leaving(slot)
-	m.leavingQuota(slot)
+	m.leaseLeaves(slot)
 	m.meta.Mut().revoking++
 	m.now.work -= workEnd
 	m.emit(m.leaseEvent(gpuai.LeaseRevokingEvent, slot))

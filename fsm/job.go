@@ -215,7 +215,7 @@ func (m *Machine) setJobStatus(slot uint32, s gpuai.JobStatus) {
 	meta := m.meta.Mut()
 	meta.jobStates[r.status]--
 	meta.jobStates[s]++
-	m.jobMoved(r.tenant, r.status, s)
+	m.countJob(r.tenant, r.status, s)
 	r.status, r.modified = s, m.now.index
 	if s == gpuai.JobRunning && r.startedAt == 0 {
 		r.startedAt = max(m.now.time, 1)

@@ -39,8 +39,6 @@ type leaseRec struct {
 	newer       ref         // derived
 	by          gpuai.JobID // that it must make room for
 	mesh        ref         // where it is reached from other nodes
-	quotaOlder  ref         // lease of the tenant granted before, if it has a quota; derived
-	quotaNewer  ref         // derived
 	bill        ref         // what it costs, if anything; derived
 }
 

@@ -58,7 +58,8 @@ type Machine struct {
 	quotas    *mem.Table[quotaRec] // in the order in which they were set
 	quotaOf   *mem.Table[ref]      // by string number of the tenant
 	quotaUses *mem.Table[quotaUse] // derived
-	cohortOf  *mem.Table[ref]      // first member, by string number; derived
+	tallies   *tallies             // derived
+	cohorts   *cohorts             // derived
 	freed     *mem.Bitmap          // quotas of which something came free; empty between commands
 
 	money     mem.Var[moneyRec]
@@ -135,6 +136,8 @@ type Machine struct {
 	needs    []scheduler.Members
 	members  []uint32 // groups that start together
 	scan     []uint32 // nodes that are looked at
+	owing    []owing  // groups of one tenant that are kept from what is its own
+	barren   []lent   // of which there is nothing more to take back for them
 	openings []opening
 	free     scheduler.Free
 	view     wire.JobView
@@ -193,7 +196,7 @@ func New(o Options) *Machine {
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
 		quotas: mem.NewHashed(s, 4, hasher[quotaRec](seedQuota)), quotaOf: mem.NewTable[ref](s, 10),
-		quotaUses: mem.NewTable[quotaUse](s, 4), cohortOf: mem.NewTable[ref](s, 10), freed: mem.NewBitmap(s),
+		quotaUses: mem.NewTable[quotaUse](s, 4), tallies: newTallies(s), cohorts: newCohorts(s), freed: mem.NewBitmap(s),
 		money:  mem.NewHashedVar(s, moneyRec{}, hasher[moneyRec](seedMoney)),
 		purses: mem.NewHashed(s, 3, hasher[purseRec](seedPurse)), purseOf: mem.NewTable[ref](s, 10),
 		bills: mem.NewHashed(s, 5, hasher[billRec](seedBill)), billSlots: mem.NewSlots(s),
@@ -253,7 +256,7 @@ func (m *Machine) Fork() *Machine {
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
 		quotas: m.quotas.Fork(s), quotaOf: m.quotaOf.Fork(s),
-		quotaUses: m.quotaUses.Fork(s), cohortOf: m.cohortOf.Fork(s), freed: m.freed.Fork(s),
+		quotaUses: m.quotaUses.Fork(s), tallies: m.tallies.fork(s), cohorts: m.cohorts.fork(s), freed: m.freed.Fork(s),
 		money: m.money.Fork(s), purses: m.purses.Fork(s), purseOf: m.purseOf.Fork(s),
 		bills: m.bills.Fork(s), billSlots: m.billSlots.Fork(s),
 		accounts: m.accounts.Fork(s), servers: m.servers.Fork(s), access: m.access.Fork(s),

@@ -1,6 +1,9 @@
 package fsm
 
 import (
+	"cmp"
+	"slices"
+
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/scheduler"
 )
@@ -92,8 +95,8 @@ func (m *Machine) needOfStart(group uint32) (n [numBounds]uint64) {
 // admit says whether the quota and the budget of a group's tenant let it start.
 func (m *Machine) admit(slot, group uint32) verdict {
 	job := m.jobs.Get(m.groups.Get(group).job.slot())
-	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
-	if running := uint64(u.running); job.status != gpuai.JobRunning && running >= q.running {
+	q := m.quotas.Get(slot)
+	if running := uint64(m.tally(slot).running); job.status != gpuai.JobRunning && running >= q.running {
 		return verdict{by: boundRunning, most: q.running, have: running, need: 1}
 	}
 	n := m.needOfStart(group)
@@ -121,36 +124,27 @@ func (m *Machine) admit(slot, group uint32) verdict {
 
 // within judges the bounds on all devices, CPU and memory.
 func (m *Machine) within(slot uint32, n [numBounds]uint64) verdict {
-	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
+	q, u, t := m.quotas.Get(slot), m.quotaUses.Get(slot), m.tally(slot)
 	v := verdict{ok: true}
 	for i, need := range n {
-		if need == 0 || u.of[i]+need <= q.bounds[i] {
+		if need == 0 || t.of[i]+need <= q.bounds[i] {
 			continue
 		}
-		if v.borrows = true; q.cohort == 0 || i == ofGPUs && u.of[i]+need > addSat(q.bounds[i], q.borrow) {
-			return verdict{by: bound(i), most: q.bounds[i], have: u.of[i], need: need}
+		if v.borrows = true; u.cohort == 0 || i == ofGPUs && t.of[i]+need > addSat(q.bounds[i], q.borrow) {
+			return verdict{by: bound(i), most: q.bounds[i], have: t.of[i], need: need}
 		}
 	}
-	if q.cohort == 0 {
+	if u.cohort == 0 {
 		return v
 	}
-	var have, most [numBounds]uint64
-	owed := uint32(0)
-	m.eachPeer(slot, func(peer uint32) {
-		p, x := m.quotas.Get(peer), m.quotaUses.Get(peer)
-		owed += x.owed
-		for i := range n {
-			if p.bounds[i] != noBound {
-				have[i], most[i] = have[i]+x.of[i], most[i]+p.bounds[i]
-			}
-		}
-	})
+	m.now.work -= workLook
+	c := m.cohorts.recs.Get(u.cohort.slot())
 	for i, need := range n {
-		if need > 0 && q.bounds[i] != noBound && have[i]+need > most[i] {
-			return verdict{by: bound(i), cohort: true, owed: !v.borrows, most: most[i], have: have[i], need: need, borrows: v.borrows}
+		if need > 0 && q.bounds[i] != noBound && c.have[i]+need > c.most[i] {
+			return verdict{by: bound(i), cohort: true, owed: !v.borrows, most: c.most[i], have: c.have[i], need: need, borrows: v.borrows}
 		}
 	}
-	if v.borrows && owed > 0 {
+	if v.borrows && c.owed > 0 {
 		return verdict{by: boundOwed, cohort: true, borrows: true}
 	}
 	return v
@@ -159,26 +153,18 @@ func (m *Machine) within(slot uint32, n [numBounds]uint64) verdict {
 // withinModel judges the bound on devices of the i-th model of a quota.
 func (m *Machine) withinModel(slot uint32, i int, need uint64) verdict {
 	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
-	name, most, have := q.models[i].name, q.models[i].most, u.models[i]
+	most, have := q.models[i].most, u.models[i]
 	v := verdict{by: boundModel, model: uint32(i), most: most, have: have, need: need, borrows: have+need > most}
-	if q.cohort == 0 {
+	if u.cohort == 0 {
 		v.ok = !v.borrows
 		return v
 	}
-	v.most, v.have, v.cohort = 0, 0, true
-	owed := uint32(0)
-	m.eachPeer(slot, func(peer uint32) {
-		p, x := m.quotas.Get(peer), m.quotaUses.Get(peer)
-		owed += x.owed
-		for k := range p.models {
-			if p.models[k].name == name {
-				v.most, v.have = v.most+p.models[k].most, v.have+x.models[k]
-			}
-		}
-	})
+	m.now.work -= workLook
+	lent, _ := m.cohorts.model(u.cohort.slot(), q.models[i].name)
+	v.most, v.have, v.cohort = m.cohorts.models.Get(lent).most, m.cohorts.models.Get(lent).have, true
 	v.ok = v.have+need <= v.most
 	v.owed = !v.ok && !v.borrows
-	if v.ok && v.borrows && owed > 0 {
+	if v.ok && v.borrows && m.cohorts.recs.Get(u.cohort.slot()).owed > 0 {
 		v.ok, v.by = false, boundOwed
 	}
 	return v
@@ -308,7 +294,7 @@ func (m *Machine) grantable(group uint32, fit *scheduler.Fit) bool {
 		m.overQuota = true
 		return false
 	}
-	if i := m.modelIn(slot, fit.Node, fit.Devices); i >= 0 && !m.withinModel(slot, i, n[ofGPUs]).ok {
+	if i := m.quotas.Get(slot).modelIn(m.sched.ModelOf(fit.Node, fit.Devices)); i >= 0 && !m.withinModel(slot, i, n[ofGPUs]).ok {
 		m.overQuota = true
 		return false
 	}
@@ -332,6 +318,7 @@ func (m *Machine) park(bucket uint32, v *verdict) {
 	b.unseen = false
 	m.setCurb(bucket, curb)
 	if v.owed {
+		m.barren = m.barren[:0]
 		m.takeBackLent(slot, m.buckets.Get(bucket).first.slot(), v)
 	}
 }
@@ -364,11 +351,11 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
 		m.unreserve() // it may not have what is kept for it
 	}
-	switch u := m.quotaUses.Mut(slot); {
+	switch {
 	case old&curbOwed == 0 && curb&curbOwed != 0:
-		u.owed++
+		m.owe(slot, 1)
 	case old&curbOwed != 0 && curb&curbOwed == 0:
-		u.owed--
+		m.owe(slot, -1)
 		m.freed.Set(slot)
 	}
 }
@@ -415,6 +402,7 @@ func (m *Machine) wakeQuotas() {
 }
 
 func (m *Machine) wakeQuota(slot uint32) {
+	m.owing = m.owing[:0]
 	for x := m.quotaUses.Get(slot).curbed; x != 0; {
 		bucket := x.slot()
 		b := m.buckets.Get(bucket)
@@ -431,14 +419,42 @@ func (m *Machine) wakeQuota(slot uint32) {
 		case v.ok:
 			m.setCurb(bucket, b.curb&curbOwed|curbModels) // until it has been looked at
 			m.look(bucket)
-		case v.owed && b.curb&curbOwed == 0:
-			m.setCurb(bucket, curbParked|curbOwed)
-			m.takeBackLent(slot, b.first.slot(), &v)
 		case v.owed:
-			m.takeBackLent(slot, b.first.slot(), &v)
+			m.setCurb(bucket, curbParked|curbOwed)
+			m.owing = append(m.owing, owing{bucket: bucket, group: b.first.slot(), priority: b.priority, key: m.queueKeyOf(b.first.slot()), v: v})
 		case v.by != boundBudget && b.curb != curbParked:
 			m.setCurb(bucket, curbParked)
 		}
+	}
+	m.takeBackOwed(slot)
+}
+
+// An owing is a group that is kept from what is its tenant's own.
+type owing struct {
+	bucket   uint32
+	group    uint32
+	priority gpuai.Priority
+	key      queueKey
+	v        verdict
+}
+
+// takeBackOwed has what m.owing needs taken back, in queue order: the list of what
+// waits for a quota has another order in a machine that was restored.
+func (m *Machine) takeBackOwed(slot uint32) {
+	slices.SortFunc(m.owing, func(a, b owing) int {
+		switch {
+		case a.priority != b.priority:
+			return cmp.Compare(b.priority, a.priority)
+		case a.key.before(b.key):
+			return -1
+		case b.key.before(a.key):
+			return 1
+		}
+		return cmp.Compare(a.bucket, b.bucket)
+	})
+	m.barren = m.barren[:0]
+	for i := range m.owing {
+		m.takeBackLent(slot, m.owing[i].group, &m.owing[i].v)
 	}
 }
 

@@ -1,6 +1,10 @@
 package fsm
 
-import "github.com/gpuai/gpuai"
+import (
+	"slices"
+
+	"github.com/gpuai/gpuai"
+)
 
 // What a tenant leaves idle of its quota others of its cohort may borrow. When it
 // wants it back, leases of those that have more than their own are revoked, the
@@ -23,7 +27,8 @@ type lent struct {
 func (m *Machine) boundsOf(slot uint32, x lent) (most, have, leaving uint64, ok bool) {
 	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
 	if x.model == 0 {
-		return q.bounds[x.of], u.of[x.of], u.leaving[x.of], q.bounds[x.of] != noBound
+		t := m.tally(slot)
+		return q.bounds[x.of], t.of[x.of], t.leaving[x.of], q.bounds[x.of] != noBound
 	}
 	for i := range q.models {
 		if q.models[i].name == x.model {
@@ -48,7 +53,7 @@ func (m *Machine) takeBackLent(slot, group uint32, v *verdict) {
 }
 
 func (m *Machine) takeBackOf(slot, group uint32, x lent, need uint64) {
-	if _, _, _, ok := m.boundsOf(slot, x); !ok {
+	if _, _, _, ok := m.boundsOf(slot, x); !ok || slices.Contains(m.barren, x) {
 		return
 	}
 	by := m.jobs.Get(m.groups.Get(group).job.slot()).id
@@ -56,11 +61,12 @@ func (m *Machine) takeBackOf(slot, group uint32, x lent, need uint64) {
 	spared := [gpuai.MaxCohortMembers]bool{} // by place in the cohort
 	for range lentVictims {
 		peer, place, lacks := m.lender(slot, x, need, &spared)
-		if !lacks || scan <= 0 {
+		if !lacks {
 			return
 		}
-		if peer == 0 {
-			return // all that is left is their own, or must not be taken
+		if peer == 0 || scan <= 0 { // all that is left is their own, or must not be taken
+			m.barren = append(m.barren, x)
+			return
 		}
 		victim, ok := m.newestLent(peer.slot(), x, &scan)
 		if !ok {
@@ -95,7 +101,7 @@ func (m *Machine) lender(slot uint32, x lent, need uint64, spared *[gpuai.MaxCoh
 
 // newestLent returns the newest lease of a tenant that may be taken and has some of x.
 func (m *Machine) newestLent(slot uint32, x lent, scan *int) (uint32, bool) {
-	for l := m.quotaUses.Get(slot).last; l != 0 && *scan > 0; l = m.leases.Get(l.slot()).quotaOlder {
+	for l := m.tally(slot).last; l != 0 && *scan > 0; l = m.tallies.links.Get(l.slot()).older {
 		m.now.work -= workLook
 		*scan--
 		r := m.leases.Get(l.slot())
@@ -103,8 +109,9 @@ func (m *Machine) newestLent(slot uint32, x lent, scan *int) (uint32, bool) {
 		if r.state >= gpuai.LeaseRevoking || !job.preemptible {
 			continue
 		}
-		u := m.leaseUse(slot, l.slot())
-		if x.model == 0 && u.of[x.of] > 0 || x.model != 0 && u.model >= 0 && m.quotas.Get(slot).models[u.model].name == x.model {
+		u := m.leaseUse(l.slot())
+		i := m.quotas.Get(slot).modelIn(u.model)
+		if x.model == 0 && u.of[x.of] > 0 || x.model != 0 && i >= 0 && m.quotas.Get(slot).models[i].name == x.model {
 			return l.slot(), true
 		}
 	}

@@ -37,11 +37,11 @@ func (m *Machine) Quotas(from, limit uint32) (out []gpuai.QuotaStatus, next uint
 }
 
 func (m *Machine) quotaStatus(slot uint32) gpuai.QuotaStatus {
-	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
+	q, u, t := m.quotas.Get(slot), m.quotaUses.Get(slot), m.tally(slot)
 	s := gpuai.QuotaStatus{Tenant: gpuai.TenantID(m.strs.Get(q.name)), Quota: m.quota(q)}
 	s.Use = gpuai.QuotaUse{
-		GPUMilli: u.of[ofGPUs], CPU: gpuai.MilliCPU(u.of[ofCPU]), Memory: gpuai.Bytes(u.of[ofMemory]),
-		RunningJobs: u.running, PendingJobs: u.pending,
+		GPUMilli: t.of[ofGPUs], CPU: gpuai.MilliCPU(t.of[ofCPU]), Memory: gpuai.Bytes(t.of[ofMemory]),
+		RunningJobs: t.running, PendingJobs: t.pending,
 	}
 	for i := range q.models {
 		if q.models[i].name != 0 {

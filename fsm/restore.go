@@ -389,6 +389,7 @@ func (m *Machine) rebuild() error {
 	m.rebuildTimers()
 	m.rebuildBarriers()
 	m.rebuildHolds()
+	m.rebuildTallies()
 	if err := m.rebuildQuotas(); err != nil {
 		return err
 	}

@@ -84,7 +84,8 @@ type Config struct {
 	ArchiveMax int64
 	// TenantRate is how many requests a second each tenant may send to this
 	// server, each job of a batch counted, and each address where it is not known
-	// who asks; 0 is any number. Operators, servers and nodes have no such bound.
+	// who asks; 0 is any number. Operators, servers and nodes have no such bound. A
+	// tenant's quota stands before it.
 	TenantRate uint32
 	// TrailingLogs is how many log entries are kept behind a snapshot; 0 is
 	// 16,384.

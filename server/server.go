@@ -207,8 +207,19 @@ func (s *Server) serveHTTP() {
 	}
 }
 
-// tenantRate is how many requests a second a tenant may send here.
-func (s *Server) tenantRate(gpuai.TenantID) uint32 { return s.cfg.TenantRate }
+// tenantRate is how many requests a second a tenant may send here: what its quota
+// says, the same on every server, else what this server was told.
+func (s *Server) tenantRate(tenant gpuai.TenantID) uint32 {
+	if tenant == "" {
+		return s.cfg.TenantRate
+	}
+	rate, ok := uint32(0), false
+	s.node.View(func(m *fsm.Machine) { rate, ok = m.RequestRate(tenant) })
+	if !ok {
+		return s.cfg.TenantRate
+	}
+	return max(rate, 1) // 0 stands for any
+}
 
 // HTTPAddr returns the address of the API, with the port in use.
 func (s *Server) HTTPAddr() string { return s.cfg.HTTP.Addr().String() }

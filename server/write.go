@@ -207,6 +207,7 @@ func (s *Server) Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted
 	if x, ok := m.Explain(res.Job); ok && out.Job.Counts.Pending > 0 {
 		out.Reasons, out.QueuePosition = x.Reasons, x.Position
 	}
+	out.Cost = m.PlannedCost(res.Job, spec)
 	return out, nil
 }
 

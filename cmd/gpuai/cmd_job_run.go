@@ -57,12 +57,14 @@ func newJobRunCmd(a *app) *cobra.Command {
 	var r runFlags
 	c := &cobra.Command{
 		Use: "run FILE", Short: "Submit a job", Args: cobra.ExactArgs(1),
-		Long: `Submit the job of a file, "-" for standard input.
+		Long: `Submit the job of a file, "-" for standard input. --dry-run shows where it would
+run and what it would cost, as gpuai job plan does, and stores nothing.
 
 Exit codes: 0 accepted (and what --wait asks for), 2 invalid file, 6 nothing
 placed within --wait, 7 can never fit, 8 the job failed, 9 no server or leader,
 124 timed out. With --attach: the task's own.`,
 		Example: `  gpuai job run job.yaml
+  gpuai job run job.yaml --dry-run               # where it would run, and its cost
   gpuai job run job.yaml --wait --timeout 1m     # until every task has its lease
   gpuai job run job.yaml --wait=done             # until it has ended
   gpuai job run job.yaml --attach                # follow its first task
@@ -72,6 +74,7 @@ placed within --wait, 7 can never fit, 8 the job failed, 9 no server or leader,
 	c.Flags().StringVar(&r.key, "key", "", "idempotency key; the same key and file are submitted once (default: a new one)")
 	c.Flags().BoolVar(&r.hold, "hold-anyway", false, "keep a job that no registered node can ever take")
 	c.Flags().BoolVar(&r.attach, "attach", false, "follow the first task's output and exit with its exit code")
+	c.Flags().BoolVar(&r.dryRun, "dry-run", false, "show where the job would run and what it would cost, and store nothing")
 	c.RunE = does(func(ctx context.Context, args []string) error { return a.runJob(ctx, args[0], &r) })
 	return a.talks(c)
 }
@@ -81,6 +84,7 @@ type runFlags struct {
 	key    string
 	hold   bool
 	attach bool
+	dryRun bool
 }
 
 func (a *app) runJob(ctx context.Context, path string, r *runFlags) error {
@@ -89,6 +93,12 @@ func (a *app) runJob(ctx context.Context, path string, r *runFlags) error {
 	}
 	if r.attach && r.wait.cond != "" {
 		return usageError{errors.New("--attach waits for the first task by itself; leave --wait out")}
+	}
+	if r.dryRun {
+		if r.attach || r.hold || r.wait.cond != "" || r.key != "" {
+			return usageError{errors.New("--dry-run submits nothing: leave --attach, --wait, --key and --hold-anyway out")}
+		}
+		return a.planJob(ctx, path)
 	}
 	spec, err := a.readOwnSpec(path)
 	if err != nil {
@@ -144,39 +154,60 @@ func newJobPlanCmd(a *app) *cobra.Command {
 	return a.talks(&cobra.Command{
 		Use: "plan FILE", Short: "Show where a job would run now, without submitting it", Args: cobra.ExactArgs(1),
 		Long: `Run the submit through the region's own machine on a copy of its state, and show
-the outcome. Nothing is stored. Exit code 7 says that the job can never fit.`,
+the outcome and what the job would cost an hour, and in all until its run-time
+limit. Nothing is stored. Exit code 7 says that the job can never fit.`,
 		Example: `  gpuai job plan job.yaml
   gpuai job plan job.yaml -o json --jq '.leases | length'`,
 		RunE: does(func(ctx context.Context, args []string) error {
-			spec, err := a.readOwnSpec(args[0])
-			if err != nil {
-				return err
-			}
-			s, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Submitted, error) {
-				return c.Plan(ctx, spec)
-			})
-			if err != nil {
-				return err
-			}
-			v := &view{head: []string{"TASK", "NODE", "GPUS", "CPU", "MEMORY", "DEVICES"}}
-			s.Job.Spec = spec
-			for i := range s.Leases {
-				l := &s.Leases[i]
-				v.row(string(l.Node), taskName(&s.Job, l.TaskRef), string(l.Node), leaseGPUs(l), cpuText(l.CPU), bytesText(l.Memory), deviceList(l.Devices))
-			}
-			if err := a.show(ctx, v); err != nil {
-				return err
-			}
-			waiting := s.Job.Counts.Pending
-			a.say("%d of %s would start now at index %d", s.Job.Tasks-waiting, plural(uint64(s.Job.Tasks), "task"), s.Index)
-			if waiting > 0 {
-				a.say(", %d would wait at position %d", waiting, s.QueuePosition)
-			}
-			a.say("\n")
-			a.reasons(s.Reasons)
-			return nil
+			return a.planJob(ctx, args[0])
 		}),
 	})
+}
+
+// planJob shows what a submit would come to, and would cost.
+func (a *app) planJob(ctx context.Context, path string) error {
+	spec, err := a.readOwnSpec(path)
+	if err != nil {
+		return err
+	}
+	s, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Submitted, error) {
+		return c.Plan(ctx, spec)
+	})
+	if err != nil {
+		return err
+	}
+	v := &view{head: []string{"TASK", "NODE", "GPUS", "CPU", "MEMORY", "DEVICES"}}
+	s.Job.Spec = spec
+	for i := range s.Leases {
+		l := &s.Leases[i]
+		v.row(string(l.Node), taskName(&s.Job, l.TaskRef), string(l.Node), leaseGPUs(l), cpuText(l.CPU), bytesText(l.Memory), deviceList(l.Devices))
+	}
+	if err := a.show(ctx, v); err != nil {
+		return err
+	}
+	waiting := s.Job.Counts.Pending
+	a.say("%d of %s would start now at index %d", s.Job.Tasks-waiting, plural(uint64(s.Job.Tasks), "task"), s.Index)
+	if waiting > 0 {
+		a.say(", %d would wait at position %d", waiting, s.QueuePosition)
+	}
+	a.say("\n")
+	if c := s.Cost; c != nil {
+		a.say("%s\n", plannedCost(c))
+	}
+	a.reasons(s.Reasons)
+	return nil
+}
+
+// plannedCost returns a job's cost in a sentence.
+func plannedCost(c *gpuai.PlannedCost) string {
+	if c.Hourly == 0 {
+		return "it costs nothing"
+	}
+	s := fmt.Sprintf("it costs %s USD an hour; %s USD are held for a run of %s", dollars(c.Hourly), dollars(c.Held), short(c.HeldFor))
+	if c.Waiting > 0 {
+		s += fmt.Sprintf("; %s at the highest price that may apply", plural(uint64(c.Waiting), "waiting task"))
+	}
+	return s
 }
 
 func newJobValidateCmd(a *app) *cobra.Command {

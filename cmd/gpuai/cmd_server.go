@@ -267,7 +267,7 @@ they need --insecure-plaintext. A server that comes back at another address tell
 	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "the same as --store")
 	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")
-	f.Uint32Var(&cfg.TenantRate, "tenant-rate", 0, "requests a second that each tenant may send to this server, each job of a batch counted; 0: any number, within its share beside others")
+	f.Uint32Var(&cfg.TenantRate, "tenant-rate", 0, "requests a second that each tenant may send to this server, each job of a batch counted; 0: any number, within its share beside others; a tenant's quota stands before it")
 	f.BoolVar(&cfg.Insecure, "insecure-plaintext", false, "a region without authentication, also on other addresses than loopback: test networks only")
 	f.StringVar(&cfg.Metrics, "metrics", cfg.Metrics, "who reads /metrics: open to all, or operator, with a token")
 	f.StringVar(&cfg.Issuer, "oidc-issuer", "", "URL of the OpenID provider that users log in with. The same for all servers")
