@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/billing"
 )
 
 // What an agent asks for its node does not fill the ledger: no price is above
@@ -36,20 +37,19 @@ func TestNoPriceFillsTheLedger(t *testing.T) {
 
 // What the ledger has no room for does not start, rather than run unbilled.
 func TestNothingStartsBeyondTheLedger(t *testing.T) {
-	r := newTenantRegion(t, 2)
-	r.h100(gpuai.MaxPrice, 0)
-	n := 0
-	for ; n < 10; n++ {
-		if id := r.submit(timed("t", "x", 1, 1, gpuai.MaxDuration)); r.running(id) == 0 {
-			break
-		}
+	r := newTenantRegion(t, 1)
+	r.h100(1_000_000, 0)
+	money := r.m.money.Mut() // as after four trillion dollars
+	money.world.Kind, money.provider.Kind = billing.World, billing.Provider
+	money.world.Debits = billing.MaxAmount - 2_000_000
+	money.provider.Credits = money.world.Debits
+	first, second := r.submit(timed("t", "x", 1, 2, gpuai.Hour)), r.submit(timed("t", "y", 1, 2, gpuai.Hour))
+	if r.running(first) != 1 || r.running(second) != 0 {
+		t.Errorf("%d and %d run, of which the ledger has room for the first", r.running(first), r.running(second))
 	}
-	for _, l := range r.m.LeasesOfNode("a", 0, 99) {
-		if l.Held == 0 {
-			t.Errorf("lease %d runs, and nothing is held for it", l.ID)
-		}
+	if l := r.leases(first)[0]; l.Held != 2_000_000 {
+		t.Errorf("%d are held", l.Held)
 	}
-	t.Logf("%d leases of ten years at the highest price", n)
 }
 
 // A lease that is lost without a checkpoint costs nothing, though it was billed by
@@ -64,7 +64,7 @@ func TestLostLeaseIsRefundedBeyondASlice(t *testing.T) {
 		t.Fatal("nothing was billed with the second hour's hold")
 	}
 	r.expire("a", inc)
-	if u := r.usage("t"); u.Total.Money != 0 || u.Day.Money != 0 || u.Total.GPUMilliHours != 0 || r.running(id) != 0 {
+	if u := r.usage("t"); u.Total.Money != 0 || u.Day.Money != 0 || u.Billed.Total.GPUMilliHours != 0 || r.running(id) != 0 {
 		t.Errorf("a lost lease is billed: %+v", u)
 	}
 	if m := r.m.money.Get(); m.provider.Balance() != 0 || m.fee.Balance() != 0 || m.world.Balance() != 0 {
