@@ -76,6 +76,22 @@ func Transfer(from, to *Account, n gpuai.Micros) error {
 	return nil
 }
 
+// Reverse takes a transfer of n back: from is whom it was paid to, and has n that is
+// not held. Unlike a transfer the other way, it leaves no turnover: what is lent and
+// given back any number of times does not fill an account. It returns ErrAmount or
+// ErrFunds.
+func Reverse(from, to *Account, n gpuai.Micros) error {
+	switch {
+	case n < 0 || n > from.Credits || n > to.Debits:
+		return ErrAmount
+	case from.Kind != World && n > from.Free():
+		return ErrFunds
+	}
+	from.Credits -= n
+	to.Debits -= n
+	return nil
+}
+
 // Hold promises n of a's free balance. It returns ErrAmount or ErrFunds; World
 // holds nothing.
 func (a *Account) Hold(n gpuai.Micros) error {

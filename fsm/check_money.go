@@ -19,7 +19,7 @@ func (m *Machine) checkMoney() error {
 		if l.bill != refTo(s) || !l.live() || m.purses.Get(b.purse).name != m.tenantOfLease(l) {
 			return fmt.Errorf("bill %d is of no live lease of its tenant", s)
 		}
-		if (b.until != 0) != (b.timer != 0) && l.state < gpuai.LeaseRevoking {
+		if (b.until != 0 && l.state < gpuai.LeaseRevoking) != (b.timer != 0) {
 			return fmt.Errorf("bill %d holds until %d, its timer is %d", s, b.until, b.timer)
 		}
 		held[b.purse] += b.hold

@@ -1,17 +1,20 @@
 package fsm
 
 import (
+	"bytes"
+
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
 )
 
 // PutSecret gives a tenant's secret a new value, which the server that proposes
 // it has sealed, and the next version. With Reseal it has the secret's data key
-// sealed under another region key: the value and its version stay, and Box is
-// empty; it is compare-and-set on the version.
+// sealed under another region key: the value and its version stay, and Box is the
+// sealed key that it replaces: it is compare-and-set on that and on the version, which
+// a secret that was deleted and made anew may have again.
 //
 // Rejected: InvalidSpec for what is out of bounds, and below LevelTenants;
-// PreconditionFailed for a Reseal when the secret has another version; NotFound
+// PreconditionFailed for a Reseal when the secret has another version or key; NotFound
 // for a Reseal of what is not there; TooLarge or RateLimited at a limit of the
 // tenant or of the machine. None changes anything.
 type PutSecret struct {
@@ -20,7 +23,7 @@ type PutSecret struct {
 	Reseal uint32 // the version whose data key is sealed anew; 0: a new value
 	KeyID  SecretKeyID
 	Seal   []byte // the data key, sealed under the region key KeyID
-	Box    []byte // the value, sealed under the data key
+	Box    []byte // the value, sealed under the data key; of a Reseal the old Seal
 }
 
 // Append appends the encoded command to dst.
@@ -41,8 +44,12 @@ func readPutSecret(r *wire.Reader) (c PutSecret, ok bool) {
 }
 
 func (c *PutSecret) valid() bool {
+	most := MaxSecretBox
+	if c.Reseal != 0 {
+		most = MaxSecretKey
+	}
 	return gpuai.ValidName(c.Name) && gpuai.ValidName(string(c.Tenant)) && len(c.Seal) > 0 && len(c.Seal) <= MaxSecretKey &&
-		len(c.Box) <= MaxSecretBox && (len(c.Box) == 0) == (c.Reseal != 0)
+		len(c.Box) > 0 && len(c.Box) <= most
 }
 
 func (m *Machine) applyPutSecret(r *wire.Reader) Result {
@@ -88,11 +95,10 @@ func (m *Machine) resealSecret(c *PutSecret, slot uint32, there bool) Result {
 		return rejected(gpuai.NotFound, noSecret(c.Name))
 	}
 	s := m.secrets.recs.Get(slot)
-	if s.version != c.Reseal {
+	rd := wire.NewReader(m.blobs.Append(nil, uint32(s.body)))
+	if seal := rd.Blob(); s.version != c.Reseal || !bytes.Equal(seal, c.Box) {
 		return rejected(gpuai.PreconditionFailed, "the secret has had another value meanwhile, which is sealed already")
 	}
-	rd := wire.NewReader(m.blobs.Append(nil, uint32(s.body)))
-	rd.Blob()
 	m.setSecretBody(slot, c.Seal, rd.Blob())
 	m.secrets.recs.Mut(slot).key = c.KeyID
 	m.now.work -= int64(s.bytes / 120)

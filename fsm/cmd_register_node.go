@@ -59,6 +59,9 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 	if len(c.Spec.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the node's description is invalid")
 	}
+	if m.Level() >= LevelTenants && c.Spec.Price > gpuai.MaxPrice {
+		return rejected(gpuai.InvalidSpec, "the node's price is above "+gpuai.MaxPrice.String()+" by the device and hour, which is the most")
+	}
 	body := nodeBody{c.Spec, c.BootID, c.Nonce}
 	slot, known := m.nodeSlot(c.Spec.ID)
 	if !known {

@@ -18,6 +18,9 @@ func (m *Machine) revoke(slot uint32, cause gpuai.LeaseCause) {
 	}
 	l := m.leases.Mut(slot)
 	m.timers.clear(&l.timer)
+	if l.bill != 0 {
+		m.timers.clear(&m.bills.Mut(l.bill.slot()).timer)
+	}
 	m.unprotect(slot)
 	l = m.leases.Mut(slot)
 	l.state, l.cause, l.modified = gpuai.LeaseRevoking, cause, m.now.index

@@ -141,11 +141,18 @@ func (m *Machine) cleared(node uint32) {
 	m.asked.Clear(node)
 }
 
-// dirtyAsked is set in the number of a node in a snapshot.
-const dirtyAsked = 1 << 31
+// What the number of a node in a snapshot says besides that it is dirty, or instead.
+const (
+	dirtyAsked   = 1 << 31
+	dirtyVacated = 1 << 30 // it is in vacated: looking in vain costs tokens, too
+)
 
 func (m *Machine) restoreDirty(n uint32) {
 	node := n & (mem.MaxSlots - 1)
+	if n&dirtyVacated != 0 {
+		m.vacated.Set(node)
+		return
+	}
 	m.dirty.Set(node)
 	if n&dirtyAsked != 0 {
 		m.asked.Set(node)

@@ -89,7 +89,8 @@ func getAccount(rd *wire.Reader, a *billing.Account) {
 // accounts that no tenant has. Until contributors have accounts of their own, one
 // stands for all.
 type moneyRec struct {
-	day, month           uint32 // since 1970, of the wall clock that entries carry; they never fall
+	day, month           uint32        // since 1970, of the wall clock that entries carry
+	turned               gpuai.Instant // when the last day began
 	feeBps               uint32
 	world, fee, provider billing.Account
 	prices               [gpuai.MaxPrices]priceRec
@@ -105,6 +106,7 @@ func (r *moneyRec) put(b []byte) []byte {
 	for _, n := range [...]uint32{r.day, r.month, r.feeBps} {
 		b = le.AppendUint32(b, n)
 	}
+	b = put64(b, int64(r.turned))
 	b = putAccount(putAccount(putAccount(b, &r.world), &r.fee), &r.provider)
 	for i := range r.prices {
 		if r.prices[i].model != 0 {
@@ -118,6 +120,7 @@ func (r *moneyRec) get(rd *wire.Reader) {
 	for _, n := range [...]*uint32{&r.day, &r.month, &r.feeBps} {
 		*n = rd.U32()
 	}
+	r.turned = gpuai.Instant(rd.I64())
 	getAccount(rd, &r.world)
 	getAccount(rd, &r.fee)
 	getAccount(rd, &r.provider)
@@ -185,8 +188,11 @@ const (
 // priceAt is the price of what a fit takes: the node's, else that of the model.
 func (m *Machine) priceAt(fit *scheduler.Fit) gpuai.Micros {
 	n := m.nodes.Get(fit.Node)
-	if m.Level() < LevelTenants || n.price > 0 || n.priced || fit.Devices == 0 {
+	switch {
+	case m.Level() < LevelTenants:
 		return n.price
+	case n.price > 0 || n.priced || fit.Devices == 0:
+		return min(n.price, gpuai.MaxPrice) // it may have been registered below this level
 	}
 	money := m.money.Get()
 	if money.prices[0].model == 0 {
@@ -246,7 +252,17 @@ func (m *Machine) newBill(job uint32, fit *scheduler.Fit, price gpuai.Micros) (b
 	}
 	c := b.meter.Cost(d)
 	b.hold, b.holdTime = c.Amount+c.Fee, c.Time
-	return b, true, !has || m.affords(purse, b.hold, b.holdTime)
+	return b, true, m.lends(purse, has, b.hold) && (!has || m.affords(purse, b.hold, b.holdTime))
+}
+
+// lends reports whether the ledger has room for a hold: beyond that, nothing starts.
+func (m *Machine) lends(purse uint32, has bool, hold gpuai.Micros) bool {
+	lacks, credits := hold, gpuai.Micros(0)
+	if has {
+		a := &m.purses.Get(purse).account
+		lacks, credits = hold-min(a.Free(), hold), a.Credits
+	}
+	return lacks <= billing.MaxAmount-max(credits, m.money.Get().world.Debits)
 }
 
 // affords reports whether a purse has so much left in each period.
@@ -281,7 +297,7 @@ func (m *Machine) holdMore(bill uint32, money gpuai.Micros, time uint64) {
 	b := m.bills.Mut(bill)
 	p, w := m.purses.Mut(b.purse), m.money.Mut()
 	if lacks := money - p.account.Free(); lacks > 0 && billing.Transfer(&w.world, &p.account, lacks) != nil {
-		return // beyond any amount that an account holds: nothing more is billed
+		money = 0 // beyond any amount that an account holds; newBill and extendBill asked before
 	}
 	if p.account.Hold(money) == nil {
 		b.hold += money
@@ -295,6 +311,7 @@ func (m *Machine) holdMore(bill uint32, money gpuai.Micros, time uint64) {
 func (m *Machine) settleBill(bill uint32, at gpuai.Instant) {
 	b := m.bills.Mut(bill)
 	p, w := m.purses.Mut(b.purse), m.money.Mut()
+	before := b.meter
 	c := b.meter.Read(at)
 	amount := min(c.Amount, b.hold)
 	fee := min(c.Fee, b.hold-amount)
@@ -304,6 +321,8 @@ func (m *Machine) settleBill(bill uint32, at gpuai.Instant) {
 	} else if billing.Capture(&p.account, &w.fee, fee) != nil {
 		fee = 0
 	}
+	// What was not paid is due still.
+	b.meter.Billed, b.meter.Fee, b.meter.Time = before.Billed+amount, before.Fee+fee, before.Time+time
 	b.hold -= amount + fee
 	b.holdTime -= time
 	p.held -= time
@@ -313,6 +332,28 @@ func (m *Machine) settleBill(bill uint32, at gpuai.Instant) {
 	}
 	j := m.jobs.Mut(m.groups.Get(m.tasks.Get(m.leases.Get(b.lease.slot()).task.slot()).group.slot()).job.slot())
 	j.billed += amount + fee
+}
+
+// refundBill takes back what a lease was billed for behind an instant.
+func (m *Machine) refundBill(bill uint32, at gpuai.Instant) {
+	b := m.bills.Mut(bill)
+	p, w := m.purses.Mut(b.purse), m.money.Mut()
+	c := b.meter.Cost(gpuai.Duration(max(at-b.meter.From, 0)))
+	amount, fee := max(b.meter.Billed-c.Amount, 0), max(b.meter.Fee-c.Fee, 0)
+	time := b.meter.Time - min(c.Time, b.meter.Time)
+	if billing.Reverse(&w.provider, &p.account, amount) != nil {
+		return
+	}
+	if billing.Reverse(&w.fee, &p.account, fee) != nil {
+		fee = 0
+	}
+	b.meter.Billed, b.meter.Fee, b.meter.Time = b.meter.Billed-amount, b.meter.Fee-fee, b.meter.Time-time
+	for k := range numPeriods { // of a day that is over nothing is left to take back
+		p.spent[inTime][k] -= min(p.spent[inTime][k], time)
+		p.spent[inMoney][k] -= min(p.spent[inMoney][k], uint64(amount+fee))
+	}
+	j := m.jobs.Mut(m.groups.Get(m.tasks.Get(m.leases.Get(b.lease.slot()).task.slot()).group.slot()).job.slot())
+	j.billed -= amount + fee
 }
 
 // closeBill bills a lease that ends, gives back what is held for the rest of it, and
@@ -325,13 +366,15 @@ func (m *Machine) closeBill(lease uint32, cause gpuai.LeaseCause) {
 	}
 	slot := l.bill.slot()
 	l.bill = 0
-	m.settleBill(slot, m.billedTo(lease, cause))
+	to := m.billedTo(lease, cause)
+	m.settleBill(slot, to)
+	m.refundBill(slot, to)
 	b := *m.bills.Get(slot)
 	m.timers.clear(&m.bills.Mut(slot).timer)
 	p, w := m.purses.Mut(b.purse), m.money.Mut()
 	p.held -= b.holdTime
 	if p.account.Release(b.hold) == nil {
-		_ = billing.Transfer(&p.account, &w.world, p.account.Free()) // else it stays the tenant's
+		_ = billing.Reverse(&p.account, &w.world, p.account.Free()) // else it stays the tenant's
 	}
 	*m.bills.Mut(slot) = billRec{}
 	m.billSlots.Free(slot)
@@ -375,7 +418,7 @@ func (m *Machine) extendBill(bill uint32) {
 	c := b.meter.Cost(gpuai.Duration(until - b.meter.From))
 	money := max(c.Amount+c.Fee-b.meter.Billed-b.meter.Fee-b.hold, 0)
 	time := c.Time - min(c.Time, b.meter.Time+b.holdTime)
-	if !m.affords(b.purse, money, time) {
+	if !m.lends(b.purse, true, money) || !m.affords(b.purse, money, time) {
 		m.revoke(lease, gpuai.CausePreempted)
 		return
 	}
@@ -405,20 +448,30 @@ var budgetNames = [numKindsSpent][numPeriods]string{
 	{"four fifths of the day's money is spent or held", "four fifths of the month's money is spent or held", "four fifths of all money is spent or held"},
 }
 
+// leastDay is the region time between two days of the calendar, at least: a wall
+// clock that jumps to and fro renews nobody's budget more often.
+const leastDay = 12 * gpuai.Hour
+
 // turnCalendar begins a new day, and month, when the wall clock of the entry is in a
-// later one: see docs/adr on why it decides here.
+// later one: see docs/adr on why it decides here. A calendar that is two days ahead
+// followed a wrong clock and is set back, which renews nothing.
 func (m *Machine) turnCalendar() {
 	if m.Level() < LevelTenants || m.now.wall <= 0 {
 		return
 	}
 	day := uint32(min(uint64(m.now.wall)/uint64(gpuai.Day), math.MaxUint32))
-	if day <= m.money.Get().day {
+	month := monthOf(day)
+	switch old := m.money.Get(); {
+	case day < old.day && old.day-day > 1:
+		w := m.money.Mut()
+		w.day, w.month = day, month
+		return
+	case day <= old.day, old.turned != 0 && m.now.time < old.turned.Add(leastDay):
 		return
 	}
 	w := m.money.Mut()
-	month := monthOf(day)
 	newMonth := month > w.month
-	w.day, w.month = day, month
+	w.day, w.month, w.turned = day, month, m.now.time
 	for s := range m.tenants.Len() {
 		m.now.work -= workLook
 		r := m.tenants.Mut(s)

@@ -57,7 +57,7 @@ func TestRegionKeyRotates(t *testing.T) {
 	}
 	r.refuse(setKey(1, gpuai.KeyRetired, 0), gpuai.PreconditionFailed)
 
-	s.Reseal, s.Box, s.KeyID = 1, nil, regionKey(2)
+	s.Reseal, s.Box, s.KeyID = 1, s.Seal, regionKey(2)
 	r.do(s)
 	for _, c := range []*PutAuthority{first, second} { // the one that was replaced, too
 		c.Replaces, c.Key = c.Hash, sealUnder(regionKey(2))

@@ -456,7 +456,6 @@ func (m *Machine) rebuildHolds() {
 		if node := m.holds.Get(s).node; !after[s] {
 			m.holdOf.Grow(node + 1)
 			*m.holdOf.Mut(node) = refTo(s)
-			m.vacated.Set(node) // looking in vain changes nothing
 		}
 	}
 }

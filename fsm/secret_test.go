@@ -56,7 +56,7 @@ func TestSecretsHaveVersions(t *testing.T) {
 	if page, next := r.m.Secrets(0, 1, ""); len(page) != 1 || next != 1 {
 		t.Fatalf("%+v %d", page, next)
 	}
-	anew := &PutSecret{Name: "token", Tenant: "default", Reseal: 1, KeyID: SecretKeyID{2}, Seal: []byte("key under another")}
+	anew := &PutSecret{Name: "token", Tenant: "default", Reseal: 1, KeyID: SecretKeyID{2}, Seal: []byte("key under another"), Box: s.Seal}
 	r.refuse(anew, gpuai.PreconditionFailed)
 	anew.Reseal = 2
 	r.do(anew)
@@ -70,6 +70,12 @@ func TestSecretsHaveVersions(t *testing.T) {
 	r.refuse(&DeleteSecret{Name: "token", Tenant: "default"}, gpuai.NotFound)
 	anew.Reseal = 2
 	r.refuse(anew, gpuai.NotFound)
+	for _, value := range []string{"three", "four"} { // made anew it has its version 2, too, under another data key
+		again := putSecret("token", value)
+		again.Seal = []byte("another data key")
+		r.do(again)
+	}
+	r.refuse(anew, gpuai.PreconditionFailed)
 	if _, ok := r.m.Secret("acme", "token"); !ok {
 		t.Fatal("another tenant's secret of the name is gone, too")
 	}
@@ -82,7 +88,7 @@ func TestSecretsAreBounded(t *testing.T) {
 		putSecret("No", "x"), putSecret("", "x"), putSecret("ok", ""), putSecret("ok", strings.Repeat("x", MaxSecretBox+1)),
 		{Name: "ok", Tenant: "No", Seal: []byte("k"), Box: []byte("x")}, {Name: "ok", Tenant: "a", Box: []byte("x")},
 		{Name: "ok", Tenant: "a", Seal: make([]byte, MaxSecretKey+1), Box: []byte("x")},
-		{Name: "ok", Tenant: "a", Seal: []byte("k"), Box: []byte("x"), Reseal: 1},
+		{Name: "ok", Tenant: "a", Seal: []byte("k"), Reseal: 1},
 	} {
 		r.refuse(bad, gpuai.InvalidSpec)
 	}
@@ -241,7 +247,10 @@ func (w *walk) secretCommand() Command {
 		c := putSecret(name, strings.Repeat("x", 1+w.r.IntN(300)))
 		c.Tenant, c.KeyID = tenant, SecretKeyID{byte(w.r.IntN(3))}
 		if w.r.IntN(3) == 0 {
-			c.Reseal, c.Box = w.r.Uint32N(5), nil
+			c.Reseal, c.Box = 1+w.r.Uint32N(5), []byte("another key")
+			if old, ok := w.m.Secret(tenant, name); ok && w.r.IntN(4) > 0 {
+				c.Reseal, c.Box = old.Version, old.Seal
+			}
 		}
 		return c
 	case 3:

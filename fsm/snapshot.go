@@ -177,6 +177,10 @@ func (m *Machine) writeDirty(f *frameWriter) {
 		f.added()
 		s &^= dirtyAsked
 	}
+	for s, ok := m.vacated.Next(0); ok; s, ok = m.vacated.Next(s + 1) {
+		f.buf = le.AppendUint32(f.buf, s|dirtyVacated)
+		f.added()
+	}
 	f.end()
 }
 

@@ -183,7 +183,7 @@ func (r *reign) reseal(ctx context.Context) (n int, failed error) {
 			failed = fmt.Errorf("secret %s of tenant %s: %w", x.Name, x.Tenant, err)
 			continue
 		}
-		c := fsm.PutSecret{Name: x.Name, Tenant: x.Tenant, Reseal: x.Version, KeyID: id, Seal: seal}
+		c := fsm.PutSecret{Name: x.Name, Tenant: x.Tenant, Reseal: x.Version, KeyID: id, Seal: seal, Box: x.Seal}
 		a, err := r.s.node.Propose(ctx, c.Append(nil, fsm.Envelope{Tenant: x.Tenant, Actor: actorSelf}))
 		switch {
 		case err != nil:
