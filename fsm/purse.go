@@ -86,8 +86,8 @@ func getAccount(rd *wire.Reader, a *billing.Account) {
 }
 
 // A moneyRec is what of money is the region's: the calendar, the price list, and the
-// accounts that no tenant has. Until contributors have accounts of their own, one
-// stands for all.
+// accounts that no tenant has. The provider is whoever owns the nodes that have no
+// contributor.
 type moneyRec struct {
 	day, month           uint32 // since 1970, of the wall clock that entries carry; they never fall
 	feeBps               uint32
@@ -185,7 +185,7 @@ const (
 // priceAt is the price of what a fit takes: the node's, else that of the model.
 func (m *Machine) priceAt(fit *scheduler.Fit) gpuai.Micros {
 	n := m.nodes.Get(fit.Node)
-	if m.Level() < LevelTenants || n.price > 0 || n.priced || fit.Devices == 0 {
+	if m.Level() < LevelTenants || n.price > 0 || n.priced || n.asked || fit.Devices == 0 {
 		return n.price
 	}
 	money := m.money.Get()
@@ -299,7 +299,7 @@ func (m *Machine) settleBill(bill uint32, at gpuai.Instant) {
 	amount := min(c.Amount, b.hold)
 	fee := min(c.Fee, b.hold-amount)
 	time := min(c.Time, b.holdTime)
-	if billing.Capture(&p.account, &w.provider, amount) != nil { // an account is full: nothing more is billed
+	if !m.pay(&p.account, m.leases.Get(b.lease.slot()).node, amount) { // an account is full: nothing more is billed
 		amount, fee = 0, 0
 	} else if billing.Capture(&p.account, &w.fee, fee) != nil {
 		fee = 0
@@ -442,6 +442,7 @@ func (m *Machine) turnCalendar() {
 			m.freed.Set(q)
 		}
 	}
+	m.turnEarnings(newMonth)
 }
 
 // monthOf is the number of the month of a day, both since 1970.
