@@ -58,15 +58,32 @@ func TestContributorSeesNothingOfTenants(t *testing.T) {
 	if err != nil || len(sub.Leases) != 2 {
 		t.Fatalf("%+v %v", sub, err)
 	}
+	seen := seenBy(t, r.servers[1], made.Text, sub.Job.ID.String())
+	for path, code := range map[string]int{"/v1/nodes/gpu-1": 200, "/v1/contributors": 200, "/v1/nodes/gpu-2": 404, "/v1/jobs": 403, "/v1/events": 403, "/v1/leases": 403} {
+		if seen[path] != code {
+			t.Errorf("%s is answered %d, want %d", path, seen[path], code)
+		}
+	}
+	if n, err := carol.SetDrained(ctx, "gpu-1", true); err != nil || !n.Drained {
+		t.Errorf("%+v %v", n, err)
+	}
+	_, err = carol.SetDrained(ctx, "gpu-2", true)
+	refusedAs(t, err, gpuai.NotFound)
+}
+
+// seenBy asks for all that there is with a contributor's token, and returns the status
+// of each answer. None may tell what a tenant planted, or the ID of its job.
+func seenBy(t *testing.T, m *member, token, job string) map[string]int {
+	t.Helper()
 	seen := map[string]int{}
 	for _, path := range []string{
 		"/v1/nodes", "/v1/nodes/gpu-1", "/v1/leases?node=gpu-1", "/v1/contributors", "/v1/whoami",
-		"/v1/leases?node=gpu-2", "/v1/nodes/gpu-2", "/v1/leases", "/v1/jobs", "/v1/jobs/" + sub.Job.ID.String(), "/v1/queue", "/v1/events", "/v1/tenants",
-		"/v1/leases?job=" + sub.Job.ID.String(), "/v1/nodes?filter=" + "leases+==+1", "/v1/leases?node=gpu-1&filter=state+!=+%22ended%22",
+		"/v1/leases?node=gpu-2", "/v1/nodes/gpu-2", "/v1/leases", "/v1/jobs", "/v1/jobs/" + job, "/v1/queue", "/v1/events", "/v1/tenants",
+		"/v1/leases?job=" + job, "/v1/nodes?filter=" + "leases+==+1", "/v1/leases?node=gpu-1&filter=state+!=+%22ended%22",
 		"/v1/usage", "/v1/operator/prices", "/v1/operator/audit", "/v1/secrets",
 	} {
-		req, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.servers[1].HTTPAddr()+path, nil)
-		req.Header.Set("Authorization", "Bearer "+made.Text)
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+m.HTTPAddr()+path, nil)
+		req.Header.Set("Authorization", "Bearer "+token)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -79,7 +96,7 @@ func TestContributorSeesNothingOfTenants(t *testing.T) {
 		}
 		seen[path] = resp.StatusCode
 		walkTexts(doc, func(text string) {
-			if strings.Contains(text, planted) || strings.Contains(text, sub.Job.ID.String()) && !strings.Contains(path, text[max(len(text)-26, 0):]) {
+			if strings.Contains(text, planted) || strings.Contains(text, job) && !strings.Contains(path, text[max(len(text)-26, 0):]) {
 				t.Errorf("%s tells %q", path, text)
 			}
 		})
@@ -94,16 +111,7 @@ func TestContributorSeesNothingOfTenants(t *testing.T) {
 			}
 		}
 	}
-	for path, code := range map[string]int{"/v1/nodes/gpu-1": 200, "/v1/contributors": 200, "/v1/nodes/gpu-2": 404, "/v1/jobs": 403, "/v1/events": 403, "/v1/leases": 403} {
-		if seen[path] != code {
-			t.Errorf("%s is answered %d, want %d", path, seen[path], code)
-		}
-	}
-	if n, err := carol.SetDrained(ctx, "gpu-1", true); err != nil || !n.Drained {
-		t.Errorf("%+v %v", n, err)
-	}
-	_, err = carol.SetDrained(ctx, "gpu-2", true)
-	refusedAs(t, err, gpuai.NotFound)
+	return seen
 }
 
 // walkTexts calls f for each text of a JSON document, names of fields too.
