@@ -118,4 +118,14 @@ type Node struct {
 	QuarantineUntil Instant `json:"quarantine_until_ms,omitzero"`
 	RegisterIndex   uint64  `json:"register_index"`
 	ModifyIndex     uint64  `json:"modify_index"`
+	// Schedule is when the node may be used; nil: always. Outside says that it may
+	// not now, and ScheduleChanges when that changes.
+	Schedule        *Schedule `json:"schedule,omitempty"`
+	Outside         bool      `json:"outside_schedule,omitzero"`
+	ScheduleChanges WallTime  `json:"schedule_changes_unix_ms,omitzero"`
+	// Ask is the price that its contributor asks, which holds unless an operator
+	// gave the node another; nil: what its agent says.
+	Ask *Micros `json:"ask_micros_per_gpu_hour,omitempty"`
+	// Earned is what its present contributor was paid for it.
+	Earned Micros `json:"earned_micros,omitzero"`
 }

@@ -70,6 +70,10 @@ type Policy struct {
 	GangReadyMax Duration `json:"gang_ready_max_ms"`
 	// Exec says whether commands may be run beside tasks, on nodes that allow it.
 	Exec ExecRule `json:"exec"`
+	// AskMin and AskMax bound what a contributor asks for a device of its nodes and
+	// hour. 0 as AskMax: only MaxPrice does.
+	AskMin Micros `json:"ask_min_micros_per_gpu_hour"`
+	AskMax Micros `json:"ask_max_micros_per_gpu_hour"`
 }
 
 // DefaultPolicy is the policy of a new region. Its gap is what lies between the
@@ -106,6 +110,14 @@ func PolicyUnsaid() Policy {
 
 // DefaultHalfLife is the half-life of usage under a policy that names none.
 const DefaultHalfLife = Day
+
+// AskBounds returns what a contributor may ask under p.
+func (p *Policy) AskBounds() (low, high Micros) {
+	if high = p.AskMax; high == 0 {
+		high = MaxPrice
+	}
+	return p.AskMin, high
+}
 
 // HalfLife returns the half-life of usage under p.
 func (p *Policy) HalfLife() Duration {
@@ -212,6 +224,9 @@ func (p *Policy) Validate() []FieldError {
 	v.span("/checkpoint_grace_max_ms", p.CheckpointMax, 0, Hour)
 	v.span("/gang_ready_max_ms", p.GangReadyMax, 0, Day)
 	v.check(p.Exec <= ExecDeny, "/exec", "must be allow or deny")
+	_, most := p.AskBounds()
+	v.check(p.AskMin >= 0 && p.AskMin <= most, "/ask_min_micros_per_gpu_hour", "must be 0 to ask_max_micros_per_gpu_hour")
+	v.check(most > 0 && most <= MaxPrice, "/ask_max_micros_per_gpu_hour", "must be 0 to "+MaxPrice.String())
 	v.check(p.RateBoundPPM >= 100 && p.RateBoundPPM <= 100_000, "/clock_rate_bound_ppm", "must be between 100 and 100000")
 	v.check(p.BreakerPPM <= 1_000_000, "/breaker_ppm", "must be at most 1000000")
 	v.check(p.BreakerRatePPM <= 1_000_000, "/breaker_rate_ppm", "must be at most 1000000")

@@ -38,6 +38,9 @@ const (
 	GangNotReady
 	// InsufficientScratch is too little scratch space that is not lent.
 	InsufficientScratch
+	// OutsideSchedule is nodes that may not be used now, or not for so long, by the
+	// hours that their contributors give.
+	OutsideSchedule
 	numReasons
 )
 
@@ -50,7 +53,7 @@ var reasonNames = [numReasons]string{
 	"BudgetExceeded", "PriceAboveLimit", "NodesUnhealthy", "NoNodes", "Dependency",
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
 	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
-	"ArrayThrottled", "GangNotReady", "InsufficientScratch",
+	"ArrayThrottled", "GangNotReady", "InsufficientScratch", "OutsideSchedule",
 }
 
 // String returns the reason's text.

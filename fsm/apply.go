@@ -51,6 +51,8 @@ const (
 	typePutSecret       uint8 = 40
 	typeDeleteSecret    uint8 = 41
 	typeGiveSecrets     uint8 = 42
+	typeSetNodeSchedule uint8 = 43
+	typeSetNodeAsk      uint8 = 44
 	typeSetRegionKey    uint8 = 46
 
 	numTypes = typeSetRegionKey + 1
@@ -102,6 +104,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	m.trail.reset()
 	m.begin()
 	m.guard((*Machine).turnCalendar)
+	m.guard((*Machine).turnHours)
 	m.guard((*Machine).fireTimers)
 	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
 		m.stopOneByOne(WorkPerEntry / 2)
@@ -321,8 +324,8 @@ func (m *Machine) dispatch(c *wire.Command) Result {
 		return m.applyTouchTokens(r)
 	case typeSetRole:
 		return m.applySetRole(r)
-	case typeSetNodeOwner:
-		return m.applySetNodeOwner(r)
+	case typeSetNodeOwner, typeSetNodeSchedule, typeSetNodeAsk:
+		return m.applyOwners(c.Type, r)
 	case typePutAuthority:
 		return m.applyPutAuthority(r)
 	case typeCreateJoinToken:

@@ -43,7 +43,7 @@ func (m *Machine) checkIndexes() error {
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
 		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation, m.checkHalting,
-		m.checkHolds, m.checkTallies, m.checkQuotas, m.checkMoney, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints,
+		m.checkHolds, m.checkTallies, m.checkQuotas, m.checkMoney, m.checkHours, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints,
 		m.checkAuthorities, m.checkRegionKeys, m.checkSecrets, m.checkAccounts, m.checkAccess, m.checkAudit, m.sched.Check,
 	} {
 		if err := f(); err != nil {
@@ -212,6 +212,9 @@ func (m *Machine) checkBuckets() error {
 		mine := m.keyOf(b.first.slot())
 		if k.tenant == 0 {
 			mine.tenant = 0 // made below LevelPlacement, of any tenant
+		}
+		if mine != k {
+			mine.sig = m.plainSig(b.first.slot()) // made before any node had a schedule
 		}
 		if at, ok := m.findBucket(&k); !ok || at != s || mine != k || m.unseen.Has(s) != b.unseen {
 			return fmt.Errorf("bucket %d is not found, or not marked as it says", s)
@@ -414,7 +417,7 @@ func (m *Machine) checkHash() error {
 	sum := m.meta.Sum() + m.policy.Sum() + m.audit.Sum() + m.nodes.Sum() + m.jobs.Sum() + m.groups.Sum() +
 		m.tasks.Sum() + m.leases.Sum() + m.results.Sum() + m.buckets.Sum() + m.servers.Sum() + m.waits.Sum() + m.edges.Sum() +
 		m.tenants.Sum() + m.holds.Sum() + m.quotas.Sum() + m.money.Sum() + m.purses.Sum() + m.bills.Sum() + m.checkpoints.Sum() + m.notes.Sum() + m.points.Sum() +
-		m.authorities.Sum() + m.joinTokens.Sum() + m.identities.Sum() + m.regionKeys.Sum() + m.secrets.recs.Sum() + m.secrets.given.Sum() +
+		m.authorities.Sum() + m.joinTokens.Sum() + m.identities.Sum() + m.regionKeys.Sum() + m.secrets.recs.Sum() + m.secrets.given.Sum() + m.owners.sum() +
 		m.accounts.Sum() + m.access.Sum() + m.tokens.Sum() + m.roles.Sum() + m.sched.Sum()
 	if sum != m.sp.Hash() {
 		return fmt.Errorf("invariant: the records hash to %x, the incremental hash is %x", sum, m.sp.Hash())

@@ -35,7 +35,8 @@ func (m *Machine) checkMoney() error {
 		}
 		sum += p.account.Balance()
 	}
-	if sum != 0 || m.purses.Len() > 0 && !(money.world.Sound() && money.fee.Sound() && money.provider.Sound()) {
+	earned, sound := m.checkOwners()
+	if sum += earned; sum != 0 || !sound || m.purses.Len() > 0 && !(money.world.Sound() && money.fee.Sound() && money.provider.Sound()) {
 		return fmt.Errorf("the balances of all accounts sum to %d", sum)
 	}
 	return nil

@@ -163,9 +163,7 @@ func (m *Machine) defineNode(slot uint32, body, old *nodeBody) gpuai.Code {
 		broken = carryBroken(r.broken, old.spec.Devices, body.spec.Devices)
 	}
 	r.broken = broken
-	if r.devices = uint8(len(body.spec.Devices)); !r.priced {
-		r.price = body.spec.Price
-	}
+	r.devices, r.price = uint8(len(body.spec.Devices)), m.priceOf(r, body.spec.Price)
 	if r.portMin != body.spec.PortMin || r.portCount != uint8(body.spec.PortCount) {
 		r.portMin, r.portCount, r.ports = body.spec.PortMin, uint8(body.spec.PortCount), 0
 		m.relendPorts(slot)

@@ -119,9 +119,7 @@ func (m *Machine) applySetNodePrice(r *wire.Reader) Result {
 	m.loseHolds(slot)
 	n := m.nodes.Mut(slot)
 	n.price, n.priced, n.modified = price, price >= 0, m.now.index
-	if !n.priced {
-		n.price = body.spec.Price
-	}
+	n.price = m.priceOf(n, body.spec.Price)
 	if code := m.tellScheduler(slot, &body); code != gpuai.OK {
 		m.takeBack()
 		return rejected(code, "the region has too many kinds of nodes")

@@ -6,7 +6,8 @@ import (
 )
 
 // SetNodeOwner says whose a node is: the contributor that sees it and may drain
-// it. "" is nobody's but the region's.
+// it. "" is nobody's but the region's. What its last contributor asks for it ends;
+// what runs there is billed up to now, and earned by that one.
 //
 // Rejected: InvalidSpec, also below LevelTenants; NotFound for a node that never
 // registered; TooLarge at a limit of the machine.
@@ -35,8 +36,12 @@ func (m *Machine) applySetNodeOwner(r *wire.Reader) Result {
 		return rejected(gpuai.TooLarge, "the region knows too many names")
 	}
 	if n := m.number(owner); m.nodes.Get(slot).owner != n {
-		m.nodes.Mut(slot).owner = n
-		m.nodes.Mut(slot).modified = m.now.index
+		m.settleNode(slot) // so far it is the other's
+		r := m.nodes.Mut(slot)
+		r.owner, r.modified, r.earned, r.ask, r.asked = n, m.now.index, 0, 0, false
+		if res := m.reprice(slot); res.Code != gpuai.OK {
+			return res
+		}
 		m.emit(gpuai.Event{Kind: gpuai.NodeChanged, Node: id, Incarnation: m.nodes.Get(slot).incarnation, NodeState: m.nodes.Get(slot).state, Drained: m.nodes.Get(slot).drained})
 	}
 	return Result{}

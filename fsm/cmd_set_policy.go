@@ -24,7 +24,7 @@ func (m *Machine) applySetPolicy(r *wire.Reader) Result {
 		return malformed
 	}
 	extended, err := wire.ReadSettings(r, &p)
-	if err != nil || r.Done() != nil || extended && m.Level() < LevelPlacement {
+	if err != nil || r.Done() != nil || extended && m.Level() < LevelPlacement || p.AskMin|p.AskMax != 0 && m.Level() < LevelTenants {
 		return malformed
 	}
 	if len(p.Validate()) > 0 {

@@ -67,7 +67,7 @@ func (m *Machine) displaceTasks(group uint32, limit scheduler.Band) (ok, final b
 func (m *Machine) withinQuota(group uint32, f func() bool) bool {
 	slot, ok := m.quotaOfGroup(group)
 	if !ok {
-		return f()
+		return m.lasting(group, f)
 	}
 	bucket := m.groups.Get(group).bucket.slot()
 	v := m.admit(slot, group)
@@ -75,12 +75,25 @@ func (m *Machine) withinQuota(group uint32, f func() bool) bool {
 		m.park(bucket, &v)
 		return false
 	}
-	if v.barred == 0 {
+	ends := m.endsBy(group)
+	if v.barred == 0 && ends == 0 {
 		return m.withinBudget(bucket, f)
 	}
-	m.looked(bucket, true)
-	m.barModels(slot, v.barred)
+	m.looked(bucket, v.barred != 0)
+	m.barModels(slot, v.barred, ends)
 	ok = m.withinBudget(bucket, f)
+	m.sched.Unbar()
+	return ok
+}
+
+// lasting does f on nodes whose hours are long enough for a group.
+func (m *Machine) lasting(group uint32, f func() bool) bool {
+	ends := m.endsBy(group)
+	if ends == 0 {
+		return f()
+	}
+	m.bar(nil, ends)
+	ok := f()
 	m.sched.Unbar()
 	return ok
 }

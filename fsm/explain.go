@@ -56,6 +56,15 @@ func (m *Machine) explainGroup(x *gpuai.Explanation, group uint32, j *gpuai.Job)
 	if g.ended || g.pending() == 0 || m.jobs.Get(g.job.slot()).stopping {
 		return
 	}
+	m.sched.Bar(nil, m.endsBy(group))
+	m.explainRoom(x, group, j)
+	m.sched.Unbar()
+}
+
+// explainRoom is explainGroup of one whose tasks wait, on nodes whose hours are long
+// enough for it.
+func (m *Machine) explainRoom(x *gpuai.Explanation, group uint32, j *gpuai.Job) {
+	g := m.groups.Get(group)
 	why := m.sched.Explain(g.shape)
 	why.Pending = g.pending()
 	if j.Spec != nil && int(g.idx) < len(j.Spec.Groups) {
@@ -127,6 +136,10 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 	}
 	for i := range why.Rules {
 		r := &why.Rules[i]
+		if r.Code == gpuai.OutsideSchedule {
+			out = append(out, m.reasonHours(group, r))
+			continue
+		}
 		out = append(out, gpuai.Reason{Code: r.Code, Nodes: r.Nodes, GPUs: why.FreeGPUs, Message: ruleMessage(r, why)})
 	}
 	return out

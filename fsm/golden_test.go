@@ -164,6 +164,7 @@ func recordMissing(t *testing.T) {
 		"level-4-quota":     recordQuotas,
 		"level-4-ledger":    recordLedger,
 		"level-4-authority": recordAuthority,
+		"level-4-hours":     recordHours,
 		"level-4-tokens":    recordAccess,
 		"level-4-secrets":   recordSecrets,
 		"level-3-efw":       recordPacking,
@@ -296,6 +297,22 @@ func recordLevel4(w *goldenWalk) {
 	w.flush()
 	w.steps(40)
 	w.line("snapshot level-4.snap")
+	w.steps(40)
+}
+
+// recordHours has contributors, and schedules of their nodes.
+func recordHours(w *goldenWalk) {
+	w.apply(&SetFeatureLevel{Level: 4})
+	w.flush()
+	for _, n := range walkNodes {
+		w.node(n, 4)
+		w.flush()
+		w.incs[n], _, _ = w.m.NodeLive(gpuai.NodeID(n))
+	}
+	w.wall, w.preempts = monday, true
+	w.ofOwners()
+	w.steps(150)
+	w.line("snapshot level-4-hours.snap")
 	w.steps(40)
 }
 

@@ -362,13 +362,13 @@ func (m *Machine) claimWhole(slot, group uint32) bool {
 }
 
 // lookFor has a group tried again whose tenant may have a quota that refused it the
-// room that was kept for it.
+// room that was kept for it, or for which the node closes too soon by now.
 func (m *Machine) lookFor(group uint32) {
 	g := m.groups.Get(group)
 	if g.together != 0 {
 		g = m.groups.Get(m.jobs.Get(g.job.slot()).group.slot())
 	}
-	if m.quotas.Len() > 0 && g.bucket != 0 {
+	if m.quotas.Len()+m.owners.schedules.Len() > 0 && g.bucket != 0 {
 		m.look(g.bucket.slot())
 	}
 }

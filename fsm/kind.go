@@ -32,7 +32,8 @@ var commandNames = [numTypes]string{
 	typeRetireAuthority: "retire_authority",
 	typeAuditNote:       "audit_note",
 	typePutSecret:       "put_secret", typeDeleteSecret: "delete_secret", typeGiveSecrets: "give_secrets",
-	typeSetRegionKey: "set_region_key",
+	typeSetRegionKey:    "set_region_key",
+	typeSetNodeSchedule: "set_node_schedule", typeSetNodeAsk: "set_node_ask",
 }
 
 // String returns the kind's stable name, "submit_job".

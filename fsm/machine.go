@@ -68,6 +68,8 @@ type Machine struct {
 	bills     *mem.Table[billRec]
 	billSlots *mem.Slots
 
+	owners ownerTables
+
 	servers *mem.Table[serverRec] // in the order in which they became known
 
 	access     mem.Var[accessRec]
@@ -216,8 +218,8 @@ func New(o Options) *Machine {
 		joinTokenByHash: mem.NewHash(s),
 		identities:      mem.NewHashed(s, 6, hasher[identityRec](seedIdentity)), identitySlots: mem.NewSlots(s),
 		identityByName: mem.NewHash(s),
-		secrets:        newSecretTables(s),
-		holds:          mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
+		secrets:        newSecretTables(s), owners: newOwnerTables(s),
+		holds: mem.NewHashed(s, 6, hasher[holdRec](seedHold)), holdSlots: mem.NewSlots(s),
 		holdByGroup: mem.NewHash(s), holdOf: mem.NewTable[ref](s, 9),
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
@@ -272,8 +274,8 @@ func (m *Machine) Fork() *Machine {
 		joinTokenByHash: m.joinTokenByHash.Fork(s),
 		identities:      m.identities.Fork(s), identitySlots: m.identitySlots.Fork(s),
 		identityByName: m.identityByName.Fork(s),
-		secrets:        m.secrets.fork(s),
-		holds:          m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
+		secrets:        m.secrets.fork(s), owners: m.owners.fork(s),
+		holds: m.holds.Fork(s), holdSlots: m.holdSlots.Fork(s),
 		holdByGroup: m.holdByGroup.Fork(s), holdOf: m.holdOf.Fork(s),
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
@@ -336,7 +338,7 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 	if e, ok := m.timers.next(); ok {
 		at = min(at, e.at)
 	}
-	return min(at, m.ripensAt())
+	return min(at, m.ripensAt(), m.hoursDeadline())
 }
 
 // Digest returns the digest of the state.

@@ -40,6 +40,11 @@ type nodeRec struct {
 	kept        uint32 // holds; derived
 	lastKept    ref    // the newest of them; derived
 	owner       uint32 // string number of its contributor; 0 is none
+	closes      uint32 // minute of the wall clock from which on its schedule has it closed; 0: none
+	outside     bool   // of its schedule
+	asked       bool   // by its contributor
+	ask         gpuai.Micros
+	earned      gpuai.Micros // by its present contributor
 }
 
 func (r *nodeRec) put(b []byte) []byte {
@@ -52,7 +57,7 @@ func (r *nodeRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, r.ports)
 	b = le.AppendUint16(b, r.portMin)
 	tail := r.reserved != 0
-	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1|bool8(r.priced)*flagPriced|bool8(r.owner != 0)*flagOwner, r.devices)
+	b = append(b, r.portCount, uint8(r.state), bool8(r.drained)|bool8(tail)<<1|bool8(r.priced)*flagPriced|bool8(r.owner != 0)*flagOwner|r.termFlags(), r.devices)
 	b = put64(b, int64(r.price))
 	b = r.first.put(b)
 	b = le.AppendUint32(b, r.live)
@@ -68,7 +73,7 @@ func (r *nodeRec) put(b []byte) []byte {
 	if r.owner != 0 {
 		b = le.AppendUint32(b, r.owner)
 	}
-	return b
+	return r.putTerms(b)
 }
 
 func (r *nodeRec) get(rd *wire.Reader) {
@@ -100,6 +105,38 @@ func (r *nodeRec) get(rd *wire.Reader) {
 	if flags&flagOwner != 0 {
 		r.owner = rd.U32()
 	}
+	r.getTerms(rd, flags)
+}
+
+// termFlags says which of the terms of a node's contributor are behind it.
+func (r *nodeRec) termFlags() uint8 {
+	return bool8(r.closes != 0)*flagCloses | bool8(r.outside)*flagOutside | bool8(r.asked)*flagAsked | bool8(r.earned != 0)*flagEarned
+}
+
+func (r *nodeRec) putTerms(b []byte) []byte {
+	if r.closes != 0 {
+		b = le.AppendUint32(b, r.closes)
+	}
+	if r.asked {
+		b = put64(b, int64(r.ask))
+	}
+	if r.earned != 0 {
+		b = put64(b, int64(r.earned))
+	}
+	return b
+}
+
+func (r *nodeRec) getTerms(rd *wire.Reader, flags uint8) {
+	r.outside, r.asked = flags&flagOutside != 0, flags&flagAsked != 0
+	if flags&flagCloses != 0 {
+		r.closes = rd.U32()
+	}
+	if r.asked {
+		r.ask = gpuai.Micros(rd.I64())
+	}
+	if flags&flagEarned != 0 {
+		r.earned = gpuai.Micros(rd.I64())
+	}
 }
 
 // flagOwner is set in a node's last flag where its contributor is behind it, from
@@ -108,6 +145,14 @@ const flagOwner = 4
 
 // flagPriced is set there where an operator has priced the node.
 const flagPriced = 8
+
+// These are set there for what a node's contributor says and earns.
+const (
+	flagCloses  = 1 << 4
+	flagOutside = 1 << 5
+	flagAsked   = 1 << 6
+	flagEarned  = 1 << 7
+)
 
 func bool8(v bool) uint8 {
 	if v {
@@ -118,7 +163,7 @@ func bool8(v bool) uint8 {
 
 // open reports whether the node takes new leases.
 func (r *nodeRec) open() bool {
-	return r.state == gpuai.NodeReady && !r.drained && r.live < MaxNodeLeases
+	return r.state == gpuai.NodeReady && !r.drained && !r.outside && r.live < MaxNodeLeases
 }
 
 // nodeBody is the content of a node's spec blob.
@@ -185,7 +230,7 @@ func (m *Machine) capacityOf(slot uint32, n *nodeBody) *scheduler.NodeInfo {
 // fillCapacity is capacityOf into what a former node has filled.
 func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
 	*info = scheduler.NodeInfo{
-		Zone: n.Zone, Rack: n.Rack, NVLinkDomain: n.NVLinkDomain, Labels: n.Labels, Price: r.price,
+		Zone: n.Zone, Rack: n.Rack, NVLinkDomain: n.NVLinkDomain, Labels: n.Labels, Price: r.price, Closes: r.closes,
 		CPU: int64(n.CPU), Memory: int64(n.Memory), Devices: info.Devices[:0],
 	}
 	for i := range n.Devices {
@@ -304,6 +349,7 @@ func (m *Machine) node(slot uint32) gpuai.Node {
 		QuarantineUntil: r.until, RegisterIndex: r.registered, ModifyIndex: r.modified,
 	}
 	n.Price = r.price
+	m.fillTerms(&n, slot)
 	var used [gpuai.MaxGPUs]gpuai.Milli
 	for l := r.first; l != 0; l = m.leases.Get(l.slot()).next {
 		x := m.leases.Get(l.slot())

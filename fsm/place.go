@@ -306,7 +306,7 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	if m.leaseSlots.Len() >= MaxLeaseRecs || m.taskSlots.Len() >= MaxTaskRecs {
 		return false
 	}
-	if m.quotas.Len() > 0 && !m.grantable(group, &fit) {
+	if m.quotas.Len() > 0 && !m.grantable(group, &fit) || !m.lastsOn(group, fit.Node) {
 		return false
 	}
 	bill, bills, ok := m.newBill(m.groups.Get(group).job.slot(), &fit, m.priceAt(&fit))

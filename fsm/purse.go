@@ -86,8 +86,8 @@ func getAccount(rd *wire.Reader, a *billing.Account) {
 }
 
 // A moneyRec is what of money is the region's: the calendar, the price list, and the
-// accounts that no tenant has. Until contributors have accounts of their own, one
-// stands for all.
+// accounts that no tenant has. The provider is whoever owns the nodes that have no
+// contributor.
 type moneyRec struct {
 	day, month           uint32        // since 1970, of the wall clock that entries carry
 	turned               gpuai.Instant // when the last day began
@@ -191,7 +191,7 @@ func (m *Machine) priceAt(fit *scheduler.Fit) gpuai.Micros {
 	switch {
 	case m.Level() < LevelTenants:
 		return n.price
-	case n.price > 0 || n.priced || fit.Devices == 0:
+	case n.price > 0 || n.priced || n.asked || fit.Devices == 0:
 		return min(n.price, gpuai.MaxPrice) // it may have been registered below this level
 	}
 	money := m.money.Get()
@@ -316,7 +316,7 @@ func (m *Machine) settleBill(bill uint32, at gpuai.Instant) {
 	amount := min(c.Amount, b.hold)
 	fee := min(c.Fee, b.hold-amount)
 	time := min(c.Time, b.holdTime)
-	if billing.Capture(&p.account, &w.provider, amount) != nil { // an account is full: nothing more is billed
+	if !m.pay(&p.account, m.leases.Get(b.lease.slot()).node, amount) { // an account is full: nothing more is billed
 		amount, fee = 0, 0
 	} else if billing.Capture(&p.account, &w.fee, fee) != nil {
 		fee = 0
@@ -341,7 +341,7 @@ func (m *Machine) refundBill(bill uint32, at gpuai.Instant) {
 	c := b.meter.Cost(gpuai.Duration(max(at-b.meter.From, 0)))
 	amount, fee := max(b.meter.Billed-c.Amount, 0), max(b.meter.Fee-c.Fee, 0)
 	time := b.meter.Time - min(c.Time, b.meter.Time)
-	if billing.Reverse(&w.provider, &p.account, amount) != nil {
+	if !m.payBack(&p.account, m.leases.Get(b.lease.slot()).node, amount) {
 		return
 	}
 	if billing.Reverse(&w.fee, &p.account, fee) != nil {
@@ -495,6 +495,7 @@ func (m *Machine) turnCalendar() {
 			m.freed.Set(q)
 		}
 	}
+	m.turnEarnings(newMonth)
 }
 
 // monthOf is the number of the month of a day, both since 1970.

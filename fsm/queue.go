@@ -104,6 +104,20 @@ func (r *bucketRec) get(rd *wire.Reader) {
 
 // keyOf returns the key of the bucket that a group waits in.
 func (m *Machine) keyOf(group uint32) bucketKey {
+	k := m.plainKeyOf(group)
+	if m.owners.schedules.Len() > 0 { // how long it may run decides where
+		k.sig = mem.Mix(k.sig, uint64(lastsMinutes(m.jobs.Get(m.groups.Get(group).job.slot()))))
+	}
+	return k
+}
+
+// plainSig is the number of a group's bucket where no node has a schedule.
+func (m *Machine) plainSig(group uint32) uint64 {
+	k := m.plainKeyOf(group)
+	return k.sig
+}
+
+func (m *Machine) plainKeyOf(group uint32) bucketKey {
 	g := m.groups.Get(group)
 	j := m.jobs.Get(g.job.slot())
 	k := bucketKey{priority: j.priority, shape: g.shape}

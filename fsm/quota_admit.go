@@ -170,9 +170,9 @@ func (m *Machine) withinModel(slot uint32, i int, need uint64) verdict {
 	return v
 }
 
-// barModels leaves devices of some models of a quota out of all searches, until
-// m.sched.Unbar.
-func (m *Machine) barModels(slot uint32, barred uint32) {
+// barModels leaves devices of some models of a quota out of all searches, and nodes
+// that close before the minute ends, until m.sched.Unbar.
+func (m *Machine) barModels(slot uint32, barred, ends uint32) {
 	var hashes [gpuai.MaxQuotaModels]uint64
 	n, q := 0, m.quotas.Get(slot)
 	for i := range q.models {
@@ -181,14 +181,12 @@ func (m *Machine) barModels(slot uint32, barred uint32) {
 			n++
 		}
 	}
-	before := m.sched.Work()
-	m.sched.Bar(hashes[:n])
-	m.now.work -= int64(m.sched.Work()-before) / 16
+	m.bar(hashes[:n], ends)
 }
 
 // passesBarred reports whether a group may have devices of other models.
 func (m *Machine) passesBarred(slot, group, barred uint32) bool {
-	m.barModels(slot, barred)
+	m.barModels(slot, barred, 0)
 	ok := m.passesAny(group)
 	m.sched.Unbar()
 	return ok
@@ -214,7 +212,7 @@ func (m *Machine) passesAny(group uint32) bool {
 func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	slot, ok := m.quotaOfGroup(group)
 	if !ok {
-		return m.placeFree(group)
+		return m.placeLasting(group)
 	}
 	bucket := m.groups.Get(group).bucket.slot()
 	for range 2 * gpuai.MaxQuotaModels { // each time without one model more
@@ -273,10 +271,11 @@ func (m *Machine) quotaOfGroup(group uint32) (slot uint32, ok bool) {
 // placeBarred is placeFree without devices of some models.
 func (m *Machine) placeBarred(slot, group, barred uint32) (placed, final bool) {
 	m.overQuota, m.overBudget = false, false
-	if barred == 0 {
+	ends := m.endsBy(group)
+	if barred == 0 && ends == 0 {
 		return m.placeFree(group)
 	}
-	m.barModels(slot, barred)
+	m.barModels(slot, barred, ends)
 	placed, final = m.placeFree(group)
 	m.sched.Unbar()
 	return placed, final

@@ -161,6 +161,8 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&RevokeToken{}, &filler{})
 	add(&SetRole{Mapping: gpuai.RoleMapping{Scopes: gpuai.AllScopes.List()}}, &filler{})
 	add(&SetNodeOwner{}, &filler{})
+	add(&SetNodeSchedule{}, &filler{})
+	add(&SetNodeAsk{}, &filler{})
 	add(authority(1), &filler{})
 	add(&CreateJoinToken{Hash: secretOf("a"), Kind: gpuai.IdentityNode, TTL: gpuai.Minute}, &filler{})
 	add(&Join{Token: secretOf("a"), Identity: gpuai.Identity{Kind: gpuai.IdentityNode}, Key: gpuai.SubjectHash{1}}, &filler{})

@@ -98,14 +98,14 @@ func (m *Machine) startOf(n uint32) uint32 {
 }
 
 // suitable leaves, of nodes, those in place that could take a task of m.members,
-// most of them.
+// most of them. Those whose hours end may be closed when it can start.
 func (m *Machine) suitable(nodes []uint32, most int) []uint32 {
 	out := nodes[:0]
 	for _, n := range nodes {
 		if len(out) == most {
 			break
 		}
-		if m.now.work -= workLook; m.nodes.Get(n).open() && m.firstHold(n) == 0 && m.admits(n) {
+		if m.now.work -= workLook; m.nodes.Get(n).open() && m.nodes.Get(n).closes == 0 && m.firstHold(n) == 0 && m.admits(n) {
 			out = append(out, n)
 		}
 	}

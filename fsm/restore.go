@@ -173,7 +173,7 @@ func (m *loader) frame(section uint8, count uint32, rd *wire.Reader) error {
 			m.restoreDirty(rd.U32())
 		}
 	default:
-		if !m.tenantFrame(section, f) {
+		if !m.tenantFrame(section, f) && !m.ownerFrame(section, f) {
 			return errSnapshot(fmt.Sprintf("it has a section %d that this version does not know", section))
 		}
 	}
@@ -394,6 +394,9 @@ func (m *Machine) rebuild() error {
 		return err
 	}
 	if err := m.rebuildMoney(); err != nil {
+		return err
+	}
+	if err := m.rebuildOwners(); err != nil {
 		return err
 	}
 	m.rebuildCheckpoints()

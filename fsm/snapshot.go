@@ -152,6 +152,7 @@ func (m *Machine) WriteSnapshot(w io.Writer) error {
 	m.writeAccess(f)
 	m.writeKeys(f)
 	m.writeAudit(f)
+	m.writeOwners(f)
 	if m.pointSlots.Len() > 0 {
 		writeTable(f, secPoints, m.points, m.pointSlots)
 	}

@@ -29,6 +29,7 @@ type Backend interface {
 	Access
 	Identities
 	Secrets
+	Owners
 }
 
 // Status is what this server knows of itself and its region right now.

@@ -203,7 +203,7 @@ func exchanges(t *testing.T) []exchange {
 		{"GET", "/metrics", "", 200, nil},
 		{"GET", "/v1/allocations", "", 404, nil},
 		{"DELETE", "/v1/jobs/a", "", 405, nil},
-	}, slices.Concat(questions(), operatorExchanges(t), termExchanges())...)
+	}, slices.Concat(questions(), operatorExchanges(t), termExchanges(), ownerExchanges())...)
 }
 
 func operatorExchanges(t *testing.T) []exchange {

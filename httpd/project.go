@@ -40,6 +40,9 @@ func jsonName(f reflect.StructField) string {
 }
 
 func projectValue(v reflect.Value) any {
+	if v.Kind() == reflect.Pointer && v.IsNil() { // before it is asked for its text
+		return map[string]any{}
+	}
 	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
 		text, err := m.MarshalText()
 		if err != nil {
@@ -49,9 +52,6 @@ func projectValue(v reflect.Value) any {
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
-		if v.IsNil() {
-			return map[string]any{}
-		}
 		return projectValue(v.Elem())
 	case reflect.Struct:
 		out := map[string]any{}

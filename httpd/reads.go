@@ -93,17 +93,12 @@ func (c *call) drain() error   { return c.setDrained(true) }
 func (c *call) undrain() error { return c.setDrained(false) }
 
 func (c *call) setDrained(drained bool) error {
-	id, err := c.node()
+	id, err := c.ownNode()
 	if err != nil {
 		return err
 	}
 	if err := c.noBody(); err != nil {
 		return err
-	}
-	if mine := c.owner(); mine != "" {
-		if _, err := c.api.backend.Node(id, mine); err != nil {
-			return err
-		}
 	}
 	node, err := c.api.backend.SetDrained(c.r.Context(), id, drained)
 	if err != nil {

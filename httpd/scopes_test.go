@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -592,5 +593,38 @@ func TestScopesDocument(t *testing.T) {
 	}
 	if err := os.WriteFile(path, []byte(text[:from+len(begin)]+want+text[to:]), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What a contributor says is of its own nodes only.
+func TestContributorsGovernTheirOwn(t *testing.T) {
+	s := newSecured()
+	for path, body := range map[string]string{
+		"/v1/nodes/REF/ask": `{"price_micros_per_gpu_hour":"5"}`, "/v1/nodes/REF/schedule": `{"windows":[{"from":"mon 20:00","to":"tue 08:00"}]}`,
+	} {
+		if w := s.as("contributor", "PUT", strings.ReplaceAll(path, "REF", "gpu-0"), body); w.Code != http.StatusOK {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+		a := same(s.as("contributor", "PUT", strings.ReplaceAll(path, "REF", "gpu-1"), body), "gpu-1")
+		b := same(s.as("contributor", "PUT", strings.ReplaceAll(path, "REF", "gpu-9"), body), "gpu-9")
+		if a != b || !strings.HasPrefix(a, "Not Found ") || s.b.nodes[1].Ask != nil || s.b.nodes[1].Schedule != nil {
+			t.Errorf("foreign: %s\nunknown: %s", a, b)
+		}
+	}
+	if w := s.as("contributor", "GET", "/v1/contributors", ""); w.Code != http.StatusOK || strings.Contains(w.Body.String(), "dave") || !strings.Contains(w.Body.String(), "carol") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := s.as("operator", "GET", "/v1/contributors", ""); !strings.Contains(w.Body.String(), "dave") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// A value that is not there is nothing to a filter, whatever its type.
+func TestFilterOfWhatIsAbsent(t *testing.T) {
+	if u := project(&gpuai.TenantUsage{Tenant: "t"}); fmt.Sprint(u["tenant"]) != "t" {
+		t.Errorf("%v", u)
+	}
+	if n := project(&gpuai.Node{}); n["ask_micros_per_gpu_hour"] == nil {
+		t.Errorf("%v", n)
 	}
 }

@@ -7,16 +7,21 @@ import (
 )
 
 // A bar leaves devices of some models out of all searches, for one decision: a
-// tenant may have all that it is to have of these. It is no state: who sets it
-// takes it away before anything else is decided.
+// tenant may have all that it is to have of these. So it does with nodes that close
+// before what is to be placed would end. It is no state: who sets it takes it away
+// before anything else is decided.
 
 // ModelHash is by what the index knows a model.
 func ModelHash(model string) uint64 { return mem.HashBytes(19, []byte(model)) | 1 }
 
-// Bar leaves out the pools whose devices are of the models with these hashes, until
-// Unbar.
-func (s *State) Bar(models []uint64) {
+// Closing reports whether any node has NodeInfo.Closes.
+func (s *State) Closing() bool { return s.sums.Get().closing > 0 }
+
+// Bar leaves out the pools whose devices are of the models with these hashes, and
+// those whose nodes close before the minute ends, until Unbar.
+func (s *State) Bar(models []uint64, ends uint32) {
 	sum := s.sums.Get()
+	s.barring = len(models) > 0
 	for w := range sum.words {
 		s.barred[w] = 0
 		var live uint64
@@ -26,6 +31,10 @@ func (s *State) Bar(models []uint64) {
 		for ; live != 0; live &= live - 1 {
 			s.work++
 			p := poolAt(w, live)
+			if c := s.pools.Get(uint32(p)).closes; c != 0 && c < ends {
+				s.barred[w] |= 1 << (p & 63)
+				s.barring = true
+			}
 			for _, h := range models {
 				if s.pools.Get(uint32(p)).model == h {
 					s.barred[w] |= 1 << (p & 63)
@@ -33,7 +42,6 @@ func (s *State) Bar(models []uint64) {
 			}
 		}
 	}
-	s.barring = true
 }
 
 // Unbar ends Bar.
@@ -46,6 +54,11 @@ func (s *State) mask(filter, w uint32) uint64 {
 		m &^= s.barred[w]
 	}
 	return m
+}
+
+// barredPool reports whether a pool is barred.
+func (s *State) barredPool(p uint32) bool {
+	return s.barring && s.barred[p>>6]>>(p&63)&1 != 0
 }
 
 // PassesAny reports whether any pool passes for a shape that is not barred. It only

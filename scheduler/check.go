@@ -93,6 +93,7 @@ func (s *State) checkPools() error {
 		}
 	}
 	var tiers uint64
+	closing := uint32(0)
 	for p := range s.pools.Len() {
 		r := s.pools.Get(p)
 		if r.used != s.poolSlots.Has(p) || r.units != units[p] || r.used != (r.units > 0) {
@@ -108,10 +109,16 @@ func (s *State) checkPools() error {
 			return fmt.Errorf("pool %d is not in its tier %d", p, r.tier)
 		}
 		tiers |= 1 << r.tier
+		if r.closes != 0 {
+			closing++
+		}
 	}
 	var set uint32
 	for i := range s.tiers.Len() {
 		set += uint32(bits.OnesCount64(*s.tiers.Get(i)))
+	}
+	if s.sums.Get().closing != closing {
+		return fmt.Errorf("%d pools close, recorded %d", closing, s.sums.Get().closing)
 	}
 	if sum := s.sums.Get(); set != s.poolSlots.Len() || sum.tiers != tiers || sum.words*64 < s.poolSlots.Len() {
 		return fmt.Errorf("%d pools in tiers %x, want %d in %x", set, sum.tiers, s.poolSlots.Len(), tiers)

@@ -19,18 +19,19 @@ const (
 	ruleCPU
 	ruleRAM
 	ruleScratch
+	ruleSchedule
 	ruleConstraint
 	numRules = ruleConstraint + gpuai.MaxConstraints
 )
 
 var ruleNames = [ruleConstraint]string{
-	"node.state", "gpu.vendor", "gpu.model", "gpu.memory", "gpu.count", "gpu.health", "gpu.free", "cpu", "memory", "scratch",
+	"node.state", "gpu.vendor", "gpu.model", "gpu.memory", "gpu.count", "gpu.health", "gpu.free", "cpu", "memory", "scratch", "node.schedule",
 }
 
 var ruleCodes = [ruleConstraint]gpuai.ReasonCode{
 	gpuai.NodesUnhealthy, gpuai.ConstraintFiltered, gpuai.ConstraintFiltered, gpuai.ConstraintFiltered,
 	gpuai.NoSuchDevice, gpuai.NodesUnhealthy, gpuai.InsufficientGPUs, gpuai.InsufficientCPU, gpuai.InsufficientMemory,
-	gpuai.InsufficientScratch,
+	gpuai.InsufficientScratch, gpuai.OutsideSchedule,
 }
 
 // Explain says for each rule how many nodes fail it, and how many fail nothing
@@ -38,7 +39,8 @@ var ruleCodes = [ruleConstraint]gpuai.ReasonCode{
 // alternatives, are judged by the pairing that fails the fewest rules. A node
 // without devices fails gpu.count and no other rule of GPUs. gpu.count and the
 // constraints hold for the node as it registered; gpu.health, gpu.free, cpu,
-// memory and scratch for what can be taken now; node.state for nodes that are closed.
+// memory and scratch for what can be taken now; node.state for nodes that are closed,
+// node.schedule for those that Bar leaves out.
 //
 // The name of the group and its pending tasks are left to the caller. Explain
 // looks at every node, so call it on a fork. It only reads, and allocates.
@@ -103,7 +105,8 @@ func when(fails bool, rule uint) uint32 {
 // judge counts what a node fails.
 func (e *explainer) judge(slot uint32) {
 	n := e.s.nodes.Get(slot)
-	of := when(!n.open, ruleState) | when(n.freeCPU < e.r.cpu, ruleCPU) | when(n.freeMem < int64(e.r.mem), ruleRAM) | when(!n.lends(e.r), ruleScratch)
+	barred := e.s.barredPool(uint32(n.unit.pool))
+	of := when(!n.open && !barred, ruleState) | when(barred, ruleSchedule) | when(n.freeCPU < e.r.cpu, ruleCPU) | when(n.freeMem < int64(e.r.mem), ruleRAM) | when(!n.lends(e.r), ruleScratch)
 	least := ^uint32(0)
 	for alt := range e.r.alts {
 		for x := &n.unit; x != nil; x = e.s.next(x) {

@@ -6,7 +6,7 @@ const (
 	// MaxNodes is one more than the highest slot of a node.
 	MaxNodes = 1 << 18
 	// MaxPools is how many distinct (zone, label set, device kind, price
-	// tier) there may be at a time. A label that names a single node makes a
+	// tier, closing minute) there may be at a time. A label that names a single node makes a
 	// pool of its own of it, which is what this limit is about.
 	MaxPools = 4_096
 	// MaxDomains is how many racks there may be at a time, and how many NVLink

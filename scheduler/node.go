@@ -17,6 +17,9 @@ type NodeInfo struct {
 	Memory  int64 // bytes
 	Scratch int64 // bytes it lends to tasks; 0: it is not counted
 	Price   gpuai.Micros
+	// Closes is the minute since 1970, by the wall clock, from which on the node may
+	// not be used; 0: none. See Bar.
+	Closes  uint32
 	Devices []DeviceInfo // at most gpuai.MaxGPUs; a device's number is its place
 }
 

@@ -20,6 +20,8 @@ type poolRec struct {
 	used  bool
 	zone  uint16 // pools of one zone have one number, which means nothing else
 	model uint64 // ModelHash; 0 without devices; derived
+	// closes is NodeInfo.Closes of its nodes; derived.
+	closes uint32
 	// What all its units have when nothing is used, for EverCapacity. A node
 	// of several kinds counts in the pool of each.
 	cpu uint64 // milli
@@ -48,6 +50,10 @@ func appendPool(b []byte, n *NodeInfo, keys []string, k kind) []byte {
 		zone = "default"
 	}
 	b = append(b, priceTier(n.Price))
+	if n.Closes != 0 {
+		b[len(b)-1] |= poolCloses
+		b = binary.LittleEndian.AppendUint32(b, n.Closes)
+	}
 	b = appendStr(b, zone)
 	if k.none {
 		b = append(b, 0)
@@ -65,8 +71,12 @@ func appendPool(b []byte, n *NodeInfo, keys []string, k kind) []byte {
 	return b
 }
 
+// poolCloses is set in the price tier of a pool whose nodes close: when follows it.
+const poolCloses = 1 << 7
+
 // A poolView is a pool's description, taken apart. It refers to the bytes.
 type poolView struct {
+	closes              uint32
 	zone, vendor, model []byte
 	memory              int64
 	hasDevice           bool
@@ -75,8 +85,11 @@ type poolView struct {
 
 func viewPool(b []byte) poolView {
 	c := cursor{b: b}
-	c.byte()
-	v := poolView{zone: c.str()}
+	var v poolView
+	if c.byte()&poolCloses != 0 {
+		v.closes = c.u32()
+	}
+	v.zone = c.str()
 	if v.hasDevice = c.byte() != 0; v.hasDevice {
 		v.vendor, v.model, v.memory = c.str(), c.str(), int64(c.num())
 	}
@@ -104,7 +117,8 @@ func validPool(b []byte) bool {
 		c.str()
 		c.str()
 	}
-	return c.whole() && n <= gpuai.MaxLabels && v.memory >= 0 && b[0] < numTiers
+	return c.whole() && n <= gpuai.MaxLabels && v.memory >= 0 && b[0]&^poolCloses < numTiers &&
+		(b[0]&poolCloses != 0) == (v.closes != 0)
 }
 
 // numTiers bounds priceTier.
@@ -159,7 +173,7 @@ func (s *State) makePool(p uint32, b []byte) gpuai.Code {
 	s.trees.Grow((p>>6 + 1) * numTrees * 64)
 	s.sizes.Grow((p + 1) * numSizes)
 	s.filled.Grow((p>>6 + 1) * numTrees)
-	tier := min(b[0], numTiers-1)
+	tier := min(b[0]&^poolCloses, numTiers-1)
 	h := mem.HashBytes(0, b)
 	*s.pools.Mut(p) = poolRec{hash: h, def: s.poolBytes.Put(b), tier: tier, used: true}
 	s.poolHash.Insert(h, p)
@@ -169,6 +183,9 @@ func (s *State) makePool(p uint32, b []byte) gpuai.Code {
 	sum.tiers |= 1 << tier
 	sum.words = max(sum.words, p>>6+1)
 	v := viewPool(b)
+	if s.pools.Mut(p).closes = v.closes; v.closes != 0 {
+		sum.closing++
+	}
 	if v.hasDevice {
 		s.pools.Mut(p).model = ModelHash(string(v.model))
 	}
@@ -223,6 +240,9 @@ func (s *State) leavePool(p uint32) {
 		return
 	}
 	s.poolsChanged()
+	if r.closes != 0 {
+		s.sums.Mut().closing--
+	}
 	tier := uint32(r.tier)
 	*s.zoneMasks.Mut(uint32(r.zone)*poolWords + p>>6) &^= 1 << (p & 63)
 	*s.zonePools.Mut(uint32(r.zone))--

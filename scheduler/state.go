@@ -82,6 +82,7 @@ type sumRec struct {
 	tiers   uint64    // that a pool is of
 	words   uint32    // of a bitmap of pools that are in use
 	nodes   uint32
+	closing uint32   // pools whose nodes close
 	changes uint32   // pools that came or went, since a restore
 	idle    uint32   // shapes that no group uses
 	first   shapeRef // the longest idle shape

@@ -14,7 +14,8 @@ import (
 
 func newNodeCmd(a *app) *cobra.Command {
 	return group("node", "Look at nodes, take them out of use and back",
-		newNodeListCmd(a), newNodeStatusCmd(a), newNodeDevicesCmd(a), newNodeDrainCmd(a, true), newNodeDrainCmd(a, false))
+		newNodeListCmd(a), newNodeStatusCmd(a), newNodeDevicesCmd(a), newNodeDrainCmd(a, true), newNodeDrainCmd(a, false),
+		newNodePriceCmd(a), newNodeWindowCmd(a))
 }
 
 func newNodeListCmd(a *app) *cobra.Command {
@@ -35,7 +36,7 @@ func newNodeListCmd(a *app) *cobra.Command {
 		}
 		v := &view{
 			head: []string{"NODE", "STATE", "GPUS", "FREE", "MODEL", "CPU", "MEMORY", "LEASES"},
-			wide: []string{"ZONE", "RACK", "NVLINK", "ADDRESS", "FREECPU", "FREEMEMORY", "INCARNATION", "PRICE", "VERSION", "LABELS"},
+			wide: []string{"ZONE", "RACK", "NVLINK", "ADDRESS", "FREECPU", "FREEMEMORY", "INCARNATION", "PRICE", "VERSION", "LABELS", "CONTRIBUTOR", "EARNED", "SCHEDULE"},
 		}
 		nodes, err := ask(ctx, a, func(ctx context.Context, c *client.Client) ([]gpuai.Node, error) {
 			page, next, err := c.Nodes(ctx, q)
@@ -57,14 +58,19 @@ func nodeRow(n *gpuai.Node) []string {
 	return []string{
 		string(n.ID), nodeState(n), num(len(n.Devices)), num(n.FreeGPUs), models(n), cpuText(n.CPU), bytesText(n.Memory), num(n.Leases),
 		n.Zone, n.Rack, n.NVLinkDomain, n.Address, cpuText(n.FreeCPU), bytesText(n.FreeMemory), n.Incarnation.String(), price(n.Price), n.Version, labels(n.Labels),
+		string(n.Contributor), dollars(n.Earned), scheduleText(n),
 	}
 }
 
-// nodeState returns the node's state and whether it is drained or simulated.
+// nodeState returns the node's state, and whether it is drained or outside of its
+// schedule.
 func nodeState(n *gpuai.Node) string {
 	s := n.State.String()
 	if n.Drained {
 		s += ",drained"
+	}
+	if n.Outside {
+		s += ",outside"
 	}
 	return s
 }
@@ -131,6 +137,15 @@ func nodePairs(n *gpuai.Node) [][]string {
 		{"cpu", cpuText(n.CPU) + ", " + cpuText(n.FreeCPU) + " free"},
 		{"memory", bytesText(n.Memory) + ", " + bytesText(n.FreeMemory) + " free"},
 		{"leases", num(n.Leases)}, {"price per GPU hour", price(n.Price)},
+	}
+	if n.Contributor != "" {
+		rows = append(rows, []string{"contributor", string(n.Contributor)}, []string{"earned", dollars(n.Earned)})
+	}
+	if n.Ask != nil {
+		rows = append(rows, []string{"asks per GPU hour", askText(n)})
+	}
+	if n.Schedule != nil {
+		rows = append(rows, []string{"schedule", scheduleText(n)}, []string{"", changesText(n)})
 	}
 	for i := range n.Devices {
 		if d := &n.Devices[i]; d.Health != gpuai.DeviceHealthy {

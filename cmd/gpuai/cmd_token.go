@@ -91,7 +91,8 @@ of it goes to standard error. No scope contains another:
   read          see jobs, leases, logs, events and usage of the tenant
   submit        submit, stop and enter jobs of the tenant, and plan
   tenant-admin  make and revoke tokens of the tenant
-  contributor   see and drain the nodes of --contributor, and never whose jobs run there
+  contributor   see, price, schedule and drain the nodes of --contributor, and see what
+                they earn and never whose jobs run there
   operator      everything in the region
 
 A tenant's administrator makes tokens of its tenant with the first three.

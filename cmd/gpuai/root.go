@@ -43,7 +43,7 @@ Environment:
 			root.AddCommand(c)
 		}
 	}
-	add("use", newJobCmd(a), newPlanCmd(a), newLeaseCmd(a), newNodeCmd(a), newQueueCmd(a), newTenantCmd(a), newUsageCmd(a), newTokenCmd(a), newSecretCmd(a), newEventsCmd(a), newLoginCmd(a), newContextCmd(a))
+	add("use", newJobCmd(a), newPlanCmd(a), newLeaseCmd(a), newNodeCmd(a), newContributorCmd(a), newQueueCmd(a), newTenantCmd(a), newUsageCmd(a), newTokenCmd(a), newSecretCmd(a), newEventsCmd(a), newLoginCmd(a), newContextCmd(a))
 	add("run", newDevCmd(a), newServerCmd(a), newAgentCmd(a), newImageCmd(a), newOperatorCmd(a), newSimCmd(a), newBenchCmd(a))
 	add("alias", alias(newJobRunCmd(a), "run", "job run"), alias(newJobListCmd(a), "ps", "job list"),
 		alias(newJobLogsCmd(a), "logs", "job logs"), alias(newJobStopCmd(a), "stop", "job stop"))

@@ -100,6 +100,7 @@ func settingsOf(p *gpuai.Policy) []setting {
 		{duration: &p.CheckpointMax},
 		{duration: &p.GangReadyMax},
 		{enum: (*uint8)(&p.Exec)},
+		{duration: (*gpuai.Duration)(&p.AskMin)}, {duration: (*gpuai.Duration)(&p.AskMax)},
 	}
 }
 
