@@ -1,9 +1,6 @@
 package fsm
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/scheduler"
 )
@@ -13,7 +10,8 @@ import (
 // many jobs it has. A bucket is curbed, too, when it was looked at without devices of
 // some model: it is in its turn and is to be looked at again when the tenant may have
 // those. Whatever lowers what counts against a quota marks it freed; before anything
-// else is placed, the curbed buckets of it, and of its cohort, are judged again.
+// else is placed, the curbed buckets of it, and of its cohort, are judged again: see
+// quota_wake.go.
 
 // Bits of bucketRec.curb.
 const (
@@ -21,8 +19,8 @@ const (
 	curbBudget             // parked, for the budget
 	curbModels             // looked at without some models
 	// curbOwed: what it waits for is within the tenant's own quota and lent to
-	// others. It stays until the bucket was looked at with the quota free: until
-	// then nobody of the cohort may borrow.
+	// others. It stays until the bucket's first group was placed, or no node can hold
+	// it: until then nobody of the cohort may borrow.
 	curbOwed
 	curbShift = 3 // place of the bits in the byte of a bucket's unseen
 )
@@ -305,6 +303,7 @@ func (m *Machine) grantable(group uint32, fit *scheduler.Fit) bool {
 func (m *Machine) park(bucket uint32, v *verdict) {
 	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
 	curb := uint8(curbParked)
+	v.owed = v.owed && m.everHolds(m.buckets.Get(bucket).first.slot()) // else it would be taken back in vain
 	switch {
 	case v.by == boundBudget:
 		curb |= curbBudget
@@ -324,11 +323,16 @@ func (m *Machine) park(bucket uint32, v *verdict) {
 }
 
 // looked notes that a bucket was looked at that its tenant may have more of: if it
-// waits, it is for room.
+// waits, it is for room. What was owed to it stays free for it until then: those who
+// left would else borrow it again, and be asked to leave again.
 func (m *Machine) looked(bucket uint32, barred bool) {
-	curb := uint8(0)
+	b := m.buckets.Get(bucket)
+	curb := b.curb & curbOwed
+	if curb != 0 && !m.everHolds(b.first.slot()) {
+		curb = 0
+	}
 	if barred {
-		curb = curbModels
+		curb |= curbModels
 	}
 	m.setCurb(bucket, curb)
 }
@@ -342,11 +346,7 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 		return
 	}
 	slot, _ := m.quotaSlot(b.tenant)
-	if old == 0 {
-		m.listCurbed(bucket)
-	} else if curb == 0 {
-		m.unlistCurbed(slot, bucket)
-	}
+	m.relistCurbed(bucket, curb)
 	m.buckets.Mut(bucket).curb = curb
 	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
 		m.unreserve() // it may not have what is kept for it
@@ -360,110 +360,12 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 	}
 }
 
-// listCurbed puts a bucket among those of its tenant's quota.
-func (m *Machine) listCurbed(bucket uint32) {
-	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
-	u, b := m.quotaUses.Mut(slot), m.buckets.Mut(bucket)
-	if b.curbNext, b.curbPrev = u.curbed, 0; b.curbNext != 0 {
-		m.buckets.Mut(b.curbNext.slot()).curbPrev = refTo(bucket)
-	}
-	u.curbed = refTo(bucket)
-}
-
-func (m *Machine) unlistCurbed(slot, bucket uint32) {
-	b := m.buckets.Mut(bucket)
-	if b.curbPrev != 0 {
-		m.buckets.Mut(b.curbPrev.slot()).curbNext = b.curbNext
-	} else {
-		m.quotaUses.Mut(slot).curbed = b.curbNext
-	}
-	if b.curbNext != 0 {
-		m.buckets.Mut(b.curbNext.slot()).curbPrev = b.curbPrev
-	}
-	b.curbNext, b.curbPrev = 0, 0
-}
-
-// firstCurbed notes that a parked bucket has another first group, which may be let
-// in where the last one was not: its job runs already.
-func (m *Machine) firstCurbed(bucket uint32) {
-	b := m.buckets.Get(bucket)
-	if slot, ok := m.quotaSlot(b.tenant); ok && b.parked() {
-		m.freed.Set(slot)
-	}
-}
-
-// wakeQuotas judges the buckets again that wait for quotas of which something has
-// been freed. It ends: what is judged is parked as before, or looked at.
-func (m *Machine) wakeQuotas() {
-	for slot, ok := m.freed.Next(0); ok; slot, ok = m.freed.Next(0) {
-		m.freed.Clear(slot)
-		m.eachPeer(slot, m.wakeQuota)
-	}
-}
-
-func (m *Machine) wakeQuota(slot uint32) {
-	m.owing = m.owing[:0]
-	for x := m.quotaUses.Get(slot).curbed; x != 0; {
-		bucket := x.slot()
-		b := m.buckets.Get(bucket)
-		x = b.curbNext
-		m.now.work -= workLook
-		if !b.parked() {
-			if b.curb&curbModels != 0 && !b.unseen {
-				m.look(bucket)
-			}
-			continue
-		}
-		v := m.admit(slot, b.first.slot())
-		switch {
-		case v.ok:
-			m.setCurb(bucket, b.curb&curbOwed|curbModels) // until it has been looked at
-			m.look(bucket)
-		case v.owed:
-			m.setCurb(bucket, curbParked|curbOwed)
-			m.owing = append(m.owing, owing{bucket: bucket, group: b.first.slot(), priority: b.priority, key: m.queueKeyOf(b.first.slot()), v: v})
-		case v.by != boundBudget && b.curb != curbParked:
-			m.setCurb(bucket, curbParked)
-		}
-	}
-	m.takeBackOwed(slot)
-}
-
-// An owing is a group that is kept from what is its tenant's own.
-type owing struct {
-	bucket   uint32
-	group    uint32
-	priority gpuai.Priority
-	key      queueKey
-	v        verdict
-}
-
-// takeBackOwed has what m.owing needs taken back, in queue order: the list of what
-// waits for a quota has another order in a machine that was restored.
-func (m *Machine) takeBackOwed(slot uint32) {
-	slices.SortFunc(m.owing, func(a, b owing) int {
-		switch {
-		case a.priority != b.priority:
-			return cmp.Compare(b.priority, a.priority)
-		case a.key.before(b.key):
-			return -1
-		case b.key.before(a.key):
-			return 1
-		}
-		return cmp.Compare(a.bucket, b.bucket)
-	})
-	m.barren = m.barren[:0]
-	for i := range m.owing {
-		m.takeBackLent(slot, m.owing[i].group, &m.owing[i].v)
-	}
-}
-
 // poolsMoved has those judged again who may have devices of some models only: there
 // are others now.
 func (m *Machine) poolsMoved() {
 	for s := range m.quotas.Len() {
 		if m.now.work -= workLook; m.quotaUses.Get(s).curbed != 0 && m.quotas.Get(s).models[0].name != 0 {
-			m.freed.Set(s)
+			m.wakeQuota(s)
 		}
 	}
 }
