@@ -238,3 +238,32 @@ func TestPlannedCost(t *testing.T) {
 		t.Errorf("a job without devices: %+v", got)
 	}
 }
+
+// Nobody is displaced for tasks whose room the budget does not suffice for.
+func TestDisplacesNoMoreThanIsPaidFor(t *testing.T) {
+	r := newest(t, nil)
+	for i := range 4 {
+		r.register(nodeSpec(string(rune('a'+i)), 1, "H100"))
+	}
+	r.h100(1_000_000, 0)
+	var low []gpuai.JobID
+	for range 4 {
+		low = append(low, r.submit(at(tenantSpec("l", "low", 1, 1), 10)))
+	}
+	r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(2_000_000))}})
+	id := r.submit(at(timed("t", "x", 4, 1, gpuai.Hour), 90))
+	other := restored(t, r.m)
+	if err := other.Check(); err != nil || other.Digest() != r.m.Digest() {
+		t.Fatalf("restored: %v", err)
+	}
+	n := 0
+	for _, l := range low {
+		for _, x := range r.revoking(l) {
+			r.report(x, gpuai.ReportStopped, 0)
+			n++
+		}
+	}
+	if n != 2 || r.running(id) != 2 {
+		t.Errorf("%d leases were displaced for 2 that can be paid, %d tasks run", n, r.running(id))
+	}
+}

@@ -281,7 +281,7 @@ func (m *Machine) findFree(sc scheduler.Scope, sh scheduler.ShapeID) (scheduler.
 
 // keepFree keeps a place for one task that nobody need leave.
 func (m *Machine) keepFree(group uint32, fit *scheduler.Fit) bool {
-	if !m.mayKeep(fit.Node) || m.holdSlots.Len() >= MaxHolds {
+	if !m.mayKeep(fit.Node) || m.holdSlots.Len() >= MaxHolds || !m.payable(group, fit) {
 		return false
 	}
 	m.keep(group, fit)
