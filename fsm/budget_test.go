@@ -267,3 +267,44 @@ func TestDisplacesNoMoreThanIsPaidFor(t *testing.T) {
 		t.Errorf("%d leases were displaced for 2 that can be paid, %d tasks run", n, r.running(id))
 	}
 }
+
+// What is too dear is passed by for what can be paid, whichever is found first.
+func TestBudgetBuysTheCheaperModel(t *testing.T) {
+	for _, dearer := range []string{"H100", "MI300X"} {
+		r := newRegion(t)
+		r.do(&SetFeatureLevel{Level: MaxLevel})
+		r.register(nodeSpec("a", 4, "H100"))
+		r.register(nodeSpec("b", 4, "MI300X"))
+		p := gpuai.Prices{Models: []gpuai.ModelPrice{{Model: "H100", Price: 1_000_000}, {Model: "MI300X", Price: 1_000_000}}}
+		for i := range p.Models {
+			if p.Models[i].Model == dearer {
+				p.Models[i].Price = 10_000_000
+			}
+		}
+		r.do(&SetPrices{p})
+		r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(5_000_000))}})
+		if id := r.submit(timed("t", "x", 1, 1, gpuai.Hour)); r.running(id) != 1 {
+			t.Errorf("with a dearer %s the job waits: it could pay for the other", dearer)
+		}
+	}
+}
+
+// A node that gains room is offered to who found only dearer ones.
+func TestBudgetWaitsForTheCheaperNode(t *testing.T) {
+	r := newTenantRegion(t, 2)
+	r.do(&SetNodePrice{Node: "a", Price: 10_000_000})
+	r.do(&SetNodePrice{Node: "b", Price: 1_000_000})
+	r.do(&SetNodeEligibility{Node: "a", Drained: true})
+	other := r.submit(tenantSpec("o", "o", 1, 4))
+	r.do(&SetNodeEligibility{Node: "a"})
+	r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(5_000_000))}})
+	id := r.submit(timed("t", "x", 1, 1, gpuai.Hour))
+	if r.running(id) != 0 || r.leases(other)[0].Node != "b" {
+		t.Fatalf("it runs on a node that it cannot pay")
+	}
+	r.why(id, gpuai.BudgetExhausted)
+	r.finish(other)
+	if r.running(id) != 1 {
+		t.Errorf("the node that it can pay is free, and the job waits")
+	}
+}

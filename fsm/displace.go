@@ -85,15 +85,15 @@ func (m *Machine) withinQuota(group uint32, f func() bool) bool {
 	return ok
 }
 
-// withinBudget makes room by f of what its tenant's budget suffices for. The bucket is
-// parked when it does not.
+// withinBudget makes room by f of what its tenant's budget suffices for. The bucket
+// waits for that when it does not.
 func (m *Machine) withinBudget(bucket uint32, f func() bool) bool {
 	m.overBudget = false
 	if f() {
 		return true
 	}
 	if m.overBudget {
-		m.park(bucket, &verdict{by: boundBudget})
+		m.tooDear(bucket)
 	}
 	return false
 }

@@ -21,7 +21,7 @@ type purseKept struct {
 func (m *Machine) payable(group uint32, fit *scheduler.Fit) bool {
 	_, _, ok := m.newBill(m.groups.Get(group).job.slot(), fit, m.priceAt(fit))
 	if !ok {
-		m.overBudget = true
+		m.noteDear(fit)
 	}
 	return ok
 }

@@ -152,6 +152,7 @@ type Machine struct {
 	asker    gpuai.TenantID // whose jobs answers name; "": all
 	// overQuota and overBudget: a place was found that the tenant may not have.
 	overQuota, overBudget bool
+	dear                  dear
 }
 
 // entryState is what holds for the entry being applied.

@@ -304,7 +304,7 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	}
 	bill, bills, ok := m.newBill(m.groups.Get(group).job.slot(), &fit, m.priceAt(&fit))
 	if !ok {
-		m.overBudget = true
+		m.noteDear(&fit)
 		return false
 	}
 	slot, ok := m.leaseSlots.Alloc()

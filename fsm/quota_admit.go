@@ -16,7 +16,7 @@ import (
 // Bits of bucketRec.curb.
 const (
 	curbParked = 1 << iota // out of its turn
-	curbBudget             // parked, for the budget
+	curbBudget             // for the budget; if not parked, what was found was too dear
 	curbModels             // looked at without some models
 	// curbOwed: what it waits for is within the tenant's own quota and lent to
 	// others. It stays until the bucket's first group was placed, or no node can hold
@@ -171,8 +171,8 @@ func (m *Machine) withinModel(slot uint32, i int, need uint64) verdict {
 // barModels leaves devices of some models of a quota out of all searches, until
 // m.sched.Unbar.
 func (m *Machine) barModels(slot uint32, barred uint32) {
-	var hashes [gpuai.MaxQuotaModels]uint64
-	n, q := 0, m.quotas.Get(slot)
+	var hashes [gpuai.MaxQuotaModels + gpuai.MaxPrices]uint64
+	n, q := copy(hashes[:], m.dear.models), m.quotas.Get(slot)
 	for i := range q.models {
 		if barred>>i&1 != 0 {
 			hashes[n] = q.models[i].hash
@@ -214,8 +214,9 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	if !ok {
 		return m.placeFree(group)
 	}
+	defer m.avoidNothing()
 	bucket := m.groups.Get(group).bucket.slot()
-	for range 2 * gpuai.MaxQuotaModels { // each time without one model more
+	for range 2*gpuai.MaxQuotaModels + dearTries { // each time without one model, or one node, more
 		v := m.admit(slot, group)
 		if !v.ok {
 			m.park(bucket, &v)
@@ -226,11 +227,11 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 		switch {
 		case !left || placed || !final:
 			return placed, final
-		case m.overBudget:
-			m.park(bucket, &verdict{by: boundBudget})
-			return false, true
-		case m.overQuota: // what was found it may not have: something else, or nothing
+		case m.overBudget && m.avoid() || m.overQuota: // what was found it may not have: something else, or nothing
 			continue
+		case m.overBudget || len(m.dear.nodes)+len(m.dear.models) > 0:
+			m.tooDear(bucket)
+			return false, true
 		}
 		m.looked(bucket, v.barred != 0)
 		return false, true
@@ -253,7 +254,7 @@ func (m *Machine) kept(group uint32) bool {
 	case v.barred != 0:
 		m.looked(bucket, true)
 	default:
-		return false
+		return m.buckets.Get(bucket).curb&curbBudget != 0
 	}
 	return true
 }
@@ -271,7 +272,7 @@ func (m *Machine) quotaOfGroup(group uint32) (slot uint32, ok bool) {
 // placeBarred is placeFree without devices of some models.
 func (m *Machine) placeBarred(slot, group, barred uint32) (placed, final bool) {
 	m.overQuota, m.overBudget = false, false
-	if barred == 0 {
+	if barred == 0 && len(m.dear.models) == 0 {
 		return m.placeFree(group)
 	}
 	m.barModels(slot, barred)
@@ -348,7 +349,7 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 	slot, _ := m.quotaSlot(b.tenant)
 	m.relistCurbed(bucket, curb)
 	m.buckets.Mut(bucket).curb = curb
-	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
+	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels|curbBudget) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
 		m.unreserve() // it may not have what is kept for it
 	}
 	switch {

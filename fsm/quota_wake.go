@@ -261,7 +261,7 @@ func (m *Machine) judgeInTurn(slot, bucket uint32) {
 			m.setCurb(bucket, b.curb&^curbOwed|curbModels)
 		}
 	}
-	if m.buckets.Get(bucket).curb&curbModels != 0 {
+	if m.buckets.Get(bucket).curb&(curbModels|curbBudget) != 0 {
 		m.look(bucket)
 	}
 }
