@@ -10,6 +10,10 @@ const (
 	MaxCohortMembers = 64
 	// MaxQuotaGPUs is the highest bound on devices.
 	MaxQuotaGPUs = 1 << 24
+	// MaxQuotaCPU and MaxQuotaMemory are the highest bounds on CPU and memory: what
+	// all members of a cohort may have has a sum.
+	MaxQuotaCPU    MilliCPU = 1 << 48
+	MaxQuotaMemory Bytes    = 1 << 56
 	// MaxQuotaJobs is the highest bound on jobs, and on requests by the second.
 	MaxQuotaJobs = 1 << 24
 )
@@ -55,8 +59,8 @@ func (q *Quota) Validate() []FieldError {
 	upTo("/running_jobs", q.RunningJobs, MaxQuotaJobs)
 	upTo("/pending_jobs", q.PendingJobs, MaxQuotaJobs)
 	upTo("/requests_per_second", q.RequestsPerSecond, MaxQuotaJobs)
-	v.check(q.CPU == nil || *q.CPU >= 0, "/cpu_milli", "must not be negative")
-	v.check(q.Memory == nil || *q.Memory >= 0, "/memory_bytes", "must not be negative")
+	v.check(q.CPU == nil || *q.CPU >= 0 && *q.CPU <= MaxQuotaCPU, "/cpu_milli", "must be 0 to "+strconv.FormatInt(int64(MaxQuotaCPU), 10))
+	v.check(q.Memory == nil || *q.Memory >= 0 && *q.Memory <= MaxQuotaMemory, "/memory_bytes", "must be 0 to "+strconv.FormatInt(int64(MaxQuotaMemory), 10))
 	v.check(len(q.Models) <= MaxQuotaModels, "/models", "bounds at most "+strconv.Itoa(MaxQuotaModels)+" models")
 	for i := range q.Models {
 		at := "/models/" + strconv.Itoa(i)

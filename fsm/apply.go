@@ -268,6 +268,9 @@ func (m *Machine) panicked(r any) {
 	if slot, ok := m.unseen.Next(0); ok {
 		m.seen(slot)
 	}
+	if slot, ok := m.waking.Next(0); ok {
+		m.wokeAll(slot)
+	}
 	if slot, ok := m.vacated.Next(0); ok {
 		m.vacated.Clear(slot)
 		m.guard(func(m *Machine) { m.loseHolds(slot) }) // a restored machine would look at them

@@ -238,3 +238,73 @@ func TestPlannedCost(t *testing.T) {
 		t.Errorf("a job without devices: %+v", got)
 	}
 }
+
+// Nobody is displaced for tasks whose room the budget does not suffice for.
+func TestDisplacesNoMoreThanIsPaidFor(t *testing.T) {
+	r := newest(t, nil)
+	for i := range 4 {
+		r.register(nodeSpec(string(rune('a'+i)), 1, "H100"))
+	}
+	r.h100(1_000_000, 0)
+	var low []gpuai.JobID
+	for range 4 {
+		low = append(low, r.submit(at(tenantSpec("l", "low", 1, 1), 10)))
+	}
+	r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(2_000_000))}})
+	id := r.submit(at(timed("t", "x", 4, 1, gpuai.Hour), 90))
+	other := restored(t, r.m)
+	if err := other.Check(); err != nil || other.Digest() != r.m.Digest() {
+		t.Fatalf("restored: %v", err)
+	}
+	n := 0
+	for _, l := range low {
+		for _, x := range r.revoking(l) {
+			r.report(x, gpuai.ReportStopped, 0)
+			n++
+		}
+	}
+	if n != 2 || r.running(id) != 2 {
+		t.Errorf("%d leases were displaced for 2 that can be paid, %d tasks run", n, r.running(id))
+	}
+}
+
+// What is too dear is passed by for what can be paid, whichever is found first.
+func TestBudgetBuysTheCheaperModel(t *testing.T) {
+	for _, dearer := range []string{"H100", "MI300X"} {
+		r := newRegion(t)
+		r.do(&SetFeatureLevel{Level: MaxLevel})
+		r.register(nodeSpec("a", 4, "H100"))
+		r.register(nodeSpec("b", 4, "MI300X"))
+		p := gpuai.Prices{Models: []gpuai.ModelPrice{{Model: "H100", Price: 1_000_000}, {Model: "MI300X", Price: 1_000_000}}}
+		for i := range p.Models {
+			if p.Models[i].Model == dearer {
+				p.Models[i].Price = 10_000_000
+			}
+		}
+		r.do(&SetPrices{p})
+		r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(5_000_000))}})
+		if id := r.submit(timed("t", "x", 1, 1, gpuai.Hour)); r.running(id) != 1 {
+			t.Errorf("with a dearer %s the job waits: it could pay for the other", dearer)
+		}
+	}
+}
+
+// A node that gains room is offered to who found only dearer ones.
+func TestBudgetWaitsForTheCheaperNode(t *testing.T) {
+	r := newTenantRegion(t, 2)
+	r.do(&SetNodePrice{Node: "a", Price: 10_000_000})
+	r.do(&SetNodePrice{Node: "b", Price: 1_000_000})
+	r.do(&SetNodeEligibility{Node: "a", Drained: true})
+	other := r.submit(tenantSpec("o", "o", 1, 4))
+	r.do(&SetNodeEligibility{Node: "a"})
+	r.budget("t", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(5_000_000))}})
+	id := r.submit(timed("t", "x", 1, 1, gpuai.Hour))
+	if r.running(id) != 0 || r.leases(other)[0].Node != "b" {
+		t.Fatalf("it runs on a node that it cannot pay")
+	}
+	r.why(id, gpuai.BudgetExhausted)
+	r.finish(other)
+	if r.running(id) != 1 {
+		t.Errorf("the node that it can pay is free, and the job waits")
+	}
+}

@@ -43,7 +43,7 @@ func (m *Machine) checkIndexes() error {
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
 		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation, m.checkHalting,
-		m.checkHolds, m.checkTallies, m.checkQuotas, m.checkMoney, m.checkHours, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints,
+		m.checkHolds, m.checkTallies, m.checkQuotas, m.checkMoney, m.checkKept, m.checkHours, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints,
 		m.checkAuthorities, m.checkRegionKeys, m.checkSecrets, m.checkAccounts, m.checkAccess, m.checkAudit, m.sched.Check,
 	} {
 		if err := f(); err != nil {

@@ -68,5 +68,5 @@ func (m *Machine) rebuildMoney() error {
 			m.timers.set(b.until.Add(-holdNotice), timerBill, s)
 		}
 	}
-	return nil
+	return m.rebuildKept()
 }

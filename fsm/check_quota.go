@@ -42,7 +42,7 @@ func (m *Machine) checkTally(slot uint32, want *tallyRec) error {
 	leases, last := uint64(0), ref(0)
 	for l := got.first; l != 0; last, l = l, m.tallies.links.Get(l.slot()).newer {
 		x := m.leases.Get(l.slot())
-		if m.tallies.links.Get(l.slot()).older != last || !x.live() || last != 0 && m.leases.Get(last.slot()).token >= x.token {
+		if m.tallies.links.Get(l.slot()).older != last || !m.givesWay(l.slot()) || last != 0 && m.leases.Get(last.slot()).token >= x.token {
 			return fmt.Errorf("lease %d is out of place among those of its tenant", x.token)
 		}
 		leases += x.held()
@@ -81,9 +81,6 @@ func (m *Machine) checkModels(uses []uint32) error {
 
 // checkQuotas compares what is recorded of quotas and cohorts with what tenants have.
 func (m *Machine) checkQuotas() error {
-	if slot, some := m.freed.Next(0); some {
-		return fmt.Errorf("something of quota %d came free, and nobody was looked at", slot)
-	}
 	owed := make([]uint32, m.quotas.Len())
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
@@ -164,11 +161,8 @@ func (m *Machine) checkQuota(slot, owed uint32) error {
 	if u.owed != owed {
 		return fmt.Errorf("%d of its buckets are owed something, recorded %d", owed, u.owed)
 	}
-	prev := ref(0)
-	for b := u.curbed; b != 0; prev, b = b, m.buckets.Get(b.slot()).curbNext {
-		if x := m.buckets.Get(b.slot()); !x.curbed() || x.curbPrev != prev || x.tenant != q.name {
-			return fmt.Errorf("bucket %d is out of place among those that wait for its quota", b.slot())
-		}
+	if err := m.checkCurbed(slot); err != nil {
+		return err
 	}
 	for i := range q.models {
 		if at, _ := m.tallies.model(u.tally, q.models[i].hash); at != 0 && q.models[i].name != 0 && q.modelIn(q.models[i].hash) == i {
@@ -180,4 +174,25 @@ func (m *Machine) checkQuota(slot, owed uint32) error {
 		}
 	}
 	return nil
+}
+
+// checkCurbed walks the buckets that wait for a quota.
+func (m *Machine) checkCurbed(slot uint32) error {
+	u := m.quotaUses.Get(slot)
+	var wrong error
+	n, last := uint32(0), queueKey{}
+	m.curbs.each(u.curbed, func(b uint32) {
+		r, l := m.buckets.Get(b), m.curbs.leafs.Get(b)
+		if !r.curbed() || l.turn != refTo(slot) || r.tenant != m.quotas.Get(slot).name || l.key != m.curbKey(b) || n > 0 && !last.before(l.key) || l.need != m.curbNeed(b, r.curb) {
+			wrong = fmt.Errorf("bucket %d is out of place among those that wait for its quota", b)
+		}
+		n, last = n+1, l.key
+	})
+	if n != u.waiting {
+		wrong = fmt.Errorf("%d buckets wait for its quota, recorded %d", n, u.waiting)
+	}
+	if !m.waking.Has(slot) && (u.again || u.woken != queueKey{}) {
+		wrong = fmt.Errorf("nobody of it is judged again, and some were")
+	}
+	return wrong
 }

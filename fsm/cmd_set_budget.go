@@ -133,7 +133,7 @@ func (m *Machine) pricesMoved() {
 	m.emit(gpuai.Event{Kind: gpuai.PricesSet})
 	for s := range m.quotas.Len() {
 		if m.now.work -= workLook; m.quotaUses.Get(s).curbed != 0 {
-			m.freed.Set(s)
+			m.wakeQuota(s)
 		}
 	}
 }

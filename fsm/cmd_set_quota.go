@@ -46,13 +46,13 @@ func (m *Machine) applySetQuota(r *wire.Reader) Result {
 		m.takeBack()
 		return rejected(gpuai.TooLarge, "the cohort has its maximum of members")
 	}
-	m.eachPeer(slot, m.freed.Set) // who stays may borrow less, or more
+	m.eachPeer(slot, m.wakeQuota) // who stays may borrow less, or more
 	m.leaveCohort(slot)
 	m.quotas.Put(slot, rec)
 	m.hashModels(slot)
 	m.recountQuota(slot)
 	m.joinCohort(slot)
-	m.eachPeer(slot, m.freed.Set)
+	m.freed.Set(slot)
 	m.emit(gpuai.Event{Kind: gpuai.QuotaSet, Tenant: gpuai.TenantID(tenant)})
 	return Result{}
 }

@@ -98,15 +98,15 @@ func (m *Machine) lasting(group uint32, f func() bool) bool {
 	return ok
 }
 
-// withinBudget makes room by f of what its tenant's budget suffices for. The bucket is
-// parked when it does not.
+// withinBudget makes room by f of what its tenant's budget suffices for. The bucket
+// waits for that when it does not.
 func (m *Machine) withinBudget(bucket uint32, f func() bool) bool {
 	m.overBudget = false
 	if f() {
 		return true
 	}
 	if m.overBudget {
-		m.park(bucket, &verdict{by: boundBudget})
+		m.tooDear(bucket)
 	}
 	return false
 }
@@ -294,7 +294,7 @@ func (m *Machine) findFree(sc scheduler.Scope, sh scheduler.ShapeID) (scheduler.
 
 // keepFree keeps a place for one task that nobody need leave.
 func (m *Machine) keepFree(group uint32, fit *scheduler.Fit) bool {
-	if !m.mayKeep(fit.Node) || m.holdSlots.Len() >= MaxHolds {
+	if !m.mayKeep(fit.Node) || m.holdSlots.Len() >= MaxHolds || !m.payable(group, fit) {
 		return false
 	}
 	m.keep(group, fit)

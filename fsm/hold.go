@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
 	"github.com/gpuai/gpuai/internal/mem"
 	"github.com/gpuai/gpuai/scheduler"
@@ -23,6 +24,9 @@ type holdRec struct {
 	port    uint16 // lent to the gang whose rank 0 this is for
 	alt     uint8
 	vacant  bool // of a gang: nobody else is there any more
+	// What its task's lease will hold of the tenant's budget; zero where that has none.
+	money gpuai.Micros
+	time  uint64
 }
 
 func (r *holdRec) put(b []byte) []byte {
@@ -37,7 +41,11 @@ func (r *holdRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.cpu)
 	b = le.AppendUint16(b, r.share)
 	b = le.AppendUint16(b, r.port)
-	return append(b, r.alt, bool8(r.vacant))
+	if r.money == 0 && r.time == 0 {
+		return append(b, r.alt, bool8(r.vacant))
+	}
+	b = append(b, r.alt, bool8(r.vacant)|flagTail)
+	return le.AppendUint64(put64(b, int64(r.money)), r.time)
 }
 
 func (r *holdRec) get(rd *wire.Reader) {
@@ -53,7 +61,10 @@ func (r *holdRec) get(rd *wire.Reader) {
 	r.share = rd.U16()
 	r.port = rd.U16()
 	r.alt = rd.U8()
-	r.vacant = rd.U8() != 0
+	flags := rd.U8()
+	if r.vacant = flags&1 != 0; flags&flagTail != 0 {
+		r.money, r.time = gpuai.Micros(rd.I64()), rd.U64()
+	}
 }
 
 func (r *holdRec) fit() scheduler.Fit {
@@ -104,6 +115,7 @@ func (m *Machine) keep(group uint32, fit *scheduler.Fit) {
 		group: refTo(group), node: fit.Node, devices: fit.Devices, share: fit.Share, alt: fit.Alt,
 		cpu: uint32(cpu), memory: memory, count: 1,
 	}
+	m.keepBudget(&r)
 	if r.older = m.newestHold(group); r.older != 0 {
 		old := m.holds.Mut(r.older.slot())
 		r.count, old.count, old.newer = old.count+1, 0, refTo(slot)
@@ -168,6 +180,7 @@ func (m *Machine) unlinkHold(slot uint32, r *holdRec) {
 func (m *Machine) unhold(slot uint32) {
 	r := *m.holds.Get(slot)
 	m.useHold(&r, true)
+	m.unkeepBudget(&r)
 	m.unlinkHold(slot, &r)
 	m.unholdGroup(slot, &r)
 	m.returnPort(r.node, r.port)

@@ -60,7 +60,9 @@ type Machine struct {
 	quotaUses *mem.Table[quotaUse] // derived
 	tallies   *tallies             // derived
 	cohorts   *cohorts             // derived
-	freed     *mem.Bitmap          // quotas of which something came free; empty between commands
+	curbs     treap                // buckets that wait for quotas; derived
+	freed     *mem.Bitmap          // quotas of which something came free: their cohorts are not told yet
+	waking    *mem.Bitmap          // quotas whose buckets are being judged again
 
 	money     mem.Var[moneyRec]
 	purses    *mem.Table[purseRec] // in the order in which tenants had one
@@ -138,8 +140,7 @@ type Machine struct {
 	needs    []scheduler.Members
 	members  []uint32 // groups that start together
 	scan     []uint32 // nodes that are looked at
-	owing    []owing  // groups of one tenant that are kept from what is its own
-	barren   []lent   // of which there is nothing more to take back for them
+	barren   []lent   // of which there is nothing more to take back for a tenant
 	openings []opening
 	free     scheduler.Free
 	view     wire.JobView
@@ -153,6 +154,7 @@ type Machine struct {
 	asker    gpuai.TenantID // whose jobs answers name; "": all
 	// overQuota and overBudget: a place was found that the tenant may not have.
 	overQuota, overBudget bool
+	dear                  dear
 }
 
 // entryState is what holds for the entry being applied.
@@ -163,6 +165,7 @@ type entryState struct {
 	ordinal     uint32 // of the next lease
 	submitted   uint32 // slot of the newest job
 	work        int64  // left of the budget
+	woken       int64  // of it, what judging those took that wait for their quotas
 	looks       int64  // at leafs of a turn, not charged yet
 	group       ref    // that is being placed
 	reserved    uint32 // the reserved nodes before it have no room for the group that is being placed
@@ -198,7 +201,7 @@ func New(o Options) *Machine {
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
 		quotas: mem.NewHashed(s, 4, hasher[quotaRec](seedQuota)), quotaOf: mem.NewTable[ref](s, 10),
-		quotaUses: mem.NewTable[quotaUse](s, 4), tallies: newTallies(s), cohorts: newCohorts(s), freed: mem.NewBitmap(s),
+		quotaUses: mem.NewTable[quotaUse](s, 4), tallies: newTallies(s), cohorts: newCohorts(s), freed: mem.NewBitmap(s), waking: mem.NewBitmap(s), curbs: treap{mem.NewTable[leafRec](s, 6)},
 		money:  mem.NewHashedVar(s, moneyRec{}, hasher[moneyRec](seedMoney)),
 		purses: mem.NewHashed(s, 3, hasher[purseRec](seedPurse)), purseOf: mem.NewTable[ref](s, 10),
 		bills: mem.NewHashed(s, 5, hasher[billRec](seedBill)), billSlots: mem.NewSlots(s),
@@ -258,7 +261,7 @@ func (m *Machine) Fork() *Machine {
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
 		quotas: m.quotas.Fork(s), quotaOf: m.quotaOf.Fork(s),
-		quotaUses: m.quotaUses.Fork(s), tallies: m.tallies.fork(s), cohorts: m.cohorts.fork(s), freed: m.freed.Fork(s),
+		quotaUses: m.quotaUses.Fork(s), tallies: m.tallies.fork(s), cohorts: m.cohorts.fork(s), freed: m.freed.Fork(s), waking: m.waking.Fork(s), curbs: treap{m.curbs.leafs.Fork(s)},
 		money: m.money.Fork(s), purses: m.purses.Fork(s), purseOf: m.purseOf.Fork(s),
 		bills: m.bills.Fork(s), billSlots: m.billSlots.Fork(s),
 		accounts: m.accounts.Fork(s), servers: m.servers.Fork(s), access: m.access.Fork(s),

@@ -65,7 +65,7 @@ func (m *Machine) candidate(bucket, group uint32) candidate {
 
 // backlog reports whether the queue must be looked at again.
 func (m *Machine) backlog() bool {
-	return !m.sched.PackingSettled() || m.unserved()
+	return !m.sched.PackingSettled() || m.unserved() || m.wakesSomebody()
 }
 
 // unserved reports whether buckets or nodes are marked to be looked at.
@@ -86,7 +86,7 @@ func (m *Machine) refill() {
 	for {
 		m.wakeQuotas()
 		m.refillRoom()
-		if _, more := m.freed.Next(0); !more {
+		if !m.mayWake() {
 			return
 		}
 	}
@@ -311,7 +311,7 @@ func (m *Machine) grant(group uint32, fit scheduler.Fit) bool {
 	}
 	bill, bills, ok := m.newBill(m.groups.Get(group).job.slot(), &fit, m.priceAt(&fit))
 	if !ok {
-		m.overBudget = true
+		m.noteDear(&fit)
 		return false
 	}
 	slot, ok := m.leaseSlots.Alloc()

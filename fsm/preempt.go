@@ -491,8 +491,7 @@ func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
 	if !ok {
 		return false
 	}
-	if _, _, ok := m.newBill(m.groups.Get(group).job.slot(), &fit, m.priceAt(&fit)); !ok {
-		m.overBudget = true
+	if !m.payable(group, &fit) {
 		return false
 	}
 	by := m.jobs.Get(m.groups.Get(group).job.slot()).id

@@ -52,6 +52,7 @@ type purseRec struct {
 	spent   spending // billed in the present periods
 	most    spending // noBound: no bound
 	warned  uint8    // bits of the bounds of which a warning was given
+	kept    purseKept
 }
 
 func (r *purseRec) put(b []byte) []byte {
@@ -268,6 +269,7 @@ func (m *Machine) lends(purse uint32, has bool, hold gpuai.Micros) bool {
 // affords reports whether a purse has so much left in each period.
 func (m *Machine) affords(purse uint32, money gpuai.Micros, time uint64) bool {
 	p := m.purses.Get(purse)
+	money, time = money+p.kept.money, addSat(time, p.kept.time)
 	for k := range numPeriods {
 		if addSat(addSat(p.spent[inTime][k], p.held), time) > p.most[inTime][k] ||
 			addSat(addSat(p.spent[inMoney][k], uint64(p.account.Held)), uint64(money)) > p.most[inMoney][k] {

@@ -28,12 +28,10 @@ type bucketRec struct {
 	tenant uint32 // string number; 0: made below it, of any tenant
 	min    uint32 // tasks of each gang that are enough; 0: all
 	same   gpuai.Topology
-	grows  bool   // elastic gangs that run, and want more tasks
-	sig    uint64 // tells apart what the fields above do not; 0: nothing
-	curb   uint8  // bits of what the tenant's quota means for it; zero below LevelTenants
-	// curbNext and curbPrev are its place among the curbed ones of the tenant; derived.
-	curbNext, curbPrev ref
-	lanes              [numLanes]lane // derived
+	grows  bool           // elastic gangs that run, and want more tasks
+	sig    uint64         // tells apart what the fields above do not; 0: nothing
+	curb   uint8          // bits of what the tenant's quota means for it; zero below LevelTenants
+	lanes  [numLanes]lane // derived
 }
 
 // A bucketKey is what the groups of a bucket have in common.

@@ -85,7 +85,10 @@ type quotaUse struct {
 	cohort        ref
 	peer          ref                          // next member of the cohort
 	owed          uint32                       // its buckets that are kept from what is theirs
-	curbed        ref                          // first bucket that waits for the quota
+	curbed        ref                          // root of the buckets that wait for the quota
+	waiting       uint32                       // how many those are
+	woken         queueKey                     // up to which of them have been judged again; replicated, as again
+	again         bool                         // from the first on, since more came free meanwhile
 	models        [gpuai.MaxQuotaModels]uint64 // what live leases, and holds, have of the bounded models
 	modelsLeaving [gpuai.MaxQuotaModels]uint64 // of it, by leases that are being revoked
 }
@@ -217,7 +220,7 @@ func (m *Machine) rebuildQuotas() error {
 			if _, ok := m.quotaSlot(m.buckets.Get(b).tenant); !ok {
 				return errSnapshot("a bucket waits for a quota that nobody has")
 			}
-			m.listCurbed(b)
+			m.listCurbed(b, m.buckets.Get(b).curb)
 			if slot, _ := m.quotaSlot(m.buckets.Get(b).tenant); m.buckets.Get(b).curb&curbOwed != 0 {
 				m.owe(slot, 1)
 			}

@@ -1,9 +1,6 @@
 package fsm
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/scheduler"
 )
@@ -13,16 +10,17 @@ import (
 // many jobs it has. A bucket is curbed, too, when it was looked at without devices of
 // some model: it is in its turn and is to be looked at again when the tenant may have
 // those. Whatever lowers what counts against a quota marks it freed; before anything
-// else is placed, the curbed buckets of it, and of its cohort, are judged again.
+// else is placed, the curbed buckets of it, and of its cohort, are judged again: see
+// quota_wake.go.
 
 // Bits of bucketRec.curb.
 const (
 	curbParked = 1 << iota // out of its turn
-	curbBudget             // parked, for the budget
+	curbBudget             // for the budget; if not parked, what was found was too dear
 	curbModels             // looked at without some models
 	// curbOwed: what it waits for is within the tenant's own quota and lent to
-	// others. It stays until the bucket was looked at with the quota free: until
-	// then nobody of the cohort may borrow.
+	// others. It stays until the bucket's first group was placed, or no node can hold
+	// it: until then nobody of the cohort may borrow.
 	curbOwed
 	curbShift = 3 // place of the bits in the byte of a bucket's unseen
 )
@@ -170,11 +168,11 @@ func (m *Machine) withinModel(slot uint32, i int, need uint64) verdict {
 	return v
 }
 
-// barModels leaves devices of some models of a quota out of all searches, and nodes
-// that close before the minute ends, until m.sched.Unbar.
+// barModels leaves devices of some models of a quota, and those that are too dear, out
+// of all searches, and nodes that close before the minute ends, until m.sched.Unbar.
 func (m *Machine) barModels(slot uint32, barred, ends uint32) {
-	var hashes [gpuai.MaxQuotaModels]uint64
-	n, q := 0, m.quotas.Get(slot)
+	var hashes [gpuai.MaxQuotaModels + gpuai.MaxPrices]uint64
+	n, q := copy(hashes[:], m.dear.models), m.quotas.Get(slot)
 	for i := range q.models {
 		if barred>>i&1 != 0 {
 			hashes[n] = q.models[i].hash
@@ -214,8 +212,9 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	if !ok {
 		return m.placeLasting(group)
 	}
+	defer m.avoidNothing()
 	bucket := m.groups.Get(group).bucket.slot()
-	for range 2 * gpuai.MaxQuotaModels { // each time without one model more
+	for range 2*gpuai.MaxQuotaModels + dearTries { // each time without one model, or one node, more
 		v := m.admit(slot, group)
 		if !v.ok {
 			m.park(bucket, &v)
@@ -226,11 +225,11 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 		switch {
 		case !left || placed || !final:
 			return placed, final
-		case m.overBudget:
-			m.park(bucket, &verdict{by: boundBudget})
-			return false, true
-		case m.overQuota: // what was found it may not have: something else, or nothing
+		case m.overBudget && m.avoid() || m.overQuota: // what was found it may not have: something else, or nothing
 			continue
+		case m.overBudget || len(m.dear.nodes)+len(m.dear.models) > 0:
+			m.tooDear(bucket)
+			return false, true
 		}
 		m.looked(bucket, v.barred != 0)
 		return false, true
@@ -253,7 +252,7 @@ func (m *Machine) kept(group uint32) bool {
 	case v.barred != 0:
 		m.looked(bucket, true)
 	default:
-		return false
+		return m.buckets.Get(bucket).curb&curbBudget != 0
 	}
 	return true
 }
@@ -272,7 +271,7 @@ func (m *Machine) quotaOfGroup(group uint32) (slot uint32, ok bool) {
 func (m *Machine) placeBarred(slot, group, barred uint32) (placed, final bool) {
 	m.overQuota, m.overBudget = false, false
 	ends := m.endsBy(group)
-	if barred == 0 && ends == 0 {
+	if barred == 0 && ends == 0 && len(m.dear.models) == 0 {
 		return m.placeFree(group)
 	}
 	m.barModels(slot, barred, ends)
@@ -304,6 +303,7 @@ func (m *Machine) grantable(group uint32, fit *scheduler.Fit) bool {
 func (m *Machine) park(bucket uint32, v *verdict) {
 	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
 	curb := uint8(curbParked)
+	v.owed = v.owed && m.everHolds(m.buckets.Get(bucket).first.slot()) // else it would be taken back in vain
 	switch {
 	case v.by == boundBudget:
 		curb |= curbBudget
@@ -323,11 +323,16 @@ func (m *Machine) park(bucket uint32, v *verdict) {
 }
 
 // looked notes that a bucket was looked at that its tenant may have more of: if it
-// waits, it is for room.
+// waits, it is for room. What was owed to it stays free for it until then: those who
+// left would else borrow it again, and be asked to leave again.
 func (m *Machine) looked(bucket uint32, barred bool) {
-	curb := uint8(0)
+	b := m.buckets.Get(bucket)
+	curb := b.curb & curbOwed
+	if curb != 0 && !m.everHolds(b.first.slot()) {
+		curb = 0
+	}
 	if barred {
-		curb = curbModels
+		curb |= curbModels
 	}
 	m.setCurb(bucket, curb)
 }
@@ -341,13 +346,9 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 		return
 	}
 	slot, _ := m.quotaSlot(b.tenant)
-	if old == 0 {
-		m.listCurbed(bucket)
-	} else if curb == 0 {
-		m.unlistCurbed(slot, bucket)
-	}
+	m.relistCurbed(bucket, curb)
 	m.buckets.Mut(bucket).curb = curb
-	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
+	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels|curbBudget) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
 		m.unreserve() // it may not have what is kept for it
 	}
 	switch {
@@ -359,110 +360,12 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 	}
 }
 
-// listCurbed puts a bucket among those of its tenant's quota.
-func (m *Machine) listCurbed(bucket uint32) {
-	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
-	u, b := m.quotaUses.Mut(slot), m.buckets.Mut(bucket)
-	if b.curbNext, b.curbPrev = u.curbed, 0; b.curbNext != 0 {
-		m.buckets.Mut(b.curbNext.slot()).curbPrev = refTo(bucket)
-	}
-	u.curbed = refTo(bucket)
-}
-
-func (m *Machine) unlistCurbed(slot, bucket uint32) {
-	b := m.buckets.Mut(bucket)
-	if b.curbPrev != 0 {
-		m.buckets.Mut(b.curbPrev.slot()).curbNext = b.curbNext
-	} else {
-		m.quotaUses.Mut(slot).curbed = b.curbNext
-	}
-	if b.curbNext != 0 {
-		m.buckets.Mut(b.curbNext.slot()).curbPrev = b.curbPrev
-	}
-	b.curbNext, b.curbPrev = 0, 0
-}
-
-// firstCurbed notes that a parked bucket has another first group, which may be let
-// in where the last one was not: its job runs already.
-func (m *Machine) firstCurbed(bucket uint32) {
-	b := m.buckets.Get(bucket)
-	if slot, ok := m.quotaSlot(b.tenant); ok && b.parked() {
-		m.freed.Set(slot)
-	}
-}
-
-// wakeQuotas judges the buckets again that wait for quotas of which something has
-// been freed. It ends: what is judged is parked as before, or looked at.
-func (m *Machine) wakeQuotas() {
-	for slot, ok := m.freed.Next(0); ok; slot, ok = m.freed.Next(0) {
-		m.freed.Clear(slot)
-		m.eachPeer(slot, m.wakeQuota)
-	}
-}
-
-func (m *Machine) wakeQuota(slot uint32) {
-	m.owing = m.owing[:0]
-	for x := m.quotaUses.Get(slot).curbed; x != 0; {
-		bucket := x.slot()
-		b := m.buckets.Get(bucket)
-		x = b.curbNext
-		m.now.work -= workLook
-		if !b.parked() {
-			if b.curb&curbModels != 0 && !b.unseen {
-				m.look(bucket)
-			}
-			continue
-		}
-		v := m.admit(slot, b.first.slot())
-		switch {
-		case v.ok:
-			m.setCurb(bucket, b.curb&curbOwed|curbModels) // until it has been looked at
-			m.look(bucket)
-		case v.owed:
-			m.setCurb(bucket, curbParked|curbOwed)
-			m.owing = append(m.owing, owing{bucket: bucket, group: b.first.slot(), priority: b.priority, key: m.queueKeyOf(b.first.slot()), v: v})
-		case v.by != boundBudget && b.curb != curbParked:
-			m.setCurb(bucket, curbParked)
-		}
-	}
-	m.takeBackOwed(slot)
-}
-
-// An owing is a group that is kept from what is its tenant's own.
-type owing struct {
-	bucket   uint32
-	group    uint32
-	priority gpuai.Priority
-	key      queueKey
-	v        verdict
-}
-
-// takeBackOwed has what m.owing needs taken back, in queue order: the list of what
-// waits for a quota has another order in a machine that was restored.
-func (m *Machine) takeBackOwed(slot uint32) {
-	slices.SortFunc(m.owing, func(a, b owing) int {
-		switch {
-		case a.priority != b.priority:
-			return cmp.Compare(b.priority, a.priority)
-		case a.key.before(b.key):
-			return -1
-		case b.key.before(a.key):
-			return 1
-		}
-		return cmp.Compare(a.bucket, b.bucket)
-	})
-	m.barren = m.barren[:0]
-	for i := range m.owing {
-		m.takeBackLent(slot, m.owing[i].group, &m.owing[i].v)
-	}
-}
-
 // poolsMoved has those judged again who may have devices of some models only: there
 // are others now.
 func (m *Machine) poolsMoved() {
 	for s := range m.quotas.Len() {
 		if m.now.work -= workLook; m.quotaUses.Get(s).curbed != 0 && m.quotas.Get(s).models[0].name != 0 {
-			m.freed.Set(s)
+			m.wakeQuota(s)
 		}
 	}
 }

@@ -8,13 +8,16 @@ import (
 
 // What a tenant leaves idle of its quota others of its cohort may borrow. When it
 // wants it back, leases of those that have more than their own are revoked, the
-// newest first, until what is leaving suffices. Nobody borrows meanwhile (curbOwed),
-// so what comes free is its owner's. A tenant within its own quota loses nothing, and
+// newest first, until what is leaving suffices: first those of one node that then has
+// the room for a task. Nobody borrows until it was placed (curbOwed), so what comes free
+// of the quota is its owner's, and nobody is asked to leave for it twice. A tenant within its own quota loses nothing, and
 // what is taken back was lent: nobody takes from one who took from him.
 
 const (
 	lentScan    = 65_536 // leases that are looked at for one group
 	lentVictims = 1_024  // that are revoked for it at a time
+	lentNodes   = 16     // nodes that are looked at for room for it
+	lentOfOne   = 64     // leases of one borrower that name those
 )
 
 // A lent names what is taken back: devices, CPU or memory, or devices of one model.
@@ -42,6 +45,9 @@ func (m *Machine) boundsOf(slot uint32, x lent) (most, have, leaving uint64, ok 
 // that is its own, if they have it.
 func (m *Machine) takeBackLent(slot, group uint32, v *verdict) {
 	n := m.needOfStart(group)
+	if g := m.groups.Get(group); !g.gang && g.together == 0 && n[ofGPUs] > 0 {
+		m.takeBackOnOne(slot, group, v, n[ofGPUs])
+	}
 	for i := range n {
 		if n[i] > 0 {
 			m.takeBackOf(slot, group, lent{of: i}, n[i])
@@ -104,16 +110,125 @@ func (m *Machine) newestLent(slot uint32, x lent, scan *int) (uint32, bool) {
 	for l := m.tally(slot).last; l != 0 && *scan > 0; l = m.tallies.links.Get(l.slot()).older {
 		m.now.work -= workLook
 		*scan--
-		r := m.leases.Get(l.slot())
-		job := m.jobs.Get(m.groups.Get(m.tasks.Get(r.task.slot()).group.slot()).job.slot())
-		if r.state >= gpuai.LeaseRevoking || !job.preemptible {
-			continue
-		}
-		u := m.leaseUse(l.slot())
-		i := m.quotas.Get(slot).modelIn(u.model)
-		if x.model == 0 && u.of[x.of] > 0 || x.model != 0 && i >= 0 && m.quotas.Get(slot).models[i].name == x.model {
+		if m.hasLent(slot, l.slot(), x) {
 			return l.slot(), true
 		}
 	}
 	return 0, false
+}
+
+// hasLent reports whether a tenant's lease has something of x.
+func (m *Machine) hasLent(slot, lease uint32, x lent) bool {
+	u := m.leaseUse(lease)
+	if x.model == 0 {
+		return u.of[x.of] > 0
+	}
+	i := m.quotas.Get(slot).modelIn(u.model)
+	return i >= 0 && m.quotas.Get(slot).models[i].name == x.model
+}
+
+// takeBackOnOne has those leave who borrowed devices on one node, and no more of them
+// than a task of a group needs to find its room there: else the newest may go on many
+// nodes, and none has it.
+func (m *Machine) takeBackOnOne(slot, group uint32, v *verdict, need uint64) {
+	x := lent{of: ofGPUs}
+	if v.by == boundModel {
+		x.model = m.quotas.Get(slot).models[v.model].name
+	}
+	if _, _, lacks := m.lender(slot, x, need, &[gpuai.MaxCohortMembers]bool{}); !lacks || slices.Contains(m.barren, x) {
+		return
+	}
+	nodes := m.lentOn(slot, x)
+	by := m.jobs.Get(m.groups.Get(group).job.slot()).id
+	for _, node := range nodes {
+		if !m.nodes.Get(node).open() {
+			continue
+		}
+		m.listLent(slot, node, x)
+		if _, ok := m.sched.Displace(m.groups.Get(group).shape, node, m.holdings, m.gone); !ok || !m.lentSuffices(x) {
+			continue
+		}
+		m.now.emptying = refTo(node)
+		for i := range m.victims {
+			if m.gone[i] {
+				m.preempt(&m.victims[i], by)
+			}
+		}
+		m.now.emptying = 0
+		m.relisted(node)
+		return
+	}
+}
+
+// lentOn returns the nodes of the newest leases of those who borrow from a cohort.
+func (m *Machine) lentOn(slot uint32, x lent) (nodes []uint32) {
+	m.eachPeer(slot, func(p uint32) {
+		if p == slot || m.lentTo(p, x) == 0 {
+			return
+		}
+		l := m.tally(p).last
+		for range lentOfOne {
+			if l == 0 || len(nodes) == lentNodes {
+				return
+			}
+			m.now.work -= workLook
+			if node := m.leases.Get(l.slot()).node; m.hasLent(p, l.slot(), x) && !slices.Contains(nodes, node) {
+				nodes = append(nodes, node)
+			}
+			l = m.tallies.links.Get(l.slot()).older
+		}
+	})
+	return nodes
+}
+
+// lentTo returns what stays of what a tenant has beyond its own.
+func (m *Machine) lentTo(slot uint32, x lent) uint64 {
+	top, has, leaving, ok := m.boundsOf(slot, x)
+	if !ok {
+		return 0
+	}
+	stays := has - min(leaving, has)
+	return stays - min(top, stays)
+}
+
+// listLent lists what may be taken of a node for a member of a cohort, the most worth
+// sparing first: what others of it may have borrowed, and what is leaving.
+func (m *Machine) listLent(slot, node uint32, x lent) {
+	vs := m.victims[:0]
+	for l := m.nodes.Get(node).first; l != 0; l = m.leases.Get(l.slot()).next {
+		m.now.work -= workLook
+		lease := l.slot()
+		if m.leases.Get(lease).state < gpuai.LeaseRevoking {
+			p, ok := m.quotaSlot(m.tenantOfLease(m.leases.Get(lease)))
+			if !ok || p == slot || !m.givesWay(lease) || m.quotaUses.Get(p).cohort != m.quotaUses.Get(slot).cohort || m.lentTo(p, x) == 0 || !m.hasLent(p, lease, x) {
+				continue
+			}
+		}
+		vs = append(vs, m.victimOf(lease))
+	}
+	slices.SortFunc(vs, func(a, b victim) int { return a.worthier(&b) })
+	m.victims, m.holdings = vs, m.holdings[:0]
+	for i := range vs {
+		m.holdings = append(m.holdings, vs[i].holding)
+	}
+	m.gone = append(m.gone[:0], make([]bool, len(vs))...)
+}
+
+// lentSuffices reports whether no victim would lose what is its tenant's own.
+func (m *Machine) lentSuffices(x lent) bool {
+	for i := range m.victims {
+		if !m.gone[i] {
+			continue
+		}
+		tenant, sum := m.tenantOfLease(m.leases.Get(m.victims[i].slot)), uint64(0)
+		for k := range m.victims[:i+1] {
+			if l := m.leases.Get(m.victims[k].slot); m.gone[k] && m.tenantOfLease(l) == tenant {
+				sum += l.held()
+			}
+		}
+		if slot, _ := m.quotaSlot(tenant); sum >= m.lentTo(slot, x)+m.leases.Get(m.victims[i].slot).held() {
+			return false
+		}
+	}
+	return true
 }

@@ -177,7 +177,7 @@ func TestQuotaIsRefused(t *testing.T) {
 	r.do(&SetFeatureLevel{Level: MaxLevel})
 	r.refuse(&SetQuota{Tenant: "No"}, gpuai.InvalidSpec)
 	for _, q := range []gpuai.Quota{
-		{GPUs: some(uint32(1 << 30))}, {CPU: some(gpuai.MilliCPU(-1))}, {Cohort: "A B"},
+		{GPUs: some(uint32(1 << 30))}, {CPU: some(gpuai.MilliCPU(-1))}, {CPU: some(gpuai.MaxQuotaCPU + 1)}, {Memory: some(gpuai.MaxQuotaMemory + 1)}, {Cohort: "A B"},
 		{Models: []gpuai.ModelQuota{{Model: "x"}, {Model: "x"}}}, {Models: []gpuai.ModelQuota{{}}},
 		{BorrowGPUs: some(uint32(1)), GPUs: some(uint32(1))}, {BorrowGPUs: some(uint32(1)), Cohort: "c"},
 	} {
@@ -189,6 +189,19 @@ func TestQuotaIsRefused(t *testing.T) {
 	r.refuse(&SetQuota{Tenant: "u", Quota: gpuai.Quota{Cohort: "c"}}, gpuai.TooLarge)
 	r.quota("t0", gpuai.Quota{})
 	r.quota("u", gpuai.Quota{Cohort: "c"})
+}
+
+// However much each member may have, what the cohort may have is no less.
+func TestBoundsOfACohortHaveASum(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	for i := range gpuai.MaxCohortMembers - 1 {
+		r.quota("p"+strconv.Itoa(i), gpuai.Quota{CPU: some(gpuai.MaxQuotaCPU), Memory: some(gpuai.MaxQuotaMemory), Cohort: "x"})
+	}
+	r.quota("t", gpuai.Quota{CPU: some(gpuai.MilliCPU(1)), Memory: some(gpuai.Bytes(1)), Cohort: "x"})
+	own, borrowed := r.submit(tenantSpec("p0", "x", 1, 1)), r.submit(tenantSpec("t", "x", 1, 1))
+	if r.running(own) != 1 || r.running(borrowed) != 1 {
+		t.Errorf("%d and %d tasks run in a cohort that leaves nearly all idle", r.running(own), r.running(borrowed))
+	}
 }
 
 // What a member leaves idle others borrow, and it gets it back when it wants it.

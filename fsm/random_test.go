@@ -1,7 +1,9 @@
 package fsm
 
 import (
+	"cmp"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +42,8 @@ type walk struct {
 	joins bool
 	// hides has tenants set secrets, and jobs that want them.
 	hides bool
+	// restores is every how manyth entry the machine beside is restored; 0: 20.
+	restores int
 }
 
 var walkNodes = []string{"a", "b", "c", "d", "e"}
@@ -298,10 +302,10 @@ func (w *walk) beside(seed uint64, other *Machine, steps int) {
 	t := w.t
 	t.Helper()
 	for range steps {
-		w.step()
+		told := w.step()
 		entry := w.log[len(w.log)-1]
 		out := &Output{}
-		if w.r.IntN(20) == 0 {
+		if w.r.IntN(cmp.Or(w.restores, 20)) == 0 {
 			other = restored(t, other)
 		}
 		if w.r.IntN(20) == 0 {
@@ -317,6 +321,9 @@ func (w *walk) beside(seed uint64, other *Machine, steps int) {
 		if other.Digest() != w.m.Digest() {
 			t.Fatalf("seed %d, entry %d: digests differ: %s and %s", seed, w.index, w.m.Digest(), other.Digest())
 		}
+		if i := differAt(told.Events, out.Events); i >= 0 || !reflect.DeepEqual(told.Results, out.Results) {
+			t.Fatalf("seed %d, entry %d: the machines tell something else: event %d of\n%+v\n%+v", seed, w.index, i, told.Events, out.Events)
+		}
 		if out.Diverged {
 			t.Fatalf("seed %d, entry %d: a checkpoint tells a divergence", seed, w.index)
 		}
@@ -324,6 +331,16 @@ func (w *walk) beside(seed uint64, other *Machine, steps int) {
 	if err := other.Check(); err != nil {
 		t.Fatalf("seed %d: %v", seed, err)
 	}
+}
+
+// differAt returns where two lists of events differ; -1: nowhere.
+func differAt(a, b []gpuai.Event) int {
+	for i := range max(len(a), len(b)) {
+		if i >= len(a) || i >= len(b) || !reflect.DeepEqual(a[i], b[i]) {
+			return i
+		}
+	}
+	return -1
 }
 
 // Whenever there is no backlog, nothing that could start waits.

@@ -48,11 +48,11 @@ func (m *Machine) quotaStatus(slot uint32) gpuai.QuotaStatus {
 			s.Use.Models = append(s.Use.Models, gpuai.ModelUse{Model: m.strs.Get(q.models[i].name), GPUMilli: u.models[i]})
 		}
 	}
-	for b := u.curbed; b != 0; b = m.buckets.Get(b.slot()).curbNext {
-		if m.buckets.Get(b.slot()).parked() {
-			s.Waiting += m.buckets.Get(b.slot()).groups
+	m.curbs.each(u.curbed, func(b uint32) {
+		if m.buckets.Get(b).parked() {
+			s.Waiting += m.buckets.Get(b).groups
 		}
-	}
+	})
 	return s
 }
 

@@ -214,6 +214,10 @@ func (m *loader) tenantFrame(section uint8, f rows) bool {
 		readTable(f, m.checkpoints, m.checkpointSlots)
 	case secQuotas:
 		readRows(f, m.quotas, MaxTenants)
+	case secWaking:
+		for range f.count {
+			m.readWaking(f.rd)
+		}
 	case secPurses:
 		readRows(f, m.purses, MaxStrings)
 	case secBills:

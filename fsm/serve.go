@@ -85,7 +85,7 @@ func (m *Machine) serveTurn(c *candidate, node uint32, room *scheduler.Need) (fi
 		m.follow(c, queueKey{place: c.seq, idx: c.idx}, room)
 		return true
 	}
-	if m.mayServe(b, node) {
+	if m.mayServe(b, node) && m.mayPay(b, node) {
 		_, final := m.placeGroup(c.group)
 		if !final {
 			if m.buckets.Get(c.bucket).used {

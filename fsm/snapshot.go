@@ -52,6 +52,7 @@ const (
 	secPurses      uint8 = 46
 	secBills       uint8 = 47
 	secMoney       uint8 = 48
+	secWaking      uint8 = 50
 	secAccounts    uint8 = 37
 	secTokens      uint8 = 38
 	secRoles       uint8 = 39
@@ -267,6 +268,7 @@ func writeTable[T any, P putter[T]](f *frameWriter, section uint8, t *mem.Table[
 // writeTerms writes quotas and money, where there are some.
 func (m *Machine) writeTerms(f *frameWriter) {
 	writeRows(f, secQuotas, m.quotas)
+	m.writeWaking(f)
 	writeRows(f, secPurses, m.purses)
 	if m.billSlots.Len() > 0 {
 		writeTable(f, secBills, m.bills, m.billSlots)

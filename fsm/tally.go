@@ -18,7 +18,7 @@ type tallyRec struct {
 	leaving     [numBounds]uint64 // of it, by leases that are being revoked
 	running     uint32            // jobs
 	pending     uint32
-	first, last ref // live leases, in the order of their grants
+	first, last ref // leases that may be taken back, in the order of their grants
 	quota       ref
 	models      ref // first
 }
@@ -31,7 +31,8 @@ type modelTally struct {
 	of, leaving uint64
 }
 
-// A leaseLink is a live lease's place among those of its tenant. It is no field of the
+// A leaseLink is the place of a lease that gives way, and is not being revoked, among
+// those of its tenant: who takes something back looks at no other. It is no field of the
 // lease, whose neighbours would be hashed anew with each grant.
 type leaseLink struct{ older, newer ref }
 
@@ -215,7 +216,15 @@ func (m *Machine) countJob(tenant uint32, from, to gpuai.JobStatus) {
 // useLease counts a new lease.
 func (m *Machine) useLease(lease uint32) {
 	x := m.leaseUse(lease)
-	m.listLease(m.count(m.tenantOfLease(m.leases.Get(lease)), &x), lease)
+	if tally := m.count(m.tenantOfLease(m.leases.Get(lease)), &x); m.givesWay(lease) {
+		m.listLease(tally, lease)
+	}
+}
+
+// givesWay reports whether a lease may be taken back.
+func (m *Machine) givesWay(lease uint32) bool {
+	l := m.leases.Get(lease)
+	return l.state < gpuai.LeaseRevoking && m.jobs.Get(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).job.slot()).preemptible
 }
 
 // listLease puts a lease behind all others of a tenant.
@@ -231,12 +240,16 @@ func (m *Machine) listLease(tally, lease uint32) {
 	links.Put(lease, leaseLink{older: older})
 }
 
-// unuseLease counts a lease that ends.
-func (m *Machine) unuseLease(lease uint32) {
-	x := m.leaseUse(lease)
-	x.is = usedNoMore
-	t, links := m.tallies.recs.Mut(m.count(m.tenantOfLease(m.leases.Get(lease)), &x)), m.tallies.links
+// unlistLease takes a lease out of those that may be taken back, if it is there.
+func (m *Machine) unlistLease(tally, lease uint32) {
+	t, links := m.tallies.recs.Mut(tally), m.tallies.links
+	if lease >= links.Len() {
+		return
+	}
 	l := *links.Get(lease)
+	if l == (leaseLink{}) && t.first != refTo(lease) {
+		return
+	}
 	if l.older != 0 {
 		links.Mut(l.older.slot()).newer = l.newer
 	} else {
@@ -250,11 +263,18 @@ func (m *Machine) unuseLease(lease uint32) {
 	*links.Mut(lease) = leaseLink{}
 }
 
+// unuseLease counts a lease that ends.
+func (m *Machine) unuseLease(lease uint32) {
+	x := m.leaseUse(lease)
+	x.is = usedNoMore
+	m.unlistLease(m.count(m.tenantOfLease(m.leases.Get(lease)), &x), lease)
+}
+
 // leaseLeaves counts a lease that is being revoked from now on.
 func (m *Machine) leaseLeaves(lease uint32) {
 	x := m.leaseUse(lease)
 	x.is = usedLeaves
-	m.count(m.tenantOfLease(m.leases.Get(lease)), &x)
+	m.unlistLease(m.count(m.tenantOfLease(m.leases.Get(lease)), &x), lease)
 }
 
 // useHold counts a hold, or one that ends.

@@ -49,12 +49,17 @@ func (a queueKey) before(b queueKey) bool {
 	return a.place < b.place || a.place == b.place && a.idx < b.idx
 }
 
+// A treap has the leafs of trees, which are known by their roots.
+type treap struct {
+	leafs *mem.Table[leafRec] // by bucket
+}
+
 // turns are all turns of a machine.
 type turns struct {
+	treap
 	recs  *mem.Table[turnRec]
 	slots *mem.Slots
 	byKey *mem.Hash
-	leafs *mem.Table[leafRec]     // by bucket
 	sizes mem.Var[[66 + 1]uint32] // buckets in turns by the size of their need
 
 	standings *mem.Table[standing] // by turn
@@ -67,7 +72,7 @@ type turns struct {
 func newTurns(s *mem.Space) *turns {
 	t := &turns{
 		recs: mem.NewTable[turnRec](s, 6), slots: mem.NewSlots(s), byKey: mem.NewHash(s),
-		leafs: mem.NewTable[leafRec](s, 6), sizes: mem.NewVar(s, [67]uint32{}),
+		treap: treap{mem.NewTable[leafRec](s, 6)}, sizes: mem.NewVar(s, [67]uint32{}),
 		standings: mem.NewTable[standing](s, 5), bands: mem.NewTable[bandRec](s, 6), inUse: mem.NewBitmap(s),
 		changed: mem.NewVar[ref](s, 0), ofTenant: mem.NewTable[ref](s, 10),
 	}
@@ -78,7 +83,7 @@ func newTurns(s *mem.Space) *turns {
 func (t *turns) fork(ns *mem.Space) *turns {
 	return &turns{
 		recs: t.recs.Fork(ns), slots: t.slots.Fork(ns), byKey: t.byKey.Fork(ns),
-		leafs: t.leafs.Fork(ns), sizes: t.sizes.Fork(ns),
+		treap: treap{t.leafs.Fork(ns)}, sizes: t.sizes.Fork(ns),
 		standings: t.standings.Fork(ns), bands: t.bands.Fork(ns), inUse: t.inUse.Fork(ns),
 		changed: t.changed.Fork(ns), ofTenant: t.ofTenant.Fork(ns),
 	}
@@ -190,7 +195,7 @@ func (t *turns) moved(turn uint32) {
 }
 
 // insert puts a leaf into the treap at root and returns the new root.
-func (t *turns) insert(root ref, bucket uint32) ref {
+func (t treap) insert(root ref, bucket uint32) ref {
 	if root == 0 {
 		return refTo(bucket)
 	}
@@ -211,7 +216,7 @@ func (t *turns) insert(root ref, bucket uint32) ref {
 }
 
 // split cuts a treap into what is before a key and the rest.
-func (t *turns) split(root ref, key queueKey) (left, right ref) {
+func (t treap) split(root ref, key queueKey) (left, right ref) {
 	if root == 0 {
 		return 0, 0
 	}
@@ -228,7 +233,7 @@ func (t *turns) split(root ref, key queueKey) (left, right ref) {
 }
 
 // remove takes a leaf out of the treap at root and returns the new root.
-func (t *turns) remove(root ref, bucket uint32, key queueKey) ref {
+func (t treap) remove(root ref, bucket uint32, key queueKey) ref {
 	r := t.leafs.Mut(root.slot())
 	switch {
 	case root == refTo(bucket):
@@ -243,7 +248,7 @@ func (t *turns) remove(root ref, bucket uint32, key queueKey) ref {
 }
 
 // merge joins two treaps, all of the one before all of the other.
-func (t *turns) merge(a, b ref) ref {
+func (t treap) merge(a, b ref) ref {
 	switch {
 	case a == 0:
 		return b
@@ -263,7 +268,7 @@ func (t *turns) merge(a, b ref) ref {
 }
 
 // sum makes the least need below a leaf anew.
-func (t *turns) sum(at ref) {
+func (t treap) sum(at ref) {
 	l := t.leafs.Mut(at.slot())
 	l.least = l.need
 	for _, c := range [...]ref{l.left, l.right} {
@@ -275,7 +280,7 @@ func (t *turns) sum(at ref) {
 
 // next returns the first bucket behind a key whose need a room covers. It counts
 // the leafs that it looks at.
-func (t *turns) next(root ref, after queueKey, room *scheduler.Need, looks *int64) ref {
+func (t treap) next(root ref, after queueKey, room *scheduler.Need, looks *int64) ref {
 	for root != 0 {
 		l := t.leafs.Get(root.slot())
 		*looks++
