@@ -178,7 +178,7 @@ func TestFairQueueTurns(t *testing.T) {
 	f.leave(b)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.waiting.Load() != 0 || g.short.Load() != 0 || len(f.ring[classWrite]) != 0 || !f.lanes["a"].idle() || !f.lanes["b"].idle() {
+	if f.waiting.Load() != 0 || g.short.Load() != 0 || len(f.ring[classWrite]) != 0 || !f.lanes[laneMember]["a"].idle() || !f.lanes[laneMember]["b"].idle() {
 		t.Errorf("%d wait, %d are under way, %d lanes have turns", f.waiting.Load(), g.short.Load(), len(f.ring[classWrite]))
 	}
 }
@@ -187,13 +187,13 @@ func TestLanesAreBounded(t *testing.T) {
 	f := newFairQueue(newGate(&Config{MaxInFlight: 1024}), &Config{MaxInFlight: 1024})
 	now := time.Now()
 	for i := range 3 * maxLanes {
-		f.laneOf(strings.Repeat("x", i%97)+string(rune('0'+i)), now)
+		f.laneOf(&claim{who: strings.Repeat("x", i%97) + string(rune('0'+i))}, now)
 	}
-	if n := len(f.lanes); n > maxLanes+1 {
+	if n := len(f.lanes[laneMember]); n > maxLanes+1 {
 		t.Errorf("%d lanes", n)
 	}
-	f.laneOf("late", now.Add(time.Minute))
-	if n := len(f.lanes); n > 2 {
+	f.laneOf(&claim{who: "late"}, now.Add(time.Minute))
+	if n := len(f.lanes[laneMember]); n > 2 {
 		t.Errorf("%d lanes are kept that nobody uses", n)
 	}
 }

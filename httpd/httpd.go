@@ -48,7 +48,8 @@ type Config struct {
 	Registry prometheus.Registerer
 	// MaxInFlight bounds the requests under way, sessions and streams aside;
 	// 0 is 1,024. Submits may take half of it, reads seven eighths, and what
-	// is left is for status: so the order of service holds when it is full.
+	// is left is for status: so the order of service holds when it is full. What
+	// needs no token has an eighth more, apart, of which one address has an eighth.
 	MaxInFlight int
 	// TenantRate says how many requests a second a tenant may send to this server,
 	// each job of a batch counted; 0 is any number. "" asks for the rate of an
@@ -144,7 +145,7 @@ func (a *api) newRouter() *mux.Router {
 		r.Path(rt.path).Methods(methods...).Handler(a.handler(rt))
 	}
 	other := func(path string, handle func(*call) error) *route {
-		return &route{path: path, who: anyone, class: classStatus, anyQuery: true, handle: handle}
+		return &route{path: path, who: anyone, class: classAnonymous, where: here, anyQuery: true, handle: handle}
 	}
 	r.NotFoundHandler = a.handler(other("unknown", (*call).noSuchPath))
 	r.MethodNotAllowedHandler = a.handler(other("unknown", (*call).noSuchMethod))
