@@ -77,6 +77,8 @@ type Principal struct {
 	// Node and Server are set for those that a certificate names.
 	Node   NodeID
 	Server ServerID
+	// Stamp is when that certificate was issued.
+	Stamp  Stamp `json:",omitzero"`
 	Scopes Scopes
 	// Token is the access token that was shown; zero for none.
 	Token AccessTokenID
