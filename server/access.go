@@ -157,8 +157,27 @@ func (s *Server) eventsOf(tenant gpuai.TenantID, f func([]gpuai.Event, uint64) e
 	if tenant == "" {
 		return f
 	}
+	mine := s.jobsOf(tenant)
+	return func(all []gpuai.Event, index uint64) error {
+		events := slices.DeleteFunc(slices.Clone(all), func(e gpuai.Event) bool { return e.Job.IsZero() || !mine(e.Job) })
+		scrub(events, mine)
+		return f(events, index)
+	}
+}
+
+// scrub takes from events what they say of jobs that are not mine.
+func scrub(events []gpuai.Event, mine func(gpuai.JobID) bool) {
+	for i := range events {
+		if by := events[i].By; !by.IsZero() && !mine(by) {
+			events[i].By = gpuai.JobID{}
+		}
+	}
+}
+
+// jobsOf returns a function that reports whether a job is a tenant's.
+func (s *Server) jobsOf(tenant gpuai.TenantID) func(gpuai.JobID) bool {
 	known := map[gpuai.JobID]bool{}
-	mine := func(id gpuai.JobID) bool {
+	return func(id gpuai.JobID) bool {
 		is, ok := known[id]
 		if !ok {
 			if len(known) >= maxEventJobs {
@@ -169,15 +188,6 @@ func (s *Server) eventsOf(tenant gpuai.TenantID, f func([]gpuai.Event, uint64) e
 			known[id] = is
 		}
 		return is
-	}
-	return func(all []gpuai.Event, index uint64) error {
-		events := slices.DeleteFunc(slices.Clone(all), func(e gpuai.Event) bool { return e.Job.IsZero() || !mine(e.Job) })
-		for i := range events {
-			if by := events[i].By; !by.IsZero() && !mine(by) {
-				events[i].By = gpuai.JobID{}
-			}
-		}
-		return f(events, index)
 	}
 }
 
