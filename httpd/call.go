@@ -85,6 +85,9 @@ func (c *call) identify() error {
 	if err := c.api.cross.Check(c.r); err != nil {
 		return gpuai.NewError(gpuai.Forbidden, "a page of another site may not use this API")
 	}
+	if err := c.checkHost(); err != nil {
+		return err
+	}
 	return c.admit()
 }
 

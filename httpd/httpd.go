@@ -39,6 +39,9 @@ type Config struct {
 	// Auth says who requests come from; nil: nobody has to say so, and every
 	// request is an operator's, called insecure.
 	Auth Authenticator
+	// Hosts are names under which clients reach a server without Auth, beside
+	// localhost and any address; requests under others are refused.
+	Hosts []string
 	// PeerOf reads certificates, which the listener has verified; nil: none is
 	// looked at.
 	PeerOf PeerOf
@@ -74,6 +77,11 @@ type Config struct {
 }
 
 func (c *Config) defaults() {
+	hosts := c.Hosts
+	c.Hosts = nil
+	for _, h := range hosts {
+		c.Hosts = append(c.Hosts, hostName(h))
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
