@@ -67,9 +67,7 @@ func newWarden(s *Server) *warden {
 	if w.clock == nil {
 		w.clock = identity.SystemClock
 	}
-	w.src = identity.NewSource(identity.SourceConfig{Clock: w.clock, Judge: w.judge, Refused: func(from net.Addr, why error) {
-		s.log.Warn("connection refused", "from", from, "reason", why)
-	}})
+	w.src = identity.NewSource(identity.SourceConfig{Clock: w.clock, Judge: w.judge, Refused: (&refusals{log: s.log}).say})
 	return w
 }
 
