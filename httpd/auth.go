@@ -170,7 +170,7 @@ func urlHoldsToken(r *http.Request) bool {
 func holdsToken(text string) bool {
 	for at := strings.Index(text, "gpu"); at >= 0; {
 		rest := text[at:]
-		if strings.HasPrefix(rest, "gpujoin_") {
+		if strings.HasPrefix(rest, "gpujoin_") || strings.HasPrefix(rest, gpuai.BootstrapPrefix) {
 			return true
 		}
 		if _, ok := gpuai.SplitAccessToken(rest); ok {

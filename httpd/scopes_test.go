@@ -415,7 +415,7 @@ func TestCase37TokensInURLs(t *testing.T) {
 	for _, target := range []string{
 		"/v1/jobs?token=" + token, "/v1/jobs?access_token=hunter2", "/v1/jobs?filter=" + token, "/v1/jobs/" + token, "/v1/" + token,
 		"/v1/jobs?x=%67pu_" + strings.TrimPrefix(token, "gpu_"), "/healthz?token=hunter2", "/v1/jobs?" + token, "/v1/jobs?Token=hunter2",
-		"/v1/jobs?join=gpujoin_abc_hunter2_def", "/v1/events?index=1&authorization=hunter2",
+		"/v1/jobs?join=gpujoin_abc_hunter2_def", "/v1/jobs?x=gpuboot-hunter2HUNTER2", "/v1/gpuboot-hunter2HUNTER2", "/v1/events?index=1&authorization=hunter2",
 	} {
 		w := s.as("read", "GET", target, "")
 		if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "must not be in a URL") || strings.Contains(w.Body.String(), "hunter2") {
