@@ -308,7 +308,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
-		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: cfg.Hosts,
+		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: append([]string{cfg.HTTP}, cfg.Hosts...),
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
 		PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,
