@@ -10,7 +10,12 @@ import (
 const (
 	MaxTokenTTL     = 5 * 365 * Day // of an access token
 	DefaultTokenTTL = 90 * Day      // of one that says nothing
-	MaxNoteLen      = 256           // bytes of a description, a display name, a claim or its value
+	// MaxGivenTTL bounds a token that a tenant's administrator makes, and
+	// MaxGivenLoginTTL one that is made by who has logged in as such: it goes on
+	// when the provider knows them no more.
+	MaxGivenTTL      = 365 * Day
+	MaxGivenLoginTTL = 30 * Day
+	MaxNoteLen       = 256 // bytes of a description, a display name, a claim or its value
 )
 
 // An AccessTokenID names an access token: it is the part of its text that is no
@@ -23,6 +28,10 @@ const AccessTokenIDLen = 16
 // AccessTokenPrefix begins the text of every access token:
 // "gpu_" ID "_" secret.
 const AccessTokenPrefix = "gpu_"
+
+// BootstrapPrefix begins the text of the secret with which a region's first
+// operator token is made.
+const BootstrapPrefix = "gpuboot-"
 
 // String returns the 16 characters of id, in Crockford's base 32, lower case.
 func (id AccessTokenID) String() string { return string(AppendBase32(nil, id[:])) }

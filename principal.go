@@ -64,6 +64,9 @@ func (s Scopes) List() []Scope {
 // Within reports whether all of s is in o.
 func (s Scopes) Within(o Scopes) bool { return s&^o == 0 }
 
+// ActorUser begins the actor of who has logged in.
+const ActorUser = "user/"
+
 // A Principal is who a request comes from, once that is proven. The zero value
 // is nobody, who may do nothing.
 type Principal struct {
@@ -77,6 +80,8 @@ type Principal struct {
 	// Node and Server are set for those that a certificate names.
 	Node   NodeID
 	Server ServerID
+	// Stamp is when that certificate was issued.
+	Stamp  Stamp `json:",omitzero"`
 	Scopes Scopes
 	// Token is the access token that was shown; zero for none.
 	Token AccessTokenID

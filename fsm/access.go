@@ -198,6 +198,14 @@ func (m *Machine) AccessTokens(from uint32, limit int, tenant gpuai.TenantID) (p
 	return page, from
 }
 
+// CountTokens counts the access tokens that are kept, all and those of a tenant.
+func (m *Machine) CountTokens(tenant gpuai.TenantID) (all, ofTenant uint32) {
+	if n, ok := m.strs.Find(string(tenant)); ok && tenant != "" && n < m.tokensOf.Len() {
+		ofTenant = *m.tokensOf.Get(n)
+	}
+	return uint32(m.tokenSlots.Len()), ofTenant
+}
+
 func (m *Machine) writeAccess(f *frameWriter) {
 	if m.tokenSlots.Len() > 0 {
 		f.begin(secTokens)

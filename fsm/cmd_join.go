@@ -50,15 +50,12 @@ func (m *Machine) applyJoin(r *wire.Reader) Result {
 	case !c.Identity.Valid() || c.Key == gpuai.SubjectHash{}:
 		return rejected(gpuai.InvalidSpec, "who joins needs a key, and a name of 1 to 63 of a-z, 0-9 and '-'")
 	}
-	slot, known := m.joinTokenSlot(&c.Token)
-	if !known {
-		return rejected(gpuai.Unauthenticated, "the join token is not known, or has expired: ask for a new one, which 'gpuai token create --join' makes")
+	slot, bad := m.mayJoin(&c, m.now.time)
+	if bad.Code != gpuai.OK {
+		return bad
 	}
 	t := *m.joinTokens.Get(slot)
 	again := t.used == c.Key
-	if bad := m.mayJoin(&t, &c); bad.Code != gpuai.OK {
-		return bad
-	}
 	at, bad := m.identityFor(c.Identity)
 	if bad.Code != gpuai.OK {
 		return bad
@@ -77,11 +74,26 @@ func (m *Machine) applyJoin(r *wire.Reader) Result {
 	return Result{}
 }
 
-// mayJoin judges who comes with a token that is known.
-func (m *Machine) mayJoin(t *joinTokenRec, c *Join) Result {
+// MayJoin returns what a Join would be rejected with now, by what is known of its
+// token and its identity. It changes nothing.
+func (m *Machine) MayJoin(c *Join) Result {
+	_, bad := m.mayJoin(c, m.Time())
+	return bad
+}
+
+func (m *Machine) mayJoin(c *Join, now gpuai.Instant) (slot uint32, bad Result) {
+	slot, known := m.joinTokenSlot(&c.Token)
+	if !known {
+		return 0, rejected(gpuai.Unauthenticated, "the join token is not known, or has expired: ask for a new one, which 'gpuai token create --join' makes")
+	}
+	return slot, m.judgeJoin(m.joinTokens.Get(slot), c, now)
+}
+
+// judgeJoin judges who comes with a token that is known.
+func (m *Machine) judgeJoin(t *joinTokenRec, c *Join, now gpuai.Instant) Result {
 	again := t.used == c.Key
 	switch {
-	case t.expires <= m.now.time:
+	case t.expires <= now:
 		return rejected(gpuai.Unauthenticated, "the join token has expired: ask for a new one, which 'gpuai token create --join' makes")
 	case t.used != gpuai.SubjectHash{} && !again:
 		return rejected(gpuai.Unauthenticated, "the join token was used already, and is good for one host only: ask for a new one, which 'gpuai token create --join' makes")

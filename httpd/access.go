@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/gpuai/gpuai"
 )
@@ -78,8 +79,16 @@ func (c *call) createToken() error {
 	if err := c.decode(&r); err != nil {
 		return err
 	}
+	mine := c.tenant()
+	most := gpuai.MaxTokenTTL
+	if mine != "" {
+		most = c.mostGiven()
+	}
+	if r.TTL == 0 {
+		r.TTL = min(most, gpuai.DefaultTokenTTL)
+	}
 	r.Defaults()
-	if mine := c.tenant(); mine != "" {
+	if mine != "" {
 		if r.Tenant == "" && r.Contributor == "" {
 			r.Tenant = mine
 		}
@@ -90,11 +99,23 @@ func (c *call) createToken() error {
 	if wrong := r.Validate(); len(wrong) > 0 {
 		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong}
 	}
+	if r.TTL > most {
+		return invalid("/ttl_ms", "is at most "+most.String()+" for a token that you make: an operator makes others")
+	}
 	return c.replyToken(c.api.backend.CreateToken(c.r.Context(), r))
 }
 
 // givenByAdmins is what a tenant's administrator may give.
 const givenByAdmins gpuai.Scopes = 1<<gpuai.ScopeRead | 1<<gpuai.ScopeSubmit | 1<<gpuai.ScopeTenantAdmin
+
+// mostGiven is for how long the tokens may be good that a tenant's administrator
+// makes.
+func (c *call) mostGiven() gpuai.Duration {
+	if strings.HasPrefix(c.who.Actor, gpuai.ActorUser) {
+		return gpuai.MaxGivenLoginTTL
+	}
+	return gpuai.MaxGivenTTL
+}
 
 // listTokens answers GET /v1/tokens.
 func (c *call) listTokens() error { return list(c, "tokens", c.api.backend.AccessTokens) }

@@ -66,7 +66,7 @@ func TestRefusedRequestsAreNoted(t *testing.T) {
 		{gpuai.NewError(gpuai.RateLimited, "no"), false},
 	} {
 		b := newTwin()
-		h := New(Config{Backend: denied{b, c.err}})
+		h := New(Config{Hosts: testHosts, Backend: denied{b, c.err}})
 		r := httptest.NewRequestWithContext(t.Context(), "POST", "/v1/jobs/hush-4711/stop", http.NoBody)
 		r.RemoteAddr = "10.0.0.7:4711"
 		r.Header.Set("Authorization", "Bearer gpu_a_hush")

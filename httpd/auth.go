@@ -27,8 +27,8 @@ type Authenticator interface {
 }
 
 // PeerOf says whose certificate the other side of a connection has shown, which
-// was verified: kind is "node" or "server".
-type PeerOf func(tls.ConnectionState) (kind, id string, ok bool)
+// was verified, and when it was issued.
+type PeerOf func(tls.ConnectionState) (id gpuai.Identity, issued gpuai.Stamp, ok bool)
 
 // headerPrincipal carries who a forwarded request comes from, as JSON. It is
 // believed where other servers' requests come in, and only there.
@@ -122,12 +122,15 @@ func (c *call) authenticate() (*gpuai.Principal, error) {
 
 // certified notes whose certificate a request comes with.
 func (c *call) certified(p *gpuai.Principal) {
-	kind, id, ok := c.api.cfg.PeerOf(*c.r.TLS)
-	switch {
-	case ok && kind == "node":
-		p.Actor, p.Node = "node/"+id, gpuai.NodeID(id)
-	case ok && kind == "server":
-		p.Actor, p.Server = "server/"+id, gpuai.ServerID(id)
+	id, issued, ok := c.api.cfg.PeerOf(*c.r.TLS)
+	if !ok {
+		return
+	}
+	switch p.Actor, p.Stamp = id.String(), issued; id.Kind {
+	case gpuai.IdentityNode:
+		p.Node = gpuai.NodeID(id.Name)
+	case gpuai.IdentityServer:
+		p.Server = gpuai.ServerID(id.Name)
 	}
 }
 
@@ -167,7 +170,7 @@ func urlHoldsToken(r *http.Request) bool {
 func holdsToken(text string) bool {
 	for at := strings.Index(text, "gpu"); at >= 0; {
 		rest := text[at:]
-		if strings.HasPrefix(rest, "gpujoin_") {
+		if strings.HasPrefix(rest, "gpujoin_") || strings.HasPrefix(rest, gpuai.BootstrapPrefix) {
 			return true
 		}
 		if _, ok := gpuai.SplitAccessToken(rest); ok {

@@ -35,7 +35,7 @@ func BenchmarkBatch(b *testing.B) {
 		body.WriteString(`{"name":"bench-` + strconv.Itoa(i) + `","groups":[{"count":1,"resources":{"gpu":{"count":1,"any":[{"vendor":"sim","model":"H100","memory_min_bytes":25769803776}]},"cpu_milli":1000,"memory_bytes":1073741824},"task":{"command":["/bin/sh","-c","true"],"env":{"A":"1"}}}]}`)
 	}
 	body.WriteString(`]}`)
-	h := New(Config{Backend: instant{newTwin()}})
+	h := New(Config{Hosts: testHosts, Backend: instant{newTwin()}})
 	b.SetBytes(int64(body.Len()))
 	b.ReportAllocs()
 	for b.Loop() {

@@ -85,6 +85,9 @@ func (c *call) identify() error {
 	if err := c.api.cross.Check(c.r); err != nil {
 		return gpuai.NewError(gpuai.Forbidden, "a page of another site may not use this API")
 	}
+	if err := c.checkHost(); err != nil {
+		return err
+	}
 	return c.admit()
 }
 
@@ -123,7 +126,7 @@ func (c *call) serve(known []string) error {
 // stands still where the caller did not say that it may. What says how this
 // server is goes on; its agents' sessions judge for themselves.
 func (c *call) trusted() error {
-	if c.rt.class == classStatus || c.rt.member { // also for whoever looks for the fault
+	if c.rt.class == classStatus || c.rt.class == classAnonymous && !c.rt.write || c.rt.member { // also for whoever looks for the fault
 		return nil
 	}
 	st := c.api.backend.Status()

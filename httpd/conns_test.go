@@ -15,7 +15,7 @@ import (
 // that are worked for: whoever opens many takes nobody's place.
 func TestIdleConnectionsMakeWay(t *testing.T) {
 	g := NewConns(20)
-	h := New(Config{Backend: newTwin()})
+	h := New(Config{Hosts: testHosts, Backend: newTwin()})
 	s := httptest.NewUnstartedServer(g.Handler(h))
 	s.Config.ConnState, s.Config.ConnContext = g.Track, g.Context
 	s.Start()

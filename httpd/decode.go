@@ -20,7 +20,10 @@ import (
 const (
 	maxBody      = 1 << 20 // of one object
 	maxBatchBody = 8 << 20
-	maxDepth     = 32
+	// maxAnonymousBody bounds the body of who has shown nothing: an ID token, or a
+	// join token and a signing request.
+	maxAnonymousBody = 32 << 10
+	maxDepth         = 32
 	// maxValues bounds the values of one object. A body of nulls would make a
 	// hundred times its size in memory; a job spec of gpuai.MaxSpecBytes has
 	// no more than this.
@@ -106,26 +109,49 @@ func (c *call) open(limit int64) (*body, error) {
 	if err := c.isJSON(); err != nil {
 		return nil, err
 	}
-	size := c.r.ContentLength
-	if size > limit {
+	limit = c.mostBody(limit)
+	if c.r.ContentLength > limit {
 		return nil, tooLarge(limit)
 	}
-	if size < 0 {
-		size = limit
-	}
-	spare := int64(0)
+	m := &meter{c: c, r: http.MaxBytesReader(c.w, c.r.Body, limit)}
 	if limit > maxBody {
-		spare = smallBodies
+		m.spare = smallBodies
 	}
-	if !c.api.bodies.take(size, spare) {
-		return nil, errBusy(c.rt.class)
-	}
-	c.taken = size                                                   // given back with the answer: what was decoded lives as long
 	_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout)) // a reader without deadlines is a test's
-	b := &body{c: c, guard: guard{r: http.MaxBytesReader(c.w, c.r.Body, limit), limit: maxValues}}
+	b := &body{c: c, guard: guard{r: m, limit: maxValues}}
 	b.dec = decoders.Get().(*jsontext.Decoder)
 	b.dec.Reset(&b.guard)
 	return b, nil
+}
+
+// mostBody is limit, or what a body may have of who has shown nothing.
+func (c *call) mostBody(limit int64) int64 {
+	if c.rt.class == classAnonymous {
+		return min(limit, maxAnonymousBody)
+	}
+	return limit
+}
+
+// A meter charges the budget of bodies for what has come: what was only announced
+// takes no room. It is given back with the answer, since what was decoded lives
+// as long. Who has shown nothing is not charged: their class bounds them.
+type meter struct {
+	c     *call
+	r     io.Reader
+	spare int64 // of the budget, that is left for others
+}
+
+// Read implements io.Reader.
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if n == 0 || m.c.rt.class == classAnonymous {
+		return n, err
+	}
+	if !m.c.api.bodies.take(int64(n), m.spare) {
+		return 0, errBusy(m.c.rt.class)
+	}
+	m.c.taken += int64(n)
+	return n, err
 }
 
 // isJSON refuses bodies that say that they are something else.
@@ -204,9 +230,12 @@ func tooLarge(limit int64) error {
 // explain says what was wrong with a body in the caller's words.
 func (b *body) explain(err error) error {
 	var big *http.MaxBytesError
+	var own *gpuai.Error
 	switch {
 	case b.guard.err != nil:
 		return b.guard.err
+	case errors.As(err, &own):
+		return own
 	case errors.As(err, &big):
 		return tooLarge(big.Limit)
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -1,7 +1,9 @@
 package httpd
 
 import (
+	"cmp"
 	"context"
+	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -16,8 +18,11 @@ const (
 	fairWait   = time.Second
 	fairShare  = 8
 	fairLately = 10 * time.Second
-	// maxLanes bounds those who are told apart; all beyond them are one.
+	// maxLanes bounds those of one kind who are told apart; all beyond them are one.
 	maxLanes = 4_096
+	// forgetEvery is how often it is looked for lanes that nobody uses, when there
+	// are as many as may be.
+	forgetEvery = time.Second
 	// holdRefusal is how long the answer is held with which somebody learns that
 	// they ask for too much, and maxHeld how many may be held: whoever does not
 	// wait by itself, as Retry-After says, is slowed down.
@@ -25,9 +30,10 @@ const (
 	maxHeld     = 1_024
 )
 
-// A fairQueue shares the reads, writes and streams that this server works on
-// among those who ask: tenants, and addresses where it is not known who asks.
-// While only one asks it may have all. Once there are others each has a share of
+// A fairQueue shares the requests that this server works on among those who ask:
+// tenants, contributors, nodes, and addresses where it is not known who asks.
+// While only one asks it may have all, or three quarters of the streams, which
+// last. Once there are others each has a share of
 // the ceilings, what finds its share used up waits in a short queue of its own,
 // and turns go round. So somebody who floods fills its own queue, and everybody
 // else finds room at once.
@@ -38,14 +44,27 @@ type fairQueue struct {
 	most    int // that wait in one lane, by class
 
 	mu    sync.Mutex // guards below
-	lanes map[string]*lane
-	ring  [numClasses][]*lane // with waiters, by turn
-	last  string              // who asked last
-	mixed time.Time           // when another one than before did
+	lanes [numLaneKinds]map[string]*lane
+	swept [numLaneKinds]time.Time // when it was last looked for unused ones
+	ring  [numClasses][]*lane     // with waiters, by turn
+	last  string                  // who asked last
+	mixed time.Time               // when another one than before did
 }
+
+// A laneKind is what those are whom a lane is for. No kind takes another's lanes.
+type laneKind uint8
+
+// The kinds of lanes.
+const (
+	laneMember  laneKind = iota // tenants and contributors
+	laneNode                    // nodes' certificates
+	laneAddress                 // who has shown nothing
+	numLaneKinds
+)
 
 // A lane is one of those who ask.
 type lane struct {
+	kind     laneKind
 	tokens   float64 // of its rate; below 0 in debt
 	at       time.Time
 	metered  bool // tokens means something
@@ -61,12 +80,17 @@ type turn struct {
 }
 
 func newFairQueue(g *gate, c *Config) *fairQueue {
-	return &fairQueue{gate: g, most: c.MaxInFlight / 4, lanes: map[string]*lane{}}
+	f := &fairQueue{gate: g, most: c.MaxInFlight / 4}
+	for kind := range f.lanes {
+		f.lanes[kind] = map[string]*lane{}
+	}
+	return f
 }
 
 // A claim is what a request asks for.
 type claim struct {
 	class class
+	kind  laneKind
 	who   string // "" is nobody in particular, who waits for nobody
 	rate  uint32 // requests a second; 0 is any
 	lane  *lane  // once it was let in
@@ -77,13 +101,13 @@ type claim struct {
 func (f *fairQueue) enter(ctx context.Context, c *claim) (retry gpuai.Duration, ok bool) {
 	f.mu.Lock()
 	now := time.Now()
-	c.lane = f.laneOf(c.who, now)
+	c.lane = f.laneOf(c, now)
 	l := c.lane
 	if wait := l.take(c.rate, now); wait > 0 {
 		f.mu.Unlock()
 		return gpuai.Duration(wait.Milliseconds()), false
 	}
-	if len(l.queue[c.class]) == 0 && l.inFlight[c.class] < f.share(c.class, now) && f.gate.admits(c.class) {
+	if len(l.queue[c.class]) == 0 && l.inFlight[c.class] < f.share(l, c.class, now) && f.gate.admits(c.class) {
 		l.inFlight[c.class]++
 		f.mu.Unlock()
 		return 0, true
@@ -151,14 +175,14 @@ func (f *fairQueue) freed() {
 	}
 }
 
-// grant gives turns while there is room: reads before writes, and round.
+// grant gives turns while there is room: in the order of service, and round.
 func (f *fairQueue) grant() {
 	now := time.Now()
-	for _, class := range [...]class{classRead, classWrite} {
+	for _, class := range [...]class{classStatus, classRead, classWrite, classAnonymous} {
 		for passed := 0; passed < len(f.ring[class]); {
 			l := f.ring[class][0]
 			f.ring[class] = append(f.ring[class][1:len(f.ring[class]):len(f.ring[class])], l)
-			if l.inFlight[class] >= f.share(class, now) {
+			if l.inFlight[class] >= f.share(l, class, now) {
 				passed++
 				continue
 			}
@@ -177,30 +201,38 @@ func (f *fairQueue) grant() {
 	}
 }
 
-// share is how many requests of a class one lane may have under way.
-func (f *fairQueue) share(class class, now time.Time) int64 {
+// share is how many requests of a class one lane may have under way. Streams last:
+// one who has them all would leave none to who comes next.
+func (f *fairQueue) share(l *lane, class class, now time.Time) int64 {
 	all := f.gate.ceiling[class]
-	if f.mixed.IsZero() || now.Sub(f.mixed) > fairLately {
-		return all
+	alone := f.mixed.IsZero() || now.Sub(f.mixed) > fairLately
+	switch {
+	case !alone || class == classAnonymous || l.kind == laneNode:
+		return max(1, all/fairShare)
+	case class == classStream:
+		return all - all/4
 	}
-	return max(1, all/fairShare)
+	return all
 }
 
-// laneOf returns the lane of who, and notes that it asks.
-func (f *fairQueue) laneOf(who string, now time.Time) *lane {
-	l := f.lanes[who]
-	if l == nil && len(f.lanes) >= maxLanes {
-		f.forget(now)
+// laneOf returns the lane of a claim, and notes that it asks. Nodes, and who asks
+// for what needs no token, take nothing from the shares of others.
+func (f *fairQueue) laneOf(c *claim, now time.Time) *lane {
+	lanes, who := f.lanes[c.kind], c.who
+	l := lanes[who]
+	if l == nil && len(lanes) >= maxLanes && now.Sub(f.swept[c.kind]) >= forgetEvery {
+		f.swept[c.kind] = now
+		f.forget(c.kind, now)
 	}
-	if l == nil && len(f.lanes) >= maxLanes {
+	if l == nil && len(lanes) >= maxLanes {
 		who = "" // all who find no place are one
-		l = f.lanes[who]
+		l = lanes[who]
 	}
 	if l == nil {
-		l = &lane{}
-		f.lanes[who] = l
+		l = &lane{kind: c.kind}
+		lanes[who] = l
 	}
-	if who != f.last {
+	if who != f.last && c.kind != laneNode && c.class != classAnonymous {
 		if f.last != "" {
 			f.mixed = now
 		}
@@ -211,10 +243,10 @@ func (f *fairQueue) laneOf(who string, now time.Time) *lane {
 }
 
 // forget drops lanes that nobody uses.
-func (f *fairQueue) forget(now time.Time) {
-	for who, l := range f.lanes {
+func (f *fairQueue) forget(kind laneKind, now time.Time) {
+	for who, l := range f.lanes[kind] {
 		if l.idle() && now.Sub(l.seen) > fairLately {
-			delete(f.lanes, who)
+			delete(f.lanes[kind], who)
 		}
 	}
 }
@@ -283,13 +315,10 @@ func errTooMuch(c *claim, retry gpuai.Duration) error {
 // leaves.
 func (c *call) enter() error {
 	f := c.api.fair
-	if c.claim.class == classSession || c.claim.class == classStatus {
-		if !c.api.gate.enter(c.claim.class) {
-			return errBusy(c.claim.class)
-		}
+	if c.rt.probe {
 		return nil
 	}
-	if c.claim.who, c.claim.rate = c.asker(); c.claim.who == "" {
+	if c.asker(); c.claim.who == "" || c.claim.class == classSession {
 		if !c.api.gate.enter(c.claim.class) {
 			return errBusy(c.claim.class)
 		}
@@ -312,6 +341,9 @@ func (c *call) enter() error {
 
 // leave gives the room back.
 func (c *call) leave() {
+	if c.rt.probe {
+		return
+	}
 	if c.claim.lane != nil {
 		c.api.fair.leave(&c.claim)
 		return
@@ -320,21 +352,43 @@ func (c *call) leave() {
 	c.api.fair.freed()
 }
 
-// asker names the lane of who asks, and its rate: of a tenant; of an address
-// where nothing is known of who asks; "" for operators, servers and nodes, who
-// wait for nobody.
-func (c *call) asker() (who string, rate uint32) {
+// asker notes whose lane a request is in, and its rate: of a tenant or a
+// contributor; of a node, which has none; of an address where nothing is known of
+// who asks. Operators and servers have no lane, and wait for nobody.
+func (c *call) asker() {
 	p := PrincipalOf(c.r.Context())
+	k := &c.claim
 	switch {
 	case p.Tenant != "":
-		who = "tenant/" + string(p.Tenant)
-	case p.Actor != "" && p.Actor != insecure.Actor:
-		return "", 0
+		k.who = "tenant/" + string(p.Tenant)
+	case p.Actor == "" || p.Actor == insecure.Actor:
+		k.kind, k.who = laneAddress, netOf(cmp.Or(p.From, hostOf(c.r.RemoteAddr)))
+	case p.Operator() || p.Server != "":
+		return
+	case p.Node != "":
+		k.kind, k.who = laneNode, string(p.Node)
+		return
 	default:
-		who = "from/" + hostOf(c.r.RemoteAddr)
+		k.who = "contributor/" + string(p.Contributor)
 	}
 	if c.api.cfg.TenantRate != nil {
-		rate = c.api.cfg.TenantRate(p.Tenant)
+		k.rate = c.api.cfg.TenantRate(p.Tenant)
 	}
-	return who, rate
+}
+
+// netOf returns what somebody has of addresses at the least: of IPv6 a network of
+// 64 bits.
+func netOf(host string) string {
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if a = a.Unmap().WithZone(""); a.Is4() {
+		return a.String()
+	}
+	net, err := a.Prefix(64)
+	if err != nil {
+		return host
+	}
+	return net.String()
 }

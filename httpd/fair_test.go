@@ -56,7 +56,7 @@ func (s slowSubmits) Submit(ctx context.Context, r SubmitRequest) (gpuai.Submitt
 // stay away; another finds room at once, every time.
 func TestCase31FloodOfOneTenant(t *testing.T) {
 	b := slowSubmits{newTwin(), new(atomic.Int64), new(atomic.Int64), make(chan struct{})}
-	h := New(Config{Backend: b, MaxInFlight: 64}) // 32 submits, of which one among several has 4
+	h := New(Config{Hosts: testHosts, Backend: b, MaxInFlight: 64}) // 32 submits, of which one among several has 4
 	if w := as(t, h, "b", "POST", "/v1/jobs", spec("first", 1, 1)); w.Code != http.StatusCreated {
 		t.Fatal(w.Code, w.Body)
 	}
@@ -101,7 +101,7 @@ func TestCase31FloodOfOneTenant(t *testing.T) {
 
 func TestRateOfATenant(t *testing.T) {
 	b := newTwin()
-	h := New(Config{Backend: b, TenantRate: func(id gpuai.TenantID) uint32 {
+	h := New(Config{Hosts: testHosts, Backend: b, TenantRate: func(id gpuai.TenantID) uint32 {
 		if id == "a" {
 			return 20
 		}
@@ -120,7 +120,7 @@ func TestRateOfATenant(t *testing.T) {
 		}
 	}
 	// Each job of a batch counts.
-	h = New(Config{Backend: b, TenantRate: func(gpuai.TenantID) uint32 { return 5 }})
+	h = New(Config{Hosts: testHosts, Backend: b, TenantRate: func(gpuai.TenantID) uint32 { return 5 }})
 	if w := as(t, h, "c", "POST", "/v1/jobs:batch", `{"jobs":[`+strings.TrimSuffix(strings.Repeat(spec("x", 1, 1)+",", 50), ",")+`]}`); w.Code != 200 {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
@@ -178,7 +178,7 @@ func TestFairQueueTurns(t *testing.T) {
 	f.leave(b)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.waiting.Load() != 0 || g.short.Load() != 0 || len(f.ring[classWrite]) != 0 || !f.lanes["a"].idle() || !f.lanes["b"].idle() {
+	if f.waiting.Load() != 0 || g.short.Load() != 0 || len(f.ring[classWrite]) != 0 || !f.lanes[laneMember]["a"].idle() || !f.lanes[laneMember]["b"].idle() {
 		t.Errorf("%d wait, %d are under way, %d lanes have turns", f.waiting.Load(), g.short.Load(), len(f.ring[classWrite]))
 	}
 }
@@ -187,13 +187,13 @@ func TestLanesAreBounded(t *testing.T) {
 	f := newFairQueue(newGate(&Config{MaxInFlight: 1024}), &Config{MaxInFlight: 1024})
 	now := time.Now()
 	for i := range 3 * maxLanes {
-		f.laneOf(strings.Repeat("x", i%97)+string(rune('0'+i)), now)
+		f.laneOf(&claim{who: strings.Repeat("x", i%97) + string(rune('0'+i))}, now)
 	}
-	if n := len(f.lanes); n > maxLanes+1 {
+	if n := len(f.lanes[laneMember]); n > maxLanes+1 {
 		t.Errorf("%d lanes", n)
 	}
-	f.laneOf("late", now.Add(time.Minute))
-	if n := len(f.lanes); n > 2 {
+	f.laneOf(&claim{who: "late"}, now.Add(time.Minute))
+	if n := len(f.lanes[laneMember]); n > 2 {
 		t.Errorf("%d lanes are kept that nobody uses", n)
 	}
 }

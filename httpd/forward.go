@@ -30,11 +30,12 @@ func (c *call) forward(leader http.RoundTripper) error {
 			Detail: "the leader changed on the way: retry",
 		}
 	}
-	if c.r.ContentLength > forwardLimit {
-		return tooLarge(forwardLimit)
+	limit := c.mostBody(forwardLimit)
+	if c.r.ContentLength > limit {
+		return tooLarge(limit)
 	}
 	if c.r.Body != nil && c.r.ContentLength != 0 {
-		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, forwardLimit)
+		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, limit)
 		_ = c.ctl.SetReadDeadline(time.Now().Add(c.api.cfg.BodyTimeout))
 	}
 	var failed error

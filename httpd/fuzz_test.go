@@ -84,7 +84,7 @@ func FuzzJobSpec(f *testing.F) {
 	addBodies(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b := newTwin()
-		if fuzzBody(t, New(Config{Backend: b}), "/v1/jobs:plan", data) != http.StatusOK {
+		if fuzzBody(t, New(Config{Hosts: testHosts, Backend: b}), "/v1/jobs:plan", data) != http.StatusOK {
 			return
 		}
 		var s gpuai.JobSpec // what is taken is valid, and stays so over another trip
@@ -96,7 +96,7 @@ func FuzzJobSpec(f *testing.F) {
 			t.Fatal(wrong)
 		}
 		again := mustJSON(t, &s)
-		if fuzzBody(t, New(Config{Backend: b}), "/v1/jobs:plan", again) != http.StatusOK {
+		if fuzzBody(t, New(Config{Hosts: testHosts, Backend: b}), "/v1/jobs:plan", again) != http.StatusOK {
 			t.Fatalf("its own form was refused: %s", again)
 		}
 	})
@@ -107,7 +107,7 @@ func FuzzBatch(f *testing.F) {
 	addBodies(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b := newTwin()
-		status := fuzzBody(t, New(Config{Backend: b}), "/v1/jobs:batch", data)
+		status := fuzzBody(t, New(Config{Hosts: testHosts, Backend: b}), "/v1/jobs:batch", data)
 		var whole gpuai.BatchRequest
 		err := json.Unmarshal(data, &whole, strict)
 		if status == http.StatusOK && (err != nil || len(b.jobs) > len(whole.Jobs)) {
@@ -146,7 +146,7 @@ func FuzzQuery(f *testing.F) {
 		}
 		r.URL.RawQuery += "&" + query
 		w := httptest.NewRecorder()
-		New(Config{Backend: newTwin()}).ServeHTTP(w, r)
+		New(Config{Hosts: testHosts, Backend: newTwin()}).ServeHTTP(w, r)
 		if w.Code != 200 && w.Code != 400 {
 			t.Fatalf("%q: %d %s", query, w.Code, w.Body)
 		}
@@ -174,7 +174,7 @@ func FuzzWrites(f *testing.F) {
 		r := httptest.NewRequestWithContext(t.Context(), rt.method, path, bytes.NewReader(body))
 		r.Header.Set("Content-Type", "application/json")
 		w := httptest.NewRecorder()
-		New(Config{Backend: newTwin()}).ServeHTTP(w, r)
+		New(Config{Hosts: testHosts, Backend: newTwin()}).ServeHTTP(w, r)
 		if w.Code >= 500 && w.Code != 503 || w.Code == 0 {
 			t.Fatalf("%s %s: %d %s", rt.method, path, w.Code, w.Body)
 		}

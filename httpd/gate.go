@@ -17,10 +17,13 @@ const (
 	classRead
 	classWrite
 	classStream
+	// classAnonymous is what is done for whoever comes: it is counted apart, and
+	// is little.
+	classAnonymous
 	numClasses
 )
 
-var classNames = [numClasses]string{"session", "status", "read", "submit", "stream"}
+var classNames = [numClasses]string{"session", "status", "read", "submit", "stream", "anonymous"}
 
 // A gate admits requests. Short ones share one count, against which each class
 // has its own ceiling: writes find it full first, then reads, then status.
@@ -41,11 +44,13 @@ func newGate(c *Config) *gate {
 		classRead:    max(1, n-n/8),
 		classWrite:   max(1, n/2),
 		classStream:  int64(c.MaxStreams),
+
+		classAnonymous: max(1, n/8),
 	}}
 }
 
 func (g *gate) counter(c class) *atomic.Int64 {
-	if c == classSession || c == classStream {
+	if c == classSession || c == classStream || c == classAnonymous {
 		return &g.long[c]
 	}
 	return &g.short

@@ -39,6 +39,9 @@ type Config struct {
 	// Auth says who requests come from; nil: nobody has to say so, and every
 	// request is an operator's, called insecure.
 	Auth Authenticator
+	// Hosts are names under which clients reach a server without Auth, beside
+	// localhost and any address; requests under others are refused.
+	Hosts []string
 	// PeerOf reads certificates, which the listener has verified; nil: none is
 	// looked at.
 	PeerOf PeerOf
@@ -48,7 +51,8 @@ type Config struct {
 	Registry prometheus.Registerer
 	// MaxInFlight bounds the requests under way, sessions and streams aside;
 	// 0 is 1,024. Submits may take half of it, reads seven eighths, and what
-	// is left is for status: so the order of service holds when it is full.
+	// is left is for status: so the order of service holds when it is full. What
+	// needs no token has an eighth more, apart, of which one address has an eighth.
 	MaxInFlight int
 	// TenantRate says how many requests a second a tenant may send to this server,
 	// each job of a batch counted; 0 is any number. "" asks for the rate of an
@@ -73,6 +77,11 @@ type Config struct {
 }
 
 func (c *Config) defaults() {
+	hosts := c.Hosts
+	c.Hosts = nil
+	for _, h := range hosts {
+		c.Hosts = append(c.Hosts, hostName(h))
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -144,7 +153,7 @@ func (a *api) newRouter() *mux.Router {
 		r.Path(rt.path).Methods(methods...).Handler(a.handler(rt))
 	}
 	other := func(path string, handle func(*call) error) *route {
-		return &route{path: path, who: anyone, class: classStatus, anyQuery: true, handle: handle}
+		return &route{path: path, who: anyone, class: classAnonymous, where: here, anyQuery: true, handle: handle}
 	}
 	r.NotFoundHandler = a.handler(other("unknown", (*call).noSuchPath))
 	r.MethodNotAllowedHandler = a.handler(other("unknown", (*call).noSuchMethod))

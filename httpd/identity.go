@@ -12,8 +12,8 @@ import (
 type Identities interface {
 	// Join gives a certificate to who has a join token. Any server does it.
 	Join(ctx context.Context, r *gpuai.JoinRequest) (gpuai.IssuedCertificate, error)
-	// Renew gives a new one to who has shown a certificate that is good. Any server
-	// does it.
+	// Renew gives a new one to who has shown a certificate that is good, issued at
+	// the stamp of the principal in ctx. Any server does it.
 	Renew(ctx context.Context, id gpuai.Identity, r *gpuai.RenewRequest) (gpuai.IssuedCertificate, error)
 	CreateJoinToken(ctx context.Context, r *gpuai.JoinTokenRequest) (gpuai.JoinToken, error)
 	Authorities() gpuai.AuthorityList

@@ -23,6 +23,7 @@ func (c *call) submit() error {
 	if err != nil {
 		return err
 	}
+	c.discreetly(sub.Leases)
 	c.setIndex(sub.Index)
 	c.w.Header().Set("Location", "/v1/jobs/"+sub.Job.ID.String())
 	return c.reply(submitStatus(&sub), &sub)
@@ -76,6 +77,7 @@ func (c *call) plan() error {
 	if err != nil {
 		return err
 	}
+	c.discreetly(sub.Leases)
 	return c.reply(http.StatusOK, &sub)
 }
 

@@ -257,9 +257,7 @@ func (c *call) listLeases() error {
 	return list(c, "leases", func(p Page) ([]gpuai.Lease, string, error) {
 		q.Page = p
 		leases, next, err := c.api.backend.Leases(q)
-		for i := range leases {
-			c.discreet(&leases[i])
-		}
+		c.discreetly(leases)
 		return leases, next, err
 	})
 }

@@ -34,10 +34,10 @@ func newMetrics(r prometheus.Registerer, g *gate) *metrics {
 	inFlight := func(what string, c class) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gpuai_http_in_flight", ConstLabels: prometheus.Labels{"kind": what},
-			Help: "Requests under way: short ones, agents' sessions, and streams.",
+			Help: "Requests under way: short ones, agents' sessions, streams, and those that need no token.",
 		}, func() float64 { return float64(g.counter(c).Load()) })
 	}
-	r.MustRegister(inFlight("short", classStatus), inFlight("session", classSession), inFlight("stream", classStream))
+	r.MustRegister(inFlight("short", classStatus), inFlight("session", classSession), inFlight("stream", classStream), inFlight("anonymous", classAnonymous))
 	return m
 }
 

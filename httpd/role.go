@@ -166,6 +166,12 @@ func (c *call) discreet(l *gpuai.Lease) {
 	}
 }
 
+func (c *call) discreetly(leases []gpuai.Lease) {
+	for i := range leases {
+		c.discreet(&leases[i])
+	}
+}
+
 // unnamed is what a contributor is told of a lease: how much of its node it holds,
 // and nothing of whose it is.
 func unnamed(l gpuai.Lease) gpuai.Lease {

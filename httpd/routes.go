@@ -32,6 +32,7 @@ type route struct {
 	anyQuery     bool     // parameters are not looked at
 	metrics      bool     // it is the operators' where Config.PrivateMetrics says so
 	member       bool     // takes server: another server of the region answers
+	probe        bool     // it costs nothing, and is answered however full it is
 	handle       func(*call) error
 }
 
@@ -75,9 +76,9 @@ var routes = [...]route{
 	{method: "PUT", path: "/v1/roles", who: operator, class: classWrite, write: true, handle: (*call).putRole},
 	{method: "PUT", path: "/v1/nodes/{node}/contributor", who: operator, class: classWrite, write: true, handle: (*call).putNodeOwner},
 	{method: "GET", path: "/v1/whoami", who: anyToken | node | server, class: classStatus, where: here, handle: (*call).whoAmI},
-	{method: "GET", path: "/v1/login", who: anyone, class: classStatus, where: here, handle: (*call).loginInfo},
-	{method: "POST", path: "/v1/login/oidc", who: anyone, class: classWrite, write: true, handle: (*call).login},
-	{method: "POST", path: "/v1/operator/bootstrap", who: anyone, class: classWrite, where: here, write: true, handle: (*call).bootstrap},
+	{method: "GET", path: "/v1/login", who: anyone, class: classAnonymous, where: here, handle: (*call).loginInfo},
+	{method: "POST", path: "/v1/login/oidc", who: anyone, class: classAnonymous, write: true, handle: (*call).login},
+	{method: "POST", path: "/v1/operator/bootstrap", who: anyone, class: classAnonymous, where: here, write: true, handle: (*call).bootstrap},
 	{method: "GET", path: "/v1/tenants/{tenant}/quota", who: operator | reader | tenantAdmin, class: classRead, where: onLeaderOrStale, handle: (*call).getQuota},
 	{method: "PUT", path: "/v1/tenants/{tenant}/quota", who: operator, class: classWrite, write: true, handle: (*call).putQuota},
 	{method: "PUT", path: "/v1/tenants/{tenant}/budget", who: operator, class: classWrite, write: true, handle: (*call).putBudget},
@@ -99,7 +100,7 @@ var routes = [...]route{
 	{method: "POST", path: "/v1/operator/members", who: operator, class: classWrite, write: true, handle: (*call).addMember},
 	{method: "POST", path: "/v1/operator/members/{server}/promote", who: operator, class: classWrite, write: true, handle: (*call).promoteMember},
 	{method: "POST", path: "/v1/operator/members/{server}/remove", who: operator, class: classWrite, write: true, handle: (*call).removeMember},
-	{method: "POST", path: "/v1/join", who: anyone, class: classStatus, where: here, handle: (*call).join},
+	{method: "POST", path: "/v1/join", who: anyone, class: classAnonymous, where: here, handle: (*call).join},
 	{method: "POST", path: "/v1/agent/certificate", who: node, class: classStatus, where: here, handle: (*call).renew},
 	{method: "POST", path: "/v1/operator/join-tokens", who: operator, class: classWrite, write: true, handle: (*call).createJoinToken},
 	{method: "GET", path: "/v1/operator/authorities", who: operator, class: classRead, where: onLeaderOrStale, handle: (*call).listAuthorities},
@@ -116,11 +117,11 @@ var routes = [...]route{
 	{method: "GET", path: "/v1/operator/report", who: operator, class: classStream, where: here, member: true, query: []string{"from", "to"}, handle: (*call).report},
 	{method: "GET", path: "/v1/operator/snapshot", who: operator, class: classStream, where: onLeaderOrStale, handle: (*call).snapshot},
 
-	{method: "GET", path: "/healthz", who: anyone, class: classStatus, where: here, anyQuery: true, handle: (*call).healthz},
-	{method: "GET", path: "/readyz", who: anyone, class: classStatus, where: here, anyQuery: true, handle: (*call).readyz},
-	{method: "GET", path: "/metrics", who: anyone, metrics: true, class: classStatus, where: here, anyQuery: true, handle: (*call).serveMetrics},
-	{method: "GET", path: "/v1/openapi.json", who: anyone, class: classStatus, where: here, anyQuery: true, handle: (*call).serveOpenAPI},
-	{method: "GET", path: "/v1/schema/job.json", who: anyone, class: classStatus, where: here, anyQuery: true, handle: (*call).serveSchema},
+	{method: "GET", path: "/healthz", who: anyone, class: classStatus, probe: true, where: here, anyQuery: true, handle: (*call).healthz},
+	{method: "GET", path: "/readyz", who: anyone, class: classStatus, probe: true, where: here, anyQuery: true, handle: (*call).readyz},
+	{method: "GET", path: "/metrics", who: anyone, metrics: true, class: classAnonymous, where: here, anyQuery: true, handle: (*call).serveMetrics},
+	{method: "GET", path: "/v1/openapi.json", who: anyone, class: classAnonymous, where: here, anyQuery: true, handle: (*call).serveOpenAPI},
+	{method: "GET", path: "/v1/schema/job.json", who: anyone, class: classAnonymous, where: here, anyQuery: true, handle: (*call).serveSchema},
 }
 
 // Parameters by kind of route.

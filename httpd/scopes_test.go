@@ -89,9 +89,9 @@ func newSecured(change ...func(*Config)) *secured {
 	cfg := testConfig(s.b)
 	cfg.Auth = s.door
 	cfg.Logger = slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	cfg.PeerOf = func(st tls.ConnectionState) (kind, id string, ok bool) {
-		kind, id, ok = strings.Cut(st.ServerName, "/")
-		return kind, id, ok
+	cfg.PeerOf = func(st tls.ConnectionState) (gpuai.Identity, gpuai.Stamp, bool) {
+		id, err := gpuai.ParseIdentity(st.ServerName)
+		return id, 7, err == nil
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -416,7 +416,7 @@ func TestCase37TokensInURLs(t *testing.T) {
 	for _, target := range []string{
 		"/v1/jobs?token=" + token, "/v1/jobs?access_token=hunter2", "/v1/jobs?filter=" + token, "/v1/jobs/" + token, "/v1/" + token,
 		"/v1/jobs?x=%67pu_" + strings.TrimPrefix(token, "gpu_"), "/healthz?token=hunter2", "/v1/jobs?" + token, "/v1/jobs?Token=hunter2",
-		"/v1/jobs?join=gpujoin_abc_hunter2_def", "/v1/events?index=1&authorization=hunter2",
+		"/v1/jobs?join=gpujoin_abc_hunter2_def", "/v1/jobs?x=gpuboot-hunter2HUNTER2", "/v1/gpuboot-hunter2HUNTER2", "/v1/events?index=1&authorization=hunter2",
 	} {
 		w := s.as("read", "GET", target, "")
 		if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "must not be in a URL") || strings.Contains(w.Body.String(), "hunter2") {

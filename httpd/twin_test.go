@@ -799,7 +799,7 @@ func serve(t *testing.T, b Backend, change ...func(*Config)) *httptest.Server {
 func testConfig(b Backend) Config {
 	reg := prometheus.NewRegistry()
 	return Config{
-		Backend: b, Schema: []byte(`{"type":"object"}`), Registry: reg,
+		Hosts: testHosts, Backend: b, Schema: []byte(`{"type":"object"}`), Registry: reg,
 		Metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), Logger: slog.New(slog.DiscardHandler),
 	}
 }

@@ -19,15 +19,21 @@ const secretBytes = 20
 
 // mintToken makes the ID and the text of an access token.
 func mintToken() (id gpuai.AccessTokenID, text string, err error) {
-	var secret [secretBytes]byte
-	if _, err = rand.Read(id[:]); err == nil {
-		_, err = rand.Read(secret[:])
-	}
-	if err != nil {
+	if _, err = rand.Read(id[:]); err != nil {
 		return id, "", fmt.Errorf("mint an access token: %w", err)
 	}
+	text, err = mintText(id)
+	return id, text, err
+}
+
+// mintText makes the text of a token.
+func mintText(id gpuai.AccessTokenID) (string, error) {
+	var secret [secretBytes]byte
+	if _, err := rand.Read(secret[:]); err != nil {
+		return "", fmt.Errorf("mint an access token: %w", err)
+	}
 	b := append([]byte(gpuai.AccessTokenPrefix), id.String()...)
-	return id, string(gpuai.AppendBase32(append(b, '_'), secret[:])), nil
+	return string(gpuai.AppendBase32(append(b, '_'), secret[:])), nil
 }
 
 // CreateTenant implements httpd.Access.
@@ -56,15 +62,23 @@ func (s *Server) CreateToken(ctx context.Context, r gpuai.TokenRequest) (gpuai.N
 	})
 }
 
-// createToken mints a token and has the leader make it, which may be another
-// server.
+// createToken mints a token, also its ID where c has none, and has the leader make
+// it, which may be another server.
 func (s *Server) createToken(ctx context.Context, c fsm.CreateToken) (out gpuai.NewAccessToken, err error) {
-	if c.ID, out.Text, err = mintToken(); err != nil {
+	if c.ID.IsZero() {
+		c.ID, out.Text, err = mintToken()
+	} else {
+		out.Text, err = mintText(c.ID)
+	}
+	if err != nil {
 		return out, err
 	}
 	c.Hash = sha256.Sum256([]byte(out.Text))
 	if s.level() < fsm.LevelTenants {
 		return gpuai.NewAccessToken{}, errNoTenants
+	}
+	if err := s.roomForToken(ctx, &c); err != nil {
+		return gpuai.NewAccessToken{}, err
 	}
 	if err := s.node.AdmitClient(); err != nil {
 		return gpuai.NewAccessToken{}, err
@@ -88,6 +102,9 @@ func (s *Server) createToken(ctx context.Context, c fsm.CreateToken) (out gpuai.
 
 // RevokeToken implements httpd.Access.
 func (s *Server) RevokeToken(ctx context.Context, id gpuai.AccessTokenID, tenant gpuai.TenantID) (out gpuai.AccessToken, err error) {
+	if tenant != "" && s.beyondTenants(id) {
+		return out, notFound("no access token has this ID")
+	}
 	c := fsm.RevokeToken{ID: id, Tenant: tenant}
 	if _, err := s.accessCommand(ctx, c.Append(nil, envelopeOf(ctx, tenant, ""))); err != nil {
 		return out, err
@@ -97,6 +114,14 @@ func (s *Server) RevokeToken(ctx context.Context, id gpuai.AccessTokenID, tenant
 		out = h.AccessToken
 	})
 	return out, nil
+}
+
+// beyondTenants reports whether a token is more than a tenant's: an operator's, also
+// one that is of a tenant too, is no business of that tenant's administrators.
+func (s *Server) beyondTenants(id gpuai.AccessTokenID) bool {
+	var h fsm.HeldToken
+	s.node.View(func(m *fsm.Machine) { h, _ = m.AccessToken(id) })
+	return h.Allows.Has(gpuai.ScopeOperator)
 }
 
 // AccessTokens implements httpd.Access.
@@ -109,6 +134,9 @@ func (s *Server) AccessTokens(p httpd.Page) (tokens []gpuai.AccessToken, next st
 	for hold := 0; hold < maxHolds && len(tokens) < limit; hold++ {
 		var page []gpuai.AccessToken
 		s.node.View(func(m *fsm.Machine) { page, at = m.AccessTokens(at, limit-len(tokens), p.Tenant) })
+		if p.Tenant != "" {
+			page = slices.DeleteFunc(page, func(t gpuai.AccessToken) bool { return slices.Contains(t.Scopes, gpuai.ScopeOperator) })
+		}
 		if tokens = append(tokens, page...); at == 0 {
 			return tokens, "", nil
 		}
@@ -157,8 +185,27 @@ func (s *Server) eventsOf(tenant gpuai.TenantID, f func([]gpuai.Event, uint64) e
 	if tenant == "" {
 		return f
 	}
+	mine := s.jobsOf(tenant)
+	return func(all []gpuai.Event, index uint64) error {
+		events := slices.DeleteFunc(slices.Clone(all), func(e gpuai.Event) bool { return e.Job.IsZero() || !mine(e.Job) })
+		scrub(events, mine)
+		return f(events, index)
+	}
+}
+
+// scrub takes from events what they say of jobs that are not mine.
+func scrub(events []gpuai.Event, mine func(gpuai.JobID) bool) {
+	for i := range events {
+		if by := events[i].By; !by.IsZero() && !mine(by) {
+			events[i].By = gpuai.JobID{}
+		}
+	}
+}
+
+// jobsOf returns a function that reports whether a job is a tenant's.
+func (s *Server) jobsOf(tenant gpuai.TenantID) func(gpuai.JobID) bool {
 	known := map[gpuai.JobID]bool{}
-	mine := func(id gpuai.JobID) bool {
+	return func(id gpuai.JobID) bool {
 		is, ok := known[id]
 		if !ok {
 			if len(known) >= maxEventJobs {
@@ -169,15 +216,6 @@ func (s *Server) eventsOf(tenant gpuai.TenantID, f func([]gpuai.Event, uint64) e
 			known[id] = is
 		}
 		return is
-	}
-	return func(all []gpuai.Event, index uint64) error {
-		events := slices.DeleteFunc(slices.Clone(all), func(e gpuai.Event) bool { return e.Job.IsZero() || !mine(e.Job) })
-		for i := range events {
-			if by := events[i].By; !by.IsZero() && !mine(by) {
-				events[i].By = gpuai.JobID{}
-			}
-		}
-		return f(events, index)
 	}
 }
 

@@ -36,7 +36,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 		name string
 		auth httpd.Authenticator
 	}{{"plain", nil}, {"token", s.keeper}} {
-		h := httpd.New(httpd.Config{Backend: s, Auth: x.auth})
+		h := httpd.New(httpd.Config{Backend: s, Auth: x.auth, Hosts: []string{"example.com"}})
 		b.Run(x.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

@@ -156,7 +156,7 @@ func principalOf(h *fsm.HeldToken) gpuai.Principal {
 		Actor: "token/" + h.ID.String(), Tenant: h.Tenant, Contributor: h.Contributor, Scopes: h.Allows, Token: h.ID,
 	}
 	if h.User != "" {
-		p.Actor = "user/" + h.User
+		p.Actor = gpuai.ActorUser + h.User
 	}
 	return p
 }

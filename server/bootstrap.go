@@ -24,7 +24,7 @@ func (s *Server) writeBootstrapSecret() error {
 	if !s.cfg.Authenticate || !s.cfg.Bootstrap || s.bootstrapped() {
 		return nil
 	}
-	made, err := s.dir.CreateSecret(BootstrapFile, "gpuboot-"+rand.Text())
+	made, err := s.dir.CreateSecret(BootstrapFile, gpuai.BootstrapPrefix+rand.Text())
 	if err != nil {
 		return fmt.Errorf("write the secret for the first operator token: %w", err)
 	}

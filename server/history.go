@@ -207,6 +207,9 @@ func (s *Server) JobEvents(ctx context.Context, ref string, p httpd.Page) (event
 		}
 		return err
 	})
+	if p.Tenant != "" {
+		scrub(events, s.jobsOf(p.Tenant))
+	}
 	return events, next, err
 }
 

@@ -27,7 +27,8 @@ func (s *Server) mustSign() (*signer, error) {
 
 // Join implements httpd.Identities.
 func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.IssuedCertificate, err error) {
-	if _, err := s.mustSign(); err != nil {
+	sign, err := s.mustSign()
+	if err != nil {
 		return out, err
 	}
 	token, err := identity.ParseJoinToken(r.Token)
@@ -39,6 +40,9 @@ func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.Issu
 		return out, gpuai.NewError(gpuai.InvalidSpec, err.Error())
 	}
 	c := fsm.Join{Token: token.Hash(), Identity: csr.Identity, Key: csr.Hash()}
+	if err := s.mayJoin(ctx, &c); err != nil {
+		return out, err
+	}
 	done, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: actorOf(&gpuai.Principal{Actor: csr.Identity.String(), From: httpd.PrincipalOf(ctx).From})}))
 	switch {
 	case err != nil:
@@ -50,11 +54,30 @@ func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.Issu
 		return out, err
 	}
 	s.log.Info("joined with a token", "identity", csr.Identity, "token", token)
-	return s.issue(csr, csr.Identity)
+	return s.issue(csr, csr.Identity, gpuai.StampOf(sign.stamp.Epoch(), done[0].Index))
+}
+
+// mayJoin judges who joins by this server's state, or by one that is as new as the
+// leader's: only who has a token that is good comes into the log, since anybody
+// can ask. The audit counts the others with what is refused here.
+func (s *Server) mayJoin(ctx context.Context, c *fsm.Join) error {
+	var res fsm.Result
+	look := func() bool {
+		s.node.View(func(m *fsm.Machine) { res = m.MayJoin(c) })
+		return res.Code == gpuai.OK
+	}
+	if !look() { // the token may be newer than this server's state
+		if further, err := s.keeper.settle(ctx); err != nil {
+			return err
+		} else if !further || !look() {
+			return gpuai.NewError(res.Code, res.Detail)
+		}
+	}
+	return s.node.AdmitClient()
 }
 
 // Renew implements httpd.Identities.
-func (s *Server) Renew(_ context.Context, id gpuai.Identity, r *gpuai.RenewRequest) (out gpuai.IssuedCertificate, err error) {
+func (s *Server) Renew(ctx context.Context, id gpuai.Identity, r *gpuai.RenewRequest) (out gpuai.IssuedCertificate, err error) {
 	csr, err := identity.ReadRequest(r.CSR)
 	if err != nil {
 		return out, gpuai.NewError(gpuai.InvalidSpec, err.Error())
@@ -62,19 +85,20 @@ func (s *Server) Renew(_ context.Context, id gpuai.Identity, r *gpuai.RenewReque
 	if csr.Identity != id {
 		return out, gpuai.NewError(gpuai.Forbidden, fmt.Sprintf("the certificate is that of %s, and the request is for %s: who is one cannot become another", id, csr.Identity))
 	}
-	return s.issue(csr, id)
+	return s.issue(csr, id, httpd.PrincipalOf(ctx).Stamp)
 }
 
-// issue signs a request of who has proven who it is.
-func (s *Server) issue(r *identity.Request, id gpuai.Identity) (out gpuai.IssuedCertificate, err error) {
+// issue signs a request of who has proven who it is, by a certificate issued at
+// shown or by a token: both are good as of the state that the new one is of.
+func (s *Server) issue(r *identity.Request, id gpuai.Identity, shown gpuai.Stamp) (out gpuai.IssuedCertificate, err error) {
 	sign, err := s.mustSign()
 	if err != nil {
 		return out, err
 	}
 	var st fsm.Standing
 	s.node.View(func(m *fsm.Machine) { st = m.Standing(id) })
-	if !st.Good(sign.stamp) {
-		return out, gpuai.NewError(gpuai.Forbidden, id.String()+" was revoked: it can join again with a token that names it")
+	if !st.Good(sign.stamp) || !st.Good(shown) {
+		return out, gpuai.NewError(gpuai.Forbidden, id.String()+" was revoked, or has joined anew with another key: it can join again with a token that names it")
 	}
 	chain, err := s.warden.issue(sign, r, id)
 	if err != nil {

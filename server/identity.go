@@ -67,9 +67,7 @@ func newWarden(s *Server) *warden {
 	if w.clock == nil {
 		w.clock = identity.SystemClock
 	}
-	w.src = identity.NewSource(identity.SourceConfig{Clock: w.clock, Judge: w.judge, Refused: func(from net.Addr, why error) {
-		s.log.Warn("connection refused", "from", from, "reason", why)
-	}})
+	w.src = identity.NewSource(identity.SourceConfig{Clock: w.clock, Judge: w.judge, Refused: (&refusals{log: s.log}).say})
 	return w
 }
 
@@ -275,12 +273,15 @@ func (w *warden) keep(dir *store.Dir, c *identity.Credential) error {
 }
 
 // hosts are the names and addresses at which this server is reached.
-func (w *warden) hosts() []string {
+func (w *warden) hosts() []string { return w.s.cfg.reachedAt() }
+
+// reachedAt returns the names and addresses at which a server is reached.
+func (c *Config) reachedAt() []string {
 	out := []string{"localhost", "127.0.0.1", "::1"}
 	if name, err := os.Hostname(); err == nil {
 		out = append(out, name)
 	}
-	for _, addr := range append([]string{w.s.cfg.Advertise, w.s.cfg.HTTP.Addr().String()}, w.s.cfg.Hosts...) {
+	for _, addr := range append([]string{c.Advertise, c.HTTP.Addr().String()}, c.Hosts...) {
 		host, _, err := net.SplitHostPort(addr)
 		if err != nil {
 			host = addr

@@ -49,8 +49,12 @@ func (s *Server) Login(ctx context.Context, r gpuai.LoginRequest) (out gpuai.New
 		}
 		return c
 	}, user.Name)
+	id, err := s.loginID(r.IDToken, &given)
+	if err != nil {
+		return out, err
+	}
 	return s.createToken(ctx, fsm.CreateToken{
-		Tenant: given.Tenant, Contributor: given.Contributor, Scopes: gpuai.ScopesOf(given.Scopes...), TTL: loginTTL,
+		ID: id, Tenant: given.Tenant, Contributor: given.Contributor, Scopes: gpuai.ScopesOf(given.Scopes...), TTL: loginTTL,
 		Description: "login", User: name[:min(len(name), gpuai.MaxNameLen)],
 	})
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"runtime"
 	"runtime/debug"
@@ -95,7 +96,7 @@ func certOf(b *testing.B, s *Server, name string) *identity.Source {
 	if err != nil {
 		b.Fatal(err)
 	}
-	out, err := s.issue(req, nodeNamed(name))
+	out, err := s.issue(req, nodeNamed(name), math.MaxUint64)
 	if err != nil {
 		b.Fatal(err)
 	}

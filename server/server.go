@@ -189,7 +189,7 @@ func (s *Server) serveHTTP() {
 		auth = s.keeper
 	}
 	api := httpd.New(httpd.Config{
-		Auth: auth, PeerOf: identity.PeerOf, PrivateMetrics: s.cfg.PrivateMetrics, TenantRate: s.tenantRate,
+		Auth: auth, Hosts: s.cfg.reachedAt(), PeerOf: identity.CertificateOf, PrivateMetrics: s.cfg.PrivateMetrics, TenantRate: s.tenantRate,
 		Backend: s, Schema: s.cfg.JobSchema, Logger: s.log, MaxSessions: maxSessions,
 		Metrics:  telemetry.Handler(s.cfg.Metrics),
 		Registry: prometheus.WrapRegistererWith(prometheus.Labels{"server": string(s.cfg.ID)}, s.cfg.Metrics),

@@ -101,6 +101,8 @@ func (s *Server) sayWhy(ctx context.Context, out *gpuai.Submitted) {
 	}
 	id := out.Job.ID
 	err := s.explainer.do(ctx, func(m *fsm.Machine) {
+		m.AnswerTo(asker(ctx))
+		defer m.AnswerTo("")
 		if x, ok := m.Explain(id); ok {
 			out.Reasons, out.QueuePosition = x.Reasons, x.Position
 		}
@@ -177,18 +179,18 @@ func (s *Server) SubmitBatch(ctx context.Context, specs []*gpuai.JobSpec, key st
 // Plan implements httpd.Writer: a submit on a fork, through the same Apply.
 func (s *Server) Plan(ctx context.Context, spec *gpuai.JobSpec) (gpuai.Submitted, error) {
 	var out gpuai.Submitted
-	select {
-	case s.explainer.planning <- struct{}{}:
-		defer func() { <-s.explainer.planning }()
-	case <-ctx.Done():
-		return out, ctx.Err()
+	done, err := s.turn(ctx, s.explainer.planning)
+	if err != nil {
+		return out, err
 	}
+	defer done()
 	cmd, err := s.encodeSubmit(ctx, spec, "", false)
 	if err != nil {
 		return out, err
 	}
 	m, release := s.node.Fork()
 	defer release()
+	m.AnswerTo(asker(ctx))
 	index := m.Index()
 	h := fsm.Header{Time: s.node.RegionTime(), Wall: gpuai.WallTime(s.cfg.Wall().UnixMilli()), Term: m.Term()}
 	var did fsm.Output

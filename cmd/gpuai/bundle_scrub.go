@@ -13,8 +13,8 @@ const redacted = gpuai.Redacted
 // holds no secrets; this is for what somebody logged, or named so. The first
 // group stays.
 var secretPatterns = []*regexp.Regexp{
-	// A bearer or join token of ours, wherever it stands.
-	regexp.MustCompile(`()\bgpu(?:join)?_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}`),
+	// A bearer or join token, or a bootstrap secret of ours, wherever it stands.
+	regexp.MustCompile(`()\bgpu(?:(?:join)?_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}|boot-[A-Za-z0-9]{8,})`),
 	// Authorization: Bearer …
 	regexp.MustCompile(`(?i)(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`),
 	// password=…, "api_key": "…", --secret …: a name that says so, and a value.

@@ -19,6 +19,7 @@ func TestScrubTakesWhatLooksSecret(t *testing.T) {
 		`with gpu_a1b2_` + hush + ` as token`,
 		`GET /v1/jobs?token=gpu_a1b2_` + hush,
 		`joins with gpujoin_a1b2_` + hush + `_00ff00ff00ff00ff`,
+		`started with gpuboot-hush4711value`,
 		`pull https://user:` + hush + `@registry.example/x`,
 		"-----BEGIN RSA PRIVATE KEY-----\n" + hush + "\n-----END RSA PRIVATE KEY-----",
 	} {

@@ -255,7 +255,7 @@ they need --insecure-plaintext. A server that comes back at another address tell
 	f.StringSliceVar(&cfg.Join, "join", nil, "join the region of these servers: host:port of their --raft, comma-separated")
 	f.StringVar(&cfg.JoinToken, "join-token", "", "join token of the region; --join are addresses of --http then (default $GPUAI_JOIN_TOKEN)")
 	f.StringVar(&cfg.KeyFile, "key-file", "", "file of the region's keys, made where it is missing (default: keyring in --data)")
-	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses at which clients reach this server, for its certificate")
+	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses at which clients reach this server: for its certificate, and a region without authentication answers under no other names")
 	f.BoolVar(&cfg.NonVoter, "nonvoter", false, "stay a non-voter after --join, until 'gpuai server members promote'")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
 	f.IntVar(&cfg.Multiplier, "raft-multiplier", cfg.Multiplier, "1 to 10, scales Raft's timeouts: 2 for busy disks, 5 between sites")
@@ -308,7 +308,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
-		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: cfg.Hosts,
+		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: append([]string{cfg.HTTP}, cfg.Hosts...),
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
 		PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,

@@ -52,14 +52,20 @@ func peerOf(c *x509.Certificate) (p Peer, err error) {
 // or accepted: such connections exist only with certificates that were good when
 // they were made. ok is false where no certificate was shown.
 func PeerOf(state tls.ConnectionState) (kind, id string, ok bool) {
-	if len(state.PeerCertificates) == 0 {
+	who, _, ok := CertificateOf(state)
+	if !ok {
 		return "", "", false
+	}
+	return who.Kind.String(), who.Name, true
+}
+
+// CertificateOf is PeerOf with the stamp at which the certificate was issued.
+func CertificateOf(state tls.ConnectionState) (id gpuai.Identity, issued gpuai.Stamp, ok bool) {
+	if len(state.PeerCertificates) == 0 {
+		return id, 0, false
 	}
 	p, err := peerOf(state.PeerCertificates[0])
-	if err != nil {
-		return "", "", false
-	}
-	return p.Kind.String(), p.Name, true
+	return p.Identity, p.Stamp, err == nil
 }
 
 // serialBytes is the length of a serial number: one that keeps it positive, the

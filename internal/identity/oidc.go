@@ -31,7 +31,13 @@ type Provider struct {
 
 	mu       sync.Mutex // guards below
 	verifier *oidc.IDTokenVerifier
+	asking   chan struct{} // closed once the question under way is over; nil: none is
+	failed   error         // of the last question …
+	failedAt time.Time
 }
+
+// oidcPause is how long a provider is left alone that could not be asked.
+const oidcPause = 5 * time.Second
 
 // NewProvider returns the provider of an issuer, in which the region is called
 // client. It asks nobody.
@@ -90,21 +96,43 @@ func (p *Provider) Verify(ctx context.Context, text string) (*User, error) {
 	return u, nil
 }
 
-// discover asks the provider for its keys, once it answers.
+// discover asks the provider for its keys, once it answers. All who wait meanwhile
+// share one question, and each for no longer than its ctx.
 func (p *Provider) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	p.mu.Lock()
+	if p.verifier != nil || p.failed != nil && time.Since(p.failedAt) < oidcPause {
+		defer p.mu.Unlock()
+		return p.verifier, p.failed
+	}
+	if p.asking == nil {
+		p.asking = make(chan struct{})
+		go p.ask(p.asking) // for OIDCTimeout at most
+	}
+	answered := p.asking
+	p.mu.Unlock()
+	select {
+	case <-answered:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("ask the OpenID provider %s: %w", p.issuer, ctx.Err())
+	}
+	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.verifier != nil {
-		return p.verifier, nil
-	}
+	return p.verifier, p.failed
+}
+
+// ask asks the provider and closes answered.
+func (p *Provider) ask(answered chan struct{}) {
 	// The keys are fetched later too: not with a context that ends, and not for ever.
-	ctx = oidc.ClientContext(context.WithoutCancel(ctx), &http.Client{Timeout: OIDCTimeout})
+	ctx := oidc.ClientContext(context.Background(), &http.Client{Timeout: OIDCTimeout})
 	found, err := oidc.NewProvider(ctx, p.issuer)
-	if err != nil {
-		return nil, fmt.Errorf("ask the OpenID provider %s: %w", p.issuer, err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.asking, p.failed = nil, nil; err != nil {
+		p.failed, p.failedAt = fmt.Errorf("ask the OpenID provider %s: %w", p.issuer, err), time.Now()
+	} else {
+		p.verifier = found.Verifier(&oidc.Config{ClientID: p.client})
 	}
-	p.verifier = found.Verifier(&oidc.Config{ClientID: p.client})
-	return p.verifier, nil
+	close(answered)
 }
 
 // A Login is a user's login at a provider through a browser on this host: the code
