@@ -240,7 +240,7 @@ func (w *warden) join(dir *store.Dir, id gpuai.Identity) error {
 	if err != nil {
 		return fmt.Errorf("join the region at %v: %w", w.s.cfg.Join, err)
 	}
-	cred, err := identity.CredentialOf(key, &out)
+	cred, err := token.Accept(identity.Answer{Key: key, For: id, Issued: &out, Now: w.clock.Now()})
 	if err != nil {
 		return err
 	}
