@@ -77,6 +77,8 @@ type Principal struct {
 	// Node and Server are set for those that a certificate names.
 	Node   NodeID
 	Server ServerID
+	// Issued is when the certificate was issued that they have shown.
+	Issued Stamp
 	Scopes Scopes
 	// Token is the access token that was shown; zero for none.
 	Token AccessTokenID

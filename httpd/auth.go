@@ -27,8 +27,8 @@ type Authenticator interface {
 }
 
 // PeerOf says whose certificate the other side of a connection has shown, which
-// was verified: kind is "node" or "server".
-type PeerOf func(tls.ConnectionState) (kind, id string, ok bool)
+// was verified: kind is "node" or "server", and at when it was issued.
+type PeerOf func(tls.ConnectionState) (kind, id string, at gpuai.Stamp, ok bool)
 
 // headerPrincipal carries who a forwarded request comes from, as JSON. It is
 // believed where other servers' requests come in, and only there.
@@ -122,7 +122,8 @@ func (c *call) authenticate() (*gpuai.Principal, error) {
 
 // certified notes whose certificate a request comes with.
 func (c *call) certified(p *gpuai.Principal) {
-	kind, id, ok := c.api.cfg.PeerOf(*c.r.TLS)
+	kind, id, at, ok := c.api.cfg.PeerOf(*c.r.TLS)
+	p.Issued = at
 	switch {
 	case ok && kind == "node":
 		p.Actor, p.Node = "node/"+id, gpuai.NodeID(id)

@@ -88,9 +88,9 @@ func newSecured(change ...func(*Config)) *secured {
 	cfg := testConfig(s.b)
 	cfg.Auth = s.door
 	cfg.Logger = slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	cfg.PeerOf = func(st tls.ConnectionState) (kind, id string, ok bool) {
+	cfg.PeerOf = func(st tls.ConnectionState) (kind, id string, at gpuai.Stamp, ok bool) {
 		kind, id, ok = strings.Cut(st.ServerName, "/")
-		return kind, id, ok
+		return kind, id, 0, ok
 	}
 	for _, f := range change {
 		f(&cfg)

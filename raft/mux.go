@@ -207,7 +207,7 @@ func checkFrom(c net.Conn, from gpuai.ServerID) error {
 	if !ok {
 		return nil
 	}
-	if kind, id, ok := identity.PeerOf(t.ConnectionState()); !ok || kind != gpuai.IdentityServer.String() || id != string(from) {
+	if kind, id, _, ok := identity.PeerOf(t.ConnectionState()); !ok || kind != gpuai.IdentityServer.String() || id != string(from) {
 		return fmt.Errorf("it says that it is server %s, and its certificate is that of %s/%s", from, kind, id)
 	}
 	return nil

@@ -27,7 +27,8 @@ func (s *Server) mustSign() (*signer, error) {
 
 // Join implements httpd.Identities.
 func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.IssuedCertificate, err error) {
-	if _, err := s.mustSign(); err != nil {
+	sign, err := s.mustSign()
+	if err != nil {
 		return out, err
 	}
 	token, err := identity.ParseJoinToken(r.Token)
@@ -50,11 +51,12 @@ func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.Issu
 		return out, err
 	}
 	s.log.Info("joined with a token", "identity", csr.Identity, "token", token)
-	return s.issue(csr, csr.Identity)
+	return s.issue(csr, gpuai.StampOf(sign.stamp.Epoch(), done[0].Index))
 }
 
-// Renew implements httpd.Identities.
-func (s *Server) Renew(_ context.Context, id gpuai.Identity, r *gpuai.RenewRequest) (out gpuai.IssuedCertificate, err error) {
+// Renew implements httpd.Identities. The certificate that was shown is judged once
+// more: it may have been voided since the connection was made.
+func (s *Server) Renew(ctx context.Context, id gpuai.Identity, r *gpuai.RenewRequest) (out gpuai.IssuedCertificate, err error) {
 	csr, err := identity.ReadRequest(r.CSR)
 	if err != nil {
 		return out, gpuai.NewError(gpuai.InvalidSpec, err.Error())
@@ -62,19 +64,21 @@ func (s *Server) Renew(_ context.Context, id gpuai.Identity, r *gpuai.RenewReque
 	if csr.Identity != id {
 		return out, gpuai.NewError(gpuai.Forbidden, fmt.Sprintf("the certificate is that of %s, and the request is for %s: who is one cannot become another", id, csr.Identity))
 	}
-	return s.issue(csr, id)
+	return s.issue(csr, httpd.PrincipalOf(ctx).Issued)
 }
 
-// issue signs a request of who has proven who it is.
-func (s *Server) issue(r *identity.Request, id gpuai.Identity) (out gpuai.IssuedCertificate, err error) {
+// issue signs a request of who has proven who it is, as of a stamp: nothing has
+// voided that since.
+func (s *Server) issue(r *identity.Request, proven gpuai.Stamp) (out gpuai.IssuedCertificate, err error) {
 	sign, err := s.mustSign()
 	if err != nil {
 		return out, err
 	}
+	id := r.Identity
 	var st fsm.Standing
 	s.node.View(func(m *fsm.Machine) { st = m.Standing(id) })
-	if !st.Good(sign.stamp) {
-		return out, gpuai.NewError(gpuai.Forbidden, id.String()+" was revoked: it can join again with a token that names it")
+	if !st.Good(sign.stamp) || !st.Good(proven) {
+		return out, gpuai.NewError(gpuai.Forbidden, id.String()+" was revoked, or has joined anew with another certificate: it can join again with a token that names it")
 	}
 	chain, err := s.warden.issue(sign, r, id)
 	if err != nil {
@@ -84,7 +88,9 @@ func (s *Server) issue(r *identity.Request, id gpuai.Identity) (out gpuai.Issued
 		Certificate: identity.ChainText(chain), Trust: string(sign.trust.PEM()), Cluster: sign.ca.Cluster,
 	}
 	if id.Kind == gpuai.IdentityServer {
-		out.Keyring = string(s.warden.ring.Load().Encode())
+		if out.Keyring, err = r.SealRing(s.warden.ring.Load()); err != nil {
+			return gpuai.IssuedCertificate{}, err
+		}
 		for _, m := range s.node.Members() {
 			out.Servers = append(out.Servers, m.Addr)
 		}

@@ -67,9 +67,8 @@ func newWarden(s *Server) *warden {
 	if w.clock == nil {
 		w.clock = identity.SystemClock
 	}
-	w.src = identity.NewSource(identity.SourceConfig{Clock: w.clock, Judge: w.judge, Refused: func(from net.Addr, why error) {
-		s.log.Warn("connection refused", "from", from, "reason", why)
-	}})
+	said := refusals{log: s.log, now: w.clock.Now}
+	w.src = identity.NewSource(identity.SourceConfig{Clock: w.clock, Judge: w.judge, Refused: said.refused})
 	return w
 }
 
@@ -244,7 +243,7 @@ func (w *warden) join(dir *store.Dir, id gpuai.Identity) error {
 	if err != nil {
 		return err
 	}
-	ring, err := identity.ReadKeyring([]byte(out.Keyring))
+	ring, err := identity.OpenRing(key, out.Keyring)
 	if err != nil {
 		return err
 	}

@@ -107,3 +107,54 @@ func TestRenewalFollowsTheAuthority(t *testing.T) {
 		t.Errorf("a token of a retired CA: %v", err)
 	}
 }
+
+// Who has seen a server's request gets no keyring with it: only its key opens what
+// is sent.
+func TestKeyringIsSealedForWhoAsked(t *testing.T) {
+	ring := NewKeyring()
+	key, csr, err := NewKey(serverA, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := ReadRequest(csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := req.SealRing(ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := OpenRing(key, sealed); err != nil || string(got.Encode()) != string(ring.Encode()) {
+		t.Errorf("its own: %v, %v", got, err)
+	}
+	other, _, err := NewKey(serverA, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"sealed for another": sealed, "cut": sealed[:len(sealed)-8], "none": "", "plain": string(ring.Encode())} {
+		if got, err := OpenRing(other, text); !errors.Is(err, ErrKeyring) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+// A connection ends with the certificate that it was made with, after the grace for
+// clocks that are behind.
+func TestConnectionsEndWithTheirCertificates(t *testing.T) {
+	r := newRealm(t, "c1")
+	server, node := r.source(serverA, SourceConfig{}), r.source(nodeN1, SourceConfig{})
+	cc, _, err, err2 := connect(t, anyServer(server), clientOf(node, Want{}))
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	r.clock.move(24*time.Hour + maxSkew - time.Second)
+	server.Sweep()
+	if err := echo(cc); err != nil {
+		t.Errorf("within the grace: %v", err)
+	}
+	r.clock.move(2 * time.Second)
+	server.Sweep()
+	if err := echo(cc); err == nil {
+		t.Error("a connection outlives its certificate")
+	}
+}

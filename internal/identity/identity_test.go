@@ -176,13 +176,13 @@ func TestPeersKnowEachOther(t *testing.T) {
 	if err != nil || err2 != nil {
 		t.Fatal(err, err2)
 	}
-	if kind, id, ok := PeerOf(sc.ConnectionState()); kind != "node" || id != "n1" || !ok || sc.ConnectionState().Version != tls.VersionTLS13 {
+	if kind, id, at, ok := PeerOf(sc.ConnectionState()); kind != "node" || id != "n1" || at != 7 || !ok || sc.ConnectionState().Version != tls.VersionTLS13 {
 		t.Errorf("the client is %s/%s, %v", kind, id, ok)
 	}
-	if kind, id, ok := PeerOf(cc.ConnectionState()); kind != "server" || id != "a" || !ok {
+	if kind, id, _, ok := PeerOf(cc.ConnectionState()); kind != "server" || id != "a" || !ok {
 		t.Errorf("the server is %s/%s, %v", kind, id, ok)
 	}
-	if _, _, ok := PeerOf(tls.ConnectionState{}); ok {
+	if _, _, _, ok := PeerOf(tls.ConnectionState{}); ok {
 		t.Error("nobody is somebody")
 	}
 	// Other programs know the server by its host names.

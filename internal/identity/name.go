@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/gpuai/gpuai"
 )
@@ -21,6 +22,8 @@ type Peer struct {
 	Cluster gpuai.ClusterID
 	// Stamp is when the certificate was issued.
 	Stamp gpuai.Stamp
+	// NotAfter is until when the certificate is good.
+	NotAfter time.Time
 	// Issuer identifies the authority's key that signed it.
 	Issuer [20]byte
 }
@@ -38,28 +41,30 @@ func peerOf(c *x509.Certificate) (p Peer, err error) {
 	u := c.URIs[0]
 	p.Identity, err = gpuai.ParseIdentity(strings.TrimPrefix(u.Path, "/"))
 	if err != nil || u.Scheme != "spiffe" || !gpuai.ValidName(u.Host) || u.String() != URI(gpuai.ClusterID(u.Host), p.Identity).String() {
-		return Peer{}, fmt.Errorf("the certificate is of no region of gpuai: its name is %q", u)
+		return Peer{}, fmt.Errorf("the certificate is of no region of gpuai: its name is %.100q", u)
 	}
 	p.Cluster = gpuai.ClusterID(u.Host)
 	if p.Stamp, err = stampOf(c.SerialNumber); err != nil {
 		return Peer{}, err
 	}
 	copy(p.Issuer[:], c.AuthorityKeyId)
+	p.NotAfter = c.NotAfter
 	return p, nil
 }
 
 // PeerOf returns who is at the other end of a connection that a Source has made
 // or accepted: such connections exist only with certificates that were good when
-// they were made. ok is false where no certificate was shown.
-func PeerOf(state tls.ConnectionState) (kind, id string, ok bool) {
+// they were made. at is when its certificate was issued. ok is false where no
+// certificate was shown.
+func PeerOf(state tls.ConnectionState) (kind, id string, at gpuai.Stamp, ok bool) {
 	if len(state.PeerCertificates) == 0 {
-		return "", "", false
+		return "", "", 0, false
 	}
 	p, err := peerOf(state.PeerCertificates[0])
 	if err != nil {
-		return "", "", false
+		return "", "", 0, false
 	}
-	return p.Kind.String(), p.Name, true
+	return p.Kind.String(), p.Name, p.Stamp, true
 }
 
 // serialBytes is the length of a serial number: one that keeps it positive, the
