@@ -89,12 +89,12 @@ bench-hostile: build
 	$(GO) run ./integration/hostile --gpuai bin/gpuai --rounds 5
 
 # Handshakes of agents, and what a connected one costs.
-bench-tls:
-	$(GO) test ./server -run '^$$' -bench SecureSessions -benchtime 5000x
+bench-tls: build
+	$(GO) run ./integration/securebench
 
 # Real PyTorch on a region of its own: as root; not part of `make test`.
 example-torch:
-	test -x /usr/bin/torchrun || (apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends python3-torch)
+	test -x /usr/bin/torchrun -a -x /usr/sbin/runc || (apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends python3-torch runc)
 	CGO_ENABLED=0 $(GO) run ./integration/torch
 
 # What is too long for each change.

@@ -121,7 +121,8 @@ type IssuedCertificate struct {
 	Trust string `json:"trust"`
 	// Cluster is the name under which the region's certificates are made.
 	Cluster ClusterID `json:"cluster"`
-	// Keyring holds the region's keys, for servers only.
+	// Keyring holds the region's keys, for servers only: encrypted to the key of
+	// the request, as identity.OpenRing reads it.
 	Keyring string `json:"keyring,omitzero"`
 	// Servers are the Raft addresses of the members, for servers only.
 	Servers []string `json:"servers,omitzero"`

@@ -44,7 +44,7 @@ func Join(ctx context.Context, cfg JoinConfig) (*identity.Credential, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the region: %w", err)
 	}
-	cred, err := identity.CredentialOf(key, &out)
+	cred, err := token.Accept(identity.Answer{Key: key, For: id, Issued: &out, Now: time.Now()})
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,8 @@ const renewTimeout = 20 * time.Second
 func (a *Agent) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	key, csr, err := identity.NewKey(gpuai.Identity{Kind: gpuai.IdentityNode, Name: string(a.cfg.Node)}, nil)
+	id := gpuai.Identity{Kind: gpuai.IdentityNode, Name: string(a.cfg.Node)}
+	key, csr, err := identity.NewKey(id, nil)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func (a *Agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cred, err := identity.CredentialOf(key, &out)
+	cred, err := a.cfg.Identity.Trust().Accept(identity.Answer{Key: key, For: id, Issued: &out, Now: time.Now()})
 	if err != nil {
 		return err
 	}

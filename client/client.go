@@ -30,7 +30,7 @@ type Config struct {
 	// have no Timeout where events or sessions are used.
 	HTTP *http.Client
 	// TLS, where HTTP is nil, is how servers are spoken to: addresses without a
-	// scheme are https then. It may change what it shows and trusts meanwhile.
+	// scheme are https then, and those with http refused. It may change what it shows and trusts meanwhile.
 	TLS *tls.Config
 	// Logger hears of retries; nil is silence.
 	Logger *slog.Logger
@@ -68,11 +68,13 @@ func New(cfg Config) (*Client, error) {
 		}
 		if u, err := url.Parse(a); err != nil || u.Hostname() == "" || u.Path != "" {
 			return nil, fmt.Errorf("the server's address %q is no URL such as http://127.0.0.1:7470", a)
+		} else if u.Scheme == "http" && cfg.TLS != nil {
+			return nil, fmt.Errorf("the server's address %q is not encrypted, and this client must be sure who it speaks to: use https", a)
 		}
 		c.addrs = append(c.addrs, a)
 	}
 	if c.http == nil {
-		c.http = &http.Client{Transport: newTransport(cfg.TLS)}
+		c.http = &http.Client{Transport: newTransport(cfg.TLS), CheckRedirect: noRedirect}
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -95,6 +97,12 @@ func newTransport(secure *tls.Config) *http.Transport {
 	t.DisableCompression = true // the servers do not compress
 	t.TLSClientConfig = secure
 	return t
+}
+
+// noRedirect follows nothing: servers forward by themselves, and what a request
+// holds, a join token above all, is for who was named.
+func noRedirect(to *http.Request, _ []*http.Request) error {
+	return fmt.Errorf("the server sends requests on to %s, which no server of a region does: name the address of a server", to.URL.Redacted())
 }
 
 // scheme is that of addresses without one.

@@ -206,7 +206,8 @@ func (m *Machine) checkAuthorities() error {
 			return fmt.Errorf("identity %d is not found, or has no name", s)
 		}
 	}
-	if m.joinTokenSlots.Len() > MaxJoinTokens || m.identitySlots.Len() > MaxIdentities {
+	unused, _ := m.unusedJoinTokens()
+	if all := m.joinTokenSlots.Len(); unused > MaxJoinTokens || all-unused > MaxUsedJoinTokens || m.identitySlots.Len() > MaxIdentities {
 		return fmt.Errorf("%d join tokens and %d identities", m.joinTokenSlots.Len(), m.identitySlots.Len())
 	}
 	return nil

@@ -275,6 +275,48 @@ func TestJoinTokensAreBounded(t *testing.T) {
 	}
 }
 
+// Tokens that were used leave room for others at once, and are remembered within a
+// bound of their own: more hosts than that join within the time of a token.
+func TestUsedJoinTokensLeaveRoom(t *testing.T) {
+	r := secured(t)
+	r.check = false
+	const hosts = MaxJoinTokens + MaxUsedJoinTokens/2
+	for i := 0; i < hosts; i += 512 {
+		var tokens, joins []Command
+		for j := i; j < i+512; j++ {
+			name, token := fmt.Sprint("n", j), secretOf(fmt.Sprint(j))
+			tokens = append(tokens, &CreateJoinToken{Hash: token, Kind: gpuai.IdentityNode, TTL: gpuai.Hour})
+			joins = append(joins, &Join{Token: token, Identity: gpuai.Identity{Kind: gpuai.IdentityNode, Name: name}, Key: secretOf(name)})
+		}
+		for _, cmds := range [][]Command{tokens, joins} {
+			for k, res := range r.apply(cmds...).Results {
+				if res.Code != gpuai.OK {
+					t.Fatalf("host %d: %+v", i+k, res)
+				}
+			}
+		}
+	}
+	if n := r.m.joinTokenSlots.Len(); n != MaxUsedJoinTokens {
+		t.Errorf("%d used tokens are remembered", n)
+	}
+	forgotten := 0
+	for i := range hosts {
+		if _, known := r.m.joinTokenSlot(new(secretOf(fmt.Sprint(i)))); !known {
+			forgotten++
+			if forgotten == 1 {
+				r.refuse(&Join{Token: secretOf(fmt.Sprint(i)), Identity: gpuai.Identity{Kind: gpuai.IdentityNode, Name: "late"}, Key: secretOf("late")}, gpuai.Unauthenticated)
+			}
+		}
+	}
+	if forgotten != hosts-MaxUsedJoinTokens {
+		t.Errorf("%d are forgotten", forgotten)
+	}
+	if err := r.m.Check(); err != nil {
+		t.Error(err)
+	}
+	restored(t, r.m)
+}
+
 // joinCommand returns a random command about who may join.
 func (w *walk) joinCommand() Command {
 	token := secretOf([]string{"a", "b", "c", "d"}[w.r.IntN(4)])

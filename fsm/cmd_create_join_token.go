@@ -9,7 +9,7 @@ import (
 // passed. The machine knows only the token's hash.
 //
 // Rejected: InvalidSpec, also below LevelTenants; Conflict for a hash that is
-// known, RateLimited when there are MaxJoinTokens, PreconditionFailed in a region
+// known, RateLimited when there are MaxJoinTokens that were not used, PreconditionFailed in a region
 // without an authority, which asks nobody for a token.
 type CreateJoinToken struct {
 	Hash        [32]byte // SHA-256 of its text
@@ -56,9 +56,10 @@ func (m *Machine) applyCreateJoinToken(r *wire.Reader) Result {
 		return rejected(gpuai.Conflict, "this join token is there already")
 	}
 	m.expireJoinTokens()
+	unused, _ := m.unusedJoinTokens()
 	switch {
-	case m.joinTokenSlots.Len() >= MaxJoinTokens:
-		return rejected(gpuai.RateLimited, "the region holds as many join tokens as it can: wait until some have expired")
+	case unused >= MaxJoinTokens:
+		return rejected(gpuai.RateLimited, "the region holds as many join tokens as it can: wait until some have been used or have expired")
 	case m.strs.Len() > MaxStrings-2:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
 	}

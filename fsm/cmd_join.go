@@ -12,7 +12,7 @@ import (
 // another's.
 //
 // Asked again with the same key, it is answered again, for the answer may have
-// been lost.
+// been lost, while the token is remembered (MaxUsedJoinTokens).
 //
 // Rejected: Unauthenticated for a token that is unknown, expired or was used,
 // Forbidden for another kind or name than the token's, Conflict for who has
@@ -66,6 +66,7 @@ func (m *Machine) applyJoin(r *wire.Reader) Result {
 	}
 	i, used := m.identities.Mut(at), m.joinTokens.Mut(slot)
 	used.used, used.name = c.Key, i.name
+	m.boundUsedJoinTokens()
 	i.before, i.joined, i.revoked = m.stamp(), m.now.time, false
 	i.contributor = t.contributor
 	if node, ok := m.nodeSlot(gpuai.NodeID(c.Identity.Name)); ok && c.Identity.Kind == gpuai.IdentityNode && t.contributor != 0 {

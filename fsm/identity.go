@@ -1,12 +1,15 @@
 package fsm
 
 import (
+	"bytes"
+
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
 )
 
 // A joinTokenRec lets one host become a node or a server, once. It is kept until
-// it expires, so that whoever comes with it again is told why it is refused.
+// it expires, so that whoever comes with it again is told why it is refused; of
+// used ones the first to expire is forgotten sooner where there are too many.
 type joinTokenRec struct {
 	hash        [32]byte          // of the token's text
 	used        gpuai.SubjectHash // of who joined with it; zero: nobody
@@ -48,6 +51,35 @@ func (m *Machine) expireJoinTokens() {
 		if m.joinTokens.Get(s).expires <= m.now.time {
 			m.dropJoinToken(s)
 		}
+	}
+}
+
+// unusedJoinTokens returns how many have not been used, and of those that have the
+// slot of the one that expires first.
+func (m *Machine) unusedJoinTokens() (unused, first uint32) {
+	var old *joinTokenRec
+	for s, ok := m.joinTokenSlots.Next(0); ok; s, ok = m.joinTokenSlots.Next(s + 1) {
+		r := m.joinTokens.Get(s)
+		switch {
+		case r.used == gpuai.SubjectHash{}:
+			unused++
+		case old == nil || r.expires < old.expires || r.expires == old.expires && bytes.Compare(r.hash[:], old.hash[:]) < 0:
+			old, first = r, s
+		}
+	}
+	return unused, first
+}
+
+// boundUsedJoinTokens forgets a used token where one more was used than are
+// remembered. Nobody can join with it: it is not known.
+func (m *Machine) boundUsedJoinTokens() {
+	all := uint32(m.joinTokenSlots.Len())
+	if all <= MaxUsedJoinTokens {
+		return
+	}
+	m.now.work -= workLook * int64(all)
+	if unused, first := m.unusedJoinTokens(); all-unused > MaxUsedJoinTokens {
+		m.dropJoinToken(first)
 	}
 }
 

@@ -28,14 +28,16 @@ const (
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 	// MaxAuthorities is how many CAs are trusted at a time, MaxJoinTokens how many
-	// join tokens have not expired, MaxIdentities how many nodes and servers have
+	// join tokens have neither expired nor been used, MaxUsedJoinTokens how many used
+	// ones are remembered until they expire, MaxIdentities how many nodes and servers have
 	// joined or were revoked.
 	MaxAuthorities = 4
 	// MaxRegionKeys is how many keys of the servers' keyrings are known, retired
 	// ones among them; the first retired are forgotten first.
-	MaxRegionKeys = 32
-	MaxJoinTokens = 4_096
-	MaxIdentities = MaxNodes + MaxServers
+	MaxRegionKeys     = 32
+	MaxJoinTokens     = 4_096
+	MaxUsedJoinTokens = 4_096
+	MaxIdentities     = MaxNodes + MaxServers
 
 	// MaxSecrets is how many secrets are kept, MaxTenantSecrets of one tenant, and
 	// MaxAllSecretBytes and MaxTenantSecretBytes what their values have in all.

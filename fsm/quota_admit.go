@@ -212,7 +212,15 @@ func (m *Machine) placeGroup(group uint32) (placed, final bool) {
 	if !ok {
 		return m.placeLasting(group)
 	}
-	defer m.avoidNothing()
+	m.dear.nodes, m.dear.models = m.dear.nodes[:0], m.dear.models[:0] // those of a command that panicked are taken back
+	placed, final = m.placeBounded(slot, group)
+	m.avoidNothing()
+	return placed, final
+}
+
+// placeBounded is placeGroup for a tenant with a quota or a budget. It leaves out what
+// it finds too dear until avoidNothing.
+func (m *Machine) placeBounded(slot, group uint32) (placed, final bool) {
 	bucket := m.groups.Get(group).bucket.slot()
 	for range 2*gpuai.MaxQuotaModels + dearTries { // each time without one model, or one node, more
 		v := m.admit(slot, group)

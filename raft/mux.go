@@ -31,10 +31,9 @@ const (
 	kindPeer = 2
 	kindJoin = 3 // HTTP from who is no member yet, or at an address that nobody vouches for
 
-	helloVersion  = 1
-	helloLimit    = 1024 // bytes behind the fixed part
-	helloTimeout  = 5 * time.Second
-	maxHandshakes = 256 // unfinished at once; more are closed
+	helloVersion = 1
+	helloLimit   = 1024 // bytes behind the fixed part
+	helloTimeout = 5 * time.Second
 
 	statusOK      = 0
 	statusRefused = 1
@@ -64,7 +63,7 @@ type mux struct {
 	gate  gatekeeper
 	tls   *identity.Source       // nil: plaintext
 	conns map[byte]chan net.Conn // by kind, accepted
-	limit chan struct{}
+	begun handshakes             // of others
 	done  chan struct{}
 	wg    sync.WaitGroup
 
@@ -79,7 +78,6 @@ func newMux(ln net.Listener, gate gatekeeper, tls *identity.Source) *mux {
 		gate:  gate,
 		tls:   tls,
 		conns: map[byte]chan net.Conn{kindRaft: make(chan net.Conn), kindPeer: make(chan net.Conn)},
-		limit: make(chan struct{}, maxHandshakes),
 		done:  make(chan struct{}),
 		open:  make(map[*trackedConn]struct{}),
 	}
@@ -100,27 +98,24 @@ func (m *mux) accept() {
 				continue
 			}
 		}
-		select {
-		case m.limit <- struct{}{}:
-			m.wg.Go(func() { m.welcome(c) })
-		default:
-			c.Close()
-		}
+		one := m.begun.begin(c)
+		m.wg.Go(func() { m.welcome(one) })
 	}
 }
 
 // welcome does the acceptor's half and hands the connection over.
-func (m *mux) welcome(raw net.Conn) {
+func (m *mux) welcome(one *handshake) {
+	raw := one.conn
 	if m.tls != nil {
 		raw = m.tls.Server(raw, identity.Want{Kind: gpuai.IdentityServer})
 	}
 	c, err := m.track(raw)
 	if err != nil {
-		<-m.limit
+		m.begun.end(one, false)
 		return
 	}
 	kind, err := m.answer(c)
-	<-m.limit
+	m.begun.end(one, err == nil)
 	if err != nil {
 		c.Close()
 		return
@@ -176,6 +171,7 @@ func (m *mux) dial(ctx context.Context, dial func(context.Context, string) (net.
 		c.Close()
 		return nil, fmt.Errorf("connect to %s at %s: %w", who, addr, err)
 	}
+	m.begun.met(c.RemoteAddr())
 	return c, nil
 }
 

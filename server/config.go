@@ -59,7 +59,7 @@ type Config struct {
 	// Hosts are further names and addresses at which clients reach this server.
 	Hosts []string
 	// CertificateTTL is how long certificates are good that this server signs; 0 is
-	// a day. They are renewed at half of it.
+	// a day, the most. They are renewed at half of it.
 	CertificateTTL time.Duration
 	// Clock judges certificates; nil is the host's.
 	Clock identity.Clock
@@ -169,6 +169,8 @@ func (c *Config) validate() error {
 		return errors.New("--peers is for regions without authentication: form the region with one server, and have the others join it with --join and --join-token")
 	case c.JoinToken != "" && len(c.Join) == 0:
 		return errors.New("a join token needs the address of a server: name one with --join, its API's")
+	case c.CertificateTTL > time.Duration(gpuai.CertificateTTL)*time.Millisecond:
+		return fmt.Errorf("certificates of %s are longer than the day that nodes accept", c.CertificateTTL)
 	case c.Bootstrap && len(c.Join) > 0:
 		return errors.New("a server forms a new region or joins one: give --bootstrap or --join, and not both")
 	}

@@ -108,7 +108,9 @@ func (s *Server) issue(r *identity.Request, id gpuai.Identity, shown gpuai.Stamp
 		Certificate: identity.ChainText(chain), Trust: string(sign.trust.PEM()), Cluster: sign.ca.Cluster,
 	}
 	if id.Kind == gpuai.IdentityServer {
-		out.Keyring = string(s.warden.ring.Load().Encode())
+		if out.Keyring, err = r.SealRing(s.warden.ring.Load()); err != nil {
+			return gpuai.IssuedCertificate{}, err
+		}
 		for _, m := range s.node.Members() {
 			out.Servers = append(out.Servers, m.Addr)
 		}

@@ -238,11 +238,11 @@ func (w *warden) join(dir *store.Dir, id gpuai.Identity) error {
 	if err != nil {
 		return fmt.Errorf("join the region at %v: %w", w.s.cfg.Join, err)
 	}
-	cred, err := identity.CredentialOf(key, &out)
+	cred, err := token.Accept(identity.Answer{Key: key, For: id, Issued: &out, Now: w.clock.Now()})
 	if err != nil {
 		return err
 	}
-	ring, err := identity.ReadKeyring([]byte(out.Keyring))
+	ring, err := identity.OpenRing(key, out.Keyring)
 	if err != nil {
 		return err
 	}

@@ -43,19 +43,13 @@ func (s *Server) Login(ctx context.Context, r gpuai.LoginRequest) (out gpuai.New
 	if err != nil {
 		return out, err
 	}
-	name := strings.Map(func(c rune) rune {
-		if c <= ' ' || c == 0x7f {
-			return '_'
-		}
-		return c
-	}, user.Name)
 	id, err := s.loginID(r.IDToken, &given)
 	if err != nil {
 		return out, err
 	}
 	return s.createToken(ctx, fsm.CreateToken{
 		ID: id, Tenant: given.Tenant, Contributor: given.Contributor, Scopes: gpuai.ScopesOf(given.Scopes...), TTL: loginTTL,
-		Description: "login", User: name[:min(len(name), gpuai.MaxNameLen)],
+		Description: "login", User: user.Actor(),
 	})
 }
 

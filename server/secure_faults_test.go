@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/httpd"
 	"github.com/gpuai/gpuai/internal/identity"
 )
 
@@ -203,5 +204,34 @@ func TestRejoinInASecureRegion(t *testing.T) {
 	}
 	if _, err := r.leader().askKeys(t.Context(), out.New, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// A request for a renewal that was on its way while the name was joined anew, or
+// revoked, gets no certificate: the one that it shows is void.
+func TestVoidCertificateDoesNotRenewItself(t *testing.T) {
+	t.Parallel()
+	r := formSecure(t, 1, 0)
+	m := r.servers[0]
+	old := r.joined("gpu-7").Credential().Peer.Stamp
+	now := r.joined("gpu-7").Credential().Peer.Stamp // with a token that names it
+	_, csr, err := identity.NewKey(nodeNamed("gpu-7"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew := func(shown gpuai.Stamp) error {
+		ctx := httpd.WithPrincipal(t.Context(), &gpuai.Principal{Node: "gpu-7", Stamp: shown})
+		_, err := m.Renew(ctx, nodeNamed("gpu-7"), &gpuai.RenewRequest{CSR: csr})
+		return err
+	}
+	if err := renew(old); !isCode(err, gpuai.Forbidden) {
+		t.Errorf("a certificate of before: %v", err)
+	}
+	if err := renew(now); err != nil {
+		t.Errorf("the present one: %v", err)
+	}
+	r.write(func(m *member) error { return m.RevokeIdentity(t.Context(), nodeNamed("gpu-7")) })
+	if err := renew(now); !isCode(err, gpuai.Forbidden) {
+		t.Errorf("a revoked one: %v", err)
 	}
 }

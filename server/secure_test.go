@@ -94,7 +94,7 @@ func (r *region) enrol(id gpuai.Identity, token string) (*identity.Source, error
 	if err != nil {
 		return nil, err
 	}
-	cred, err := identity.CredentialOf(key, &out)
+	cred, err := parsed.Accept(identity.Answer{Key: key, For: id, Issued: &out, Now: time.Now()})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -361,7 +361,7 @@ func (r *region) renewNode(ctx context.Context, src *identity.Source, name strin
 	if err != nil {
 		return err
 	}
-	cred, err := identity.CredentialOf(key, &out)
+	cred, err := src.Trust().Accept(identity.Answer{Key: key, For: nodeNamed(name), Issued: &out, Now: time.Now()})
 	if err == nil {
 		src.Set(cred)
 	}

@@ -46,7 +46,8 @@ func NewCredential(key *ecdsa.PrivateKey, chain [][]byte, trust *Trust) (*Creden
 	}, nil
 }
 
-// CredentialOf reads the answer to a join or a renewal of key.
+// CredentialOf reads the answer to a join or a renewal of key. It believes it:
+// Trust.Accept and JoinToken.Accept do not.
 func CredentialOf(key *ecdsa.PrivateKey, a *gpuai.IssuedCertificate) (*Credential, error) {
 	trust, err := ReadTrust(a.Cluster, []byte(a.Trust))
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/gpuai/gpuai"
 )
@@ -21,6 +22,8 @@ type Peer struct {
 	Cluster gpuai.ClusterID
 	// Stamp is when the certificate was issued.
 	Stamp gpuai.Stamp
+	// NotAfter is until when the certificate is good.
+	NotAfter time.Time
 	// Issuer identifies the authority's key that signed it.
 	Issuer [20]byte
 }
@@ -38,13 +41,14 @@ func peerOf(c *x509.Certificate) (p Peer, err error) {
 	u := c.URIs[0]
 	p.Identity, err = gpuai.ParseIdentity(strings.TrimPrefix(u.Path, "/"))
 	if err != nil || u.Scheme != "spiffe" || !gpuai.ValidName(u.Host) || u.String() != URI(gpuai.ClusterID(u.Host), p.Identity).String() {
-		return Peer{}, fmt.Errorf("the certificate is of no region of gpuai: its name is %q", u)
+		return Peer{}, fmt.Errorf("the certificate is of no region of gpuai: its name is %.100q", u)
 	}
 	p.Cluster = gpuai.ClusterID(u.Host)
 	if p.Stamp, err = stampOf(c.SerialNumber); err != nil {
 		return Peer{}, err
 	}
 	copy(p.Issuer[:], c.AuthorityKeyId)
+	p.NotAfter = c.NotAfter
 	return p, nil
 }
 

@@ -3,13 +3,16 @@ package identity
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/oauth2"
@@ -47,13 +50,41 @@ func NewProvider(issuer, client string) *Provider {
 
 // A User is who a provider says has logged in.
 type User struct {
+	issuer  string
 	Subject string
-	Name    string // an address or a name, for people; the subject where there is none
-	claims  map[string]any
+	// Name is a verified address or a name, for people; the subject where there is
+	// none. It proves nothing.
+	Name   string
+	claims map[string]any
 }
 
-// Has reports whether a claim of the user has a value, or holds it.
+// maxActorName bounds the name in an Actor, in bytes.
+const maxActorName = 46
+
+// Actor names the user in the audit, for people by an address or a name, which may
+// be another's tomorrow, and for good by a hash: the first 8 bytes of SHA-256 of the
+// issuer, a zero byte and the subject, in hex.
+func (u *User) Actor() string {
+	sum := sha256.Sum256([]byte(u.issuer + "\x00" + u.Subject))
+	name := strings.Map(func(c rune) rune {
+		if c <= ' ' || c == 0x7f || c == utf8.RuneError {
+			return '_'
+		}
+		return c
+	}, u.Name)
+	for len(name) > maxActorName {
+		_, n := utf8.DecodeLastRuneInString(name)
+		name = name[:len(name)-n]
+	}
+	return fmt.Sprintf("%s#%x", name, sum[:8])
+}
+
+// Has reports whether a claim of the user has a value, or holds it. An address that
+// the provider has not verified is anybody's.
 func (u *User) Has(claim, value string) bool {
+	if claim == "email" && !u.verified() {
+		return false
+	}
 	switch v := u.claims[claim].(type) {
 	case string:
 		return v == value
@@ -67,6 +98,11 @@ func (u *User) Has(claim, value string) bool {
 		}
 	}
 	return false
+}
+
+func (u *User) verified() bool {
+	v := u.claims["email_verified"]
+	return v == true || v == "true" // some providers write it as text
 }
 
 // Verify returns the user of an ID token: its signature, issuer, audience and
@@ -83,12 +119,12 @@ func (p *Provider) Verify(ctx context.Context, text string) (*User, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIDToken, err)
 	}
-	u := &User{Subject: token.Subject, Name: token.Subject, claims: map[string]any{}}
+	u := &User{issuer: token.Issuer, Subject: token.Subject, Name: token.Subject, claims: map[string]any{}}
 	if err := token.Claims(&u.claims); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIDToken, err)
 	}
 	for _, claim := range [...]string{"email", "preferred_username"} {
-		if s, ok := u.claims[claim].(string); ok && s != "" {
+		if s, ok := u.claims[claim].(string); ok && s != "" && (claim != "email" || u.verified()) {
 			u.Name = s
 			break
 		}

@@ -123,13 +123,15 @@ func (s *Source) RenewDue() bool {
 	return h != nil && !s.clock.Now().Before(h.renewAt)
 }
 
-// Retries of a renewal.
+// Retries of a renewal, and how often it is looked for connections whose
+// certificates have ended.
 const (
 	renewRetryMin = time.Second
 	renewRetryMax = time.Minute
+	sweepEvery    = 10 * time.Minute
 )
 
-// Run renews the certificate at half of its time, until ctx ends. What renew
+// Run renews the certificate at half of its time, and sweeps, until ctx ends. What renew
 // returns is logged by it; it is tried again.
 func (s *Source) Run(ctx context.Context, renew func(context.Context) error) {
 	for ctx.Err() == nil {
@@ -145,7 +147,8 @@ func (s *Source) Run(ctx context.Context, renew func(context.Context) error) {
 			wait = min(max(h.NotAfter().Sub(s.clock.Now())/20, renewRetryMin), renewRetryMax)
 		}
 		select {
-		case <-s.clock.After(wait):
+		case <-s.clock.After(min(wait, sweepEvery)):
+			s.Sweep()
 		case <-s.changed:
 		case <-ctx.Done():
 		}
@@ -343,6 +346,7 @@ func (s *Source) Sweep() {
 	if h == nil {
 		return
 	}
+	now := s.clock.Now()
 	s.mu.Lock()
 	all := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {
@@ -357,6 +361,9 @@ func (s *Source) Sweep() {
 		err := s.Check(*p, Want{})
 		if err == nil && !h.trust.believes(p.Issuer) {
 			err = refusal("that of %s is of an authority that is trusted no more", p.Identity)
+		}
+		if err == nil && now.After(p.NotAfter.Add(maxSkew)) {
+			err = refusal("that of %s ended at %s, and its holder connects again with its new one", p.Identity, stamp(p.NotAfter))
 		}
 		if err != nil {
 			if s.refused != nil {
