@@ -2,8 +2,8 @@
 """Trains a small model with PyTorch's DistributedDataParallel under torchrun.
 
 The data are made, the same everywhere; every rank takes its part of each batch,
-so that a gang of any size computes the same steps, but for rounding. Rank 0 saves
-a checkpoint every few steps, and a run goes on from the newest there is: the
+so that a gang of any size computes the same steps, but for rounding. The gang's first
+task saves a checkpoint every few steps, and a run goes on from the newest there is: the
 region's (RESUME_FROM), or that of a directory that all ranks share (CHECKPOINT_DIR).
 """
 import argparse
@@ -87,7 +87,10 @@ def main():
         step = state["step"]
         model.module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    if rank == 0:
+    # The gang's first task saves and tells. torchrun deals ranks in an order of its own, and a checkpoint
+    # of the first task is what the region hands to all others.
+    first = os.environ.get("GPUAI_NODE_RANK", os.environ["GROUP_RANK"]) == "0" and os.environ["LOCAL_RANK"] == "0"
+    if first:
         tell(event="start", step=step, world=world, hosts=os.environ.get("GPUAI_NODE_IPS", ""),
              restart=int(os.environ.get("GPUAI_RESTART", "0")), at=time.time())
 
@@ -101,7 +104,7 @@ def main():
         loss.backward()
         optimizer.step()
         step += 1
-        if rank == 0 and (step % args.every == 0 or step == args.steps):
+        if first and (step % args.every == 0 or step == args.steps):
             save(step, model, optimizer)
             with torch.no_grad():
                 whole = nn.functional.mse_loss(model.module(x), y).item()
