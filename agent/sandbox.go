@@ -140,6 +140,9 @@ func (a *Agent) makeBoxes(ctx context.Context, c *SandboxConfig) error {
 	if b.ranges, err = sandbox.OpenRanges(filepath.Join(runDir, rangesDir), name); err != nil {
 		return err
 	}
+	if err := a.tryRuntime(ctx, b); err != nil {
+		return err
+	}
 	if b.scratch, err = sandbox.OpenScratches(a.path(scratchDir), c.Scratch); err != nil && c.Scratch > 0 {
 		return err
 	} else if err != nil {

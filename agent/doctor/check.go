@@ -68,7 +68,7 @@ var Codes = []Code{
 	{"cgroups", "version of the control groups, and which limits they set"},
 	{"open-files", "how many files a task may open"},
 	{"watchdog", "the watchdog's binary, and that it is static"},
-	{"oci-runtime", "name, version and package of the OCI runtime, and its known flaws"},
+	{"oci-runtime", "name, version and package of the OCI runtime, its known flaws, and that it starts a sandbox: one is tried"},
 	{"gang-network", "a network namespace, for gangs in sandboxes"},
 	{"mesh", "`/dev/net/tun` and free UDP ports, for gangs in sandboxes across nodes"},
 	{"network-egress", "what the host lacks for `--network-egress`: nft, forwarding, resolvers; the rules are checked, not loaded"},

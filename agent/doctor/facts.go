@@ -51,6 +51,7 @@ type Facts struct {
 
 	Runtime    *sandbox.Runtime // nil: none, or none wanted
 	RuntimeErr error
+	Trial      error // of a sandbox by Runtime, where what it needs is there
 
 	GangNet error // what gangs in sandboxes lack
 	Egress  error // what egress lacks, if the policy has any
@@ -140,6 +141,7 @@ func Gather(ctx context.Context, c *Config) *Facts {
 	f.host(c.Agent.Watchdog)
 	f.data()
 	f.findRuntime(ctx)
+	f.tryRuntime(ctx, &c.Agent)
 	f.findImages()
 	if f.Root && f.Sandbox != nil {
 		f.GangNet, f.Egress = network.Survey(f.Sandbox.Network)

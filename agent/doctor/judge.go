@@ -1,11 +1,13 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/agent"
 	"github.com/gpuai/gpuai/agent/image"
 	"github.com/gpuai/gpuai/agent/sandbox"
 	"github.com/gpuai/gpuai/agent/watchdog"
@@ -292,6 +294,10 @@ func (f *Facts) judgeRuntime() Check {
 	}
 	flaw := r.Refusal()
 	switch {
+	case errors.Is(f.Trial, agent.ErrTrialUndecided):
+		return warn(code, cure{"run doctor again; see that no other runs", "not known"}, "%s: %v", version, f.Trial)
+	case f.Trial != nil:
+		return fail(code, cure{"use runc, which is tested (--oci-runtime runc, apt-get install runc), or mend what it says", f.images()}, "%v", f.Trial)
 	case flaw != nil && !f.Sandbox.AcceptFlaw:
 		return fail(code, cure{"install a version with the fix; --accept-runtime-flaw takes it all the same", f.images()}, "%v", flaw)
 	case flaw != nil:

@@ -2,10 +2,12 @@ package probe
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -142,7 +144,8 @@ func sockets() []Probe {
 	away := []string{"ENETUNREACH"}
 	return []Probe{
 		{"packet socket", systemCalls, no, socket(unix.AF_PACKET, unix.SOCK_RAW)},
-		{"netlink socket", systemCalls, no, socket(unix.AF_NETLINK, unix.SOCK_RAW)},
+		{"netlink socket", systemCalls, no, sys(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_GENERIC)},
+		{"take a link down", privileges, no, linkDown},
 		{"vsock socket", systemCalls, no, socket(unix.AF_VSOCK, unix.SOCK_STREAM)},
 		{"alg socket", systemCalls, no, socket(unix.AF_ALG, unix.SOCK_SEQPACKET)},
 		{"tipc socket pair", systemCalls, no, sys(unix.SYS_SOCKETPAIR, unix.AF_TIPC, unix.SOCK_SEQPACKET, 0, uintptr(unsafe.Pointer(&[2]int32{})))},
@@ -316,13 +319,45 @@ func statusOf(field string) (string, error) {
 	return "", errors.New("no such field")
 }
 
-// interfaces names the network's interfaces without netlink.
-func interfaces() (string, error) {
-	d, err := os.ReadDir("/sys/class/net")
-	var names []string
-	for _, e := range d {
-		names = append(names, e.Name())
+// linkDown takes loopback down by the one netlink socket that a task may have.
+func linkDown() (string, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return "", fmt.Errorf("no socket to ask by: %w", err)
 	}
+	defer unix.Close(fd)
+	// A header of 16 bytes, and which link, its flags, and which of them change.
+	m := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(m[0:], uint32(len(m)))
+	binary.NativeEndian.PutUint16(m[4:], unix.RTM_NEWLINK)
+	binary.NativeEndian.PutUint16(m[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	binary.NativeEndian.PutUint32(m[20:], 1)
+	binary.NativeEndian.PutUint32(m[28:], unix.IFF_UP)
+	if err := unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return "", err
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil {
+		return "", err
+	}
+	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return "", errors.New("the kernel's answer is none")
+	}
+	if code := int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); code != 0 {
+		return "", unix.Errno(-code)
+	}
+	return "", nil
+}
+
+// interfaces names the network's interfaces, as programs find them.
+func interfaces() (string, error) {
+	all, err := net.Interfaces()
+	var names []string
+	for _, i := range all {
+		names = append(names, i.Name)
+	}
+	slices.Sort(names)
 	return strings.Join(names, " "), err
 }
 

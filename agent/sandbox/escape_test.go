@@ -309,10 +309,10 @@ func TestCase35ProbesSeeAWeakSandbox(t *testing.T) {
 			[]string{"keyctl", "io_uring", "userfaultfd", "netlink socket", "tipc socket pair", "seccomp", "clone into a user namespace"}},
 		{"Writable", func(s *specs.Spec) { s.Root.Readonly = false }, []string{"write to the root"}},
 		{"Privileges", func(s *specs.Spec) {
-			all := []string{"CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID", "CAP_NET_RAW"}
+			all := []string{"CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID", "CAP_NET_RAW", "CAP_NET_ADMIN"}
 			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 			s.Process.NoNewPrivileges = false
-		}, []string{"capabilities", "no_new_privs", "become another user", "raw IPv4 socket"}},
+		}, []string{"capabilities", "no_new_privs", "become another user", "raw IPv4 socket", "take a link down"}},
 		{"HostNetwork", func(s *specs.Spec) {
 			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 			s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Type == "sysfs" || m.Type == "cgroup" })

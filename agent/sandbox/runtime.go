@@ -60,6 +60,17 @@ func Find(ctx context.Context, name string) (*Runtime, error) {
 	return r, nil
 }
 
+// Identity names this runtime's file on this boot of the host: another version, file
+// or kernel has another. "" is not known.
+func (r *Runtime) Identity() string {
+	st, err := os.Stat(r.Path)
+	boot, err2 := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || err2 != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %s %s %d %d %s", r.Path, r.Version, r.Package, st.Size(), st.ModTime().UnixNano(), boot)
+}
+
 // packageOf returns the version of a Debian package that is installed, "" for
 // none and on other distributions.
 func packageOf(ctx context.Context, name string) (string, error) {

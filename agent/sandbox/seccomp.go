@@ -29,6 +29,16 @@ var domains = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6}
 // TIPC, the other that has pairs, is another network's worth of kernel.
 var byDomain = map[string][]uint64{"socket": domains, "socketpair": {unix.AF_UNIX}}
 
+// routing is the one netlink socket that a task may make: what interfaces and
+// addresses there are is asked by it, by getifaddrs of the C library and so by gloo,
+// NCCL and MPI. Who has no capability asks by it and changes nothing, and it is of
+// the task's own network namespace. The other families of netlink are a kernel's
+// worth of parsers that no task needs.
+var routing = []specs.LinuxSeccompArg{
+	{Index: 0, Value: unix.AF_NETLINK, Op: specs.OpEqualTo},
+	{Index: 2, Value: unix.NETLINK_ROUTE, Op: specs.OpEqualTo},
+}
+
 // systemCalls is moby's profile for a task without capabilities, less what is
 // forbidden, for this machine's own calls only: those of 32-bit programs are
 // another 400, of which the filter sees less.
@@ -57,6 +67,7 @@ func systemCalls(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 			})
 		}
 	}
+	kept = append(kept, specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActAllow, Args: routing})
 	p.Syscalls = kept
 	return p, nil
 }

@@ -146,8 +146,9 @@ func newBootstrapCmd(a *app) *cobra.Command {
 		Long: `Make the first operator's token of a new region and keep it as a context. It works
 once in a region's life, with the secret that the server which formed the region
 has left in its data directory: run it on that host with --data, or give the
-secret on standard input. The token is good for 90 days: make others with gpuai
-token create before it ends.`,
+secret on standard input. A server that was started a moment ago is waited for, up
+to --request-timeout. The token is good for 90 days: make others with gpuai token
+create before it ends.`,
 		Example: `  gpuai operator bootstrap --data /var/lib/gpuai
   gpuai operator bootstrap --data /var/lib/gpuai --addr https://10.0.0.1:7470
   ssh gpu-1 cat /var/lib/gpuai/bootstrap.secret | gpuai operator bootstrap --addr https://gpu-1:7470`,
@@ -155,7 +156,7 @@ token create before it ends.`,
 	c.Flags().StringVar(&data, "data", "", "data directory of the server that formed the region, on this host")
 	c.Flags().StringVar(&name, "name", "", "the context's name (default --context, the current one, or default)")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
-		secret, err := a.bootstrapSecret(data)
+		secret, err := a.bootstrapSecret(ctx, data)
 		if err != nil {
 			return err
 		}
@@ -215,18 +216,14 @@ func (a *app) reachOwn(ctx context.Context, data string) error {
 
 // bootstrapSecret reads the secret from a server's data directory, or from
 // standard input.
-func (a *app) bootstrapSecret(data string) (gpuai.Secret, error) {
+func (a *app) bootstrapSecret(ctx context.Context, data string) (gpuai.Secret, error) {
 	in := a.in
 	if data != "" {
-		f, err := os.Open(filepath.Join(data, server.BootstrapFile))
-		if errors.Is(err, fs.ErrNotExist) {
-			return gpuai.Secret{}, usageError{fmt.Errorf("%s has no %s: the region was bootstrapped before, or another server formed it, or it does not authenticate", data, server.BootstrapFile)}
-		}
+		text, err := a.awaitSecret(ctx, data)
 		if err != nil {
 			return gpuai.Secret{}, err
 		}
-		defer f.Close()
-		in = f
+		in = strings.NewReader(text)
 	}
 	line, err := bufio.NewReader(io.LimitReader(in, maxTokenLine)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -236,4 +233,52 @@ func (a *app) bootstrapSecret(data string) (gpuai.Secret, error) {
 		return gpuai.Secret{}, usageError{errors.New("give the bootstrap secret on standard input, or --data of the server that formed the region")}
 	}
 	return gpuai.NewSecret(line), nil
+}
+
+// secretGrace is how long a server that has formed its region may take to write the
+// bootstrap secret beside the CA: it does both at once.
+const secretGrace = 2 * time.Second
+
+// awaitSecret reads the secret from a server's data directory. One that was started
+// a moment ago has not yet decided whether it forms a region: it is waited for until
+// the CA says that the region is there, or --request-timeout is over.
+func (a *app) awaitSecret(ctx context.Context, data string) (string, error) {
+	bounded, cancel := context.WithTimeout(ctx, a.api.timeout)
+	defer cancel()
+	every := time.NewTicker(50 * time.Millisecond)
+	defer every.Stop()
+	formed := false
+	for waits := false; ; waits = true {
+		text, err := os.ReadFile(filepath.Join(data, server.BootstrapFile))
+		if err == nil && strings.HasSuffix(string(text), "\n") {
+			return string(text), nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if _, err := os.Stat(filepath.Join(data, store.TrustFile)); err == nil && !formed {
+			formed = true
+			bounded, cancel = context.WithTimeout(bounded, min(secretGrace, a.api.timeout))
+			defer cancel()
+		} else if !waits && !formed {
+			a.say("waiting for the server of %s to form its region\n", data)
+		}
+		select {
+		case <-every.C:
+		case <-bounded.Done():
+			if ctx.Err() != nil {
+				return "", ctx.Err()
+			}
+			return "", usageError{noSecret(data, formed)}
+		}
+	}
+}
+
+// noSecret says why a data directory has no bootstrap secret.
+func noSecret(data string, formed bool) error {
+	if formed {
+		return fmt.Errorf("%s has no %s: the region was bootstrapped before, or another server formed it", data, server.BootstrapFile)
+	}
+	return fmt.Errorf("%s has no %s, and no %s either: no server has formed a region there, or it does not authenticate, or the region was bootstrapped before: see its log, and run this again",
+		data, server.BootstrapFile, store.TrustFile)
 }

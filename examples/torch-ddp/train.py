@@ -2,9 +2,9 @@
 """Trains a small model with PyTorch's DistributedDataParallel under torchrun.
 
 The data are made, the same everywhere; every rank takes its part of each batch,
-so that a gang of any size computes the same steps, but for rounding. Rank 0 saves
-a checkpoint every few steps, and a run goes on from the newest there is: in
-RESUME_FROM, or in its own checkpoint directory.
+so that a gang of any size computes the same steps, but for rounding. The gang's first
+task saves a checkpoint every few steps, and a run goes on from the newest there is: the
+region's (RESUME_FROM), or that of a directory that all ranks share (CHECKPOINT_DIR).
 """
 import argparse
 import json
@@ -32,32 +32,34 @@ def checkpoint_dir():
 
 
 def newest():
-    """Returns the newest checkpoint, or None."""
-    for place in (os.environ.get("RESUME_FROM"), checkpoint_dir()):
-        if place and os.path.isfile(place):
-            return place
-        if place and os.path.isdir(place):
-            found = sorted(f for f in os.listdir(place) if f.startswith("step-") and f.endswith(".pt"))
-            if found:
-                return os.path.join(place, found[-1])
-    return None
+    """Returns the newest checkpoint's file, or None.
+
+    A region with a checkpoint store hands it out as RESUME_FROM, that of rank 0 to all ranks. Without one
+    the ranks look into the directory that they share.
+    """
+    places = [os.environ.get("GPUAI_RESUME_FROM") or os.environ.get("RESUME_FROM")]
+    if not os.environ.get("GPUAI_CHECKPOINT_DIR"):
+        found = sorted(f for f in os.listdir(checkpoint_dir()) if f.startswith("step-") and not f.endswith(".tmp"))
+        places += [os.path.join(checkpoint_dir(), f) for f in found[-1:]]
+    files = [os.path.join(p, "state.pt") for p in places if p]
+    return next((f for f in files if os.path.isfile(f)), None)
 
 
 def save(step, model, optimizer):
-    """Writes a checkpoint so that it is there as a whole, or not at all."""
-    path = os.path.join(checkpoint_dir(), "step-%08d.pt" % step)
-    torch.save({"step": step, "model": model.module.state_dict(), "optimizer": optimizer.state_dict()}, path + ".part")
-    with open(path + ".part", "rb+") as f:
+    """Writes a checkpoint, a directory, so that it is there as a whole or not at all."""
+    path = os.path.join(checkpoint_dir(), "step-%08d" % step)
+    if os.path.isdir(path):  # of an earlier start that was ended before it told of it
+        return
+    os.makedirs(path + ".tmp", exist_ok=True)
+    with open(os.path.join(path + ".tmp", "state.pt"), "wb") as f:
+        torch.save({"step": step, "model": model.module.state_dict(), "optimizer": optimizer.state_dict()}, f)
+        f.flush()
         os.fsync(f.fileno())
-    os.replace(path + ".part", path)
+    os.rename(path + ".tmp", path)
 
 
-def tell(path, **what):
-    line = json.dumps(what)
-    print(line, flush=True)
-    if path:
-        with open(path, "a") as f:
-            f.write(line + "\n")
+def tell(**what):
+    print(json.dumps(what), flush=True)
 
 
 def main():
@@ -65,7 +67,6 @@ def main():
     p.add_argument("--steps", type=int, default=400)
     p.add_argument("--every", type=int, default=20, help="steps between checkpoints")
     p.add_argument("--pace", type=float, default=0, help="seconds that a step takes at least")
-    p.add_argument("--progress", default="", help="file for rank 0's lines")
     args = p.parse_args()
 
     torch.manual_seed(1)
@@ -86,8 +87,11 @@ def main():
         step = state["step"]
         model.module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    if rank == 0:
-        tell(args.progress, event="start", step=step, world=world, hosts=os.environ.get("GPUAI_NODE_IPS", ""),
+    # The gang's first task saves and tells. torchrun deals ranks in an order of its own, and a checkpoint
+    # of the first task is what the region hands to all others.
+    first = os.environ.get("GPUAI_NODE_RANK", os.environ["GROUP_RANK"]) == "0" and os.environ["LOCAL_RANK"] == "0"
+    if first:
+        tell(event="start", step=step, world=world, hosts=os.environ.get("GPUAI_NODE_IPS", ""),
              restart=int(os.environ.get("GPUAI_RESTART", "0")), at=time.time())
 
     x, y = (t.to(device) for t in data())
@@ -100,11 +104,11 @@ def main():
         loss.backward()
         optimizer.step()
         step += 1
-        if rank == 0 and (step % args.every == 0 or step == args.steps):
+        if first and (step % args.every == 0 or step == args.steps):
             save(step, model, optimizer)
             with torch.no_grad():
                 whole = nn.functional.mse_loss(model.module(x), y).item()
-            tell(args.progress, event="step", step=step, loss=whole, world=world, at=time.time())
+            tell(event="step", step=step, loss=whole, world=world, at=time.time())
         time.sleep(max(0.0, args.pace - (time.monotonic() - began)))
     dist.barrier()
     dist.destroy_process_group()

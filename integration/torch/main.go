@@ -1,8 +1,9 @@
 // Command torch trains examples/torch-ddp with real PyTorch on a region of its
 // own: a server, and agents on hosts that are network namespaces of this one with
-// names and addresses of their own. It trains on one, two and four tasks, then on
+// names and addresses of their own. The tasks run in OCI sandboxes, a gang's with
+// a network of its own across the hosts; with -sandbox none as plain processes. It trains on one, two and four tasks, then on
 // four while a task and then a host is killed, and fails unless every run ends at
-// the same loss. It needs root, Debian's python3-torch, and to be run in the
+// the same loss. It needs root, Debian's python3-torch and runc, and to be run in the
 // repository: make example-torch.
 package main
 
@@ -25,33 +26,51 @@ import (
 // one batch are rounded otherwise when other ranks make them.
 const tolerance = 1e-4
 
+// Values of -sandbox, and what makes the sandboxes.
+const (
+	sandboxOCI  = "oci"
+	sandboxNone = "none"
+	ociRuntime  = "runc"
+)
+
+const trainingScript = "examples/torch-ddp/train.py"
+
 func main() {
 	steps := flag.Int("steps", 400, "steps of each training")
 	keep := flag.String("keep", "", "directory for the logs; removed otherwise")
+	sandbox := flag.String("sandbox", sandboxOCI, "what runs the tasks: oci, sandboxes of an image made of the host's Python, or none, plain processes")
 	flag.Parse()
+	if *sandbox != sandboxOCI && *sandbox != sandboxNone {
+		fmt.Fprintf(os.Stderr, "torch: -sandbox is oci or none, not %q\n", *sandbox)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := example(ctx, *steps, *keep); err != nil {
+	if err := example(ctx, *steps, *keep, *sandbox == sandboxOCI); err != nil {
 		fmt.Fprintln(os.Stderr, "torch:", err)
 		os.Exit(1)
 	}
 }
 
 // ready says what is missing.
-func ready() error {
+func ready(boxed bool) error {
 	if os.Geteuid() != 0 {
 		return errors.New("network namespaces are made by root: run it as root")
 	}
-	for _, program := range []string{"/usr/bin/torchrun", "ip", "unshare"} {
+	programs := []string{"/usr/bin/torchrun", "ip", "unshare", "nsenter"}
+	if boxed {
+		programs = append(programs, ociRuntime, "dpkg", "ldconfig")
+	}
+	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("%w: apt-get install python3-torch iproute2 util-linux", err)
+			return fmt.Errorf("%w: apt-get install python3-torch runc iproute2 util-linux", err)
 		}
 	}
 	return nil
 }
 
-func example(ctx context.Context, steps int, keep string) error {
-	if err := ready(); err != nil {
+func example(ctx context.Context, steps int, keep string, boxed bool) error {
+	if err := ready(boxed); err != nil {
 		return err
 	}
 	dir := keep
@@ -68,13 +87,20 @@ func example(ctx context.Context, steps int, keep string) error {
 	if err := build(ctx, bin); err != nil {
 		return err
 	}
+	layout := ""
+	if boxed {
+		var err error
+		if layout, err = imageOf(ctx, dir); err != nil {
+			return err
+		}
+	}
 	hosts := newHosts()
 	disconnect(hosts) // what an earlier run has left
 	defer disconnect(hosts)
 	if err := connect(ctx, hosts); err != nil {
 		return err
 	}
-	r, err := openRegion(ctx, dir, bin)
+	r, err := openRegion(ctx, dir, bin, layout)
 	if r != nil {
 		defer r.close()
 		defer disconnect(hosts) // before the agents are waited for
@@ -88,6 +114,16 @@ func example(ctx context.Context, steps int, keep string) error {
 		}
 	}
 	return trainAll(ctx, r, hosts, steps)
+}
+
+// imageOf makes the tasks' image and says how large it is.
+func imageOf(ctx context.Context, dir string) (layout string, err error) {
+	began := time.Now()
+	layout, bytes, err := writeImage(ctx, dir, trainingScript)
+	if err == nil {
+		fmt.Printf("an image of this host's Python and PyTorch: %d MB, made in %s\n", bytes/1e6, time.Since(began).Round(time.Second))
+	}
+	return layout, err
 }
 
 // A result is how a training went.
@@ -155,10 +191,10 @@ func broken(ctx context.Context, r *region, hosts []*host, steps int) (result, e
 // result waits for a training's end and reads how it went.
 func (r *region) result(ctx context.Context, name string, t *training) (result, error) {
 	res := result{name: name}
-	if err := r.finished(ctx, t); err != nil {
+	if err := t.finished(ctx); err != nil {
 		return res, err
 	}
-	all, err := t.lines()
+	all, err := t.lines(ctx)
 	if err != nil {
 		return res, err
 	}

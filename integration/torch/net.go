@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -79,7 +80,7 @@ func connect(ctx context.Context, hosts []*host) error {
 	return nil
 }
 
-// etc is what "ip netns exec" mounts over /etc.
+// etc is where a host's own files of /etc are.
 func (h *host) etc() string { return filepath.Join("/etc/netns", h.name) }
 
 // disconnect takes away what is there of the network, and all that runs in it.
@@ -93,15 +94,17 @@ func disconnect(hosts []*host) {
 	_, _ = run(ctx, "ip", "link", "del", bridge)
 }
 
-// in is a command in the host's namespaces.
+// in is a command in the host's namespaces. What it mounts is gone with the host.
 func (h *host) in(args ...string) *exec.Cmd {
-	line := append([]string{"netns", "exec", h.name, "unshare", "--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.name}, args...)
-	cmd := exec.Command("ip", line...)
+	const settle = `hostname "$0" && mount --bind "/etc/netns/$0/hosts" /etc/hosts && exec "$@"`
+	line := append([]string{"--net=/run/netns/" + h.name, "unshare", "--mount", "--uts", "sh", "-c", settle, h.name}, args...)
+	cmd := exec.Command("nsenter", line...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 	return cmd
 }
 
-// pids are the processes of the host.
+// pids are the processes of the host: those in its network, and those that they
+// have started, such as tasks in sandboxes, whose network is their gang's.
 func (h *host) pids(ctx context.Context) (out []int, err error) {
 	list, err := run(ctx, "ip", "netns", "pids", h.name)
 	if err != nil {
@@ -114,10 +117,34 @@ func (h *host) pids(ctx context.Context) (out []int, err error) {
 		}
 		out = append(out, pid)
 	}
-	return out, nil
+	return withChildren(out), nil
 }
 
-// kill kills the host: every process in its namespace, at once.
+// withChildren adds what the processes have started, and those in turn.
+func withChildren(pids []int) []int {
+	children := map[int][]int{}
+	files, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is well formed
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // "" of one that has ended
+		_, rest, _ := strings.Cut(string(text), ") ")
+		var state string
+		var parent int
+		if n, _ := fmt.Sscan(rest, &state, &parent); n == 2 {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			children[parent] = append(children[parent], pid)
+		}
+	}
+	for i := 0; i < len(pids); i++ {
+		for _, c := range children[pids[i]] {
+			if !slices.Contains(pids, c) {
+				pids = append(pids, c)
+			}
+		}
+	}
+	return pids
+}
+
+// kill kills the host: every process of it, at once.
 func (h *host) kill(ctx context.Context) error {
 	for {
 		pids, err := h.pids(ctx)

@@ -159,7 +159,12 @@ func Probe(space *os.File) error {
 	if err != nil {
 		return err
 	}
-	return link.Close()
+	if err := link.Close(); err != nil && !errors.Is(err, unix.EPIPE) {
+		return err
+	}
+	// EPIPE: the device's listener was woken by one of the two ways in which Close
+	// does it, and was gone before the other. The device is gone as well.
+	return nil
 }
 
 // listen opens the sockets, at the first port that is free. Where it begins differs
