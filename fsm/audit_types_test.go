@@ -11,7 +11,7 @@ func TestEveryCommandIsDecidedUponForTheAudit(t *testing.T) {
 		typePutAuthority: true, typeCreateJoinToken: true, typeJoin: true, typeRevokeIdentity: true, typeRetireAuthority: true,
 		typeCreateTenant: true, typeCreateToken: true, typeRevokeToken: true, typeSetRole: true, typeSetNodeOwner: true,
 		typeSetQuota: true, typeSetBudget: true, typeSetPrices: true, typeSetNodePrice: true,
-		typePutSecret: true, typeDeleteSecret: true, typeGiveSecrets: true, typeSetRegionKey: true,
+		typePutSecret: true, typeDeleteSecret: true, typeGiveSecrets: true, typeSetRegionKey: true, typeSetNodeSchedule: true, typeSetNodeAsk: true,
 		typeUpdateDevices: false, typeExpireLeases: false, typeReportLease: false, typeConfirmBeats: false, typeTick: false,
 		typeCheckpoint: false, typeRetireJobs: false, typePublishCheckpoint: false, typeAuditNote: false,
 		typeTouchTokens: true, // by servers, when they have seen tokens
