@@ -342,6 +342,7 @@ func (w *walk) ofOwners() {
 // Machines whose nodes have hours and owners, and that apply one log, are equal,
 // restored and forked or not, and nothing waits that could start.
 func TestRandomHours(t *testing.T) {
+	t.Parallel()
 	outside, closing := 0, 0
 	for seed := range few(4, 1) {
 		w := newQuotaWalk(t, 900+seed)

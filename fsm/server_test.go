@@ -68,6 +68,7 @@ func TestARestoreForgetsServers(t *testing.T) {
 }
 
 func TestServersAreBounded(t *testing.T) {
+	t.Parallel()
 	r := newRegion(t)
 	r.check = false
 	r.apply(&SetFeatureLevel{Level: LevelServers})

@@ -146,6 +146,7 @@ func TestWeightsAreRespectedByJobsOfAllSizes(t *testing.T) {
 //   - One that floods waits for as many longest runs as there are jobs that wait and need
 //     the reservation.
 func TestNobodyStarves(t *testing.T) {
+	t.Parallel()
 	const devices, largest, weight, all = 32, 16, 100, 800
 	for seed := range few(3, 1) {
 		c := newContest(t, 40+seed, 4*gpuai.Hour, weight, 400, 300)
@@ -175,6 +176,7 @@ func TestNobodyStarves(t *testing.T) {
 // it has had less for its weight than they, who have all meanwhile: for
 // log2(1 + their weights/its own) half-lives, here 3, and then for what runs.
 func TestDebtIsForgottenInHalfLives(t *testing.T) {
+	t.Parallel()
 	const halfLife = 2 * gpuai.Hour
 	c := newContest(t, 77, halfLife, 100, 300, 400)
 	for c.time < gpuai.Instant(8*halfLife) {
