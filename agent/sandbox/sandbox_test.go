@@ -327,13 +327,16 @@ func TestFilterAllowsNothingForbidden(t *testing.T) {
 			}
 			if name == "socket" || name == "socketpair" {
 				ways[name]++
+				if name == "socket" && slices.Equal(call.Args, routing) {
+					continue
+				}
 				if len(call.Args) != 1 || call.Args[0].Index != 0 || call.Args[0].Op != specs.OpEqualTo {
 					t.Errorf("%s is allowed with %+v", name, call.Args)
 				}
 			}
 		}
 	}
-	if ways["socket"] != len(domains) || ways["socketpair"] != 1 {
+	if ways["socket"] != len(domains)+1 || ways["socketpair"] != 1 {
 		t.Errorf("sockets are allowed in %v ways", ways)
 	}
 }
