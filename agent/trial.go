@@ -126,23 +126,7 @@ func awaitTrial(ctx context.Context, wd *watchdog.Client) (watchdog.Task, error)
 // the latest they end at the trial's deadline.
 func endTrial(wd *watchdog.Client) {
 	defer wd.Close()
-	_ = wd.Kill(trialLease, 5*gpuai.Second) // it has ended, as a rule
-	_ = wd.Acknowledge(trialLease)
-	give := time.NewTimer(10 * time.Second)
-	defer give.Stop()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for {
-		_ = wd.Quit() // refuses while the task is there
-		select {
-		case <-wd.Done():
-			return
-		case <-wd.News():
-		case <-again.C:
-		case <-give.C:
-			return
-		}
-	}
+	wd.End(trialLease, 10*time.Second)
 }
 
 const (

@@ -9,7 +9,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/agent/sandbox"
 	"github.com/gpuai/gpuai/agent/watchdog"
 )
@@ -197,26 +196,8 @@ func end(dir string) error {
 	if _, _, err := wd.Hello(1); err != nil {
 		return err
 	}
-	return quit(wd)
-}
-
-// quit kills what runs, and waits until the watchdog has gone.
-func quit(wd *watchdog.Client) error {
-	_ = wd.Kill(probeLease, 5*gpuai.Second) // it has ended, as a rule
-	_ = wd.Acknowledge(probeLease)          // else the watchdog keeps the exit code until it is told to quit
-	give := time.NewTimer(10 * time.Second)
-	defer give.Stop()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for {
-		_ = wd.Quit() // refuses while the task is there
-		select {
-		case <-wd.Done():
-			return nil
-		case <-wd.News():
-		case <-again.C:
-		case <-give.C:
-			return errors.New("the watchdog of the probes does not end; it does so by itself in 10 minutes")
-		}
+	if !wd.End(probeLease, 10*time.Second) {
+		return errors.New("the watchdog of the probes does not end; it does so by itself in 10 minutes")
 	}
+	return nil
 }

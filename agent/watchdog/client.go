@@ -181,6 +181,28 @@ func (c *Client) Quit() error {
 	return err
 }
 
+// End kills what a lease runs, and waits until the watchdog has gone: false when it
+// has not within a time.
+func (c *Client) End(lease gpuai.Token, within time.Duration) bool {
+	_ = c.Kill(lease, 5*gpuai.Second) // it has ended, as a rule
+	_ = c.Acknowledge(lease)          // else the watchdog keeps the exit code until it is told to quit
+	give := time.NewTimer(within)
+	defer give.Stop()
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		_ = c.Quit() // refuses while the task is there
+		select {
+		case <-c.Done():
+			return true
+		case <-c.News():
+		case <-again.C:
+		case <-give.C:
+			return false
+		}
+	}
+}
+
 func (c *Client) call(r request) (reply, error) {
 	ch := make(chan reply, 1)
 	c.mu.Lock()
