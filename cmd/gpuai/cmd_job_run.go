@@ -205,7 +205,7 @@ func plannedCost(c *gpuai.PlannedCost) string {
 	}
 	s := fmt.Sprintf("it costs %s USD an hour; %s USD are held for a run of %s", dollars(c.Hourly), dollars(c.Held), short(c.HeldFor))
 	if c.Waiting > 0 {
-		s += fmt.Sprintf("; %s at the highest price that may apply", plural(uint64(c.Waiting), "waiting task"))
+		s += fmt.Sprintf("; %s at the highest price on the list that may apply", plural(uint64(c.Waiting), "waiting task"))
 	}
 	return s
 }
