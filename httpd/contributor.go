@@ -71,11 +71,8 @@ func (c *call) putNodeSchedule() error {
 		return err
 	}
 	var s gpuai.Schedule
-	if err := c.decode(&s); err != nil {
+	if err := c.decodeValid(&s); err != nil {
 		return err
-	}
-	if wrong := s.Validate(); len(wrong) > 0 {
-		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong[:min(len(wrong), maxErrors)]}
 	}
 	if err := c.api.backend.SetNodeSchedule(c.r.Context(), id, s); err != nil {
 		return err

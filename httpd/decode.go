@@ -214,6 +214,17 @@ func (c *call) decode(v any) error {
 	return b.end()
 }
 
+// decodeValid is decode of what knows what is wrong with it.
+func (c *call) decodeValid(v interface{ Validate() []gpuai.FieldError }) error {
+	if err := c.decode(v); err != nil {
+		return err
+	}
+	if wrong := v.Validate(); len(wrong) > 0 {
+		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong[:min(len(wrong), maxErrors)]}
+	}
+	return nil
+}
+
 // noBody refuses a body where none is meant; an empty object passes, since many
 // clients send one with every POST.
 func (c *call) noBody() error {

@@ -61,11 +61,8 @@ func (c *call) putQuota() error {
 		return err
 	}
 	var q gpuai.Quota
-	if err := c.decode(&q); err != nil {
+	if err := c.decodeValid(&q); err != nil {
 		return err
-	}
-	if wrong := q.Validate(); len(wrong) > 0 {
-		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong[:min(len(wrong), maxErrors)]}
 	}
 	if err := c.api.backend.SetQuota(c.r.Context(), id, q); err != nil {
 		return err
@@ -85,11 +82,8 @@ func (c *call) putBudget() error {
 		return err
 	}
 	var b gpuai.Budget
-	if err := c.decode(&b); err != nil {
+	if err := c.decodeValid(&b); err != nil {
 		return err
-	}
-	if wrong := b.Validate(); len(wrong) > 0 {
-		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong[:min(len(wrong), maxErrors)]}
 	}
 	if err := c.api.backend.SetBudget(c.r.Context(), id, b); err != nil {
 		return err
@@ -132,11 +126,8 @@ func (c *call) getPrices() error {
 // putPrices answers PUT /v1/operator/prices, which replaces the list whole.
 func (c *call) putPrices() error {
 	var p gpuai.Prices
-	if err := c.decode(&p); err != nil {
+	if err := c.decodeValid(&p); err != nil {
 		return err
-	}
-	if wrong := p.Validate(); len(wrong) > 0 {
-		return &gpuai.Error{Code: gpuai.InvalidSpec, Fields: wrong[:min(len(wrong), maxErrors)]}
 	}
 	if err := c.api.backend.SetPrices(c.r.Context(), p); err != nil {
 		return err
