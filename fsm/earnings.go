@@ -100,6 +100,7 @@ func (m *Machine) settleNode(node uint32) {
 		m.now.work -= workLook
 		if b := m.leases.Get(l.slot()).bill; b != 0 {
 			m.settleBill(b.slot(), m.now.time)
+			m.bills.Mut(b.slot()).since = m.now.time
 		}
 	}
 }

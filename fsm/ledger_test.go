@@ -114,3 +114,24 @@ func TestWrongWallClockStopsNoDay(t *testing.T) {
 		t.Errorf("on %d of 10 right days the budget was there", ran)
 	}
 }
+
+// What a node's last owner earned is not paid back, least of all by its next one.
+func TestRefundIsOfThePresentOwner(t *testing.T) {
+	r := newTenantRegion(t, 1)
+	r.h100(1_000_000, 0)
+	r.do(&SetNodeOwner{Node: "a", Contributor: "ann"})
+	r.submit(tenantSpec("t", "x", 1, 1))
+	inc, _, _ := r.m.NodeLive("a")
+	r.time = r.time.Add(30 * gpuai.Minute)
+	r.do(&SetNodeOwner{Node: "a", Contributor: "bob"})
+	r.wait(26 * gpuai.Minute) // and the next hour is held
+	r.expire("a", inc)
+	if u := r.usage("t"); u.Total.Money != 500_000 {
+		t.Errorf("half an hour was another's, and %d are billed", u.Total.Money)
+	}
+	for owner, want := range map[string]gpuai.Micros{"ann": 500_000, "bob": 0} {
+		if slot, ok := r.m.earnerSlot(r.m.number(owner)); !ok || r.m.owners.earners.Get(slot).account.Balance() != want {
+			t.Errorf("%s has not %d", owner, want)
+		}
+	}
+}

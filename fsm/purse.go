@@ -145,6 +145,7 @@ type billRec struct {
 	meter    billing.Meter
 	hold     gpuai.Micros  // what the lease may yet be billed, fees included
 	holdTime uint64        // device time, the same
+	since    gpuai.Instant // what was billed until then is another owner's, and not paid back
 	until    gpuai.Instant // the hold suffices until then, and is extended before; 0: to its end
 	timer    uint32        // derived
 }
@@ -162,7 +163,7 @@ func (r *billRec) put(b []byte) []byte {
 	b = le.AppendUint64(b, x.Time)
 	b = put64(b, int64(r.hold))
 	b = le.AppendUint64(b, r.holdTime)
-	return put64(b, int64(r.until))
+	return put64(put64(b, int64(r.since)), int64(r.until))
 }
 
 func (r *billRec) get(rd *wire.Reader) {
@@ -174,6 +175,7 @@ func (r *billRec) get(rd *wire.Reader) {
 	}
 	r.hold = gpuai.Micros(rd.I64())
 	r.holdTime = rd.U64()
+	r.since = gpuai.Instant(rd.I64())
 	r.until = gpuai.Instant(rd.I64())
 }
 
@@ -340,7 +342,7 @@ func (m *Machine) settleBill(bill uint32, at gpuai.Instant) {
 func (m *Machine) refundBill(bill uint32, at gpuai.Instant) {
 	b := m.bills.Mut(bill)
 	p, w := m.purses.Mut(b.purse), m.money.Mut()
-	c := b.meter.Cost(gpuai.Duration(max(at-b.meter.From, 0)))
+	c := b.meter.Cost(gpuai.Duration(max(at, b.since, b.meter.From) - b.meter.From))
 	amount, fee := max(b.meter.Billed-c.Amount, 0), max(b.meter.Fee-c.Fee, 0)
 	time := b.meter.Time - min(c.Time, b.meter.Time)
 	if !m.payBack(&p.account, m.leases.Get(b.lease.slot()).node, amount) {

@@ -246,6 +246,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.wg.Go(func() { s.serve("HTTP", func() error { return s.public.Serve(public) }) })
 	s.wg.Go(func() { s.serve("other servers", func() error { return s.peers.Serve(s.node.PeerListener()) }) })
+	if c := &s.cfg; !c.Bootstrap && len(c.Join)+len(c.Peers)+len(s.node.Members()) == 0 {
+		s.log.Warn("this server is in no region, and waits: start it with --bootstrap to form one, or with --join and --join-token to join one")
+	}
 	s.log.Info("serving", "http", s.HTTPAddr(), "raft", s.RaftAddr(), "region", s.cfg.Region)
 	var err error
 	select {

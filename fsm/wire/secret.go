@@ -62,14 +62,6 @@ func ReadSecrets(b []byte) (out []gpuai.TaskSecret, err error) {
 	return out, r.Done()
 }
 
-// NumSecrets returns how many secrets a view has that a GroupView holds.
-func NumSecrets(b []byte) int {
-	if len(b) == 0 {
-		return 0
-	}
-	return int(b[0])
-}
-
 // SecretNames calls f with the name of each secret of a view that a GroupView
 // holds, in order, until it returns false.
 func SecretNames(b []byte, f func(name []byte) bool) {
