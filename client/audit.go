@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"strconv"
 
@@ -32,16 +31,7 @@ func (c *Client) Audit(ctx context.Context, q AuditQuery, f func(raw []byte, l *
 	if q.Server != "" {
 		v.Set("server", string(q.Server))
 	}
-	r := request{method: http.MethodGet, path: "/v1/operator/audit", query: v, accept: "application/x-ndjson", stream: true}
-	var failed error // f's own
-	err := c.round(ctx, &r, func(res *http.Response) error {
-		failed = ReadAudit(res.Body, f)
-		return nil // another server would begin anew
-	})
-	if err != nil {
-		return c.final(ctx, &r, nil, err)
-	}
-	return failed
+	return c.readLines(ctx, "/v1/operator/audit", v, func(body io.Reader) error { return ReadAudit(body, f) })
 }
 
 // ReadAudit reads the lines of an export of the audit.

@@ -39,11 +39,16 @@ func (c *Client) Export(ctx context.Context, since uint64, f func(raw []byte, l 
 	if since > 0 {
 		v.Set("since", strconv.FormatUint(since, 10))
 	}
-	r := request{method: http.MethodGet, path: "/v1/operator/export", query: v, accept: "application/x-ndjson", stream: true}
+	return c.readLines(ctx, "/v1/operator/export", v, func(body io.Reader) error { return readExport(body, f) })
+}
+
+// readLines gives f the body of an answer of lines, once: another server would begin anew.
+func (c *Client) readLines(ctx context.Context, path string, query url.Values, f func(body io.Reader) error) error {
+	r := request{method: http.MethodGet, path: path, query: query, accept: "application/x-ndjson", stream: true}
 	var failed error // f's own
 	err := c.round(ctx, &r, func(res *http.Response) error {
-		failed = readExport(res.Body, f)
-		return nil // another server would begin anew
+		failed = f(res.Body)
+		return nil
 	})
 	if err != nil {
 		return c.final(ctx, &r, nil, err)

@@ -1,12 +1,8 @@
 package httpd
 
 import (
-	"bufio"
 	"context"
-	"net/http"
 	"strings"
-
-	"github.com/go-json-experiment/json"
 
 	"github.com/gpuai/gpuai"
 )
@@ -66,22 +62,5 @@ func (c *call) audit() error {
 	if err != nil {
 		return err
 	}
-	c.w.Header().Set("Content-Type", "application/x-ndjson")
-	c.w.Header().Set("Cache-Control", "no-store")
-	w := bufio.NewWriterSize(&slowWriter{c}, exportBuffer)
-	err = c.api.backend.Audit(c.r.Context(), since, func(l *gpuai.AuditLine) error {
-		line, err := json.Marshal(l)
-		if err == nil {
-			_, err = w.Write(append(line, '\n'))
-		}
-		return err
-	})
-	if err == nil {
-		err = w.Flush()
-	}
-	if err != nil && c.status != 0 {
-		c.api.log.Warn("audit cut short", "request_id", c.id, "error", err)
-		panic(http.ErrAbortHandler)
-	}
-	return err
+	return writeLines(c, "audit", func(f func(*gpuai.AuditLine) error) error { return c.api.backend.Audit(c.r.Context(), since, f) })
 }

@@ -81,10 +81,16 @@ func (c *call) export() error {
 	if err := c.readPoint(); err != nil {
 		return err
 	}
+	return writeLines(c, "export", func(f func(*gpuai.ExportLine) error) error { return c.api.backend.Export(c.r.Context(), since, f) })
+}
+
+// writeLines answers with a line of JSON for each value that each gives. An answer
+// that has begun and cannot be ended is cut off: whoever reads it misses its end.
+func writeLines[T any](c *call, what string, each func(func(*T) error) error) error {
 	c.w.Header().Set("Content-Type", "application/x-ndjson")
 	c.w.Header().Set("Cache-Control", "no-store")
 	w := bufio.NewWriterSize(&slowWriter{c}, exportBuffer)
-	err = c.api.backend.Export(c.r.Context(), since, func(l *gpuai.ExportLine) error {
+	err := each(func(l *T) error {
 		line, err := json.Marshal(l)
 		if err == nil {
 			_, err = w.Write(append(line, '\n'))
@@ -95,7 +101,7 @@ func (c *call) export() error {
 		err = w.Flush()
 	}
 	if err != nil && c.status != 0 {
-		c.api.log.Warn("export cut short", "request_id", c.id, "error", err)
+		c.api.log.Warn(what+" cut short", "request_id", c.id, "error", err)
 		panic(http.ErrAbortHandler)
 	}
 	return err
