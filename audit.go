@@ -63,9 +63,13 @@ type AuditRecord struct {
 	Command string   `json:"command"`
 	Tenant  TenantID `json:"tenant,omitzero"`
 	Job     JobID    `json:"job,omitzero"`
-	// Subject is the node, tenant, server or token that it is about.
+	// Subject is what it is about: the name of a node, tenant, server or secret, a
+	// token's ID, an identity, the hash of an authority; "region" is all of it.
 	Subject string `json:"subject,omitzero"`
-	Code    Code   `json:"code"`
+	// Change says in short what it makes of its subject: of settings the old and the
+	// new value of those that are others now ("weight 100 -> 300").
+	Change string `json:"change,omitzero"`
+	Code   Code   `json:"code"`
 	// Repeated records were answered from what was remembered under their key.
 	Repeated bool `json:"repeated,omitzero"`
 	// Request and Count are of notes: the route that was refused, or exec, and

@@ -161,6 +161,7 @@ func (m *Machine) command(c *wire.Command) {
 	m.now.work -= workCommand
 	var key [16]byte
 	var res Result
+	before := m.auditBefore(c)
 	if len(c.Key) > 0 {
 		key = resultKey(c)
 	}
@@ -181,7 +182,7 @@ func (m *Machine) command(c *wire.Command) {
 	res.EventsFrom, res.EventsTo = uint32(from), uint32(len(m.out.Events))
 	m.out.Results = append(m.out.Results, res)
 	m.chain(c, &res)
-	m.record(c, &res)
+	m.record(c, &res, before)
 	if m.sp.Uncommitted() >= commitEvery {
 		m.sp.Commit()
 	}

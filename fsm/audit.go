@@ -51,16 +51,6 @@ func (m *Machine) AuditHead() gpuai.AuditHead {
 	return gpuai.AuditHead{Hash: r.hash, Records: r.records, Index: r.index}
 }
 
-// unaudited are the types, by bit, of what servers and agents do by themselves:
-// beats, reports, ticks. RegisterNode is in the audit when a node joins with it.
-const unaudited uint64 = 1<<typeUpdateDevices | 1<<typeExpireLeases | 1<<typeReportLease | 1<<typeConfirmBeats |
-	1<<typeTick | 1<<typeCheckpoint | 1<<typeRetireJobs | 1<<typePublishCheckpoint | 1<<typeAuditNote
-
-// named are the types, by bit, whose body begins with the name of what they are
-// about. Of the others nothing is taken, lest it be a secret.
-const named uint64 = 1<<typeSetNodeEligibility | 1<<typeRetireServer | 1<<typeMoveServer | 1<<typeSetTenantWeight |
-	1<<typeSetRegionKey
-
 // A trail gathers the records of the entry that is being applied.
 type trail struct {
 	buf           []byte // room for the head of a link, and records
@@ -81,6 +71,7 @@ const (
 	auditSubject
 	auditRequest // and a count
 	auditRepeated
+	auditChange
 	auditBits // the first that means nothing
 )
 
@@ -90,6 +81,7 @@ type trailLine struct {
 	code                            gpuai.Code
 	repeated                        bool
 	actor, tenant, subject, request []byte
+	change                          []byte
 	job                             gpuai.JobID
 	count                           uint32
 }
@@ -127,6 +119,10 @@ func (t *trail) add(l *trailLine) {
 	if l.repeated {
 		b[at] |= auditRepeated
 	}
+	if len(l.change) > 0 {
+		b[at] |= auditChange
+		b = wire.AppendBytes(b, l.change)
+	}
 	t.buf = b
 }
 
@@ -142,35 +138,39 @@ func (t *trail) head(e *gpuai.AuditEntry) {
 }
 
 // record puts a command and its result into the trail, if they belong there.
-func (m *Machine) record(c *wire.Command, res *Result) {
-	if m.Level() < LevelTenants || unaudited>>min(c.Type, 63)&1 != 0 {
+// before is what auditBefore returned.
+func (m *Machine) record(c *wire.Command, res *Result, before []auditValue) {
+	k := auditKinds[min(c.Type, numTypes-1)]
+	if k.silent || m.Level() < LevelTenants {
 		return
+	}
+	if c.Type == typeRegisterNode {
+		joined := m.now.joined != 0
+		if m.now.joined = 0; !joined && res.Code == gpuai.OK {
+			return // it has only come back
+		}
 	}
 	l := trailLine{
 		kind: c.Type, code: res.Code, repeated: res.Repeated, job: res.Job,
 		actor: auditText(c.Actor), tenant: auditText(c.Tenant),
 	}
-	switch {
-	case c.Type == typeRegisterNode:
-		node := m.now.joined
-		if m.now.joined = 0; node != 0 {
-			l.subject = []byte(m.nodeName(node.slot()))
-		} else if res.Code == gpuai.OK {
-			return // it has only come back
-		}
-	case c.Type == typeSubmitJob || c.Type == typeStopJob:
+	if k.about == nil {
 		if l.job == (gpuai.JobID{}) && len(c.Body) >= len(l.job) {
 			copy(l.job[:], c.Body)
 		}
-	case c.Type >= typePutSecret && c.Type <= typeGiveSecrets:
-		l.subject = m.secretSubject(c, res)
-	case named>>min(c.Type, 63)&1 != 0:
-		r := wire.NewReader(c.Body)
-		if name := r.Blob(); gpuai.ValidName(string(name)) {
-			l.subject = name
-		}
+	} else {
+		l.subject, l.change = m.auditOf(k, c, res.Code == gpuai.OK, before)
 	}
 	m.trail.add(&l)
+}
+
+// auditOf returns what a command is about, and what it has made of that.
+func (m *Machine) auditOf(k auditKind, c *wire.Command, ok bool, before []auditValue) (subject, change []byte) {
+	about, said := k.about(m, c.Body, ok)
+	if ok && k.state != nil {
+		said = changes(said, before, k.state(m, c.Body))
+	}
+	return auditPart(about), auditPart(said)
 }
 
 // auditText is a text of an envelope as the audit has it.
@@ -263,6 +263,9 @@ func readAuditRecord(r *wire.Reader, last *gpuai.AuditRecord) (x gpuai.AuditReco
 	if has&auditRequest != 0 {
 		x.Request, x.Count = r.Str(), r.U32()
 	}
+	if has&auditChange != 0 {
+		x.Change = r.Str()
+	}
 	if r.Err() != nil || has >= auditBits {
 		return x, errAudit
 	}
@@ -282,6 +285,7 @@ func HashAudit(e *gpuai.AuditEntry) (gpuai.AuditHash, error) {
 		t.add(&trailLine{
 			kind: kind, code: x.Code, repeated: x.Repeated, job: x.Job, count: x.Count,
 			actor: []byte(x.Actor), tenant: []byte(x.Tenant), subject: []byte(x.Subject), request: []byte(x.Request),
+			change: []byte(x.Change),
 		})
 	}
 	if t.n == 0 {

@@ -69,24 +69,29 @@ func (m *Machine) usage(slot uint32) gpuai.TenantUsage {
 		return u
 	}
 	p := m.purses.Get(at)
-	for k, x := range [numPeriods]struct {
-		use, billed *gpuai.PeriodUse
-		most        *gpuai.BudgetLimit
-	}{
-		{&u.Day, &u.Billed.Day, &u.Budget.Day}, {&u.Month, &u.Billed.Month, &u.Budget.Month}, {&u.Total, &u.Billed.Total, &u.Budget.Total},
+	for k, x := range [numPeriods]struct{ use, billed *gpuai.PeriodUse }{
+		{&u.Day, &u.Billed.Day}, {&u.Month, &u.Billed.Month}, {&u.Total, &u.Billed.Total},
 	} {
 		x.use.Money = gpuai.Micros(p.spent[inMoney][k])
 		*x.billed = gpuai.PeriodUse{GPUMilliHours: billing.MilliHours(p.spent[inTime][k]), Money: x.use.Money}
-		if n := p.most[inTime][k]; n != noBound {
-			h := uint32(billing.MilliHours(n) / uint64(gpuai.WholeDevice))
-			x.most.GPUHours = &h
-		}
-		if n := gpuai.Micros(p.most[inMoney][k]); p.most[inMoney][k] != noBound {
-			x.most.Money = &n
-		}
 	}
+	u.Budget = p.budget()
 	u.HeldGPUMilliHours, u.HeldMoney = billing.MilliHours(p.held), p.account.Held
 	return u
+}
+
+// budget returns the bounds of a purse.
+func (p *purseRec) budget() (b gpuai.Budget) {
+	for k, most := range [numPeriods]*gpuai.BudgetLimit{&b.Day, &b.Month, &b.Total} {
+		if n := p.most[inTime][k]; n != noBound {
+			h := uint32(billing.MilliHours(n) / uint64(gpuai.WholeDevice))
+			most.GPUHours = &h
+		}
+		if n := gpuai.Micros(p.most[inMoney][k]); p.most[inMoney][k] != noBound {
+			most.Money = &n
+		}
+	}
+	return b
 }
 
 // Prices returns the price list.

@@ -28,12 +28,14 @@ func (r *regionKeyRec) get(rd *wire.Reader) {
 }
 
 // Text returns the ID as key files have it.
-func (id SecretKeyID) Text() string {
-	var b [2 * len(id)]byte
-	for i, c := range id {
-		b[2*i], b[2*i+1] = hexDigits[c>>4], hexDigits[c&15]
+func (id SecretKeyID) Text() string { return hexText(id[:]) }
+
+func hexText(b []byte) string {
+	out := make([]byte, 0, 2*len(b))
+	for _, c := range b {
+		out = append(out, hexDigits[c>>4], hexDigits[c&15])
 	}
-	return string(b[:])
+	return string(out)
 }
 
 const hexDigits = "0123456789abcdef"

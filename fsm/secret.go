@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"fmt"
-	"strconv"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm/wire"
@@ -445,40 +444,4 @@ func (m *Machine) checkSecrets() error {
 		}
 	}
 	return nil
-}
-
-// secretSubject is what the audit says that a command about secrets is about:
-// names and versions.
-func (m *Machine) secretSubject(c *wire.Command, res *Result) []byte {
-	r := wire.NewReader(c.Body)
-	name := r.Blob()
-	if c.Type == typeGiveSecrets {
-		if slot, ok := m.leaseSlot(gpuai.Token(r.U64())); ok && res.Code == gpuai.OK {
-			return m.givenSubject(slot)
-		}
-		return nil
-	}
-	if !gpuai.ValidName(string(name)) {
-		return nil
-	}
-	tenant, _ := m.strs.FindBytes(r.Blob())
-	if slot, ok := m.secretSlot(tenant, name); ok && res.Code == gpuai.OK {
-		return strconv.AppendUint(append(append([]byte(nil), name...), '@'), uint64(m.secrets.recs.Get(slot).version), 10)
-	}
-	return name
-}
-
-// givenSubject names what a lease's task was given, as far as there is room.
-func (m *Machine) givenSubject(lease uint32) (b []byte) {
-	for _, s := range m.secretsGiven(lease) {
-		one := s.Name + "@" + strconv.FormatUint(uint64(s.Version), 10)
-		if len(b)+len(one)+1 > gpuai.MaxAuditText {
-			break
-		}
-		if len(b) > 0 {
-			b = append(b, ' ')
-		}
-		b = append(b, one...)
-	}
-	return b
 }

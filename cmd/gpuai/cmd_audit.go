@@ -55,7 +55,7 @@ all history does (gpuai server run --archive-max): export them in time with --si
 				return err
 			})
 		}
-		v := &view{head: []string{"TIME", "INDEX", "WHO", "WHAT", "TENANT", "ABOUT", "RESULT"}}
+		v := &view{head: []string{"TIME", "INDEX", "WHO", "WHAT", "TENANT", "ABOUT", "CHANGE", "RESULT"}}
 		err = c.Audit(ctx, q, func(_ []byte, l *gpuai.AuditLine) error {
 			if l.Begin != nil {
 				a.warnAudit(l.Begin)
@@ -100,7 +100,7 @@ func auditRows(v *view, e *gpuai.AuditEntry) {
 		if r.Repeated {
 			result += " (repeated)"
 		}
-		v.row(num(e.Index), at, num(e.Index), r.Actor, what, string(r.Tenant), about, result)
+		v.row(num(e.Index), at, num(e.Index), r.Actor, what, string(r.Tenant), about, r.Change, result)
 	}
 }
 
