@@ -195,7 +195,7 @@ func TestAuditVerifyFindsEveryChange(t *testing.T) {
 		change func(e []gpuai.AuditEntry) []gpuai.AuditEntry
 		says   string
 	}{
-		"another actor":     {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[2].Records[0].Actor = "x"; return e }, "index 3"},
+		"another actor":     {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[2].Records[0].Actor = "x"; return e }, "record 3 (index 3) was changed after being recorded"},
 		"another result":    {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[2].Records[0].Code = gpuai.Forbidden; return e }, "index 3"},
 		"another subject":   {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[6].Records[0].Subject = "t9"; return e }, "index 7"},
 		"another change":    {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[2].Records[0].Change = "weight 1 -> 5"; return e }, "index 3"},
@@ -206,10 +206,10 @@ func TestAuditVerifyFindsEveryChange(t *testing.T) {
 			return e
 		}, "index 3"},
 		"an entry left out":  {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { return slices.Delete(e, 3, 4) }, "records 4 to 4 are missing, between index 3 and index 5"},
-		"the end left out":   {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { return e[:5] }, "the region has 7, up to index 7"},
-		"an entry put in":    {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { return slices.Insert(e, 3, e[2]) }, "behind"},
+		"the end left out":   {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { return e[:5] }, "records 6 to 7 were cut off its end"},
+		"an entry put in":    {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { return slices.Insert(e, 3, e[2]) }, "record 3 (index 3) was repeated"},
 		"two changed places": {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[2], e[3] = e[3], e[2]; return e }, "missing"},
-		"a false beginning":  {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[1].First = 1; return e[1:] }, "is the first"},
+		"a false beginning":  {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[1].First = 1; return e[1:] }, "the first of all"},
 		"an unknown command": {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[2].Records[0].Command = "launder"; return e }, "does not know"},
 		"the end rewritten":  {func(e []gpuai.AuditEntry) []gpuai.AuditEntry { e[6].Records[0].Code = 1; return e }, "did not happen"},
 	} {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
-	"github.com/gpuai/gpuai/fsm"
 )
 
 func newAuditCmd(a *app) *cobra.Command {
@@ -108,6 +106,7 @@ func auditRows(v *view, e *gpuai.AuditEntry) {
 type auditPlan struct {
 	file    string
 	offline bool
+	noted   string // a head
 	query   client.AuditQuery
 }
 
@@ -118,19 +117,28 @@ func newAuditVerifyCmd(a *app) *cobra.Command {
 		Use: "verify", Short: "Recompute the audit's chain and compare it with the region's state", Args: cobra.NoArgs,
 		Long: `Recompute the hash chain of the audit over what a server's history archive has, and
 compare its end with the one in that server's replicated state. A record that was
-changed, left out, put in or moved is found; the command says between which indexes
-of the log, and ends with 1. Verify each server with --server: the archives are
+changed, left out, put in or moved is found; the command says which one and what was
+done to it, and ends with 1. Verify each server with --server: the archives are
 their own, the state is one.
 
---file begins with an exported file, and goes on with what the region has recorded
-since. So old exports stay provable after the archive has dropped their entries.
-With --offline the file is compared with its own last line only.`,
+--file begins with an exported file, or with several one behind the other, and goes
+on with what the region has recorded since. So old exports stay provable after the
+archive has dropped their entries, and a file whose end was cut off is found: what
+was cut is what the region has.
+
+With --offline no server is asked: the file is compared with its own last line, and
+what was cut off together with that line is not seen. Give --head then: the hash of
+the head that was noted when the audit was verified or exported, elsewhere than the
+file. The chain must lead to it.`,
 		Example: `  gpuai operator audit verify
   gpuai operator audit verify --server b
-  gpuai operator audit verify --file audit.jsonl`,
+  gpuai operator audit verify --file audit.jsonl
+  gpuai operator audit verify --file audit.jsonl --offline --head "$(cat audit.head)"
+  gpuai operator audit verify -o name > audit.head`,
 	}
 	c.Flags().StringVar(&p.file, "file", "", "a file of \"audit export -o json\" to begin with")
 	c.Flags().BoolVar(&p.offline, "offline", false, "with --file: ask no server")
+	c.Flags().StringVar(&p.noted, "head", "", "hash of a head that was noted before: the chain must lead to it")
 	c.Flags().Uint64Var(&p.query.Since, "since", 0, "begin behind this index of the log")
 	c.Flags().StringVar(&server, "server", "", "the server whose archive is verified (default: the one that is asked)")
 	c.RunE = does(func(ctx context.Context, _ []string) error {
@@ -159,72 +167,68 @@ type auditReport struct {
 	Index      uint64          `json:"index"`
 	Head       gpuai.AuditHead `json:"head"`
 	Server     gpuai.ServerID  `json:"server,omitzero"`
+	// Offline is set when the head is that of a file, and of no server's state.
+	Offline bool `json:"offline,omitzero"`
 }
 
 // verifyAudit verifies a file, what the region has behind it, or both.
 func (a *app) verifyAudit(ctx context.Context, p *auditPlan) error {
-	var v fsm.AuditVerifier
-	var r auditReport
-	line := func(_ []byte, l *gpuai.AuditLine) error {
-		switch {
-		case l.Begin != nil:
-			r.Server = l.Begin.Server
-			if v.Entries == 0 {
-				a.warnAudit(l.Begin)
-			}
-		case l.Entry != nil:
-			return v.Add(l.Entry)
-		case l.Head != nil:
-			r.Head = *l.Head
-			return v.End(l.Head, p.query.Since)
+	var k auditCheck
+	if p.noted != "" {
+		k.noted = new(gpuai.AuditHash)
+		if err := k.noted.UnmarshalText([]byte(p.noted)); err != nil {
+			return usageError{fmt.Errorf("--head: %w", err)}
 		}
-		return nil
 	}
+	cut := false
 	if p.file != "" {
-		f, err := os.Open(p.file)
-		if err != nil {
-			return usageError{err}
+		if err := k.file(p.file); err != nil {
+			return err
 		}
-		defer f.Close()
-		if err := readAuditFile(f, line); err != nil {
-			return fmt.Errorf("%s: %w", p.file, err)
-		}
-		p.query.Since = v.Index
+		cut = !k.ended
+		p.query.Since = max(k.v.Index, k.since)
 	}
 	if !p.offline {
 		c, err := a.connect()
 		if err != nil {
 			return err
 		}
-		if err := c.Audit(ctx, p.query, line); err != nil {
+		if err := k.server(ctx, c, p.query, a.warnAudit); err != nil {
 			return err
 		}
 	}
-	r.Holds, r.Entries, r.First, r.FirstIndex, r.Index = true, v.Entries, v.From, v.FirstIndex, v.Index
-	if v.Entries > 0 {
-		r.Records = v.To - v.From + 1
+	if err := k.whole(p, cut); err != nil {
+		return err
 	}
-	return a.showObject(ctx, &r, auditView(&r))
+	r := auditReport{
+		Holds: true, Entries: k.v.Entries, First: k.v.From, FirstIndex: k.v.FirstIndex, Index: k.v.Index,
+		Head: k.head, Server: k.begin.Server, Offline: p.offline,
+	}
+	if cut && p.offline { // it ends with the head that was noted
+		r.Head = gpuai.AuditHead{Hash: k.v.Hash, Records: k.v.To, Index: k.v.Index}
+	}
+	if k.v.Entries > 0 {
+		r.Records = k.v.To - k.v.From + 1
+	}
+	return a.showObject(ctx, &r, auditView(&r, p.noted != ""))
 }
 
-func readAuditFile(f io.Reader, line func([]byte, *gpuai.AuditLine) error) error {
-	err := client.ReadAudit(f, line)
-	var broken *gpuai.Error
-	if errors.As(err, &broken) {
-		return errors.New(broken.Detail)
-	}
-	return err
-}
-
-func auditView(r *auditReport) *view {
+func auditView(r *auditReport, noted bool) *view {
 	v := &view{names: []string{r.Head.Hash.String()}}
 	v.text = func(w io.Writer) error {
+		as, unseen := "end as the region's state does", ""
+		if r.Offline {
+			as = "end as the file says"
+		}
+		if r.Offline && !noted {
+			unseen = "what was cut off together with the file's last line would not be seen: leave --offline out, or give --head\n"
+		}
 		if r.Records == 0 {
-			_, err := fmt.Fprintln(w, "the audit has no entries there, and the region's state says so too")
+			_, err := fmt.Fprintln(w, "the audit has no entries there, and", as)
 			return err
 		}
-		_, err := fmt.Fprintf(w, "the chain holds: records %d to %d, of log indexes %d to %d, end as the region's state does\nhead %s\n",
-			r.First, r.First+r.Records-1, r.FirstIndex, r.Index, r.Head.Hash)
+		_, err := fmt.Fprintf(w, "the chain holds: records %d to %d, of log indexes %d to %d, %s\n%shead %s\n",
+			r.First, r.First+r.Records-1, r.FirstIndex, r.Index, as, unseen, r.Head.Hash)
 		return err
 	}
 	return v
