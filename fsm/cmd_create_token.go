@@ -65,7 +65,7 @@ func (m *Machine) applyCreateToken(r *wire.Reader) Result {
 		return rejected(gpuai.Conflict, "this token ID is taken")
 	}
 	if c.First && m.access.Get().bootstrapped {
-		return rejected(gpuai.Conflict, "the region's first operator token was made before: an operator makes further ones with gpuai token create")
+		return rejected(gpuai.Conflict, "the region's first operator token was made before: an operator makes further ones with gpuai token create; if it was lost, see gpuai operator bootstrap --recover")
 	}
 	if c.Tenant != "" && !m.HasTenant(c.Tenant) {
 		return rejected(gpuai.NotFound, "this tenant does not exist: an operator creates it with gpuai tenant create")

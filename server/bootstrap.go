@@ -44,13 +44,19 @@ func (s *Server) bootstrapped() (is bool) {
 // Bootstrap implements httpd.Access. The secret is compared on this server; that
 // the token is the first is judged by the machine.
 func (s *Server) Bootstrap(ctx context.Context, secret string) (out gpuai.NewAccessToken, err error) {
+	if recovers, err := s.takeRecovery(secret); recovers || err != nil {
+		if err == nil {
+			out, err = s.recover(ctx)
+		}
+		return out, err
+	}
 	want, err := s.dir.Secret(BootstrapFile)
 	if err != nil {
 		return out, fmt.Errorf("read the bootstrap secret: %w", err)
 	}
 	if want == "" {
 		if s.bootstrapped() {
-			return out, gpuai.NewError(gpuai.Conflict, "the region's first operator token was made before: an operator makes further ones with gpuai token create")
+			return out, gpuai.NewError(gpuai.Conflict, "the region's first operator token was made before: an operator makes further ones with gpuai token create; if it was lost, or its answer, see gpuai operator bootstrap --recover")
 		}
 		return out, gpuai.NewError(gpuai.PreconditionFailed, "server "+string(s.cfg.ID)+" has no bootstrap secret: ask the server that formed the region, which has it in its data directory as "+BootstrapFile)
 	}
@@ -60,7 +66,7 @@ func (s *Server) Bootstrap(ctx context.Context, secret string) (out gpuai.NewAcc
 	if err := s.awaitTenants(ctx); err != nil {
 		return out, err
 	}
-	out, err = s.createToken(ctx, fsm.CreateToken{
+	out, err = s.createToken(s.byHost(ctx, "bootstrap/"), fsm.CreateToken{
 		Scopes: gpuai.ScopesOf(gpuai.ScopeOperator), TTL: firstTokenTTL, Description: "the first operator", First: true,
 	})
 	if err == nil || isCode(err, gpuai.Conflict) {

@@ -23,10 +23,13 @@ func envelopeOf(ctx context.Context, tenant gpuai.TenantID, key string) fsm.Enve
 
 // actorOf returns how the log names somebody.
 func actorOf(p *gpuai.Principal) string {
-	if p.Actor == "" {
-		return actorSelf
-	}
 	actor := p.Actor
+	switch {
+	case actor == "" && p.From == "":
+		return actorSelf
+	case actor == "": // from elsewhere, and nothing was proven
+		actor = "anonymous"
+	}
 	if p.From != "" {
 		actor += "@" + p.From
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
+	"github.com/gpuai/gpuai/httpd"
 	"github.com/gpuai/gpuai/internal/identity"
 )
 
@@ -47,6 +48,7 @@ func (s *Server) Login(ctx context.Context, r gpuai.LoginRequest) (out gpuai.New
 	if err != nil {
 		return out, err
 	}
+	ctx = httpd.WithPrincipal(ctx, &gpuai.Principal{Actor: user.Actor(), From: httpd.PrincipalOf(ctx).From})
 	return s.createToken(ctx, fsm.CreateToken{
 		ID: id, Tenant: given.Tenant, Contributor: given.Contributor, Scopes: gpuai.ScopesOf(given.Scopes...), TTL: loginTTL,
 		Description: "login", User: user.Actor(),

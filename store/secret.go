@@ -4,7 +4,10 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // CreateSecret leaves a secret in a file that only its owner can read, unless
@@ -36,4 +39,54 @@ func (d *Dir) RemoveSecret(name string) error {
 		return err
 	}
 	return nil
+}
+
+// TakeSecret is RemoveSecret, and reports whether this call took the secret away.
+func (d *Dir) TakeSecret(name string) (bool, error) {
+	err := os.Remove(d.Path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// PrivateSecret returns what LeaveSecret has left, and when; "" when there is none.
+// It refuses a file that others can read.
+func (d *Dir) PrivateSecret(name string) (text string, left time.Time, err error) {
+	b, err := ReadPrivate(d.Path(name))
+	if err != nil || b == nil {
+		return "", left, err
+	}
+	info, err := os.Lstat(d.Path(name))
+	if err != nil {
+		return "", left, err
+	}
+	return strings.TrimSpace(string(b)), info.ModTime(), nil
+}
+
+// LeaveSecret writes a secret into the data directory of another process, in place
+// of an older one. Only the directory's owner can read it.
+func LeaveSecret(dir, name, text string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		err = f.Chown(int(st.Uid), int(st.Gid))
+	}
+	if err == nil {
+		_, err = f.WriteString(text + "\n")
+	}
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(path)
+	}
+	return err
 }

@@ -139,48 +139,6 @@ func (a *app) tokenFor(ctx context.Context, l *loginFlags) (gpuai.Secret, error)
 	return a.loginOIDC(ctx, l, &info)
 }
 
-func newBootstrapCmd(a *app) *cobra.Command {
-	var data, name string
-	c := &cobra.Command{
-		Use: "bootstrap", Short: "Make the region's first operator token, once", Args: cobra.NoArgs,
-		Long: `Make the first operator's token of a new region and keep it as a context. It works
-once in a region's life, with the secret that the server which formed the region
-has left in its data directory: run it on that host with --data, or give the
-secret on standard input. A server that was started a moment ago is waited for, up
-to --request-timeout. The token is good for 90 days: make others with gpuai token
-create before it ends.`,
-		Example: `  gpuai operator bootstrap --data /var/lib/gpuai
-  gpuai operator bootstrap --data /var/lib/gpuai --addr https://10.0.0.1:7470
-  ssh gpu-1 cat /var/lib/gpuai/bootstrap.secret | gpuai operator bootstrap --addr https://gpu-1:7470`,
-	}
-	c.Flags().StringVar(&data, "data", "", "data directory of the server that formed the region, on this host")
-	c.Flags().StringVar(&name, "name", "", "the context's name (default --context, the current one, or default)")
-	c.RunE = does(func(ctx context.Context, _ []string) error {
-		secret, err := a.bootstrapSecret(ctx, data)
-		if err != nil {
-			return err
-		}
-		if err := a.reachOwn(ctx, data); err != nil {
-			return err
-		}
-		made, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.NewAccessToken, error) {
-			return c.Bootstrap(ctx, secret)
-		})
-		if err != nil {
-			return err
-		}
-		if err := a.showMade(ctx, &made); err != nil {
-			return err
-		}
-		kept, err := a.keepLogin(&loginFlags{name: name}, gpuai.NewSecret(made.Text), &gpuai.WhoAmI{})
-		if err == nil {
-			a.say("context %s is in use\n", kept)
-		}
-		return err
-	})
-	return a.talks(c)
-}
-
 // reachOwn has this command trust the CA of a server on this host, by its data
 // directory, and talk TLS to it. The CA comes with the region's first election, so it
 // is waited for.
@@ -277,7 +235,7 @@ func (a *app) awaitSecret(ctx context.Context, data string) (string, error) {
 // noSecret says why a data directory has no bootstrap secret.
 func noSecret(data string, formed bool) error {
 	if formed {
-		return fmt.Errorf("%s has no %s: the region was bootstrapped before, or another server formed it", data, server.BootstrapFile)
+		return fmt.Errorf("%s has no %s: the region was bootstrapped before, or another server formed it; where the token or its answer was lost, --recover makes another", data, server.BootstrapFile)
 	}
 	return fmt.Errorf("%s has no %s, and no %s either: no server has formed a region there, or it does not authenticate, or the region was bootstrapped before: see its log, and run this again",
 		data, server.BootstrapFile, store.TrustFile)
