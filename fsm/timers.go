@@ -17,6 +17,9 @@ const (
 	timerBegin                        // a job's time to begin comes
 	timerBarrier                      // a gang's members must be ready
 	timerBill                         // the next slice of a lease is to be held
+	timerToken                        // an access token is forgotten; in expiries, as all below
+
+	numTimerKinds
 )
 
 type timerEnt struct {
@@ -148,6 +151,8 @@ func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
 		return &m.groups.Mut(slot).barrier
 	case timerBill:
 		return &m.bills.Mut(slot).timer
+	case timerToken:
+		return &m.tokens.Mut(slot).timer
 	default:
 		return &m.nodes.Mut(slot).timer
 	}
