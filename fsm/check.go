@@ -412,6 +412,12 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 		return m.bills.Get(slot).timer
 	case timerToken:
 		return m.tokens.Get(slot).timer
+	case timerJoinToken:
+		return m.joinTokens.Get(slot).timer
+	case timerIdentity:
+		return m.identities.Get(slot).timer
+	case timerUsedJoin:
+		return m.joinTokens.Get(slot).usedAt
 	default:
 		return m.nodes.Get(slot).timer
 	}

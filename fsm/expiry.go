@@ -7,7 +7,8 @@ import (
 )
 
 // Records that are of no more use at some time are forgotten then: access tokens
-// that have long been over. Each has its place in a heap of its own, so that
+// that have long been over, join tokens that have expired, identities of those who
+// never came or were removed. Each has its place in a heap of its own, so that
 // nothing is searched for them, and what waits for time to pass to start or end a
 // task does not see them. They go within a quarter of an entry's work; what is
 // left goes with the entries that follow.
@@ -33,7 +34,14 @@ func (m *Machine) forgetDue() {
 			return
 		}
 		m.now.work -= workEnd
-		m.dropToken(e.slot)
+		switch e.kind {
+		case timerToken:
+			m.dropToken(e.slot)
+		case timerJoinToken:
+			m.dropJoinToken(e.slot)
+		default:
+			m.dropIdentity(e.slot)
+		}
 	}
 }
 
@@ -41,7 +49,12 @@ func (m *Machine) forgetDue() {
 // once, at its place.
 func (m *Machine) checkExpiries() error {
 	var want, have [numTimerKinds]uint32
-	want[timerToken] = m.tokenSlots.Len()
+	want[timerToken], want[timerJoinToken] = m.tokenSlots.Len(), m.joinTokenSlots.Len()
+	for s, ok := m.identitySlots.Next(0); ok; s, ok = m.identitySlots.Next(s + 1) {
+		if m.passing(s) {
+			want[timerIdentity]++
+		}
+	}
 	for i := range *m.expiries.n.Get() {
 		have[m.expiries.heap.Get(i).kind]++
 	}

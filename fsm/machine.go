@@ -131,7 +131,9 @@ type Machine struct {
 	reserved *mem.Bitmap
 	timers   *timers
 	expiries *timers // when records are forgotten; derived
-	sched    *scheduler.State
+	// usedJoins are the used join tokens, by when they expire; derived.
+	usedJoins *timers
+	sched     *scheduler.State
 
 	// What follows is no state: it lives for one entry, or is derived.
 	now      entryState
@@ -229,10 +231,10 @@ func New(o Options) *Machine {
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
 		dirty: mem.NewBitmap(s), asked: mem.NewBitmap(s), starvingWhole: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), halting: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
-		timers: newTimers(s), expiries: newTimers(s), sched: scheduler.New(s),
+		timers: newTimers(s), expiries: newTimers(s), usedJoins: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
-	m.timers.place, m.expiries.place = m.timerPlace, m.timerPlace
+	m.placeTimers()
 	m.starvedAt.Grow(uint32(gpuai.MaxPriority) + 1)
 	m.unripe.Grow(unripeUpTo(gpuai.MaxPriority))
 	s.Commit()
@@ -285,9 +287,9 @@ func (m *Machine) Fork() *Machine {
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
 		dirty: m.dirty.Fork(s), asked: m.asked.Fork(s), starvingWhole: m.starvingWhole.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
-		timers: m.timers.fork(s), expiries: m.expiries.fork(s), sched: m.sched.Fork(s), asker: m.asker,
+		timers: m.timers.fork(s), expiries: m.expiries.fork(s), usedJoins: m.usedJoins.fork(s), sched: m.sched.Fork(s), asker: m.asker,
 	}
-	f.timers.place, f.expiries.place = f.timerPlace, f.timerPlace
+	f.placeTimers()
 	return f
 }
 
