@@ -213,3 +213,22 @@ func TestShortLivedNodesAreForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A node that a token gives to another contributor has earned nothing for it yet.
+func TestTokenOfAnotherContributor(t *testing.T) {
+	r := secured(t)
+	r.node("n1", 1)
+	r.do(&SetNodeOwner{Node: "n1", Contributor: "ann"})
+	r.m.nodes.Mut(0).earned = 7
+	r.m.nodes.Mut(0).ask, r.m.nodes.Mut(0).asked = 3, true
+	r.m.sp.Commit()
+	r.do(&CreateJoinToken{Hash: secretOf("a"), Kind: gpuai.IdentityNode, TTL: gpuai.Hour, For: "n1", Contributor: "bob"})
+	r.check = false // what the node has earned is not in any books
+	r.do(&Join{Token: secretOf("a"), Identity: node("n1"), Key: gpuai.SubjectHash{1}})
+	if n := r.m.nodes.Get(0); n.earned != 0 || n.asked || r.m.text(n.owner) != "bob" {
+		t.Errorf("the node is %s's, has earned %s and has a price of its own: %v", r.m.text(n.owner), n.earned, n.asked)
+	}
+	if err := r.m.Check(); err != nil {
+		t.Error(err)
+	}
+}
