@@ -13,8 +13,9 @@ import (
 type tokenRec struct {
 	id          gpuai.AccessTokenID
 	hash        [32]byte
-	tenant      uint32 // string number; 0 is none
-	contributor uint32 // the same
+	login       [32]byte // who logged in; zero: it was made
+	tenant      uint32   // string number; 0 is none
+	contributor uint32   // the same
 	scopes      gpuai.Scopes
 	revoked     bool
 	created     gpuai.Instant
@@ -23,12 +24,13 @@ type tokenRec struct {
 	used        gpuai.Instant // to within minutes; 0 is never
 	ended       gpuai.Instant // when it was revoked
 	textHash    uint64
-	text        ref // blob of description and user; its hash stands for it
+	text        ref    // blob of description and user; its hash stands for it
+	timer       uint32 // place in the heap of what is forgotten + 1; derived
 }
 
 func (r *tokenRec) put(b []byte) []byte {
 	b = append(b, r.id[:]...)
-	b = append(b, r.hash[:]...)
+	b = append(append(b, r.hash[:]...), r.login[:]...)
 	b = le.AppendUint32(b, r.tenant)
 	b = le.AppendUint32(b, r.contributor)
 	b = append(b, uint8(r.scopes), bool8(r.revoked))
@@ -43,6 +45,7 @@ func (r *tokenRec) put(b []byte) []byte {
 func (r *tokenRec) get(rd *wire.Reader) {
 	copy(r.id[:], rd.Bytes(len(r.id)))
 	copy(r.hash[:], rd.Bytes(len(r.hash)))
+	copy(r.login[:], rd.Bytes(len(r.login)))
 	r.tenant = rd.U32()
 	r.contributor = rd.U32()
 	r.scopes = gpuai.Scopes(rd.U8())
@@ -57,23 +60,16 @@ func (r *tokenRec) get(rd *wire.Reader) {
 
 // An accessRec is what the region knows of its access as a whole.
 type accessRec struct {
-	bootstrapped bool   // the first operator's token was made
-	sweep        uint32 // the token at which the next sweep begins
+	bootstrapped bool // the first operator's token was made
 }
 
-func (r *accessRec) put(b []byte) []byte {
-	return le.AppendUint32(append(b, bool8(r.bootstrapped)), r.sweep)
-}
+func (r *accessRec) put(b []byte) []byte { return append(b, bool8(r.bootstrapped)) }
 
-func (r *accessRec) get(rd *wire.Reader) { r.bootstrapped, r.sweep = rd.U8() == 1, rd.U32() }
+func (r *accessRec) get(rd *wire.Reader) { r.bootstrapped = rd.U8() == 1 }
 
-const (
-	// sweepTokens is at how many tokens the making of one looks for those that
-	// are over, tokensKept how long those are still known, so that their holders
-	// are told why they are refused.
-	sweepTokens = 64
-	tokensKept  = gpuai.Day
-)
+// tokensKept is how long tokens are known that are over, so that their holders are
+// told why they are refused.
+const tokensKept = gpuai.Day
 
 func hashTokenID(id *gpuai.AccessTokenID) uint64 { return mem.HashBytes(38, id[:]) }
 
@@ -96,16 +92,32 @@ func (m *Machine) addToken(r tokenRec, texts []byte) {
 	r.text, r.textHash = ref(m.blobs.Put(texts)), hashOf(texts)
 	slot, _ := m.tokenSlots.Alloc()
 	m.tokens.Put(slot, r)
+	m.indexToken(slot)
+}
+
+// indexToken has a token be found by its ID, counted, and forgotten in its time.
+func (m *Machine) indexToken(slot uint32) {
+	r := m.tokens.Get(slot)
 	m.tokenByID.Insert(hashTokenID(&r.id), slot)
 	*m.tokensBy(r.tenant)++
+	m.logins.add(r)
+	m.forgetToken(slot)
+}
+
+// forgetToken has a token be forgotten when it has long been over.
+func (m *Machine) forgetToken(slot uint32) {
+	since, _ := m.tokens.Get(slot).over(m.Time())
+	m.forgetAt(since.Add(tokensKept), timerToken, slot)
 }
 
 func (m *Machine) dropToken(slot uint32) {
-	r := m.tokens.Get(slot)
+	r := m.tokens.Mut(slot)
+	m.expiries.clear(&r.timer)
+	m.logins.remove(r)
 	*m.tokensBy(r.tenant)--
 	m.tokenByID.Delete(hashTokenID(&r.id), slot)
 	m.blobs.Free(uint32(r.text))
-	*m.tokens.Mut(slot) = tokenRec{}
+	*r = tokenRec{}
 	m.tokenSlots.Free(slot)
 }
 
@@ -115,26 +127,6 @@ func (r *tokenRec) over(now gpuai.Instant) (since gpuai.Instant, over bool) {
 		return min(r.ended, r.expires), true
 	}
 	return r.expires, now >= r.expires
-}
-
-// sweepAccess forgets tokens that have been over for long, among the next n.
-func (m *Machine) sweepAccess(n uint32) {
-	at := m.access.Get().sweep
-	for range n {
-		m.now.work -= workLook
-		slot, ok := m.tokenSlots.Next(at)
-		if !ok {
-			at = 0
-			break
-		}
-		if since, over := m.tokens.Get(slot).over(m.now.time); over && m.now.time >= since.Add(tokensKept) {
-			m.dropToken(slot)
-		}
-		at = slot + 1
-	}
-	if m.access.Get().sweep != at {
-		m.access.Mut().sweep = at
-	}
 }
 
 // Bootstrapped reports whether the region's first operator token was made.
@@ -198,14 +190,6 @@ func (m *Machine) AccessTokens(from uint32, limit int, tenant gpuai.TenantID) (p
 	return page, from
 }
 
-// CountTokens counts the access tokens that are kept, all and those of a tenant.
-func (m *Machine) CountTokens(tenant gpuai.TenantID) (all, ofTenant uint32) {
-	if n, ok := m.strs.Find(string(tenant)); ok && tenant != "" && n < m.tokensOf.Len() {
-		ofTenant = *m.tokensOf.Get(n)
-	}
-	return uint32(m.tokenSlots.Len()), ofTenant
-}
-
 func (m *Machine) writeAccess(f *frameWriter) {
 	if m.tokenSlots.Len() > 0 {
 		f.begin(secTokens)
@@ -266,8 +250,7 @@ func (m *Machine) restoreToken(rd *wire.Reader) {
 		rd.Fail("two access tokens have one ID")
 		return
 	}
-	m.tokenByID.Insert(hashTokenID(&r.id), slot)
-	*m.tokensBy(r.tenant)++
+	m.indexToken(slot)
 }
 
 // checkAccess verifies that tokens are found by their IDs and counted, that whose
@@ -294,6 +277,9 @@ func (m *Machine) checkAccess() error {
 	}
 	if m.tokenSlots.Len() > MaxAccessTokens {
 		return fmt.Errorf("%d access tokens are kept, more than %d", m.tokenSlots.Len(), MaxAccessTokens)
+	}
+	if err := m.checkLogins(); err != nil {
+		return err
 	}
 	return m.checkRoles()
 }

@@ -106,6 +106,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Output) error {
 	m.guard((*Machine).turnCalendar)
 	m.guard((*Machine).turnHours)
 	m.guard((*Machine).fireTimers)
+	m.guard((*Machine).forgetDue)
 	if !m.guard(func(m *Machine) { m.goOnStopping(WorkPerEntry / 2) }) {
 		m.stopOneByOne(WorkPerEntry / 2)
 	}

@@ -167,11 +167,11 @@ func (m *Machine) restoreAuthority(rd *wire.Reader) {
 // rebuildAuthorities makes the indexes of tokens and identities anew.
 func (m *Machine) rebuildAuthorities() {
 	for s, ok := m.joinTokenSlots.Next(0); ok; s, ok = m.joinTokenSlots.Next(s + 1) {
-		m.joinTokenByHash.Insert(hashJoinToken(&m.joinTokens.Get(s).hash), s)
+		m.indexJoinToken(s)
 	}
 	for s, ok := m.identitySlots.Next(0); ok; s, ok = m.identitySlots.Next(s + 1) {
-		r := m.identities.Get(s)
-		m.identityByName.Insert(hashIdentity(r.kind, r.name), s)
+		m.identityByName.Insert(hashIdentity(m.identities.Get(s).identity()), s)
+		m.forgetIdentity(s)
 	}
 }
 
@@ -194,23 +194,26 @@ func (m *Machine) checkAuthorities() error {
 	if n := m.authoritySlots.Len(); n > MaxAuthorities || n > 0 && active != 1 {
 		return fmt.Errorf("%d of %d authorities are active", active, n)
 	}
+	used := uint32(0)
 	for s, ok := m.joinTokenSlots.Next(0); ok; s, ok = m.joinTokenSlots.Next(s + 1) {
 		r := m.joinTokens.Get(s)
-		if at, ok := m.joinTokenSlot(&r.hash); !ok || at != s || !r.kind.Valid() || max(r.name, r.contributor) >= m.strs.Len() {
+		if at, ok := m.joinTokenSlot(&r.hash); !ok || at != s || !r.kind.Valid() || r.contributor >= m.strs.Len() {
 			return fmt.Errorf("join token %d is not found, or of no kind", s)
+		}
+		if r.used != (gpuai.SubjectHash{}) {
+			used++
 		}
 	}
 	for s, ok := m.identitySlots.Next(0); ok; s, ok = m.identitySlots.Next(s + 1) {
 		r := m.identities.Get(s)
-		if at, ok := m.identitySlot(r.kind, r.name); !ok || at != s || !r.kind.Valid() || r.name == 0 || max(r.name, r.contributor) >= m.strs.Len() {
+		if at, ok := m.identitySlot(r.identity()); !ok || at != s || !r.identity().Valid() || r.contributor >= m.strs.Len() {
 			return fmt.Errorf("identity %d is not found, or has no name", s)
 		}
 	}
-	unused, _ := m.unusedJoinTokens()
-	if all := m.joinTokenSlots.Len(); unused > MaxJoinTokens || all-unused > MaxUsedJoinTokens || m.identitySlots.Len() > MaxIdentities {
-		return fmt.Errorf("%d join tokens and %d identities", m.joinTokenSlots.Len(), m.identitySlots.Len())
+	if n := *m.usedJoins.n.Get(); n != used || m.unusedJoinTokens() > MaxJoinTokens || used > MaxUsedJoinTokens || m.identitySlots.Len() > MaxIdentities {
+		return fmt.Errorf("%d join tokens, %d of them used, recorded %d, and %d identities", m.joinTokenSlots.Len(), used, n, m.identitySlots.Len())
 	}
-	return nil
+	return m.checkHeap(m.usedJoins)
 }
 
 // forgetJoins is what a restore does: tokens may have been used since the backup
@@ -220,16 +223,12 @@ func (m *Machine) forgetJoins() {
 		m.dropJoinToken(s)
 	}
 	for s, ok := m.identitySlots.Next(0); ok; s, ok = m.identitySlots.Next(s + 1) {
-		if r := m.identities.Get(s); r.kind == gpuai.IdentityServer {
-			m.identityByName.Delete(hashIdentity(r.kind, r.name), s)
-			*m.identities.Mut(s) = identityRec{}
-			m.identitySlots.Free(s)
+		if m.identities.Get(s).kind == gpuai.IdentityServer {
+			m.dropIdentity(s)
 		}
 	}
 }
 
 func hashJoinToken(hash *[32]byte) uint64 { return le.Uint64(hash[:]) }
 
-func hashIdentity(kind gpuai.IdentityKind, name uint32) uint64 {
-	return mem.Mix(uint64(kind), uint64(name))
-}
+func hashIdentity(id gpuai.Identity) uint64 { return mem.HashString(uint64(id.Kind), id.Name) }

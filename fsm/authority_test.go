@@ -118,7 +118,7 @@ func TestJoinTokens(t *testing.T) {
 		t.Errorf("a replayed token: %s", res.Detail)
 	}
 	r.refuse(&Join{Token: secretOf("a"), Identity: node("n2"), Key: key(1)}, gpuai.Forbidden)
-	want := Standing{Known: true, Before: gpuai.StampOf(0, first.Index), Contributor: "ann"}
+	want := Standing{Known: true, Before: gpuai.StampOf(0, first.Index), Token: secretOf("a"), Contributor: "ann"}
 	for _, m := range []*Machine{r.m, restored(t, r.m)} {
 		if got := m.Standing(node("n1")); got != want || !got.Good(m.Stamp()) || got.Good(want.Before-1) {
 			t.Errorf("%+v, want %+v", got, want)

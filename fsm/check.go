@@ -43,7 +43,7 @@ func (m *Machine) checkIndexes() error {
 func (m *Machine) checkTables() error {
 	for _, f := range []func() error{
 		m.checkNodes, m.checkJobs, m.checkLeases, m.checkBuckets, m.checkWaits, m.checkTurns, m.checkBands, m.checkKinds, m.checkTenants, m.checkReservation, m.checkHalting,
-		m.checkHolds, m.checkTallies, m.checkQuotas, m.checkMoney, m.checkKept, m.checkHours, m.checkCheckpoints, m.checkTimers, m.checkServers, m.checkNotes, m.checkPoints,
+		m.checkHolds, m.checkTallies, m.checkQuotas, m.checkMoney, m.checkKept, m.checkHours, m.checkCheckpoints, m.checkTimers, m.checkExpiries, m.checkServers, m.checkNotes, m.checkPoints,
 		m.checkAuthorities, m.checkRegionKeys, m.checkSecrets, m.checkAccounts, m.checkAccess, m.checkAudit, m.sched.Check,
 	} {
 		if err := f(); err != nil {
@@ -380,13 +380,15 @@ func (m *Machine) checkTurns() error {
 	return nil
 }
 
-func (m *Machine) checkTimers() error {
-	for i := range *m.timers.n.Get() {
-		e := m.timers.heap.Get(i)
+func (m *Machine) checkTimers() error { return m.checkHeap(m.timers) }
+
+func (m *Machine) checkHeap(t *timers) error {
+	for i := range *t.n.Get() {
+		e := t.heap.Get(i)
 		if p := m.timerAt(e.kind, e.slot); p != i+1 {
 			return fmt.Errorf("timer %d of kind %d thinks it is at %d, it is at %d", e.slot, e.kind, p, i+1)
 		}
-		if i > 0 && e.before(m.timers.heap.Get((i-1)/2)) {
+		if i > 0 && e.before(t.heap.Get((i-1)/2)) {
 			return fmt.Errorf("timer %d of kind %d is out of order", e.slot, e.kind)
 		}
 	}
@@ -408,6 +410,14 @@ func (m *Machine) timerAt(kind timerKind, slot uint32) uint32 {
 		return m.groups.Get(slot).barrier
 	case timerBill:
 		return m.bills.Get(slot).timer
+	case timerToken:
+		return m.tokens.Get(slot).timer
+	case timerJoinToken:
+		return m.joinTokens.Get(slot).timer
+	case timerIdentity:
+		return m.identities.Get(slot).timer
+	case timerUsedJoin:
+		return m.joinTokens.Get(slot).usedAt
 	default:
 		return m.nodes.Get(slot).timer
 	}

@@ -55,19 +55,17 @@ func (m *Machine) applyCreateJoinToken(r *wire.Reader) Result {
 	if _, known := m.joinTokenSlot(&c.Hash); known {
 		return rejected(gpuai.Conflict, "this join token is there already")
 	}
-	m.expireJoinTokens()
-	unused, _ := m.unusedJoinTokens()
 	switch {
-	case unused >= MaxJoinTokens:
+	case m.unusedJoinTokens() >= MaxJoinTokens:
 		return rejected(gpuai.RateLimited, "the region holds as many join tokens as it can: wait until some have been used or have expired")
-	case m.strs.Len() > MaxStrings-2:
+	case m.strs.Len() >= MaxStrings:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
 	}
 	slot, _ := m.joinTokenSlots.Alloc()
 	m.joinTokens.Put(slot, joinTokenRec{
 		hash: c.Hash, kind: c.Kind, expires: m.now.time.Add(c.TTL),
-		name: m.strs.Intern(c.For), contributor: m.strs.Intern(string(c.Contributor)),
+		name: short(c.For), contributor: m.number(string(c.Contributor)),
 	})
-	m.joinTokenByHash.Insert(hashJoinToken(&c.Hash), slot)
+	m.indexJoinToken(slot)
 	return Result{}
 }

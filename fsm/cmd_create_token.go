@@ -10,11 +10,12 @@ import (
 //
 // The first one that says First is the region's first operator token, and
 // creates the tenant gpuai.DefaultTenant if it was not created; there is no
-// second. Making a token forgets some that have been over for a day.
+// second. A token that is over is forgotten after a day.
 //
 // Rejected: InvalidSpec, also below LevelTenants; NotFound when the tenant was
 // not created; Conflict when the ID is taken, or First was said before;
-// TooLarge or RateLimited at a limit of the machine or of the tenant.
+// TooLarge or RateLimited at a limit of the machine, of the tenant, or of the logins
+// of a user, of a contributor or of all: see TokenRoom.
 type CreateToken struct {
 	ID          gpuai.AccessTokenID
 	Hash        [32]byte
@@ -23,8 +24,13 @@ type CreateToken struct {
 	Scopes      gpuai.Scopes
 	TTL         gpuai.Duration
 	Description string
-	User        string
-	First       bool
+	// User and Login are of who logged in: the name, for people, and the SHA-256 of
+	// the provider's name, a zero byte and the user's there. Both or none.
+	User  string
+	Login [32]byte
+	First bool
+	// ByOperator says that an operator asks.
+	ByOperator bool
 }
 
 // Append appends the encoded command to dst.
@@ -32,7 +38,7 @@ func (c *CreateToken) Append(dst []byte, env Envelope) []byte {
 	return appendCommand(dst, typeCreateToken, env, func(b []byte) []byte {
 		b = append(append(b, c.ID[:]...), c.Hash[:]...)
 		b = wire.AppendStr(wire.AppendStr(b, string(c.Tenant)), string(c.Contributor))
-		b = append(b, uint8(c.Scopes), bool8(c.First))
+		b = append(append(b, c.Login[:]...), uint8(c.Scopes), bool8(c.First)|bool8(c.ByOperator)<<1)
 		b = put64(b, int64(c.TTL))
 		return wire.AppendStr(wire.AppendStr(b, c.Description), c.User)
 	})
@@ -42,17 +48,19 @@ func readCreateToken(r *wire.Reader) (c CreateToken, ok bool) {
 	copy(c.ID[:], r.Bytes(len(c.ID)))
 	copy(c.Hash[:], r.Bytes(len(c.Hash)))
 	c.Tenant, c.Contributor = gpuai.TenantID(r.Str()), gpuai.ContributorID(r.Str())
+	copy(c.Login[:], r.Bytes(len(c.Login)))
 	c.Scopes = gpuai.Scopes(r.U8())
-	first := r.U8()
-	c.First = first == 1
+	flags := r.U8()
+	c.First, c.ByOperator = flags&1 != 0, flags&2 != 0
 	c.TTL = gpuai.Duration(r.I64())
 	c.Description, c.User = r.Str(), r.Str()
-	return c, r.Done() == nil && first <= 1
+	return c, r.Done() == nil && flags <= 3
 }
 
 func (c *CreateToken) valid() bool {
 	ask := gpuai.TokenRequest{Tenant: c.Tenant, Contributor: c.Contributor, Scopes: c.Scopes.List(), TTL: c.TTL, Description: c.Description}
 	return !c.ID.IsZero() && c.Scopes.Within(gpuai.AllScopes) && len(ask.Validate()) == 0 && gpuai.ValidNote(c.User) &&
+		(c.User == "") == (c.Login == [32]byte{}) &&
 		(!c.First || c.Scopes.Has(gpuai.ScopeOperator))
 }
 
@@ -70,8 +78,7 @@ func (m *Machine) applyCreateToken(r *wire.Reader) Result {
 	if c.Tenant != "" && !m.HasTenant(c.Tenant) {
 		return rejected(gpuai.NotFound, "this tenant does not exist: an operator creates it with gpuai tenant create")
 	}
-	if res := m.roomForToken(&c); res.Code != gpuai.OK {
-		m.takeBack()
+	if res := m.TokenRoom(&c); res.Code != gpuai.OK {
 		return res
 	}
 	if c.First {
@@ -84,35 +91,9 @@ func (m *Machine) applyCreateToken(r *wire.Reader) Result {
 		}
 	}
 	m.addToken(tokenRec{
-		id: c.ID, hash: c.Hash, tenant: m.number(string(c.Tenant)), contributor: m.number(string(c.Contributor)),
+		id: c.ID, hash: c.Hash, login: c.Login, tenant: m.number(string(c.Tenant)), contributor: m.number(string(c.Contributor)),
 		scopes: c.Scopes, created: m.now.time, wall: m.now.wall, expires: m.now.time.Add(c.TTL),
 	}, tokenTexts(c.Description, c.User))
-	return Result{}
-}
-
-// roomForToken forgets tokens that are over and reports whether there is room for
-// one more.
-func (m *Machine) roomForToken(c *CreateToken) Result {
-	m.sweepAccess(sweepTokens)
-	full := func() bool {
-		if m.tokenSlots.Len() >= MaxAccessTokens {
-			return true
-		}
-		n, ok := m.strs.Find(string(c.Tenant))
-		return ok && c.Tenant != "" && n < m.tokensOf.Len() && *m.tokensOf.Get(n) >= MaxTenantTokens
-	}
-	if full() {
-		m.access.Mut().sweep = 0
-		m.sweepAccess(MaxAccessTokens)
-	}
-	switch {
-	case full():
-		return rejected(gpuai.RateLimited, "the region, or the tenant, has its maximum of access tokens: revoke some; those that are over are forgotten after a day")
-	case m.strs.Len()+1 >= MaxStrings:
-		return rejected(gpuai.TooLarge, "the region knows too many names")
-	case !m.blobs.Room(len(c.Description)+len(c.User)+2*5, MaxBlocks):
-		return rejected(gpuai.RateLimited, "the region's memory for texts is full: retry later")
-	}
 	return Result{}
 }
 

@@ -11,10 +11,11 @@ import (
 // void from then on: a token for any node must not be good for the name of
 // another's.
 //
-// Asked again with the same key, it is answered again, for the answer may have
-// been lost, while the token is remembered (MaxUsedJoinTokens).
+// From its first use on a token is bound to that key and name. Asked again with
+// them, it is answered again, for the answer may have been lost, while the token
+// is remembered (MaxUsedJoinTokens) and no other was used for that name.
 //
-// Rejected: Unauthenticated for a token that is unknown, expired or was used,
+// Rejected: Unauthenticated for a token that is unknown, expired, was used, or beside which another was,
 // Forbidden for another kind or name than the token's, Conflict for who has
 // joined before, InvalidSpec, also below LevelTenants, TooLarge at MaxIdentities.
 // The contributor of the token owns the node.
@@ -64,13 +65,13 @@ func (m *Machine) applyJoin(r *wire.Reader) Result {
 	if again {
 		return Result{}
 	}
-	i, used := m.identities.Mut(at), m.joinTokens.Mut(slot)
-	used.used, used.name = c.Key, i.name
-	m.boundUsedJoinTokens()
-	i.before, i.joined, i.revoked = m.stamp(), m.now.time, false
-	i.contributor = t.contributor
+	m.useJoinToken(slot, &c)
+	i := m.identities.Mut(at)
+	i.before, i.since, i.revoked = m.stamp(), m.now.time, false
+	i.token, i.contributor = c.Token, t.contributor
+	m.forgetIdentity(at)
 	if node, ok := m.nodeSlot(gpuai.NodeID(c.Identity.Name)); ok && c.Identity.Kind == gpuai.IdentityNode && t.contributor != 0 {
-		m.nodes.Mut(node).owner = t.contributor
+		return m.giveNode(node, t.contributor)
 	}
 	return Result{}
 }
@@ -102,7 +103,7 @@ func (m *Machine) judgeJoin(t *joinTokenRec, c *Join, now gpuai.Instant) Result 
 		return rejected(gpuai.Forbidden, "the join token is for a node, and not for a server")
 	case t.kind != c.Identity.Kind:
 		return rejected(gpuai.Forbidden, "the join token is for a server, and not for a node")
-	case t.name != 0 && m.strs.Get(t.name) != c.Identity.Name:
+	case t.name.n != 0 && t.name.String() != c.Identity.Name:
 		return rejected(gpuai.Forbidden, "the join token is for another name")
 	}
 	standing := m.Standing(c.Identity)
@@ -111,8 +112,17 @@ func (m *Machine) judgeJoin(t *joinTokenRec, c *Join, now gpuai.Instant) Result 
 		return rejected(gpuai.Forbidden, "this server was removed from the region, and its ID is never used again: join under another")
 	case again && (standing.Revoked || !standing.Known):
 		return rejected(gpuai.Forbidden, "who joined with this token was revoked")
-	case !again && t.name == 0 && standing.Known:
+	case again && standing.Token != c.Token:
+		return rejected(gpuai.Unauthenticated, "another join token was used for this name since: ask for a new one, which 'gpuai token create --join' makes with --name")
+	case !again && t.name.n == 0 && (standing.Known || m.anothersNode(&c.Identity, t.contributor)):
 		return rejected(gpuai.Conflict, "one of this name has joined before: use another name, or a token that names it, which 'gpuai token create --join' makes with --name")
 	}
 	return Result{}
+}
+
+// anothersNode reports whether a node of this name has registered that is not a
+// contributor's; 0 is the region's own.
+func (m *Machine) anothersNode(id *gpuai.Identity, contributor uint32) bool {
+	slot, ok := m.nodeSlot(gpuai.NodeID(id.Name))
+	return ok && id.Kind == gpuai.IdentityNode && m.nodes.Get(slot).owner != contributor
 }

@@ -100,10 +100,11 @@ func (m *Machine) registerNew(body *nodeBody) Result {
 	name := m.strs.Intern(string(body.spec.ID))
 	slot := m.nodes.Append(nodeRec{
 		name: name, incarnation: gpuai.MakeIncarnation(m.meta.Get().epoch, 1), registered: m.now.index,
-		owner: m.contributorOf(gpuai.IdentityNode, name),
+		owner: m.contributorOf(gpuai.Identity{Kind: gpuai.IdentityNode, Name: string(body.spec.ID)}),
 	})
 	m.nodeOf.Grow(name + 1)
 	*m.nodeOf.Mut(name) = refTo(slot)
+	m.noteMet(gpuai.Identity{Kind: gpuai.IdentityNode, Name: string(body.spec.ID)})
 	if code := m.defineNode(slot, body, &nodeBody{}); code != gpuai.OK {
 		m.takeBack()
 		return rejected(code, "the region has too many kinds of nodes, racks or NVLink domains, or too many nodes in one")

@@ -30,6 +30,7 @@ func (m *Machine) applyRetireServer(r *wire.Reader) Result {
 		return bad
 	}
 	m.servers.Mut(slot).retired = true
+	m.noteMet(gpuai.Identity{Kind: gpuai.IdentityServer, Name: id})
 	m.out.Servers = true
 	return Result{}
 }

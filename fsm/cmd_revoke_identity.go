@@ -6,7 +6,8 @@ import (
 )
 
 // RevokeIdentity makes every certificate of a node or a server void, at once and
-// for good. It can join again with a token that names it.
+// for good. It can join again with a token that names it. Who has never registered
+// is forgotten IdentityKept later, when none of its certificates can be good.
 //
 // Rejected: InvalidSpec, also below LevelTenants; NotFound for who has neither
 // joined nor registered, TooLarge at MaxIdentities, PreconditionFailed in a
@@ -41,7 +42,8 @@ func (m *Machine) applyRevokeIdentity(r *wire.Reader) Result {
 		return bad
 	}
 	if i := m.identities.Mut(slot); !i.revoked {
-		i.revoked, i.before = true, m.stamp()
+		i.revoked, i.before, i.since = true, m.stamp(), m.now.time
+		m.forgetIdentity(slot)
 	}
 	m.out.Trust = true
 	return Result{}
@@ -53,6 +55,6 @@ func (m *Machine) met(id gpuai.Identity) bool {
 	if m.Standing(id).Known {
 		return true
 	}
-	name, ok := m.strs.Find(id.Name)
-	return ok && id.Kind == gpuai.IdentityNode && name < m.nodeOf.Len() && *m.nodeOf.Get(name) != 0
+	_, registered := m.nodeSlot(gpuai.NodeID(id.Name))
+	return registered && id.Kind == gpuai.IdentityNode
 }

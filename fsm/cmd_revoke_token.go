@@ -35,6 +35,7 @@ func (m *Machine) applyRevokeToken(r *wire.Reader) Result {
 	if !m.tokens.Get(slot).revoked {
 		t := m.tokens.Mut(slot)
 		t.revoked, t.ended = true, m.now.time
+		m.forgetToken(slot)
 	}
 	return Result{}
 }

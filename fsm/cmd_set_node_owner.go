@@ -35,14 +35,21 @@ func (m *Machine) applySetNodeOwner(r *wire.Reader) Result {
 	case m.strs.Len() >= MaxStrings:
 		return rejected(gpuai.TooLarge, "the region knows too many names")
 	}
-	if n := m.number(owner); m.nodes.Get(slot).owner != n {
-		m.settleNode(slot) // so far it is the other's
-		r := m.nodes.Mut(slot)
-		r.owner, r.modified, r.earned, r.ask, r.asked = n, m.now.index, 0, 0, false
-		if res := m.reprice(slot); res.Code != gpuai.OK {
-			return res
-		}
-		m.emit(gpuai.Event{Kind: gpuai.NodeChanged, Node: id, Incarnation: m.nodes.Get(slot).incarnation, NodeState: m.nodes.Get(slot).state, Drained: m.nodes.Get(slot).drained})
+	return m.giveNode(slot, m.number(owner))
+}
+
+// giveNode makes a node a contributor's, by string number; 0 is nobody's.
+func (m *Machine) giveNode(slot, owner uint32) Result {
+	if m.nodes.Get(slot).owner == owner {
+		return Result{}
 	}
+	m.settleNode(slot) // so far it is the other's
+	r := m.nodes.Mut(slot)
+	r.owner, r.modified, r.earned, r.ask, r.asked = owner, m.now.index, 0, 0, false
+	if res := m.reprice(slot); res.Code != gpuai.OK {
+		return res
+	}
+	r = m.nodes.Mut(slot)
+	m.emit(gpuai.Event{Kind: gpuai.NodeChanged, Node: m.nodeName(slot), Incarnation: r.incarnation, NodeState: r.state, Drained: r.drained})
 	return Result{}
 }

@@ -22,9 +22,18 @@ const (
 	// less than a day too, MaxTenantTokens how many of one tenant.
 	MaxAccessTokens = 1 << 16
 	MaxTenantTokens = 1 << 12
-	MaxRoles        = 1 << 10 // mappings of claims to scopes
-	MaxTouched      = 256     // tokens of one TouchTokens
-	MaxRetire       = 1_000   // jobs of one RetireJobs
+	// OperatorTokens are the last of the region's tokens, which operators may make
+	// only; MadeTokens the last of a tenant's, which no login may take.
+	OperatorTokens = 1_024
+	MadeTokens     = 256
+	// MaxUserLogins is how many tokens of one user's logins are kept,
+	// MaxContributorLogins those of all users of a contributor, MaxLogins of all.
+	MaxUserLogins        = 256
+	MaxContributorLogins = 1_024
+	MaxLogins            = MaxAccessTokens / 4 * 3
+	MaxRoles             = 1 << 10 // mappings of claims to scopes
+	MaxTouched           = 256     // tokens of one TouchTokens
+	MaxRetire            = 1_000   // jobs of one RetireJobs
 	// MaxServers is how many servers are remembered, removed ones above all.
 	MaxServers = 4_096
 	// MaxAuthorities is how many CAs are trusted at a time, MaxJoinTokens how many

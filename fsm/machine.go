@@ -79,6 +79,7 @@ type Machine struct {
 	tokenSlots *mem.Slots
 	tokenByID  *mem.Hash
 	tokensOf   *mem.Table[uint32] // how many each tenant has, by string number; derived
+	logins     logins
 	roles      *mem.Table[roleRec]
 	roleSlots  *mem.Slots
 
@@ -129,7 +130,10 @@ type Machine struct {
 	// reserved are the nodes of the reservation; derived.
 	reserved *mem.Bitmap
 	timers   *timers
-	sched    *scheduler.State
+	expiries *timers // when records are forgotten; derived
+	// usedJoins are the used join tokens, by when they expire; derived.
+	usedJoins *timers
+	sched     *scheduler.State
 
 	// What follows is no state: it lives for one entry, or is derived.
 	now      entryState
@@ -209,7 +213,7 @@ func New(o Options) *Machine {
 		servers:  mem.NewHashed(s, 5, hasher[serverRec](seedServer)),
 		access:   mem.NewHashedVar(s, accessRec{}, hasher[accessRec](seedAccess)),
 		tokens:   mem.NewHashed(s, 5, hasher[tokenRec](seedToken)), tokenSlots: mem.NewSlots(s),
-		tokenByID: mem.NewHash(s), tokensOf: mem.NewTable[uint32](s, 10),
+		tokenByID: mem.NewHash(s), tokensOf: mem.NewTable[uint32](s, 10), logins: newLogins(s),
 		roles: mem.NewHashed(s, 5, hasher[roleRec](seedRole)), roleSlots: mem.NewSlots(s),
 		notes: mem.NewHashed(s, 6, hasher[noteRec](seedNote)), noteSlots: mem.NewSlots(s),
 		points: mem.NewHashed(s, 6, hasher[pointRec](seedPoint)), pointSlots: mem.NewSlots(s),
@@ -227,10 +231,10 @@ func New(o Options) *Machine {
 		vacated: mem.NewBitmap(s), starving: mem.NewBitmap(s),
 		starvedAt: mem.NewTable[uint32](s, 7), unripe: mem.NewTable[unripeRec](s, 7), ripening: mem.NewBitmap(s),
 		dirty: mem.NewBitmap(s), asked: mem.NewBitmap(s), starvingWhole: mem.NewBitmap(s), unseen: mem.NewBitmap(s), news: mem.NewBitmap(s), halting: mem.NewBitmap(s), reserved: mem.NewBitmap(s),
-		timers: newTimers(s), sched: scheduler.New(s),
+		timers: newTimers(s), expiries: newTimers(s), usedJoins: newTimers(s), sched: scheduler.New(s),
 		digests: make([]Digest, DigestsKept),
 	}
-	m.timers.place = m.timerPlace
+	m.placeTimers()
 	m.starvedAt.Grow(uint32(gpuai.MaxPriority) + 1)
 	m.unripe.Grow(unripeUpTo(gpuai.MaxPriority))
 	s.Commit()
@@ -265,7 +269,7 @@ func (m *Machine) Fork() *Machine {
 		money: m.money.Fork(s), purses: m.purses.Fork(s), purseOf: m.purseOf.Fork(s),
 		bills: m.bills.Fork(s), billSlots: m.billSlots.Fork(s),
 		accounts: m.accounts.Fork(s), servers: m.servers.Fork(s), access: m.access.Fork(s),
-		tokens: m.tokens.Fork(s), tokenSlots: m.tokenSlots.Fork(s), tokenByID: m.tokenByID.Fork(s), tokensOf: m.tokensOf.Fork(s),
+		tokens: m.tokens.Fork(s), tokenSlots: m.tokenSlots.Fork(s), tokenByID: m.tokenByID.Fork(s), tokensOf: m.tokensOf.Fork(s), logins: m.logins.fork(s),
 		roles: m.roles.Fork(s), roleSlots: m.roleSlots.Fork(s),
 		notes: m.notes.Fork(s), noteSlots: m.noteSlots.Fork(s),
 		points: m.points.Fork(s), pointSlots: m.pointSlots.Fork(s),
@@ -283,9 +287,9 @@ func (m *Machine) Fork() *Machine {
 		vacated: m.vacated.Fork(s), starving: m.starving.Fork(s),
 		starvedAt: m.starvedAt.Fork(s), unripe: m.unripe.Fork(s), ripening: m.ripening.Fork(s),
 		dirty: m.dirty.Fork(s), asked: m.asked.Fork(s), starvingWhole: m.starvingWhole.Fork(s), unseen: m.unseen.Fork(s), news: m.news.Fork(s), halting: m.halting.Fork(s), reserved: m.reserved.Fork(s),
-		timers: m.timers.fork(s), sched: m.sched.Fork(s), asker: m.asker,
+		timers: m.timers.fork(s), expiries: m.expiries.fork(s), usedJoins: m.usedJoins.fork(s), sched: m.sched.Fork(s), asker: m.asker,
 	}
-	f.timers.place = f.timerPlace
+	f.placeTimers()
 	return f
 }
 
@@ -339,6 +343,9 @@ func (m *Machine) NextDeadline() gpuai.Instant {
 		at = m.Time()
 	}
 	if e, ok := m.timers.next(); ok {
+		at = min(at, e.at)
+	}
+	if e, ok := m.expiries.next(); ok {
 		at = min(at, e.at)
 	}
 	return min(at, m.ripensAt(), m.hoursDeadline())

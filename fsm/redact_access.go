@@ -8,7 +8,7 @@ func (x *Redaction) accessBody(c *wire.Command) ([]byte, bool) {
 	switch c.Type {
 	case typeCreateToken:
 		u, ok := readCreateToken(r)
-		u.Hash, u.Description, u.User = x.hash(u.Hash), blank(u.Description), blank(u.User)
+		u.Hash, u.Login, u.Description, u.User = x.hash(u.Hash), x.hash(u.Login), blank(u.Description), blank(u.User)
 		return bodyOf(&u), ok
 	case typeSetRole:
 		u, ok := readSetRole(r)
@@ -33,6 +33,9 @@ func (x *Redaction) access(m *Machine) {
 		h := m.heldToken(s)
 		texts := tokenTexts(blank(h.Description), blank(h.User))
 		r := m.tokens.Mut(s)
+		m.logins.remove(r)
+		r.login = x.hash(r.login)
+		m.logins.add(r)
 		m.blobs.Free(uint32(r.text))
 		r.hash, r.text, r.textHash = x.hash(r.hash), ref(m.blobs.Put(texts)), hashOf(texts)
 	}

@@ -30,6 +30,10 @@ func (x *Redaction) authorities(m *Machine) {
 		t.hash, t.used = x.hash(t.hash), x.hash(t.used)
 		m.joinTokenByHash.Insert(hashJoinToken(&t.hash), s)
 	}
+	for s, ok := m.identitySlots.Next(0); ok; s, ok = m.identitySlots.Next(s + 1) {
+		i := m.identities.Mut(s)
+		i.token = x.hash(i.token)
+	}
 }
 
 func blankBytes(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) }
@@ -43,13 +47,14 @@ func blankSeal(b []byte) []byte {
 	return out
 }
 
-// keepNamesOfJoins marks the names of who has joined or may.
+// keepNamesOfJoins marks the names of the contributors whose nodes have joined or
+// may.
 func keepNamesOfJoins(m *Machine, name []bool) {
 	for s, ok := m.identitySlots.Next(0); ok; s, ok = m.identitySlots.Next(s + 1) {
-		name[m.identities.Get(s).name], name[m.identities.Get(s).contributor] = true, true
+		name[m.identities.Get(s).contributor] = true
 	}
 	for s, ok := m.joinTokenSlots.Next(0); ok; s, ok = m.joinTokenSlots.Next(s + 1) {
-		name[m.joinTokens.Get(s).name], name[m.joinTokens.Get(s).contributor] = true, true
+		name[m.joinTokens.Get(s).contributor] = true
 	}
 }
 

@@ -157,7 +157,7 @@ func filledCommands() (cmds []Command, fs []*filler) {
 	add(&PublishCheckpoint{Publish: gpuai.Publish{Digest: gpuai.BlobDigest{1}, Keep: 1}}, &filler{})
 	add(&SetNodeEligibility{}, &filler{})
 	add(&CreateTenant{}, &filler{})
-	add(&CreateToken{ID: gpuai.AccessTokenID{1}, Scopes: gpuai.AllScopes, TTL: gpuai.Hour}, &filler{})
+	add(&CreateToken{ID: gpuai.AccessTokenID{1}, Scopes: gpuai.AllScopes, TTL: gpuai.Hour, Login: [32]byte{1}}, &filler{})
 	add(&RevokeToken{}, &filler{})
 	add(&SetRole{Mapping: gpuai.RoleMapping{Scopes: gpuai.AllScopes.List()}}, &filler{})
 	add(&SetNodeOwner{}, &filler{})

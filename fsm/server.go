@@ -59,6 +59,16 @@ func (m *Machine) Servers() (out []ServerRecord) {
 	return out
 }
 
+// retiredServer reports whether a server was removed from the region.
+func (m *Machine) retiredServer(id string) bool {
+	for s := range m.servers.Len() {
+		if r := m.servers.Get(s); r.retired && m.strs.Get(r.name) == id {
+			return true
+		}
+	}
+	return false
+}
+
 // serverFor returns the record of a server, a new one where there is none, or
 // why there can be none.
 func (m *Machine) serverFor(id string) (slot uint32, bad Result) {

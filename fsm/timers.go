@@ -9,14 +9,20 @@ import (
 type timerKind uint8
 
 const (
-	timerTask    timerKind = iota + 1 // a task's back-off ends
-	timerGroup                        // a gang's back-off ends
-	timerJob                          // a job's queue-time limit
-	timerLease                        // a task's run-time limit
-	timerNode                         // a node's quarantine ends
-	timerBegin                        // a job's time to begin comes
-	timerBarrier                      // a gang's members must be ready
-	timerBill                         // the next slice of a lease is to be held
+	timerTask      timerKind = iota + 1 // a task's back-off ends
+	timerGroup                          // a gang's back-off ends
+	timerJob                            // a job's queue-time limit
+	timerLease                          // a task's run-time limit
+	timerNode                           // a node's quarantine ends
+	timerBegin                          // a job's time to begin comes
+	timerBarrier                        // a gang's members must be ready
+	timerBill                           // the next slice of a lease is to be held
+	timerToken                          // an access token is forgotten; in expiries
+	timerJoinToken                      // the same for a join token
+	timerIdentity                       // and for a node or server that joined
+	timerUsedJoin                       // a used join token expires; in usedJoins
+
+	numTimerKinds
 )
 
 type timerEnt struct {
@@ -133,6 +139,11 @@ func (t *timers) down(i uint32) {
 	}
 }
 
+// placeTimers has the heaps find their records.
+func (m *Machine) placeTimers() {
+	m.timers.place, m.expiries.place, m.usedJoins.place = m.timerPlace, m.timerPlace, m.timerPlace
+}
+
 // timerPlace returns where a record keeps its place in the heap.
 func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
 	switch kind {
@@ -148,6 +159,14 @@ func (m *Machine) timerPlace(kind timerKind, slot uint32) *uint32 {
 		return &m.groups.Mut(slot).barrier
 	case timerBill:
 		return &m.bills.Mut(slot).timer
+	case timerToken:
+		return &m.tokens.Mut(slot).timer
+	case timerJoinToken:
+		return &m.joinTokens.Mut(slot).timer
+	case timerIdentity:
+		return &m.identities.Mut(slot).timer
+	case timerUsedJoin:
+		return &m.joinTokens.Mut(slot).usedAt
 	default:
 		return &m.nodes.Mut(slot).timer
 	}

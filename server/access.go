@@ -77,15 +77,16 @@ func (s *Server) createToken(ctx context.Context, c fsm.CreateToken) (out gpuai.
 	if s.level() < fsm.LevelTenants {
 		return gpuai.NewAccessToken{}, errNoTenants
 	}
-	if err := s.roomForToken(ctx, &c); err != nil {
+	c.ByOperator = httpd.PrincipalOf(ctx).Operator()
+	if err := s.roomForToken(&c); err != nil {
 		return gpuai.NewAccessToken{}, err
 	}
 	if err := s.node.AdmitClient(); err != nil {
 		return gpuai.NewAccessToken{}, err
 	}
 	did, err := s.propose(ctx, c.Append(nil, envelopeOf(ctx, c.Tenant, "")))
-	if err == nil && did[0].Code != gpuai.OK {
-		err = &gpuai.Error{Code: did[0].Code, Detail: did[0].Detail, Index: did[0].Index}
+	if err == nil {
+		err = tokenRefused(fsm.Result{Code: did[0].Code, Detail: did[0].Detail, Index: did[0].Index})
 	}
 	if err == nil {
 		err = s.node.WaitApplied(ctx, did[0].Index)
@@ -98,6 +99,26 @@ func (s *Server) createToken(ctx context.Context, c fsm.CreateToken) (out gpuai.
 		out.Token = h.AccessToken
 	})
 	return out, nil
+}
+
+// roomForToken keeps what this server's state would refuse for want of room out of
+// the log; the machine is who judges.
+func (s *Server) roomForToken(c *fsm.CreateToken) error {
+	var res fsm.Result
+	s.node.View(func(m *fsm.Machine) { res = m.TokenRoom(c) })
+	return tokenRefused(res)
+}
+
+// tokenRefused returns what a token was refused with; nil when it was made.
+func tokenRefused(res fsm.Result) error {
+	if res.Code == gpuai.OK {
+		return nil
+	}
+	err := &gpuai.Error{Code: res.Code, Detail: res.Detail, Index: res.Index}
+	if res.Code == gpuai.RateLimited {
+		err.RetryAfter = gpuai.Minute
+	}
+	return err
 }
 
 // RevokeToken implements httpd.Access.

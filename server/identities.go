@@ -53,8 +53,20 @@ func (s *Server) Join(ctx context.Context, r *gpuai.JoinRequest) (out gpuai.Issu
 	if err := s.node.WaitApplied(ctx, done[0].Index); err != nil {
 		return out, err
 	}
+	if !s.joinedWith(csr.Identity, c.Token) {
+		return out, gpuai.NewError(gpuai.Unauthenticated, "another join token was used for "+csr.Identity.String()+" at the same time: ask for a new one, which 'gpuai token create --join' makes with --name")
+	}
 	s.log.Info("joined with a token", "identity", csr.Identity, "token", token)
 	return s.issue(csr, csr.Identity, gpuai.StampOf(sign.stamp.Epoch(), done[0].Index))
+}
+
+// joinedWith reports whether a token is the newest with which an identity joined.
+// One of another entry is told by the stamp of the join, two of one entry have the
+// same.
+func (s *Server) joinedWith(id gpuai.Identity, token [32]byte) bool {
+	var st fsm.Standing
+	s.node.View(func(m *fsm.Machine) { st = m.Standing(id) })
+	return st.Token == token
 }
 
 // mayJoin judges who joins by this server's state, or by one that is as new as the

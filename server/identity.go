@@ -140,6 +140,9 @@ func (w *warden) judge(p identity.Peer) error {
 	case st.Revoked:
 		return fmt.Errorf("%w: %s was revoked: it can join again with a token that names it, which 'gpuai token create --join %s --name %s' makes", identity.ErrRefused, p.Identity, p.Kind, p.Name)
 	}
+	if st.Stranger != 0 {
+		return fmt.Errorf("%w: the region knows nobody called %s (an agent must register within two days of its join): it can join with a new token, which 'gpuai token create --join %s' makes", identity.ErrRefused, p.Identity, p.Kind)
+	}
 	return fmt.Errorf("%w: that of %s is void, since it has joined anew or the region was restored from a backup", identity.ErrRefused, p.Identity)
 }
 

@@ -49,10 +49,14 @@ func (s *Server) Login(ctx context.Context, r gpuai.LoginRequest) (out gpuai.New
 		return out, err
 	}
 	ctx = httpd.WithPrincipal(ctx, &gpuai.Principal{Actor: user.Actor(), From: httpd.PrincipalOf(ctx).From})
-	return s.createToken(ctx, fsm.CreateToken{
+	out, err = s.createToken(ctx, fsm.CreateToken{
 		ID: id, Tenant: given.Tenant, Contributor: given.Contributor, Scopes: gpuai.ScopesOf(given.Scopes...), TTL: loginTTL,
-		Description: "login", User: user.Actor(),
+		Description: "login", User: user.Actor(), Login: user.Hash(),
 	})
+	if isCode(err, gpuai.Conflict) { // another server was faster
+		err = errExchanged
+	}
+	return out, err
 }
 
 // roleOf adds up what mappings give a user: in the tenant that is asked for, or in

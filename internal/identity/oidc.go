@@ -65,7 +65,7 @@ const maxActorName = 46
 // be another's tomorrow, and for good by a hash: the first 8 bytes of SHA-256 of the
 // issuer, a zero byte and the subject, in hex.
 func (u *User) Actor() string {
-	sum := sha256.Sum256([]byte(u.issuer + "\x00" + u.Subject))
+	sum := u.Hash()
 	name := strings.Map(func(c rune) rune {
 		if c <= ' ' || c == 0x7f || c == utf8.RuneError {
 			return '_'
@@ -78,6 +78,10 @@ func (u *User) Actor() string {
 	}
 	return fmt.Sprintf("%s#%x", name, sum[:8])
 }
+
+// Hash names the user for good: the SHA-256 of the issuer, a zero byte and the
+// subject.
+func (u *User) Hash() [32]byte { return sha256.Sum256([]byte(u.issuer + "\x00" + u.Subject)) }
 
 // Has reports whether a claim of the user has a value, or holds it. An address that
 // the provider has not verified is anybody's.
