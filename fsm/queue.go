@@ -31,6 +31,8 @@ type bucketRec struct {
 	grows  bool           // elastic gangs that run, and want more tasks
 	sig    uint64         // tells apart what the fields above do not; 0: nothing
 	curb   uint8          // bits of what the tenant's quota means for it; zero below LevelTenants
+	debtOf uint8          // of curbOwed: which model of the quota, 1 more; 0: none
+	debt   uint32         // of curbOwed: version of the quota that it was judged by
 	lanes  [numLanes]lane // derived
 }
 
@@ -78,7 +80,11 @@ func (r *bucketRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.tenant)
 	b = le.AppendUint32(b, r.min)
 	b = append(b, uint8(r.same), bool8(r.grows))
-	return le.AppendUint64(b, r.sig)
+	b = le.AppendUint64(b, r.sig)
+	if r.curb&curbOwed != 0 {
+		b = le.AppendUint32(append(b, r.debtOf), r.debt)
+	}
+	return b
 }
 
 func (r *bucketRec) get(rd *wire.Reader) {
@@ -97,6 +103,9 @@ func (r *bucketRec) get(rd *wire.Reader) {
 		r.min = rd.U32()
 		r.same, r.grows = gpuai.Topology(rd.U8()), rd.U8() != 0
 		r.sig = rd.U64()
+		if r.curb&curbOwed != 0 {
+			r.debtOf, r.debt = rd.U8(), rd.U32()
+		}
 	}
 }
 

@@ -76,7 +76,7 @@ func (m *Machine) quotaRoom(slot uint32) scheduler.Need {
 			room[i] = noBound
 		} else if u.cohort != 0 {
 			c := m.cohorts.recs.Get(u.cohort.slot())
-			lent := c.most[i] - min(c.most[i], c.have[i])
+			lent := c.most[i] - min(c.most[i], c.have[i]+c.kept[i])
 			if i == ofGPUs {
 				may := addSat(most, q.borrow)
 				lent = min(lent, may-min(may, t.of[i]))
@@ -133,7 +133,10 @@ func (m *Machine) firstCurbed(bucket uint32) {
 	slot, _ := m.quotaSlot(b.tenant)
 	m.unlistCurbed(bucket)
 	m.listCurbed(bucket, b.curb)
-	if b.parked() {
+	if b.curb&curbOwed != 0 {
+		m.countDebt(bucket)
+	}
+	if b.curb&(curbParked|curbOwed) != 0 {
 		m.freed.Set(slot)
 	}
 }
@@ -243,7 +246,7 @@ func (m *Machine) judge(slot, bucket uint32) {
 		m.setCurb(bucket, old&curbOwed|curbModels) // until it has been looked at
 		m.look(bucket)
 	case owed:
-		m.setCurb(bucket, curbParked|curbOwed)
+		m.owe(bucket, curbParked, &v)
 		m.takeBackLent(slot, first, &v)
 	case v.by != boundBudget && old != curbParked:
 		m.setCurb(bucket, curbParked)
@@ -259,6 +262,8 @@ func (m *Machine) judgeInTurn(slot, bucket uint32) {
 			return
 		} else if v.borrows || !m.everHolds(b.first.slot()) { // its quota is a smaller one now, or the nodes are gone
 			m.setCurb(bucket, b.curb&^curbOwed|curbModels)
+		} else if b.debt != m.quotas.Get(slot).version {
+			m.owe(bucket, b.curb, &v)
 		}
 	}
 	if m.buckets.Get(bucket).curb&(curbModels|curbBudget) != 0 {
