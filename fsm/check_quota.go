@@ -208,7 +208,7 @@ func (m *Machine) checkDebt(bucket, slot uint32, to *quotaUse) {
 		return
 	}
 	to.owed++
-	need := m.needOfStart(b.first.slot())
+	need := m.dueOf(bucket)
 	for i, n := range need {
 		to.due[i] += n
 	}

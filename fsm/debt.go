@@ -42,9 +42,29 @@ func (m *Machine) countDebt(bucket uint32) {
 	if b.debt != m.quotas.Get(slot).version {
 		return
 	}
-	d := debtRec{of: m.needOfStart(b.first.slot()), model: b.debtOf, version: b.debt}
+	d := debtRec{of: m.dueOf(bucket), model: b.debtOf, version: b.debt}
 	m.debts.Put(bucket, d)
 	m.addDebt(slot, &d, 1)
+}
+
+// recountDebt is countDebt where other tasks wait in a bucket now, if it is owed any.
+func (m *Machine) recountDebt(bucket uint32) {
+	if m.buckets.Get(bucket).curb&curbOwed != 0 {
+		m.countDebt(bucket)
+	}
+}
+
+// dueOf returns what a bucket waits for: what its first group needs to start, and where
+// tasks start one by one what all of them need.
+func (m *Machine) dueOf(bucket uint32) [numBounds]uint64 {
+	b := m.buckets.Get(bucket)
+	n := m.needOfStart(b.first.slot())
+	if b.gang == 0 && m.groups.Get(b.first.slot()).together == 0 {
+		for i := range n {
+			n[i] = mulSat(n[i], b.tasks)
+		}
+	}
+	return n
 }
 
 // dropDebt counts nothing for a bucket any more.

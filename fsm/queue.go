@@ -155,6 +155,7 @@ func (m *Machine) enqueue(group, n uint32) {
 	g := m.groups.Get(group)
 	if g.bucket != 0 {
 		m.buckets.Mut(g.bucket.slot()).tasks += uint64(n)
+		m.recountDebt(g.bucket.slot())
 		m.joinedStarving(g.bucket.slot())
 		return
 	}
@@ -176,6 +177,7 @@ func (m *Machine) enqueue(group, n uint32) {
 	b := m.buckets.Mut(slot)
 	b.groups++
 	b.tasks += uint64(m.groups.Get(group).ready())
+	m.recountDebt(slot)
 }
 
 // newBucket makes a bucket. There is one for every group at most, and submits
@@ -278,6 +280,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	b := m.buckets.Mut(slot)
 	b.tasks -= uint64(n)
 	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && !j.stopping && j.status < gpuai.JobSucceeded && !m.throttled(j) {
+		m.recountDebt(slot)
 		return
 	}
 	b.tasks -= uint64(g.ready())

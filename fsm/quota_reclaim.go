@@ -93,9 +93,7 @@ func (m *Machine) takings(ts []taking, slot, group uint32, v *verdict) (_ []taki
 		if slices.ContainsFunc(m.barren, func(b taking) bool { return b.lent == t.lent && b.lacks <= own }) {
 			return nil, false
 		}
-		if may := m.mayTake(slot, t.lent, all); may >= all {
-			t.lacks = all
-		} else if t.lacks = own; may < own {
+		if t.lacks = own; m.mayTake(slot, t.lent, all) < own {
 			m.barren = append(m.barren, t)
 			return nil, false
 		}
@@ -227,7 +225,7 @@ func (m *Machine) takeBackWhere(slot, group uint32, v *verdict) {
 	m.gather(group)
 	tasks := uint64(0)
 	for _, g := range m.members {
-		tasks += uint64(m.groups.Get(g).least())
+		tasks += m.startsNow(slot, g)
 	}
 	same := m.groups.Get(group).same
 	if tasks <= lentTasks && same != gpuai.TopologyZone {
@@ -279,7 +277,7 @@ func (m *Machine) tryTaking(slot uint32, sc scheduler.Scope, x lent, nodes []uin
 	m.attempt(func() bool {
 		for _, group := range m.members {
 			on := slices.Clone(nodes)
-			for range m.groups.Get(group).least() {
+			for range m.startsNow(slot, group) {
 				if fit, free := m.findFree(sc, m.groups.Get(group).shape); free {
 					if !m.keepFree(group, &fit) {
 						return false
@@ -292,6 +290,7 @@ func (m *Machine) tryTaking(slot uint32, sc scheduler.Scope, x lent, nodes []uin
 				if len(on) == 0 {
 					return false
 				}
+				ok = !m.startsWhole(group) // some of them may start
 			}
 		}
 		ok = true
@@ -320,6 +319,22 @@ func (m *Machine) takeOn(slot, group, node uint32, x lent, going *[]uint32) bool
 	}
 	m.keep(group, &fit)
 	return true
+}
+
+// startsNow is for how many tasks of a group room is looked for: for all that start
+// with it, else for some that its tenant may have of its own.
+func (m *Machine) startsNow(slot, group uint32) uint64 {
+	g := m.groups.Get(group)
+	if m.startsWhole(group) {
+		return uint64(g.least())
+	}
+	tasks := min(uint64(g.ready()), lentNodes)
+	for i, n := range m.needOfTask(group) {
+		if most, has := m.quotas.Get(slot).bounds[i], m.tally(slot).of[i]; n > 0 && most != noBound {
+			tasks = min(tasks, (most-min(most, has))/n)
+		}
+	}
+	return max(tasks, 1)
 }
 
 // lentOn returns the nodes of the newest leases of those who borrow from a cohort: some
