@@ -212,7 +212,7 @@ func (m *Machine) checkDebt(bucket, slot uint32, to *quotaUse) {
 	for i, n := range need {
 		to.due[i] += n
 	}
-	if b.debtOf != 0 {
+	if b.debtOf != 0 && b.debtOf != debtBriefly {
 		to.dueModels[b.debtOf-1] += need[ofGPUs]
 	}
 }

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"math"
+
 	"github.com/gpuai/gpuai"
 )
 
@@ -12,6 +14,12 @@ import (
 // A debt is counted in the terms of the quota under which it was judged: whoever sets
 // another quota voids the debts of its tenant without a look at any, and they are
 // counted anew as its buckets are judged.
+
+// What a member is about to take of its own is owed to it, too, from when its bucket is
+// judged until it is looked at: who borrowed it meanwhile would be asked to leave at once.
+
+// debtBriefly is bucketRec.debtOf of a bucket that is owed something until it is looked at.
+const debtBriefly = math.MaxUint8
 
 // A debtRec is what one bucket is owed; derived, but for what its bucketRec says.
 type debtRec struct {
@@ -33,6 +41,22 @@ func (m *Machine) owe(bucket uint32, curb uint8, v *verdict) {
 	m.countDebt(bucket)
 }
 
+// oweBriefly has nobody borrow what a bucket may take of its tenant's own, until it is
+// looked at.
+func (m *Machine) oweBriefly(bucket uint32, curb uint8) {
+	m.owe(bucket, curb, &verdict{ok: true})
+	m.buckets.Mut(bucket).debtOf = debtBriefly
+}
+
+// stillOwed returns curbOwed if a bucket that was looked at is owed something still.
+func (m *Machine) stillOwed(bucket uint32) uint8 {
+	b := m.buckets.Get(bucket)
+	if b.curb&curbOwed == 0 || b.debtOf == debtBriefly || !m.everHolds(b.first.slot()) {
+		return 0
+	}
+	return curbOwed
+}
+
 // countDebt counts what a bucket is owed by what its record says, in place of what was
 // counted for it.
 func (m *Machine) countDebt(bucket uint32) {
@@ -42,7 +66,10 @@ func (m *Machine) countDebt(bucket uint32) {
 	if b.debt != m.quotas.Get(slot).version {
 		return
 	}
-	d := debtRec{of: m.dueOf(bucket), model: b.debtOf, version: b.debt}
+	d := debtRec{of: m.dueOf(bucket), version: b.debt}
+	if b.debtOf != debtBriefly {
+		d.model = b.debtOf
+	}
 	m.debts.Put(bucket, d)
 	m.addDebt(slot, &d, 1)
 }

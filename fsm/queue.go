@@ -31,7 +31,7 @@ type bucketRec struct {
 	grows  bool           // elastic gangs that run, and want more tasks
 	sig    uint64         // tells apart what the fields above do not; 0: nothing
 	curb   uint8          // bits of what the tenant's quota means for it; zero below LevelTenants
-	debtOf uint8          // of curbOwed: which model of the quota, 1 more; 0: none
+	debtOf uint8          // of curbOwed: which model of the quota, 1 more; 0: none; or debtBriefly
 	debt   uint32         // of curbOwed: version of the quota that it was judged by
 	lanes  [numLanes]lane // derived
 }

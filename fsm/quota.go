@@ -235,7 +235,7 @@ func (m *Machine) rebuildQuotas() error {
 			}
 			m.listCurbed(b, m.buckets.Get(b).curb)
 			if m.buckets.Get(b).curb&curbOwed != 0 {
-				if m.buckets.Get(b).debtOf > gpuai.MaxQuotaModels {
+				if of := m.buckets.Get(b).debtOf; of > gpuai.MaxQuotaModels && of != debtBriefly {
 					return errSnapshot("a bucket is owed a model that there is not")
 				}
 				m.countDebt(b)

@@ -357,11 +357,7 @@ func (m *Machine) park(bucket uint32, v *verdict) {
 // waits, it is for room. What was owed to it stays free for it until then: those who
 // left would else borrow it again, and be asked to leave again.
 func (m *Machine) looked(bucket uint32, barred bool) {
-	b := m.buckets.Get(bucket)
-	curb := b.curb & curbOwed
-	if curb != 0 && !m.everHolds(b.first.slot()) {
-		curb = 0
-	}
+	curb := m.stillOwed(bucket)
 	if barred {
 		curb |= curbModels
 	}

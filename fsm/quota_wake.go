@@ -18,6 +18,9 @@ const (
 	workWake = WorkPerEntry / 4
 	// wakeAtOnce is how many of a quota are judged before others have their turn.
 	wakeAtOnce = 64
+	// wakeOwn is how many of a member of a cohort are judged before the others of the
+	// cohort: what it takes of its own those need not look at.
+	wakeOwn = 4
 )
 
 // each calls f with all below a root, in order.
@@ -163,7 +166,9 @@ func (m *Machine) wakeQuotas() {
 		m.freed.Clear(slot)
 		before := m.now.work
 		m.eachPeer(slot, m.wakeQuota)
-		m.now.woken += before - m.now.work
+		if m.now.woken += before - m.now.work; m.waking.Has(slot) && m.quotaUses.Get(slot).cohort != 0 {
+			m.wakeSome(slot, wakeOwn)
+		}
 	}
 	if m.quotas.Len() == 0 {
 		return
@@ -177,7 +182,7 @@ func (m *Machine) wakeQuotas() {
 			}
 		}
 		from = at + 1
-		m.wakeSome(at)
+		m.wakeSome(at, wakeAtOnce)
 	}
 }
 
@@ -194,9 +199,9 @@ func (m *Machine) wakeQuota(slot uint32) {
 }
 
 // wakeSome judges the next of those who wait for a quota.
-func (m *Machine) wakeSome(slot uint32) {
+func (m *Machine) wakeSome(slot uint32, most int) {
 	m.barren = m.barren[:0]
-	for n := 0; n < wakeAtOnce && m.wakeable(); n++ {
+	for n := 0; n < most && m.wakeable(); n++ {
 		before := m.now.work
 		more := m.wakeNext(slot)
 		if m.now.woken += before - m.now.work; !more {
@@ -242,6 +247,9 @@ func (m *Machine) judge(slot, bucket uint32) {
 	v := m.admit(slot, first)
 	owed := v.owed && m.everHolds(first)
 	switch {
+	case v.ok && !v.borrows && old == curbParked && m.quotaUses.Get(slot).cohort != 0: // not one that may lack the money
+		m.oweBriefly(bucket, curbModels)
+		m.look(bucket)
 	case v.ok:
 		m.setCurb(bucket, old&curbOwed|curbModels) // until it has been looked at
 		m.look(bucket)
