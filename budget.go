@@ -122,8 +122,12 @@ type PlannedCost struct {
 	Held    Micros   `json:"held_micros"`
 	HeldFor Duration `json:"held_for_ms"`
 	// Waiting is how many tasks have no place yet: they are taken to cost the highest
-	// price on the list of the models that they may run on.
+	// price of the nodes that could take them, and of their models on the list. Then
+	// Hourly and Held are what it costs at most.
 	Waiting uint32 `json:"waiting,omitzero"`
+	// HourlyLeast and HeldLeast are the same at the lowest price of those nodes.
+	HourlyLeast Micros `json:"hourly_least_micros"`
+	HeldLeast   Micros `json:"held_least_micros"`
 }
 
 // A TenantQuota, a TenantBudget and a NodePrice are what a plan supposes.

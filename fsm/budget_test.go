@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/gpuai/gpuai"
@@ -220,18 +222,18 @@ func TestPlannedCost(t *testing.T) {
 		}
 		return *c
 	}
-	if got, want := cost(timed("t", "fits", 2, 2, 2*gpuai.Hour)), (gpuai.PlannedCost{Hourly: 8_080_000, Held: 16_160_000, HeldFor: 2 * gpuai.Hour}); got != want {
+	if got, want := cost(timed("t", "fits", 2, 2, 2*gpuai.Hour)), (gpuai.PlannedCost{Hourly: 8_080_000, Held: 16_160_000, HourlyLeast: 8_080_000, HeldLeast: 16_160_000, HeldFor: 2 * gpuai.Hour}); got != want {
 		t.Errorf("a job that starts: %+v, want %+v", got, want)
 	}
-	if got, want := cost(tenantSpec("t", "open", 1, 1)), (gpuai.PlannedCost{Hourly: 2_020_000, Held: 2_020_000, HeldFor: gpuai.Hour}); got != want {
+	if got, want := cost(tenantSpec("t", "open", 1, 1)), (gpuai.PlannedCost{Hourly: 2_020_000, Held: 2_020_000, HourlyLeast: 2_020_000, HeldLeast: 2_020_000, HeldFor: gpuai.Hour}); got != want {
 		t.Errorf("a job without a limit: %+v, want %+v", got, want)
 	}
-	if got, want := cost(timed("t", "half", 2, 4, gpuai.Hour)), (gpuai.PlannedCost{Hourly: 8_080_000 + 12_120_000, Held: 8_080_000 + 12_120_000, HeldFor: gpuai.Hour, Waiting: 1}); got != want {
+	if got, want := cost(timed("t", "half", 2, 4, gpuai.Hour)), (gpuai.PlannedCost{Hourly: 8_080_000 + 12_120_000, Held: 8_080_000 + 12_120_000, HourlyLeast: 16_160_000, HeldLeast: 16_160_000, HeldFor: gpuai.Hour, Waiting: 1}); got != want {
 		t.Errorf("a job that starts in part: %+v, want %+v", got, want)
 	}
 	s := timed("t", "model", 2, 4, gpuai.Hour)
 	s.Groups[0].Resources.GPU.Any = []gpuai.GPUAlternative{{Model: "H100"}}
-	if got, want := cost(s), (gpuai.PlannedCost{Hourly: 16_160_000, Held: 16_160_000, HeldFor: gpuai.Hour, Waiting: 1}); got != want {
+	if got, want := cost(s), (gpuai.PlannedCost{Hourly: 16_160_000, Held: 16_160_000, HourlyLeast: 16_160_000, HeldLeast: 16_160_000, HeldFor: gpuai.Hour, Waiting: 1}); got != want {
 		t.Errorf("a job of one model: %+v, want %+v", got, want)
 	}
 	if got := cost(tenantSpec("t", "cpu", 1, 0)); got.Hourly != 0 || got.Held != 0 {
@@ -306,5 +308,103 @@ func TestBudgetWaitsForTheCheaperNode(t *testing.T) {
 	r.finish(other)
 	if r.running(id) != 1 {
 		t.Errorf("the node that it can pay is free, and the job waits")
+	}
+}
+
+// In random regions of nodes with prices of their own, with what contributors ask and
+// with a price list, what is said of a job's cost before its submit is no less than what
+// its leases hold once they run, whenever and wherever that is while no price changes;
+// what starts at once costs exactly that. The lowest price said is no more.
+func TestPlannedCostCoversTheBill(t *testing.T) {
+	t.Parallel()
+	waited := 0
+	for seed := range few(60, 10) {
+		r := newRegion(t)
+		r.check = false
+		r.do(&SetFeatureLevel{Level: MaxLevel})
+		rnd := rand.New(rand.NewPCG(seed, 8))
+		models := []string{"H100", "A100", "MI300X"}
+		for i := range 6 {
+			s := nodeSpec(string(rune('a'+i)), 4, models[rnd.IntN(3)])
+			s.Price = gpuai.Micros(rnd.IntN(2) * rnd.IntN(3_000_000))
+			r.register(s)
+			switch rnd.IntN(4) {
+			case 0:
+				r.do(&SetNodePrice{Node: s.ID, Price: gpuai.Micros(rnd.IntN(5_000_000))})
+			case 1:
+				r.do(&SetNodeOwner{Node: s.ID, Contributor: "carol"})
+				r.do(&SetNodeAsk{Node: s.ID, Price: gpuai.Micros(rnd.IntN(5_000_000))})
+			}
+		}
+		list := gpuai.Prices{FeeBps: rnd.Uint32N(900)}
+		for _, m := range models[:1+rnd.IntN(3)] {
+			list.Models = append(list.Models, gpuai.ModelPrice{Model: m, Price: gpuai.Micros(rnd.IntN(4_000_000))})
+		}
+		r.do(&SetPrices{list})
+		for i := range 8 {
+			s := timed("t", fmt.Sprint("j", i), 1+rnd.Uint32N(4), 1+rnd.Uint32N(4), gpuai.Duration(1+rnd.IntN(5))*gpuai.Hour)
+			if rnd.IntN(2) == 0 {
+				s.Groups[0].Resources.GPU.Any = []gpuai.GPUAlternative{{Model: models[rnd.IntN(3)]}}
+			}
+			id := r.newID()
+			if out := r.apply(&SubmitJob{ID: id, Spec: s, HoldAnyway: true}); out.Results[0].Code != gpuai.OK {
+				t.Fatal(out.Results[0])
+			}
+			c := r.m.PlannedCost(id, s)
+			if held, tasks := r.moneyHeld(id); c.Waiting == 0 && (held != c.Held || held != c.HeldLeast) || uint32(tasks)+c.Waiting != s.Groups[0].Count {
+				t.Fatalf("seed %d: the leases of a job hold %d, said was %+v", seed, held, c)
+			}
+			most, waits := c.Held, c.Waiting
+			for k := range i { // what waits starts as others end
+				r.finish(r.first(k))
+			}
+			if held, tasks := r.moneyHeld(id); held > most || uint32(tasks) == s.Groups[0].Count && held < c.HeldLeast {
+				t.Fatalf("seed %d: %d leases hold %d, said was %+v", seed, tasks, held, c)
+			} else if waits > 0 && uint32(tasks) == s.Groups[0].Count {
+				waited++
+			}
+		}
+	}
+	if waited < 3 {
+		t.Errorf("only %d jobs waited and then ran: the test shows nothing", waited)
+	}
+}
+
+// first is the ID of the k-th job that was submitted.
+func (r *region) first(k int) gpuai.JobID {
+	r.t.Helper()
+	page, _ := r.m.Jobs(JobCursor{}, 100, nil) // the newest first
+	return page[len(page)-1-k].ID
+}
+
+// moneyHeld is what the live leases of a job hold.
+func (r *region) moneyHeld(id gpuai.JobID) (held gpuai.Micros, tasks int) {
+	for _, s := range r.m.liveLeases() {
+		l := r.m.leases.Get(s)
+		if j := r.m.jobs.Get(r.m.groups.Get(r.m.tasks.Get(l.task.slot()).group.slot()).job.slot()); j.id != id {
+			continue
+		}
+		if tasks++; l.bill != 0 {
+			held += r.m.bills.Get(l.bill.slot()).hold
+		}
+	}
+	return held, tasks
+}
+
+// What a lease held below level 4 counts in no day, month or sum of level 4: they are
+// right from its first entry on.
+func TestUsageBeginsWithItsLevel(t *testing.T) {
+	r := newRegion(t)
+	r.do(&SetFeatureLevel{Level: LevelPlacement})
+	r.node("a", 4)
+	r.submit(tenantSpec("t", "x", 1, 2))
+	r.wait(gpuai.Hour)
+	r.do(&SetFeatureLevel{Level: MaxLevel})
+	if u := r.usage("t"); u.Total.GPUMilliHours != 0 || u.Day.GPUMilliHours != 0 || u.Month.GPUMilliHours != 0 {
+		t.Errorf("the usage at the raise is %+v", u)
+	}
+	r.wait(gpuai.Hour)
+	if u := r.usage("t"); u.Total.GPUMilliHours != 2_000 || u.Day.GPUMilliHours != 2_000 || u.Month.GPUMilliHours != 2_000 {
+		t.Errorf("the usage an hour later is %+v, want 2 GPU-hours", u)
 	}
 }

@@ -81,7 +81,7 @@ func (m *Machine) checkModels(uses []uint32) error {
 
 // checkQuotas compares what is recorded of quotas and cohorts with what tenants have.
 func (m *Machine) checkQuotas() error {
-	owed := make([]uint32, m.quotas.Len())
+	owed := make([]quotaUse, m.quotas.Len())
 	for s, ok := m.bucketSlots.Next(0); ok; s, ok = m.bucketSlots.Next(s + 1) {
 		b := m.buckets.Get(s)
 		if b.parked() && (b.unseen || b.starved) {
@@ -92,12 +92,14 @@ func (m *Machine) checkQuotas() error {
 			return fmt.Errorf("bucket %d waits for a quota that nobody has", s)
 		}
 		if b.curb&curbOwed != 0 {
-			owed[slot]++
+			m.checkDebt(s, slot, &owed[slot])
+		} else if s < m.debts.Len() && m.debts.Get(s).version != 0 {
+			return fmt.Errorf("bucket %d is owed nothing, and counted as if it were", s)
 		}
 	}
 	cohorts := make([]cohortRec, m.cohorts.recs.Len())
 	for s := range m.quotas.Len() {
-		if err := m.checkQuota(s, owed[s]); err != nil {
+		if err := m.checkQuota(s, &owed[s]); err != nil {
 			return fmt.Errorf("tenant %q: %w", m.strs.Get(m.quotas.Get(s).name), err)
 		}
 		if c := m.quotaUses.Get(s).cohort; c != 0 {
@@ -116,7 +118,9 @@ func (m *Machine) checkQuotas() error {
 // checkMember adds a member of a cohort to what it has.
 func (m *Machine) checkMember(slot uint32, c *cohortRec) {
 	c.members++
-	c.owed += m.quotaUses.Get(slot).owed
+	for i, kept := range m.quotaUses.Get(slot).kept {
+		c.kept[i] += kept
+	}
 	for i, most := range m.quotas.Get(slot).bounds {
 		if most != noBound {
 			c.have[i] += m.tally(slot).of[i]
@@ -134,7 +138,7 @@ func (m *Machine) checkLent() error {
 			if x := &q.models[i]; x.name != 0 && u.cohort != 0 {
 				at := [2]uint32{u.cohort.slot(), x.name}
 				r := want[at]
-				want[at] = lentModel{cohort: at[0], name: at[1], members: r.members + 1, have: r.have + u.models[i], most: r.most + x.most}
+				want[at] = lentModel{cohort: at[0], name: at[1], members: r.members + 1, have: r.have + u.models[i], most: r.most + x.most, kept: r.kept + u.keptModels[i]}
 			}
 		}
 	}
@@ -150,7 +154,7 @@ func (m *Machine) checkLent() error {
 }
 
 // checkQuota compares what is recorded of a quota, and walks who waits for it.
-func (m *Machine) checkQuota(slot, owed uint32) error {
+func (m *Machine) checkQuota(slot uint32, owed *quotaUse) error {
 	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
 	if at, ok := m.quotaSlot(q.name); !ok || at != slot || m.tally(slot).quota != refTo(slot) || u.tally != m.tallies.slot(q.name) {
 		return fmt.Errorf("quota %d is not found by its tenant", slot)
@@ -158,8 +162,8 @@ func (m *Machine) checkQuota(slot, owed uint32) error {
 	if (u.cohort != 0) != (q.cohort != 0) || u.cohort != 0 && *m.cohorts.byName.Get(q.cohort) != u.cohort {
 		return fmt.Errorf("quota %d is in cohort %d, which is another's", slot, u.cohort)
 	}
-	if u.owed != owed {
-		return fmt.Errorf("%d of its buckets are owed something, recorded %d", owed, u.owed)
+	if err := m.checkKeptFor(slot, owed); err != nil {
+		return err
 	}
 	if err := m.checkCurbed(slot); err != nil {
 		return err
@@ -195,4 +199,39 @@ func (m *Machine) checkCurbed(slot uint32) error {
 		wrong = fmt.Errorf("nobody of it is judged again, and some were")
 	}
 	return wrong
+}
+
+// checkDebt adds what a bucket is owed to what its tenant is.
+func (m *Machine) checkDebt(bucket, slot uint32, to *quotaUse) {
+	b := m.buckets.Get(bucket)
+	if b.debt != m.quotas.Get(slot).version {
+		return
+	}
+	to.owed++
+	need := m.dueOf(bucket)
+	for i, n := range need {
+		to.due[i] += n
+	}
+	if b.debtOf != 0 && b.debtOf != debtBriefly {
+		to.dueModels[b.debtOf-1] += need[ofGPUs]
+	}
+}
+
+// checkKeptFor compares what a tenant is owed, and what is kept from others for it.
+func (m *Machine) checkKeptFor(slot uint32, want *quotaUse) error {
+	q, u := m.quotas.Get(slot), m.quotaUses.Get(slot)
+	if u.owed != want.owed || u.due != want.due || u.dueModels != want.dueModels {
+		return fmt.Errorf("%d of its buckets are owed %v and %v, recorded %d, %v and %v", want.owed, want.due, want.dueModels, u.owed, u.due, u.dueModels)
+	}
+	for i, most := range q.bounds {
+		if kept := min(want.due[i], most-min(most, m.tally(slot).of[i])); u.kept[i] != kept && most != noBound || most == noBound && u.kept[i] != 0 {
+			return fmt.Errorf("%d of resource %d is kept for it, recorded %d", kept, i, u.kept[i])
+		}
+	}
+	for i, x := range q.models {
+		if kept := min(want.dueModels[i], x.most-min(x.most, u.models[i])); u.keptModels[i] != kept {
+			return fmt.Errorf("%d of model %d is kept for it, recorded %d", kept, i, u.keptModels[i])
+		}
+	}
+	return nil
 }

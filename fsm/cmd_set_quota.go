@@ -42,11 +42,13 @@ func (m *Machine) applySetQuota(r *wire.Reader) Result {
 	}
 	slot := m.quotaFor(name)
 	rec := m.quotaRecOf(name, &q)
+	rec.version = m.quotas.Get(slot).version + 1
 	if old := m.quotas.Get(slot).cohort; rec.cohort != 0 && rec.cohort != old && m.cohorts.members(rec.cohort) >= gpuai.MaxCohortMembers {
 		m.takeBack()
 		return rejected(gpuai.TooLarge, "the cohort has its maximum of members")
 	}
 	m.eachPeer(slot, m.wakeQuota) // who stays may borrow less, or more
+	m.voidDebts(slot)
 	m.leaveCohort(slot)
 	m.quotas.Put(slot, rec)
 	m.hashModels(slot)

@@ -10,8 +10,8 @@ import (
 type cohortRec struct {
 	first      ref // member
 	members    uint32
-	owed       uint32 // buckets of members that are kept from what is theirs
 	have, most [numBounds]uint64
+	kept       [numBounds]uint64 // what is owed to members: nobody borrows it
 }
 
 // A lentModel is what the members of a cohort that bound a model have of it.
@@ -20,6 +20,7 @@ type lentModel struct {
 	name       uint32 // string number
 	members    uint32
 	have, most uint64
+	kept       uint64 // what is owed to members
 }
 
 // cohorts are all cohorts.
@@ -75,7 +76,7 @@ func (c *cohorts) model(cohort, name uint32) (slot uint32, ok bool) {
 }
 
 // joinModel counts a member that bounds a model, or no longer: then by is -1.
-func (c *cohorts) joinModel(cohort uint32, x *modelBound, have uint64, by int32) {
+func (c *cohorts) joinModel(cohort uint32, x *modelBound, have, kept uint64, by int32) {
 	slot, ok := c.model(cohort, x.name)
 	if !ok {
 		slot, _ = c.modelSlots.Alloc() // no more than members by MaxQuotaModels
@@ -86,6 +87,7 @@ func (c *cohorts) joinModel(cohort uint32, x *modelBound, have uint64, by int32)
 	r.members = uint32(int32(r.members) + by)
 	r.have += uint64(int64(by)) * have
 	r.most += uint64(int64(by)) * x.most
+	r.kept += uint64(int64(by)) * kept
 	if r.members == 0 {
 		c.byModel.Delete(hashLentModel(cohort, x.name), slot)
 		*r = lentModel{}
@@ -100,16 +102,16 @@ func (m *Machine) sumCohort(slot uint32, by int32) {
 	at := u.cohort.slot()
 	c := m.cohorts.recs.Mut(at)
 	c.members = uint32(int32(c.members) + by)
-	c.owed += uint32(by) * u.owed
 	for i := range q.bounds {
 		if q.bounds[i] != noBound {
 			c.have[i] += uint64(int64(by)) * t.of[i]
 			c.most[i] += uint64(int64(by)) * q.bounds[i]
 		}
+		c.kept[i] += uint64(int64(by)) * u.kept[i]
 	}
 	for i := range q.models {
 		if x := &q.models[i]; x.name != 0 {
-			m.cohorts.joinModel(at, x, u.models[i], by)
+			m.cohorts.joinModel(at, x, u.models[i], u.keptModels[i], by)
 		}
 	}
 }
@@ -156,15 +158,5 @@ func (m *Machine) eachPeer(slot uint32, f func(slot uint32)) {
 	for x := m.cohorts.recs.Get(c.slot()).first; x != 0; x = m.quotaUses.Get(x.slot()).peer {
 		m.now.work -= workLook
 		f(x.slot())
-	}
-}
-
-// owe counts a bucket of a member that is kept from what is its own, or is no longer.
-func (m *Machine) owe(slot uint32, by int32) {
-	u := m.quotaUses.Mut(slot)
-	u.owed = uint32(int32(u.owed) + by)
-	if u.cohort != 0 {
-		c := m.cohorts.recs.Mut(u.cohort.slot())
-		c.owed = uint32(int32(c.owed) + by)
 	}
 }

@@ -63,7 +63,7 @@ func (m *Machine) tooDear(bucket uint32) {
 		m.park(bucket, &verdict{by: boundBudget})
 		return
 	}
-	m.setCurb(bucket, b.curb&curbOwed|curbBudget)
+	m.setCurb(bucket, m.stillOwed(bucket)|curbBudget)
 }
 
 // hasMoney reports whether a group's tenant has some money left, and the time for a task.

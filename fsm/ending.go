@@ -277,6 +277,7 @@ func (m *Machine) stopGroup(group uint32) {
 				g.waiting--
 			case g.bucket != 0:
 				m.buckets.Mut(g.bucket.slot()).tasks--
+				m.recountDebt(g.bucket.slot())
 			}
 			m.setTask(t.slot(), gpuai.TaskStopped)
 		}
@@ -285,6 +286,7 @@ func (m *Machine) stopGroup(group uint32) {
 	if fresh > 0 {
 		if g.bucket != 0 {
 			m.buckets.Mut(g.bucket.slot()).tasks -= uint64(fresh)
+			m.recountDebt(g.bucket.slot())
 		}
 		g.n[gpuai.TaskStopped] += fresh
 		m.meta.Mut().pending -= uint64(fresh)

@@ -324,11 +324,13 @@ func TestBacklogIsWorkedOff(t *testing.T) {
 
 // Apply is total: whatever the bytes, it answers and keeps its invariants.
 func FuzzApply(f *testing.F) {
-	w := newWalk(f, 9)
+	w := newQuotaWalk(f, 9)
+	w.ofOwners()
 	for range 30 {
 		w.step()
 		f.Add(w.log[len(w.log)-1])
 	}
+	seedTerms(f)
 	base := w.m
 	f.Fuzz(func(t *testing.T, body []byte) {
 		m, out := base.Fork(), &Output{}

@@ -61,6 +61,7 @@ type Machine struct {
 	tallies   *tallies             // derived
 	cohorts   *cohorts             // derived
 	curbs     treap                // buckets that wait for quotas; derived
+	debts     *mem.Table[debtRec]  // by bucket; derived
 	freed     *mem.Bitmap          // quotas of which something came free: their cohorts are not told yet
 	waking    *mem.Bitmap          // quotas whose buckets are being judged again
 
@@ -144,7 +145,7 @@ type Machine struct {
 	needs    []scheduler.Members
 	members  []uint32 // groups that start together
 	scan     []uint32 // nodes that are looked at
-	barren   []lent   // of which there is nothing more to take back for a tenant
+	barren   []taking // of which there is nothing more to take back for a tenant
 	openings []opening
 	free     scheduler.Free
 	view     wire.JobView
@@ -205,7 +206,7 @@ func New(o Options) *Machine {
 		edges: mem.NewHashed(s, 6, hasher[edgeRec](seedEdge)), edgeSlots: mem.NewSlots(s),
 		tenants: mem.NewHashed(s, 5, hasher[tenantRec](seedTenant)), tenantOf: mem.NewTable[ref](s, 10), turns: newTurns(s), kinds: newKinds(s),
 		quotas: mem.NewHashed(s, 4, hasher[quotaRec](seedQuota)), quotaOf: mem.NewTable[ref](s, 10),
-		quotaUses: mem.NewTable[quotaUse](s, 4), tallies: newTallies(s), cohorts: newCohorts(s), freed: mem.NewBitmap(s), waking: mem.NewBitmap(s), curbs: treap{mem.NewTable[leafRec](s, 6)},
+		quotaUses: mem.NewTable[quotaUse](s, 4), tallies: newTallies(s), cohorts: newCohorts(s), freed: mem.NewBitmap(s), waking: mem.NewBitmap(s), curbs: treap{mem.NewTable[leafRec](s, 6)}, debts: mem.NewTable[debtRec](s, 6),
 		money:  mem.NewHashedVar(s, moneyRec{}, hasher[moneyRec](seedMoney)),
 		purses: mem.NewHashed(s, 3, hasher[purseRec](seedPurse)), purseOf: mem.NewTable[ref](s, 10),
 		bills: mem.NewHashed(s, 5, hasher[billRec](seedBill)), billSlots: mem.NewSlots(s),
@@ -265,7 +266,7 @@ func (m *Machine) Fork() *Machine {
 		edges: m.edges.Fork(s), edgeSlots: m.edgeSlots.Fork(s),
 		tenants: m.tenants.Fork(s), tenantOf: m.tenantOf.Fork(s), turns: m.turns.fork(s), kinds: m.kinds.fork(s),
 		quotas: m.quotas.Fork(s), quotaOf: m.quotaOf.Fork(s),
-		quotaUses: m.quotaUses.Fork(s), tallies: m.tallies.fork(s), cohorts: m.cohorts.fork(s), freed: m.freed.Fork(s), waking: m.waking.Fork(s), curbs: treap{m.curbs.leafs.Fork(s)},
+		quotaUses: m.quotaUses.Fork(s), tallies: m.tallies.fork(s), cohorts: m.cohorts.fork(s), freed: m.freed.Fork(s), waking: m.waking.Fork(s), curbs: treap{m.curbs.leafs.Fork(s)}, debts: m.debts.Fork(s),
 		money: m.money.Fork(s), purses: m.purses.Fork(s), purseOf: m.purseOf.Fork(s),
 		bills: m.bills.Fork(s), billSlots: m.billSlots.Fork(s),
 		accounts: m.accounts.Fork(s), servers: m.servers.Fork(s), access: m.access.Fork(s),

@@ -190,18 +190,28 @@ const (
 
 // priceAt is the price of what a fit takes: the node's, else that of the model.
 func (m *Machine) priceAt(fit *scheduler.Fit) gpuai.Micros {
-	n := m.nodes.Get(fit.Node)
-	switch {
-	case m.Level() < LevelTenants:
-		return n.price
-	case n.price > 0 || n.priced || n.asked || fit.Devices == 0:
-		return min(n.price, gpuai.MaxPrice) // it may have been registered below this level
+	if m.Level() < LevelTenants {
+		return m.nodes.Get(fit.Node).price
 	}
+	if own, has := m.ownPrice(fit.Node); has || fit.Devices == 0 {
+		return own
+	}
+	return m.listed(m.sched.ModelOf(fit.Node, fit.Devices))
+}
+
+// ownPrice is the price that a node has, whatever its devices are; false when it has
+// none.
+func (m *Machine) ownPrice(node uint32) (gpuai.Micros, bool) {
+	n := m.nodes.Get(node)
+	return min(n.price, gpuai.MaxPrice), n.price > 0 || n.priced || n.asked // it may have been registered below LevelTenants
+}
+
+// listed is the price of a model on the list, by its hash; 0 when it has none.
+func (m *Machine) listed(h uint64) gpuai.Micros {
 	money := m.money.Get()
 	if money.prices[0].model == 0 {
 		return 0
 	}
-	h := m.sched.ModelOf(fit.Node, fit.Devices)
 	for i := range money.prices {
 		if p := &money.prices[i]; p.model != 0 && scheduler.ModelHash(m.strs.Get(p.model)) == h {
 			return p.price

@@ -31,6 +31,8 @@ type bucketRec struct {
 	grows  bool           // elastic gangs that run, and want more tasks
 	sig    uint64         // tells apart what the fields above do not; 0: nothing
 	curb   uint8          // bits of what the tenant's quota means for it; zero below LevelTenants
+	debtOf uint8          // of curbOwed: which model of the quota, 1 more; 0: none; or debtBriefly
+	debt   uint32         // of curbOwed: version of the quota that it was judged by
 	lanes  [numLanes]lane // derived
 }
 
@@ -78,7 +80,11 @@ func (r *bucketRec) put(b []byte) []byte {
 	b = le.AppendUint32(b, r.tenant)
 	b = le.AppendUint32(b, r.min)
 	b = append(b, uint8(r.same), bool8(r.grows))
-	return le.AppendUint64(b, r.sig)
+	b = le.AppendUint64(b, r.sig)
+	if r.curb&curbOwed != 0 {
+		b = le.AppendUint32(append(b, r.debtOf), r.debt)
+	}
+	return b
 }
 
 func (r *bucketRec) get(rd *wire.Reader) {
@@ -97,6 +103,9 @@ func (r *bucketRec) get(rd *wire.Reader) {
 		r.min = rd.U32()
 		r.same, r.grows = gpuai.Topology(rd.U8()), rd.U8() != 0
 		r.sig = rd.U64()
+		if r.curb&curbOwed != 0 {
+			r.debtOf, r.debt = rd.U8(), rd.U32()
+		}
 	}
 }
 
@@ -146,6 +155,7 @@ func (m *Machine) enqueue(group, n uint32) {
 	g := m.groups.Get(group)
 	if g.bucket != 0 {
 		m.buckets.Mut(g.bucket.slot()).tasks += uint64(n)
+		m.recountDebt(g.bucket.slot())
 		m.joinedStarving(g.bucket.slot())
 		return
 	}
@@ -167,6 +177,7 @@ func (m *Machine) enqueue(group, n uint32) {
 	b := m.buckets.Mut(slot)
 	b.groups++
 	b.tasks += uint64(m.groups.Get(group).ready())
+	m.recountDebt(slot)
 }
 
 // newBucket makes a bucket. There is one for every group at most, and submits
@@ -269,6 +280,7 @@ func (m *Machine) dequeue(group, n uint32) {
 	b := m.buckets.Mut(slot)
 	b.tasks -= uint64(n)
 	if j := m.jobs.Get(g.job.slot()); g.ready() > 0 && !g.ended && !j.stopping && j.status < gpuai.JobSucceeded && !m.throttled(j) {
+		m.recountDebt(slot)
 		return
 	}
 	b.tasks -= uint64(g.ready())

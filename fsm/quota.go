@@ -29,6 +29,7 @@ type quotaRec struct {
 	running uint64 // jobs
 	pending uint64
 	rate    uint64 // requests by the second
+	version uint32 // 1 more each time that it is set
 	models  [gpuai.MaxQuotaModels]modelBound
 }
 
@@ -48,6 +49,7 @@ func (r *quotaRec) put(b []byte) []byte {
 	for _, x := range [...]uint64{r.borrow, r.running, r.pending, r.rate} {
 		b = le.AppendUint64(b, x)
 	}
+	b = le.AppendUint32(b, r.version)
 	for i := range r.models {
 		b = le.AppendUint32(b, r.models[i].name)
 		b = le.AppendUint64(b, r.models[i].most)
@@ -64,6 +66,7 @@ func (r *quotaRec) get(rd *wire.Reader) {
 	for _, x := range [...]*uint64{&r.borrow, &r.running, &r.pending, &r.rate} {
 		*x = rd.U64()
 	}
+	r.version = rd.U32()
 	for i := range r.models {
 		r.models[i] = modelBound{name: rd.U32(), most: rd.U64()}
 	}
@@ -71,7 +74,7 @@ func (r *quotaRec) get(rd *wire.Reader) {
 
 // unbounded is the quota of a tenant that is bounded by its budget alone.
 func unbounded(tenant uint32) quotaRec {
-	r := quotaRec{name: tenant, borrow: noBound, running: noBound, pending: noBound, rate: noBound}
+	r := quotaRec{name: tenant, version: 1, borrow: noBound, running: noBound, pending: noBound, rate: noBound}
 	for i := range r.bounds {
 		r.bounds[i] = noBound
 	}
@@ -83,8 +86,12 @@ func unbounded(tenant uint32) quotaRec {
 type quotaUse struct {
 	tally         uint32
 	cohort        ref
-	peer          ref                          // next member of the cohort
-	owed          uint32                       // its buckets that are kept from what is theirs
+	peer          ref               // next member of the cohort
+	owed          uint32            // its buckets that are kept from what is theirs
+	due           [numBounds]uint64 // what those wait for, in all: see debt.go
+	dueModels     [gpuai.MaxQuotaModels]uint64
+	kept          [numBounds]uint64 // of it, what nobody of the cohort may borrow
+	keptModels    [gpuai.MaxQuotaModels]uint64
 	curbed        ref                          // root of the buckets that wait for the quota
 	waiting       uint32                       // how many those are
 	woken         queueKey                     // up to which of them have been judged again; replicated, as again
@@ -157,6 +164,9 @@ func (m *Machine) countQuota(slot uint32, x *used) {
 				c.have[i] += x.change(i).of
 			}
 		}
+		if u.owed > 0 {
+			m.tellDebts(slot)
+		}
 	}
 	if x.is == usedNoMore {
 		m.freed.Set(slot)
@@ -178,6 +188,9 @@ func (m *Machine) countQuotaModel(slot uint32, x *used) {
 	}
 	if lent, ok := m.cohorts.model(u.cohort.slot(), q.models[i].name); ok {
 		m.cohorts.models.Mut(lent).have += n.of
+	}
+	if u.owed > 0 {
+		m.tellDebts(slot)
 	}
 }
 
@@ -221,8 +234,11 @@ func (m *Machine) rebuildQuotas() error {
 				return errSnapshot("a bucket waits for a quota that nobody has")
 			}
 			m.listCurbed(b, m.buckets.Get(b).curb)
-			if slot, _ := m.quotaSlot(m.buckets.Get(b).tenant); m.buckets.Get(b).curb&curbOwed != 0 {
-				m.owe(slot, 1)
+			if m.buckets.Get(b).curb&curbOwed != 0 {
+				if of := m.buckets.Get(b).debtOf; of > gpuai.MaxQuotaModels && of != debtBriefly {
+					return errSnapshot("a bucket is owed a model that there is not")
+				}
+				m.countDebt(b)
 			}
 		}
 	}

@@ -20,7 +20,7 @@ const (
 	curbModels             // looked at without some models
 	// curbOwed: what it waits for is within the tenant's own quota and lent to
 	// others. It stays until the bucket's first group was placed, or no node can hold
-	// it: until then nobody of the cohort may borrow.
+	// it: until then nobody of the cohort may borrow what it needs (debt.go).
 	curbOwed
 	curbShift = 3 // place of the bits in the byte of a bucket's unseen
 )
@@ -37,7 +37,7 @@ const (
 	boundMemory
 	boundModel
 	boundRunning
-	boundOwed // another of the cohort waits for what is its own
+	boundOwed // what is idle of the cohort is owed to others of it
 	boundBudget
 )
 
@@ -107,16 +107,37 @@ func (m *Machine) admit(slot, group uint32) verdict {
 			break
 		}
 		if x := m.withinModel(slot, i, n[ofGPUs]); !x.ok {
-			x.barred = v.barred | 1<<i
-			x.borrows = x.borrows || v.borrows
-			if v.barred == 0 {
-				v = x
-			} else {
-				v.barred = x.barred
-			}
+			v.barred |= 1 << i
 		}
 	}
-	v.ok = v.barred == 0 || m.passesBarred(slot, group, v.barred)
+	if v.barred == 0 || m.passesBarred(slot, group, v.barred) {
+		return v
+	}
+	return m.byModel(slot, group, &v, n[ofGPUs])
+}
+
+// byModel returns the verdict on the models that a group may have: on the first of
+// those that are its tenant's own, else on the first of all.
+func (m *Machine) byModel(slot, group uint32, all *verdict, need uint64) (v verdict) {
+	for i := range gpuai.MaxQuotaModels {
+		if all.barred>>i&1 == 0 || m.quotas.Get(slot).models[i].name == 0 {
+			continue
+		}
+		x := m.withinModel(slot, i, need)
+		x.borrows = x.borrows || all.borrows
+		x.owed = x.owed && !x.borrows
+		m.now.work -= workLook
+		if use := m.passesBarred(slot, group, all.barred&^(1<<i)); !use {
+			x.owed = false
+			if v.need > 0 {
+				continue
+			}
+		}
+		if v.need == 0 || x.owed && !v.owed {
+			v = x
+		}
+	}
+	v.barred = all.barred
 	return v
 }
 
@@ -142,8 +163,10 @@ func (m *Machine) within(slot uint32, n [numBounds]uint64) verdict {
 			return verdict{by: bound(i), cohort: true, owed: !v.borrows, most: c.most[i], have: c.have[i], need: need, borrows: v.borrows}
 		}
 	}
-	if v.borrows && c.owed > 0 {
-		return verdict{by: boundOwed, cohort: true, borrows: true}
+	for i, need := range n {
+		if need > 0 && v.borrows && q.bounds[i] != noBound && t.of[i]+need > q.bounds[i] && c.have[i]+c.kept[i]+need > c.most[i] {
+			return verdict{by: boundOwed, cohort: true, borrows: true}
+		}
 	}
 	return v
 }
@@ -158,11 +181,12 @@ func (m *Machine) withinModel(slot uint32, i int, need uint64) verdict {
 		return v
 	}
 	m.now.work -= workLook
-	lent, _ := m.cohorts.model(u.cohort.slot(), q.models[i].name)
-	v.most, v.have, v.cohort = m.cohorts.models.Get(lent).most, m.cohorts.models.Get(lent).have, true
+	at, _ := m.cohorts.model(u.cohort.slot(), q.models[i].name)
+	lent := m.cohorts.models.Get(at)
+	v.most, v.have, v.cohort = lent.most, lent.have, true
 	v.ok = v.have+need <= v.most
 	v.owed = !v.ok && !v.borrows
-	if v.ok && v.borrows && m.cohorts.recs.Get(u.cohort.slot()).owed > 0 {
+	if v.ok && v.borrows && v.have+lent.kept+need > v.most {
 		v.ok, v.by = false, boundOwed
 	}
 	return v
@@ -312,33 +336,28 @@ func (m *Machine) park(bucket uint32, v *verdict) {
 	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
 	curb := uint8(curbParked)
 	v.owed = v.owed && m.everHolds(m.buckets.Get(bucket).first.slot()) // else it would be taken back in vain
-	switch {
-	case v.by == boundBudget:
+	if v.by == boundBudget {
 		curb |= curbBudget
-	case v.owed:
-		curb |= curbOwed
 	}
 	m.unlink(bucket)
 	m.unseen.Clear(bucket)
 	m.setStarved(bucket, false)
 	b := m.buckets.Mut(bucket)
 	b.unseen = false
-	m.setCurb(bucket, curb)
 	if v.owed {
+		m.owe(bucket, curb, v)
 		m.barren = m.barren[:0]
 		m.takeBackLent(slot, m.buckets.Get(bucket).first.slot(), v)
+		return
 	}
+	m.setCurb(bucket, curb)
 }
 
 // looked notes that a bucket was looked at that its tenant may have more of: if it
 // waits, it is for room. What was owed to it stays free for it until then: those who
 // left would else borrow it again, and be asked to leave again.
 func (m *Machine) looked(bucket uint32, barred bool) {
-	b := m.buckets.Get(bucket)
-	curb := b.curb & curbOwed
-	if curb != 0 && !m.everHolds(b.first.slot()) {
-		curb = 0
-	}
+	curb := m.stillOwed(bucket)
 	if barred {
 		curb |= curbModels
 	}
@@ -359,11 +378,10 @@ func (m *Machine) setCurb(bucket uint32, curb uint8) {
 	if g := m.meta.Get().reserve.group; g != 0 && curb&(curbParked|curbModels|curbBudget) != 0 && m.groups.Get(g.slot()).bucket == refTo(bucket) {
 		m.unreserve() // it may not have what is kept for it
 	}
-	switch {
-	case old&curbOwed == 0 && curb&curbOwed != 0:
-		m.owe(slot, 1)
-	case old&curbOwed != 0 && curb&curbOwed == 0:
-		m.owe(slot, -1)
+	if old&^curb&curbOwed != 0 {
+		m.dropDebt(bucket)
+		b := m.buckets.Mut(bucket)
+		b.debtOf, b.debt = 0, 0
 		m.freed.Set(slot)
 	}
 }

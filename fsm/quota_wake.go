@@ -18,6 +18,9 @@ const (
 	workWake = WorkPerEntry / 4
 	// wakeAtOnce is how many of a quota are judged before others have their turn.
 	wakeAtOnce = 64
+	// wakeOwn is how many of a member of a cohort are judged before the others of the
+	// cohort: what it takes of its own those need not look at.
+	wakeOwn = 4
 )
 
 // each calls f with all below a root, in order.
@@ -76,7 +79,7 @@ func (m *Machine) quotaRoom(slot uint32) scheduler.Need {
 			room[i] = noBound
 		} else if u.cohort != 0 {
 			c := m.cohorts.recs.Get(u.cohort.slot())
-			lent := c.most[i] - min(c.most[i], c.have[i])
+			lent := c.most[i] - min(c.most[i], c.have[i]+c.kept[i])
 			if i == ofGPUs {
 				may := addSat(most, q.borrow)
 				lent = min(lent, may-min(may, t.of[i]))
@@ -133,7 +136,10 @@ func (m *Machine) firstCurbed(bucket uint32) {
 	slot, _ := m.quotaSlot(b.tenant)
 	m.unlistCurbed(bucket)
 	m.listCurbed(bucket, b.curb)
-	if b.parked() {
+	if b.curb&curbOwed != 0 {
+		m.countDebt(bucket)
+	}
+	if b.curb&(curbParked|curbOwed) != 0 {
 		m.freed.Set(slot)
 	}
 }
@@ -160,7 +166,9 @@ func (m *Machine) wakeQuotas() {
 		m.freed.Clear(slot)
 		before := m.now.work
 		m.eachPeer(slot, m.wakeQuota)
-		m.now.woken += before - m.now.work
+		if m.now.woken += before - m.now.work; m.waking.Has(slot) && m.quotaUses.Get(slot).cohort != 0 {
+			m.wakeSome(slot, wakeOwn)
+		}
 	}
 	if m.quotas.Len() == 0 {
 		return
@@ -174,7 +182,7 @@ func (m *Machine) wakeQuotas() {
 			}
 		}
 		from = at + 1
-		m.wakeSome(at)
+		m.wakeSome(at, wakeAtOnce)
 	}
 }
 
@@ -191,9 +199,9 @@ func (m *Machine) wakeQuota(slot uint32) {
 }
 
 // wakeSome judges the next of those who wait for a quota.
-func (m *Machine) wakeSome(slot uint32) {
+func (m *Machine) wakeSome(slot uint32, most int) {
 	m.barren = m.barren[:0]
-	for n := 0; n < wakeAtOnce && m.wakeable(); n++ {
+	for n := 0; n < most && m.wakeable(); n++ {
 		before := m.now.work
 		more := m.wakeNext(slot)
 		if m.now.woken += before - m.now.work; !more {
@@ -239,11 +247,14 @@ func (m *Machine) judge(slot, bucket uint32) {
 	v := m.admit(slot, first)
 	owed := v.owed && m.everHolds(first)
 	switch {
+	case v.ok && !v.borrows && old == curbParked && m.quotaUses.Get(slot).cohort != 0: // not one that may lack the money
+		m.oweBriefly(bucket, curbModels)
+		m.look(bucket)
 	case v.ok:
 		m.setCurb(bucket, old&curbOwed|curbModels) // until it has been looked at
 		m.look(bucket)
 	case owed:
-		m.setCurb(bucket, curbParked|curbOwed)
+		m.owe(bucket, curbParked, &v)
 		m.takeBackLent(slot, first, &v)
 	case v.by != boundBudget && old != curbParked:
 		m.setCurb(bucket, curbParked)
@@ -259,6 +270,8 @@ func (m *Machine) judgeInTurn(slot, bucket uint32) {
 			return
 		} else if v.borrows || !m.everHolds(b.first.slot()) { // its quota is a smaller one now, or the nodes are gone
 			m.setCurb(bucket, b.curb&^curbOwed|curbModels)
+		} else if b.debt != m.quotas.Get(slot).version {
+			m.owe(bucket, b.curb, &v)
 		}
 	}
 	if m.buckets.Get(bucket).curb&(curbModels|curbBudget) != 0 {

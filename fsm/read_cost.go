@@ -8,7 +8,8 @@ import (
 
 // PlannedCost is what a job would cost that was submitted to a fork; nil below
 // LevelTenants. Tasks with a lease cost what that does. Those that wait are taken to
-// cost the highest price on the list that their group's models have.
+// cost the highest price of the nodes that could take them, empty and healthy, or of
+// their group's models on the list: at most that, while no price changes.
 func (m *Machine) PlannedCost(id gpuai.JobID, spec *gpuai.JobSpec) *gpuai.PlannedCost {
 	slot, ok := m.jobSlot(id)
 	if !ok || m.Level() < LevelTenants {
@@ -29,22 +30,24 @@ func (m *Machine) PlannedCost(id gpuai.JobID, spec *gpuai.JobSpec) *gpuai.Planne
 			}
 			placed++
 			if b := m.leases.Get(l.slot()).bill; b != 0 {
-				addCost(c, &m.bills.Get(b.slot()).meter, 1)
+				addCost(&c.Hourly, &c.Held, c.HeldFor, &m.bills.Get(b.slot()).meter, 1)
+				addCost(&c.HourlyLeast, &c.HeldLeast, c.HeldFor, &m.bills.Get(b.slot()).meter, 1)
 			}
 		}
 		if waits := r.count - min(r.count, placed); waits > 0 && int(r.idx) < len(spec.Groups) {
 			c.Waiting += waits
-			x := billing.Meter{
-				Price: m.dearest(&spec.Groups[r.idx]), Milli: m.needOfTask(g.slot())[ofGPUs], FeeBps: m.money.Get().feeBps, From: m.now.time,
-			}
-			addCost(c, &x, waits)
+			low, high := m.priceBounds(r.shape, &spec.Groups[r.idx])
+			x := billing.Meter{Price: high, Milli: m.needOfTask(g.slot())[ofGPUs], FeeBps: m.money.Get().feeBps, From: m.now.time}
+			addCost(&c.Hourly, &c.Held, c.HeldFor, &x, waits)
+			x.Price = low
+			addCost(&c.HourlyLeast, &c.HeldLeast, c.HeldFor, &x, waits)
 		}
 	}
 	return c
 }
 
-// addCost adds what some equal tasks cost.
-func addCost(c *gpuai.PlannedCost, x *billing.Meter, tasks uint32) {
+// addCost adds what some equal tasks cost by the hour, and for a time.
+func addCost(hourly, held *gpuai.Micros, d gpuai.Duration, x *billing.Meter, tasks uint32) {
 	fresh := billing.Meter{Price: x.Price, Milli: x.Milli, FeeBps: x.FeeBps, From: x.From}
 	add := func(to *gpuai.Micros, d gpuai.Duration) {
 		due := fresh.Cost(d)
@@ -56,15 +59,33 @@ func addCost(c *gpuai.PlannedCost, x *billing.Meter, tasks uint32) {
 			*to += n * gpuai.Micros(tasks)
 		}
 	}
-	add(&c.Hourly, gpuai.Hour)
-	add(&c.Held, c.HeldFor)
+	add(hourly, gpuai.Hour)
+	add(held, d)
 }
 
 const maxMicros = 1<<63 - 1
 
-// dearest is the highest price on the list of the models that a group may run on.
-func (m *Machine) dearest(g *gpuai.Group) (price gpuai.Micros) {
-	prices := &m.money.Get().prices
+// priceBounds are the lowest and the highest price at which a task of a group may start:
+// of the nodes that could take it, and the highest of what the list says of its models,
+// for nodes that may come.
+func (m *Machine) priceBounds(shape scheduler.ShapeID, g *gpuai.Group) (low, high gpuai.Micros) {
+	prices, any := &m.money.Get().prices, false
+	see := func(p gpuai.Micros) {
+		if !any || p < low {
+			low = p
+		}
+		high, any = max(high, p), true
+	}
+	for n := range m.nodes.Len() {
+		own, has := m.ownPrice(n)
+		m.sched.AdmitsModels(shape, n, func(model uint64) bool {
+			if !has {
+				own = m.listed(model)
+			}
+			see(own)
+			return true
+		})
+	}
 	for i := range prices {
 		p := &prices[i]
 		if p.model == 0 {
@@ -74,9 +95,11 @@ func (m *Machine) dearest(g *gpuai.Group) (price gpuai.Micros) {
 		for _, a := range g.Resources.GPU.Any {
 			fits = fits || a.Model == "" || scheduler.ModelHash(a.Model) == scheduler.ModelHash(m.strs.Get(p.model))
 		}
-		if fits {
-			price = max(price, p.price)
+		if fits && any {
+			high = max(high, p.price)
+		} else if fits {
+			see(p.price)
 		}
 	}
-	return price
+	return low, high
 }

@@ -122,7 +122,7 @@ func (m *Machine) quotaMessage(q *quotaRec, v *verdict) string {
 	case boundRunning:
 		unit = "running jobs"
 	case boundOwed:
-		return fmt.Sprintf("another tenant of cohort %s waits for what is its own: nobody borrows meanwhile", m.strs.Get(q.cohort))
+		return fmt.Sprintf("what is idle of cohort %s is owed to tenants who wait for what is their own: nobody borrows it", m.strs.Get(q.cohort))
 	}
 	who := "tenant " + m.strs.Get(q.name)
 	if v.cohort {

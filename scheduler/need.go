@@ -125,20 +125,27 @@ func (f *Free) move(devices uint64, by int16, cpu, memory int64) {
 // Admits reports whether a node, empty and healthy, could take a task of a
 // shape. It only reads.
 func (s *State) Admits(id ShapeID, node uint32) bool {
+	return !s.AdmitsModels(id, node, func(uint64) bool { return false })
+}
+
+// AdmitsModels calls f with the hash of the model of each kind of devices of a node that,
+// empty and healthy, could take a task of a shape, until f reports false; then it does so
+// too. It only reads.
+func (s *State) AdmitsModels(id ShapeID, node uint32, f func(model uint64) bool) bool {
 	r := s.shapes.Get(uint32(id))
 	if !s.Known(node) {
-		return false
+		return true
 	}
 	n := s.nodes.Get(node)
 	if n.capCPU < r.cpu || uint64(n.capMem) < r.mem || n.scratch != 0 && n.scratch < r.scratch {
-		return false
+		return true
 	}
 	for u := &n.unit; u != nil; u = s.next(u) {
-		if bits.OnesCount64(u.devs) >= int(r.count) && s.passesAny(r, uint32(u.pool)) {
-			return true
+		if bits.OnesCount64(u.devs) >= int(r.count) && s.passesAny(r, uint32(u.pool)) && !f(s.pools.Get(uint32(u.pool)).model) {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // TasksIn returns how many tasks of a shape a node would take with so much free,

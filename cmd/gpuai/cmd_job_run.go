@@ -203,9 +203,13 @@ func plannedCost(c *gpuai.PlannedCost) string {
 	if c.Hourly == 0 {
 		return "it costs nothing"
 	}
-	s := fmt.Sprintf("it costs %s USD an hour; %s USD are held for a run of %s", dollars(c.Hourly), dollars(c.Held), short(c.HeldFor))
+	hourly, held := dollars(c.Hourly), dollars(c.Held)
+	if c.Waiting > 0 && c.HourlyLeast < c.Hourly {
+		hourly, held = dollars(c.HourlyLeast)+" to "+hourly, dollars(c.HeldLeast)+" to "+held
+	}
+	s := fmt.Sprintf("it costs %s USD an hour; %s USD are held for a run of %s", hourly, held, short(c.HeldFor))
 	if c.Waiting > 0 {
-		s += fmt.Sprintf("; %s at the highest price on the list that may apply", plural(uint64(c.Waiting), "waiting task"))
+		s += fmt.Sprintf("; %s at most at the highest price of the nodes that could take it", plural(uint64(c.Waiting), "waiting task"))
 	}
 	return s
 }

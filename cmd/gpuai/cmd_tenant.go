@@ -23,7 +23,9 @@ func newTenantListCmd(a *app) *cobra.Command {
 		Long: `List the tenants that have held devices or were given a weight. Among jobs of one
 priority, those of the tenant with the lowest usage for its weight are placed
 first. USAGE is in device hours and falls by half in each usage_half_life of the
-policy; SHARE is usage by weight, of all tenants shown.`,
+policy; SHARE is usage by weight, of all tenants shown: none
+where it is one alone, as with a token of its own. What part of all usage it has,
+and what it is due, gpuai job explain says of its jobs that wait.`,
 		Example: `  gpuai tenant list
   gpuai tenant list -o json --jq '.[].usage_milli_hours'`,
 	}
@@ -44,7 +46,7 @@ policy; SHARE is usage by weight, of all tenants shown.`,
 		}
 		for _, t := range tenants {
 			share := "-"
-			if all > 0 {
+			if all > 0 && len(tenants) > 1 {
 				share = fmt.Sprintf("%.1f%%", 100*float64(t.UsageMilliHours)/float64(max(t.Weight, 1))/all)
 			}
 			v.row(string(t.ID), string(t.ID), num(t.Weight), thousandths(t.HeldMilli), thousandths(t.UsageMilliHours), share)
