@@ -41,6 +41,12 @@ const (
 	// OutsideSchedule is nodes that may not be used now, or not for so long, by the
 	// hours that their contributors give.
 	OutsideSchedule
+	// NoRendezvousPort is a gang that has room, but no port where its rank 0 would be.
+	NoRendezvousPort
+	// DiskFull is nodes whose agents take no new task since their disk is full, and
+	// NodeRefuses those that take none for another reason.
+	DiskFull
+	NodeRefuses
 	numReasons
 )
 
@@ -54,6 +60,7 @@ var reasonNames = [numReasons]string{
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
 	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
 	"ArrayThrottled", "GangNotReady", "InsufficientScratch", "OutsideSchedule",
+	"NoRendezvousPort", "DiskFull", "NodeRefuses",
 }
 
 // String returns the reason's text.

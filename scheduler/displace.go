@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"math"
 	"math/bits"
 
 	"github.com/gpuai/gpuai"
@@ -17,25 +18,46 @@ func (s *State) Displace(id ShapeID, node uint32, hs []Holding, gone []bool) (Fi
 	if !s.Known(node) {
 		return Fit{}, false
 	}
-	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
-	now := s.spaceOf(n)
-	p := now
+	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
+	return d.decide(node, hs, gone)
+}
+
+// DisplaceUncounted is Displace that takes no notice of scratch space.
+func (s *State) DisplaceUncounted(id ShapeID, node uint32, hs []Holding, gone []bool) (Fit, bool) {
+	if !s.Known(node) {
+		return Fit{}, false
+	}
+	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
+	d.now.scratch = math.MaxInt64
+	return d.decide(node, hs, gone)
+}
+
+// A displacing is what a choice of those who go is made of.
+type displacing struct {
+	*State
+	r   *shapeRec
+	n   *nodeRec
+	now space
+}
+
+func (d *displacing) decide(node uint32, hs []Holding, gone []bool) (Fit, bool) {
+	p := d.now
 	for i := range hs {
 		p.give(&hs[i], 1)
 		gone[i] = false
 	}
-	if _, _, ok := s.roomIn(r, n, &p); !ok {
+	if _, _, ok := d.roomIn(d.r, d.n, &p); !ok {
 		return Fit{}, false
 	}
 	for i := 0; i < len(hs); {
 		end := unitEnd(hs, i)
 		if !hs[i].Going {
-			s.spare(r, n, &p, hs[i:end], gone[i:end])
+			d.spare(d.r, d.n, &p, hs[i:end], gone[i:end])
 		}
 		i = end
 	}
-	alt, u, _ := s.roomIn(r, n, &p)
-	return Fit{Node: node, Devices: devicesFor(r, u, &p, &now), Share: r.share, Alt: alt}, true
+	alt, u, _ := d.roomIn(d.r, d.n, &p)
+	return Fit{Node: node, Devices: d.devicesFor(node, u, &p), Share: d.r.share, Alt: alt}, true
 }
 
 // unitEnd returns where the holdings that go together with the i-th end.
@@ -65,7 +87,7 @@ func (s *State) spare(r *shapeRec, n *nodeRec, p *space, hs []Holding, gone []bo
 // roomIn returns the first unit of a node, by alternative, that would have room
 // for a shape.
 func (s *State) roomIn(r *shapeRec, n *nodeRec, p *space) (alt uint8, u *unitRec, ok bool) {
-	if p.cpu < r.cpu || p.mem < 0 || uint64(p.mem) < r.mem {
+	if p.cpu < r.cpu || p.mem < 0 || uint64(p.mem) < r.mem || r.scratch != 0 && p.scratch < r.scratch {
 		return 0, nil, false
 	}
 	for alt := range r.alts {
@@ -84,8 +106,9 @@ func (s *State) roomIn(r *shapeRec, n *nodeRec, p *space) (alt uint8, u *unitRec
 
 // devicesFor picks devices of a unit that would have room: for a share that
 // with the least left, else those that are free already before those that will
-// be; the lowest first.
-func devicesFor(r *shapeRec, u *unitRec, p, now *space) uint64 {
+// be; the lowest first, or where their places are known the nearest.
+func (x *displacing) devicesFor(node uint32, u *unitRec, p *space) uint64 {
+	r := x.r
 	if r.share != 0 {
 		best := -1
 		for m := u.usable; m != 0; m &= m - 1 {
@@ -100,16 +123,20 @@ func devicesFor(r *shapeRec, u *unitRec, p, now *space) uint64 {
 	for m := u.usable; m != 0; m &= m - 1 {
 		d := bits.TrailingZeros64(m)
 		switch full := int16(gpuai.WholeDevice); {
-		case now.left[d] == full:
+		case x.now.left[d] == full:
 			free |= 1 << d
 		case p.left[d] == full:
 			later |= 1 << d
 		}
 	}
-	if n := uint16(bits.OnesCount64(free)); n < r.count {
+	switch n := uint16(bits.OnesCount64(free)); {
+	case n >= r.count:
+		return x.choose(node, u, free, r.count)
+	case u.placed:
+		return x.choose(node, u, free|later, r.count)
+	default:
 		return free | lowest(later, r.count-n)
 	}
-	return lowest(free, r.count)
 }
 
 // A Room is what is free of a node; below 0 where more is taken than there is.
@@ -122,6 +149,12 @@ func (s *State) Free(node uint32) Room { return Room{s.spaceOf(s.nodes.Get(node)
 func (r *Room) Add(devices uint64, share uint16, cpu, memory int64) {
 	r.give(&Holding{Devices: devices, Share: share, CPU: cpu, Memory: memory}, 1)
 }
+
+// Lend takes off scratch space that somebody would hold, or adds what one holds.
+func (r *Room) Lend(bytes int64) { r.give(&Holding{Scratch: bytes}, -1) }
+
+// Lends reports whether so much scratch space is free.
+func (r *Room) Lends(bytes int64) bool { return bytes == 0 || r.scratch >= bytes }
 
 // Has reports whether so much is free.
 func (r *Room) Has(devices uint64, share uint16, cpu, memory int64) bool {

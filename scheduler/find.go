@@ -33,6 +33,7 @@ type query struct {
 	only  *[poolWords]uint64 // the pools that are looked at; nil: all
 	most  uint64             // no domain has room for more tasks; 0: unknown
 	ticks uint64
+	band  Band // that a search for what may be taken looks at
 }
 
 func (s *State) query(id ShapeID) query { return query{State: s, r: s.shapes.Get(uint32(id))} }
@@ -158,7 +159,7 @@ func (s *State) fit(r *shapeRec, p place) Fit {
 		x = s.next(x)
 	}
 	if p.class >= wholeClass {
-		f.Devices = lowest(x.whole, r.count)
+		f.Devices = s.choose(f.Node, x, x.whole, r.count)
 		return f
 	}
 	left := int16(p.class*levelStep) + int16(keyPrefix(p.key))

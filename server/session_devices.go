@@ -12,15 +12,16 @@ import (
 // the node changes, and told again where it differs.
 
 // tell remembers what the agent says of its devices, for the leader.
-func (se *session) tell(devices []gpuai.Device) error {
+func (se *session) tell(devices []gpuai.Device, refuses *gpuai.Refusal) error {
 	se.mu.Lock()
-	se.told = devices
+	se.told, se.refuses = devices, refuses
 	se.mu.Unlock()
-	return se.carry(se.deviceUpdate(devices))
+	se.s.node.View(func(m *fsm.Machine) { devices, refuses = frames.Tellable(m.Level(), devices, refuses) })
+	return se.carry(se.deviceUpdate(devices, refuses))
 }
 
-func (se *session) deviceUpdate(devices []gpuai.Device) agentCommand {
-	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: devices}
+func (se *session) deviceUpdate(devices []gpuai.Device, refuses *gpuai.Refusal) agentCommand {
+	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: devices, Refuses: refuses}
 	return agentCommand{cmd: c.Append(nil, se.envelope())}
 }
 
@@ -36,7 +37,7 @@ func (se *session) doubtDevices() {
 // than the agent told of.
 func (se *session) correction() (c agentCommand, due bool) {
 	se.mu.Lock()
-	doubt, told := se.doubt, se.told
+	doubt, told, refuses := se.doubt, se.told, se.refuses
 	se.doubt = false
 	se.mu.Unlock()
 	if !doubt {
@@ -47,14 +48,15 @@ func (se *session) correction() (c agentCommand, due bool) {
 	se.s.node.View(func(m *fsm.Machine) {
 		behind = m.Index() < se.registered
 		node, known = m.Node(se.ref.Node)
+		told, refuses = frames.Tellable(m.Level(), told, refuses)
 	})
 	if behind {
 		se.mu.Lock()
 		se.doubt = true // until the event of the registration
 		se.mu.Unlock()
 	}
-	if behind || !known || node.Incarnation != se.ref.Incarnation || frames.HoldsDevices(node.Devices, told) {
+	if behind || !known || node.Incarnation != se.ref.Incarnation || frames.HoldsDevices(node.Devices, told) && frames.HoldsRefusal(node.Refuses, refuses) {
 		return agentCommand{}, false
 	}
-	return se.deviceUpdate(told), true
+	return se.deviceUpdate(told, refuses), true
 }
