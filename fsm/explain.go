@@ -65,7 +65,7 @@ func (m *Machine) explainGroup(x *gpuai.Explanation, group uint32, j *gpuai.Job)
 // enough for it.
 func (m *Machine) explainRoom(x *gpuai.Explanation, group uint32, j *gpuai.Job) {
 	g := m.groups.Get(group)
-	why := m.sched.Explain(g.shape)
+	why := m.sched.Explain(g.shape, m.outside)
 	why.Pending = g.pending()
 	if j.Spec != nil && int(g.idx) < len(j.Spec.Groups) {
 		why.Group = j.Spec.Groups[g.idx].Name
@@ -287,7 +287,7 @@ func (m *Machine) ExplainSpec(spec *gpuai.JobSpec) []gpuai.Reason {
 		if res.Code != gpuai.OK || m.canEver(shape, g, &v) {
 			continue
 		}
-		why := m.sched.Explain(shape)
+		why := m.sched.Explain(shape, m.outside)
 		for k := range why.Rules {
 			r := &why.Rules[k]
 			if code := everReason(r.Code); code != gpuai.ReasonNone {

@@ -26,6 +26,13 @@ func (m *Machine) payable(group uint32, fit *scheduler.Fit) bool {
 	return ok
 }
 
+// startsBeyond reports whether a group's job has no lease yet and its tenant runs as
+// many jobs as it may: when room was kept for it they may have been fewer.
+func (m *Machine) startsBeyond(quota, group uint32) bool {
+	job := m.jobs.Get(m.groups.Get(group).job.slot())
+	return job.status != gpuai.JobRunning && uint64(m.tally(quota).running) >= m.quotas.Get(quota).running
+}
+
 // keepBudget keeps what a hold's lease will hold.
 func (m *Machine) keepBudget(h *holdRec) {
 	job, fit := m.groups.Get(h.group.slot()).job.slot(), h.fit()

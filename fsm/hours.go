@@ -236,3 +236,11 @@ func (m *Machine) bar(models []uint64, ends uint32) {
 	m.sched.Bar(models, ends)
 	m.now.work -= int64(m.sched.Work()-before) / 16
 }
+
+// outside reports whether a node may not be used at this hour, and nothing else is the
+// matter with it. Where a schedule was replaced by one in which it is closed, the
+// scheduler knows the end of the hours that it had.
+func (m *Machine) outside(node uint32) bool {
+	n := m.nodes.Get(node)
+	return n.outside && n.state == gpuai.NodeReady && !n.drained
+}

@@ -391,3 +391,24 @@ func (w *walk) withinHours(seed uint64) {
 		}
 	}
 }
+
+// A node whose hours are changed, to others in which it is closed now, is outside of
+// them, and not out of order, also for what would have ended in the hours that it had.
+func TestChangedScheduleIsTheReason(t *testing.T) {
+	r := newHoursRegion(t)
+	r.do(&SetNodeSchedule{Node: "a", Schedule: weekly(t, "mon 00:00", "mon 06:00")})
+	r.do(&SetNodeSchedule{Node: "a", Schedule: weekly(t, "mon 04:00", "mon 05:00")})
+	id := r.submit(timed("t", "x", 1, 1, gpuai.Hour))
+	if r.open("a") || r.running(id) != 0 {
+		t.Fatal("the node is used outside of its schedule")
+	}
+	want := "are outside of their schedule until, the first of them, 4h from now"
+	if got := r.why(id, gpuai.OutsideSchedule); !strings.Contains(got, want) {
+		t.Errorf("the reason is %q", got)
+	}
+	r.pass(4 * gpuai.Hour)
+	if !r.open("a") || r.running(id) != 1 {
+		t.Error("the node does not open")
+	}
+	restored(t, r.m)
+}

@@ -320,7 +320,7 @@ func (m *Machine) grantable(group uint32, fit *scheduler.Fit) bool {
 		return true
 	}
 	n := m.needOfTask(group)
-	if v := m.within(slot, n); !v.ok {
+	if v := m.within(slot, n); !v.ok || m.startsBeyond(slot, group) {
 		m.overQuota = true
 		return false
 	}

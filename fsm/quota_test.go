@@ -296,3 +296,36 @@ func TestPreemptionStaysWithinTheQuota(t *testing.T) {
 		t.Errorf("%d tasks run", r.running(h))
 	}
 }
+
+// Room that was kept for a job of a tenant that may run one at a time is not taken when
+// another job of it has started meanwhile, whatever starts as a whole or alone.
+func TestKeptRoomIsWithinTheRunningJobs(t *testing.T) {
+	for _, gang := range []bool{false, true} {
+		r := newTenantRegion(t, 1)
+		p := gpuai.DefaultPolicy()
+		p.PreemptionProtect = 0
+		r.do(&SetPolicy{Policy: p})
+		low := tenantSpec("s", "low", 1, 4)
+		low.Priority, low.Preemptible = 10, some(true)
+		victim := r.submit(low)
+		r.quota("t", gpuai.Quota{RunningJobs: some(uint32(1))})
+		high := tenantSpec("t", "high", 2, 2)
+		high.Priority, high.Groups[0].Gang = 90, gang
+		kept := r.submit(high)
+		if l := r.leases(victim)[0]; l.State != gpuai.LeaseRevoking {
+			t.Fatal("nobody makes room")
+		}
+		r.node("b", 1)
+		other := r.submit(tenantSpec("t", "other", 1, 1))
+		r.finish(victim)
+		if n := r.used("t").Use.RunningJobs; n != 1 || r.running(other) != 1 || r.running(kept) != 0 {
+			t.Fatalf("gang %v: %d jobs run, with %d and %d tasks", gang, n, r.running(other), r.running(kept))
+		}
+		r.why(kept, gpuai.QuotaExhausted)
+		restored(t, r.m)
+		r.finish(other)
+		if r.running(kept) != 2 {
+			t.Errorf("gang %v: it does not start when it may", gang)
+		}
+	}
+}

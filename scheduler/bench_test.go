@@ -297,7 +297,7 @@ func BenchmarkExplain(b *testing.B) {
 	b.ReportAllocs()
 	defer startCPU(b)()
 	for i := 0; b.Loop(); i++ {
-		l.s.Explain(l.shapes[i%len(l.shapes)])
+		l.s.Explain(l.shapes[i%len(l.shapes)], nil)
 	}
 }
 

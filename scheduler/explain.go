@@ -43,12 +43,13 @@ var ruleCodes = [ruleConstraint]gpuai.ReasonCode{
 // without devices fails gpu.count and no other rule of GPUs. gpu.count and the
 // constraints hold for the node as it registered; gpu.health, gpu.free, cpu,
 // memory and scratch for what can be taken now; node.state for nodes that are closed,
-// node.schedule for those that Bar leaves out.
+// node.schedule for those that Bar leaves out, and those that outside names: nodes
+// which are closed for their hours alone. It may be nil.
 //
 // The name of the group and its pending tasks are left to the caller. Explain
 // looks at every node, so call it on a fork. It only reads, and allocates.
-func (s *State) Explain(id ShapeID) gpuai.GroupWhy {
-	e := explainer{s: s, r: s.shapes.Get(uint32(id))}
+func (s *State) Explain(id ShapeID, outside func(node uint32) bool) gpuai.GroupWhy {
+	e := explainer{s: s, r: s.shapes.Get(uint32(id)), outside: outside}
 	e.why.Needs, e.cs = s.ShapeOf(id)
 	e.judgePools()
 	for slot := range s.nodes.Len() {
@@ -68,6 +69,8 @@ type explainer struct {
 	failed [numRules]uint32
 	alone  [numRules]uint32
 	why    gpuai.GroupWhy
+	// outside says which nodes are closed for their hours alone; nil: none.
+	outside func(node uint32) bool
 }
 
 // judgePools notes which rules that hold for a pool as a whole each one fails.
@@ -108,7 +111,7 @@ func when(fails bool, rule uint) uint32 {
 // judge counts what a node fails.
 func (e *explainer) judge(slot uint32) {
 	n := e.s.nodes.Get(slot)
-	barred := e.s.barredPool(uint32(n.unit.pool))
+	barred := e.s.barredPool(uint32(n.unit.pool)) || e.outside != nil && e.outside(slot)
 	of := when(!n.open && !barred, ruleState) | when(barred, ruleSchedule) | when(n.freeCPU < e.r.cpu, ruleCPU) | when(n.freeMem < int64(e.r.mem), ruleRAM) | when(!n.lends(e.r), ruleScratch)
 	least := ^uint32(0)
 	for alt := range e.r.alts {

@@ -32,7 +32,7 @@ func TestExplain(t *testing.T) {
 	needs := whole(2)
 	needs.CPU = 2000
 	needs.GPU.Any = []gpuai.GPUAlternative{{Model: "H100"}, {Model: "H100", MemoryMin: 1 << 40}}
-	got := s.Explain(shape(t, s, needs, gpuai.Constraint{Attribute: "zone", Op: gpuai.Equal, Values: []string{"a"}}))
+	got := s.Explain(shape(t, s, needs, gpuai.Constraint{Attribute: "zone", Op: gpuai.Equal, Values: []string{"a"}}), nil)
 	want := []gpuai.Rule{
 		{Name: "node.state", Code: gpuai.NodesUnhealthy, Nodes: 1, Alone: 1},
 		{Name: "gpu.model", Code: gpuai.ConstraintFiltered, Nodes: 1, Alone: 1},
@@ -53,12 +53,12 @@ func TestExplain(t *testing.T) {
 
 	// The two nodes with four devices have one free each: two in all.
 	s.RemoveNode(5)
-	got = s.Explain(shape(t, s, needs, gpuai.Constraint{Attribute: "zone", Op: gpuai.Equal, Values: []string{"a"}}))
+	got = s.Explain(shape(t, s, needs, gpuai.Constraint{Attribute: "zone", Op: gpuai.Equal, Values: []string{"a"}}), nil)
 	if i := slices.IndexFunc(got.Rules, func(r gpuai.Rule) bool { return r.Name == "gpu.free" }); i < 0 ||
 		got.Rules[i].Code != gpuai.Fragmented || got.LargestOn != 1 {
 		t.Errorf("free devices that no node has together: %+v", got)
 	}
-	if got := s.Explain(shape(t, s, whole(1))); got.Feasible != 6 {
+	if got := s.Explain(shape(t, s, whole(1)), nil); got.Feasible != 6 {
 		t.Errorf("one device of any kind: %+v", got)
 	}
 }

@@ -100,7 +100,7 @@ func (w *world) place(sh *modelShape) {
 			feasible++
 		}
 	}
-	if why := w.s.Explain(sh.id); why.Feasible != feasible || why.Nodes != uint32(len(w.nodes)) {
+	if why := w.s.Explain(sh.id, nil); why.Feasible != feasible || why.Nodes != uint32(len(w.nodes)) {
 		w.t.Fatalf("Explain(%+v) = %+v, want %d feasible of %d", sh.needs, why, feasible, len(w.nodes))
 	}
 	if got, want := w.s.CanEver(sh.id), w.ever(sh); got != want || wantOK && !got {

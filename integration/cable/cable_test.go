@@ -81,3 +81,66 @@ func TestCutAndMend(t *testing.T) {
 		t.Fatalf("a cable that is gone carried %q", got)
 	}
 }
+
+// TestLag sends lines through connections of a cable that is late: none comes
+// sooner than it may, all come in their order, and one connection overtakes another.
+func TestLag(t *testing.T) {
+	c, err := To(echo(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const late = 150 * time.Millisecond
+	laid := make(chan time.Duration, 2) // how late the next connection's pieces come
+	laid <- late
+	laid <- 0
+	known := make(chan struct{}, 2)
+	c.SetLag(func(net.Addr) func(bool) time.Duration {
+		d := <-laid
+		known <- struct{}{}
+		return func(in bool) time.Duration {
+			if in {
+				return d
+			}
+			return 0
+		}
+	})
+	line := func(conn net.Conn) string {
+		s, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil {
+			t.Error(err)
+		}
+		return s
+	}
+	slow, err := net.Dial("tcp", c.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	began := time.Now()
+	if _, err := slow.Write([]byte("one\n")); err != nil {
+		t.Fatal(err)
+	}
+	came := make(chan time.Duration)
+	go func() {
+		if s := line(slow); s != "one\n" {
+			t.Errorf("%q came late", s)
+		}
+		came <- time.Since(began)
+	}()
+	<-known // the slow one is the first
+	fast, err := net.Dial("tcp", c.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fast.Close()
+	if _, err := fast.Write([]byte("two\n")); err != nil {
+		t.Fatal(err)
+	}
+	if s := line(fast); s != "two\n" {
+		t.Errorf("%q came at once", s)
+	}
+	if d := <-came; d < late {
+		t.Errorf("a piece came after %s, and is %s late", d, late)
+	}
+}

@@ -94,9 +94,9 @@ func TestChosen(t *testing.T) {
 		bad  bool
 	}{
 		{"2", "killall", false},
-		{"10,leader", "damage leader", false},
-		{"9,10,damage", "damage", false},
-		{"13", "partition", false},
+		{"10,leader", "damage rejoin leader", false},
+		{"9,10,damage", "damage rejoin", false},
+		{"13", "partition delay", false},
 		{"99", `"99"`, true},
 		{"2,,", `""`, true},
 	}

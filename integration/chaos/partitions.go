@@ -25,13 +25,24 @@ const (
 	checkBound = time.Minute
 )
 
-// A split is what a cut is made of: the network, who leads, and the others in a
-// random order.
+// A split is what a cut is made of: the network or the lines, for how long it lasts, who
+// leads, and the others in a random order.
 type split struct {
 	*region
 	net    *netns.Network
+	lines  *lines
+	lasts  time.Duration
 	lead   int
 	others []int
+}
+
+// heal undoes the cut.
+func (p *split) heal() error {
+	if p.lines != nil {
+		p.lines.set(nil)
+		return nil
+	}
+	return p.net.Heal()
 }
 
 // A cut separates servers.
@@ -170,7 +181,7 @@ func playPartitions(s *scene) error {
 		w.Recovered = "from the cut, or where that leaves no majority from its end, to the first lease of a job submitted after it"
 		before := h.log.Len()
 		for range s.counts.cutRounds {
-			if err := r.cut(w, network, &c); err != nil {
+			if err := r.cut(w, &split{region: r, net: network, lasts: s.counts.cut}, &c); err != nil {
 				return fmt.Errorf("%s: %w", c.fault, err)
 			}
 		}
@@ -223,7 +234,7 @@ func (s *scene) splitRegion() (*region, *netns.Network, error) {
 }
 
 // cut makes one cut for a while, and heals it.
-func (r *region) cut(w *row, network *netns.Network, c *cut) error {
+func (r *region) cut(w *row, p *split, c *cut) error {
 	if err := r.ledger.await(10); err != nil {
 		return err
 	}
@@ -231,7 +242,6 @@ func (r *region) cut(w *row, network *netns.Network, c *cut) error {
 	if err != nil {
 		return err
 	}
-	p := &split{region: r, net: network}
 	for _, i := range r.rng.Perm(len(r.members)) {
 		if r.members[i] == lead {
 			p.lead = i
@@ -254,12 +264,12 @@ func (r *region) cut(w *row, network *netns.Network, c *cut) error {
 	if c.through != nil {
 		r.progress(w, p, c, began)
 	}
-	r.pause(r.counts.cut - time.Since(began))
+	r.pause(p.lasts - time.Since(began))
 	stop()
 	during.Wait()
 	w.note("%s led in term %d: %d submits were acknowledged in %.1f s", lead.id, term, len(r.ledger.entries())-before, time.Since(began).Seconds())
 	healed := time.Now()
-	if err := errors.Join(flapped, network.Heal()); err != nil {
+	if err := errors.Join(flapped, p.heal()); err != nil {
 		return err
 	}
 	took, err := r.ledger.firstPlacement(healed, r.members)

@@ -27,6 +27,10 @@ type profile struct {
 	agentRounds int           // times that agents are cut off, stopped and killed
 	skewed      time.Duration // how long clocks are watched
 	full        time.Duration // how long a disk stays full
+	rejoins     int           // servers that lose their disks
+	lagKinds    int           // different delays, chosen by the seed
+	lagRounds   int           // times that each is there
+	lag         time.Duration // how long it lasts
 }
 
 // profiles are those of --profile. The counts of long are the project's goals
@@ -36,16 +40,19 @@ var profiles = []profile{
 		name: "short", nodes: 16, leaderKills: 3, allKills: 2, perRegion: 25, powerOne: 2, powerAll: 2,
 		stops: []time.Duration{3 * time.Second}, damages: 1, cut: 2 * time.Second, cutKinds: 5, cutRounds: 1,
 		agentRounds: 1, skewed: 3 * time.Second, full: 3 * time.Second,
+		rejoins: 1, lagKinds: 2, lagRounds: 1, lag: 3 * time.Second,
 	},
 	{
 		name: "full", nodes: 32, leaderKills: 30, allKills: 25, perRegion: 25, powerOne: 20, powerAll: 20,
 		stops: []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}, damages: 1, cut: 5 * time.Second, cutKinds: len(cuts), cutRounds: 1,
 		agentRounds: 3, skewed: 20 * time.Second, full: 8 * time.Second,
+		rejoins: 6, lagKinds: len(lags), lagRounds: 1, lag: 6 * time.Second,
 	},
 	{
 		name: "long", nodes: 160, leaderKills: 100, allKills: 200, perRegion: 25, powerOne: 100, powerAll: 100,
 		stops:   []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * time.Minute},
 		damages: 5, cut: 15 * time.Second, cutKinds: len(cuts), cutRounds: 4, agentRounds: 10, skewed: 2 * time.Minute, full: 30 * time.Second,
+		rejoins: 60, lagKinds: len(lags), lagRounds: 5, lag: 20 * time.Second,
 	},
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type region struct {
 	ledger  *ledger
 	api     *client.Client // of all servers, with retries
 	fleet   *loadgen.Fleet // nil in a region without simulated nodes
+	formed  []string       // --peers of the servers that it began with
 }
 
 // A member is one server, that may be killed and started again.
@@ -33,6 +35,8 @@ type member struct {
 	dir          string   // data directory
 	wrap         []string // words before the command
 	insecure     bool     // its addresses are not loopback
+	advertise    string   // raft as the others reach it; "" where they do at that
+	join         []string // Raft addresses of the others, where it was rebuilt
 	proc         *nursery.Process
 	api          *client.Client // of this server alone, without retries
 }
@@ -64,6 +68,7 @@ func (s *scene) newRegion(n int, shape func(i int, m *member) error) (*region, e
 			return nil, err
 		}
 		r.members = append(r.members, m)
+		r.formed = append(r.formed, m.id+"="+cmp.Or(m.advertise, m.raft))
 	}
 	r.ledger = newLedger(r)
 	r.api, err = newClient(patience, 5*time.Second, r.addrs()...)
@@ -119,12 +124,15 @@ func (r *region) addrs() (out []string) {
 
 // start starts a server on its data directory.
 func (r *region) start(m *member) (err error) {
-	var peers []string
-	for _, p := range r.members {
-		peers = append(peers, p.id+"="+p.raft)
+	argv := append(append([]string(nil), m.wrap...), r.run.program("gpuai"), "server", "run", "--data", m.dir, "--http", m.listen, "--raft", m.raft)
+	if m.advertise != "" {
+		argv = append(argv, "--advertise", m.advertise)
 	}
-	argv := append(append([]string(nil), m.wrap...), r.run.program("gpuai"), "server", "run", "--id", m.id, "--data", m.dir,
-		"--http", m.listen, "--raft", m.raft, "--peers", strings.Join(peers, ","), "--bootstrap")
+	if m.join != nil {
+		argv = append(argv, "--join", strings.Join(m.join, ","))
+	} else {
+		argv = append(argv, "--id", m.id, "--peers", strings.Join(r.formed, ","), "--bootstrap")
+	}
 	if m.insecure {
 		argv = append(argv, "--insecure-plaintext")
 	}

@@ -43,6 +43,11 @@ var scenarios = []*scenario{
 		play:  playSnapshots,
 	},
 	{
+		name: "rejoin", cases: []string{"9", "10"}, what: "lost disks, one after the other",
+		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.rejoins)*time.Minute },
+		play:  playRejoins,
+	},
+	{
 		name: "disk", cases: []string{"7"}, what: "full disks",
 		limit: func(p profile) time.Duration {
 			return 2*time.Minute + time.Duration(len(fullnesses))*(p.full+time.Minute)
@@ -55,6 +60,13 @@ var scenarios = []*scenario{
 			return 3*time.Minute + time.Duration(len(cuts)*p.cutRounds)*(p.cut+time.Minute)
 		},
 		play: playPartitions,
+	},
+	{
+		name: "delay", cases: []string{"13", "25"}, what: "packets that come late and overtake each other", patient: true,
+		limit: func(p profile) time.Duration {
+			return 4*time.Minute + time.Duration(p.lagKinds*p.lagRounds)*(p.lag+time.Minute)
+		},
+		play: playDelays,
 	},
 	{
 		name: "agents", cases: []string{"21", "22", "23"}, what: "agents cut off, stopped and killed", patient: true,

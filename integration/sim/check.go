@@ -40,6 +40,7 @@ type checker struct {
 	byKey  map[string]gpuai.JobID
 	stops  []ackedJob
 	starts int
+	books  *books
 }
 
 // ackedJob is a job that a client was told of.
@@ -53,7 +54,7 @@ func newChecker(w *world) *checker {
 	return &checker{
 		w: w, live: map[gpuai.TaskRef][]*runner{}, newest: map[gpuai.TaskRef]gpuai.Token{},
 		granted: map[gpuai.TaskRef]gpuai.Token{}, runners: map[gpuai.Token]*runner{},
-		digests: map[uint64]fsm.Digest{}, leaders: map[uint64]int{}, byKey: map[string]gpuai.JobID{},
+		digests: map[uint64]fsm.Digest{}, leaders: map[uint64]int{}, byKey: map[string]gpuai.JobID{}, books: newBooks(w),
 	}
 }
 
@@ -139,7 +140,7 @@ func (c *checker) led(server int, term uint64) {
 }
 
 // applied looks at what an entry did on a replica.
-func (c *checker) applied(s *server, out *fsm.Output) {
+func (c *checker) applied(s *server, term uint64, out *fsm.Output) {
 	c.sameDigest(s)
 	if out.Panics > 0 {
 		c.fail("panic", fmt.Sprintf("server %d, index %d: %s", s.id, out.Index, out.Panic))
@@ -154,6 +155,7 @@ func (c *checker) applied(s *server, out *fsm.Output) {
 		return
 	}
 	c.seen = out.Index
+	c.books.take(s, term, out)
 	for i := range out.Events {
 		c.event(&out.Events[i])
 		c.preempted(s, &out.Events[i])
@@ -212,7 +214,7 @@ func (c *checker) preempted(s *server, e *gpuai.Event) {
 	c.w.count(taskPreempted)
 	victim, _ := s.m.Job(e.Job, false)
 	by, known := s.m.Job(e.By, false)
-	if !known || by.Priority <= victim.Priority {
+	if (!known || by.Priority <= victim.Priority) && !c.books.reclaims(victim.Tenant, by.Tenant) {
 		c.fail("preemption", fmt.Sprintf("index %d: token %s of job %s of priority %d makes room for job %s of priority %d", e.Index, e.Lease, e.Job, victim.Priority, e.By, by.Priority))
 	}
 }
@@ -257,6 +259,9 @@ func (c *checker) end() {
 		}
 		c.invariants(s)
 		c.acknowledged(s)
+	}
+	if w.users.terms.on {
+		c.books.compare(first)
 	}
 	names := map[string]gpuai.JobID{}
 	for _, j := range allJobs(first.m) {

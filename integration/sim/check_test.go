@@ -12,7 +12,7 @@ import (
 func calm(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(plan{seed: 1, nodes: 3}, nil)
-	w.healed = true
+	w.healed, w.users.terms.on = true, false
 	for _, h := range w.hosts {
 		h.start()
 	}
@@ -134,7 +134,7 @@ func TestCheckDigests(t *testing.T) {
 		if err := s.m.Apply(1, 1, entry, &s.out); err != nil {
 			t.Fatal(err)
 		}
-		w.check.applied(s, &s.out)
+		w.check.applied(s, 1, &s.out)
 	}
 	if !w.check.failed() || w.check.violations[0].Check != "digests" {
 		t.Error(w.check.violations)

@@ -34,6 +34,8 @@ const (
 	expiry
 	breakerTripped
 	taskPreempted
+	termChanged
+	hoursExplained
 	numFaults
 )
 
@@ -42,6 +44,7 @@ var faultNames = [numFaults]string{
 	"agent pause", "host suspend", "host power loss", "watchdog death", "identity clone", "device sick",
 	"node drained", "answer lost", "snapshot taken", "snapshot installed", "unkillable task", "backup restored",
 	"expiry", "breaker tripped", "task preempted",
+	"terms changed", "hours explained",
 }
 
 func (w *world) count(f fault) { w.faults[f]++ }
@@ -470,6 +473,8 @@ func (w *world) standStillOnGrant(node gpuai.NodeID) {
 func (w *world) heal() {
 	w.tracef("heal")
 	w.healed = true
+	w.users.terms.clear()
+	w.after(30*sec, w.users.terms.clear) // behind any that was late
 	w.net.heal()
 	for _, s := range w.servers {
 		for s.stops > 0 {

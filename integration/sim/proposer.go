@@ -103,7 +103,7 @@ func (p *proposer) propose(c *call) {
 func (p *proposer) pack() {
 	for len(p.queue) > 0 && len(p.inFlight) < maxInFlight && !p.handing && p.term != 0 {
 		e := p.take()
-		h := fsm.Header{Time: p.now(), Term: p.term}
+		h := fsm.Header{Time: p.now(), Wall: p.s.w.users.terms.wall(p.s), Term: p.term}
 		p.inFlight = append(p.inFlight, e)
 		p.s.after(applyTimeout, func() { p.fail(e, gpuai.OutcomeUnknown) })
 		w := p.s.w
@@ -152,6 +152,7 @@ func (p *proposer) hand(e *entry, h fsm.Header) {
 	}
 	e.term = r.term
 	e.index = r.append(fsm.AppendEntry(nil, h, e.cmds...))
+	p.s.w.check.books.wrote(e.index, e.term, h.Wall, e.cmds)
 	p.pack()
 }
 

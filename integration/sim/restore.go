@@ -15,6 +15,7 @@ type backup struct {
 	index uint64 // that the machine had applied
 	// acked and stops are what clients had been told of it by then.
 	acked, stops []ackedJob
+	ledger       ledger
 }
 
 // maxTTL is the longest TTL that a lease of a simulated region may have, also
@@ -98,7 +99,8 @@ func (w *world) restore(saved *backup) {
 func (c *checker) saved(image []byte, index uint64) *backup {
 	later := func(a ackedJob) bool { return a.index > index }
 	return &backup{
-		image: image, index: index,
+		ledger: c.books.clone(),
+		image:  image, index: index,
 		acked: slices.DeleteFunc(slices.Clone(c.acked), later),
 		stops: slices.DeleteFunc(slices.Clone(c.stops), later),
 	}
@@ -109,6 +111,7 @@ func (c *checker) saved(image []byte, index uint64) *backup {
 func (c *checker) rewound(saved *backup, m *fsm.Machine) {
 	c.digests, c.leaders = map[uint64]fsm.Digest{m.Index(): m.Digest()}, map[uint64]int{}
 	c.seen = m.Index()
+	c.books.rewound(saved, m)
 	c.acked, c.stops = slices.Clone(saved.acked), slices.Clone(saved.stops)
 	clear(c.byKey)
 	for _, a := range c.acked {

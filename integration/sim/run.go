@@ -38,6 +38,8 @@ func newWorld(p plan, tr *tracer) *world {
 	w.net = &network{w: w, cuts: map[link]int{}}
 	w.check = newChecker(w)
 	w.users = &users{w: w}
+	w.users.terms = newTerms(w.users, p.seed)
+	w.users.terms.on = w.users.terms.on && p.bias == sound
 	for i := range w.prof.servers {
 		w.servers = append(w.servers, newServer(w, i))
 	}
@@ -60,6 +62,7 @@ func simulate(p plan, tr *tracer) result {
 	for _, h := range w.hosts {
 		w.at(w.between(0, 3*sec), h.powerOn)
 	}
+	w.tracef("%s", w.users.terms)
 	w.users.begin()
 	w.at(3*sec, w.inject)
 	w.everySecond()
@@ -83,7 +86,9 @@ func simulate(p plan, tr *tracer) result {
 func (w *world) everySecond() {
 	if s := pick(w, w.servers); s.up {
 		w.check.acknowledged(s)
+		w.check.books.explained(s)
 	}
+	w.check.books.overrun()
 	if w.healed {
 		w.operate()
 	}

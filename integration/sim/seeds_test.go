@@ -77,6 +77,8 @@ var failedSeeds = []struct {
 	{plan{seed: 49012}, "server: a quarantine from a report that came behind the word that the device is well was never ended"},
 	{plan{seed: 51601}, "server: the same"},
 	{plan{seed: 52094}, "server: the same"},
+	{plan{seed: 149}, "fsm: a node whose schedule was replaced was said to be out of order"},
+	{plan{seed: 1083}, "fsm: kept room was taken for a job beyond its tenant's running jobs"},
 }
 
 func TestSeedsThatFailed(t *testing.T) {

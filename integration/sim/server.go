@@ -146,7 +146,7 @@ func (s *server) apply(index uint64, e *logEntry) {
 			s.w.check.fail("apply", fmt.Sprintf("server %d, index %d: %v", s.id, index, err))
 			return
 		}
-		s.w.check.applied(s, &s.out)
+		s.w.check.applied(s, e.term, &s.out)
 		s.route(&s.out)
 		s.proposer.applied(index, e.term, &s.out)
 		if s.reign != nil {

@@ -18,6 +18,7 @@ type users struct {
 	keys    int
 	pending int // calls that have no final answer yet
 	running []gpuai.JobID
+	terms   *terms
 	raised  bool // the region has the newest feature level, and keeps it
 }
 
@@ -50,7 +51,9 @@ func (u *users) submit() {
 		binary.BigEndian.PutUint64(id[:], u.w.rnd.Uint64()>>1)
 		binary.BigEndian.PutUint64(id[8:], u.w.rnd.Uint64()|1)
 		c := fsm.SubmitJob{ID: id, Spec: spec}
-		return c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: "user", Key: key})
+		b := c.Append(nil, fsm.Envelope{Tenant: gpuai.DefaultTenant, Actor: "user", Key: key})
+		u.w.check.books.know(b, &c)
+		return b
 	}, func(a applied, again bool) {
 		if a.res.Code != gpuai.OK {
 			u.w.tracef("submit %s: %s %s", key, a.res.Code, a.res.Detail)
@@ -101,13 +104,17 @@ func (u *users) eligibility(node gpuai.NodeID, drained bool) {
 func (u *users) raise() {
 	u.pending++
 	u.call(func() []byte {
-		return (&fsm.SetFeatureLevel{Level: fsm.MaxLevel}).Append(nil, fsm.Envelope{})
+		c := &fsm.SetFeatureLevel{Level: fsm.MaxLevel}
+		b := c.Append(nil, fsm.Envelope{})
+		u.w.check.books.know(b, c)
+		return b
 	}, func(a applied, again bool) {
 		if again || a.res.Code != gpuai.OK {
 			return
 		}
 		// A region that is put back from a backup may have the old level again.
 		u.raised = u.w.prof.backups == 0
+		u.terms.begin()
 		if u.w.prof.preempts {
 			u.displace()
 		}
@@ -261,6 +268,7 @@ func (u *users) spec() *gpuai.JobSpec {
 	if u.raised && g.Gang && w.chance(0.3) {
 		s.Groups, s.Together = together(g), true
 	}
+	u.terms.of(s)
 	s.Defaults()
 	return s
 }

@@ -37,7 +37,8 @@ type agent struct {
 	renewed  map[gpuai.Token]int64
 	gone     []gpuai.Token // leases that were said to have ended
 	sessions int
-	fences   []string // when the real one would have killed a task
+	session  *client.Session // the one that was welcomed
+	fences   []string        // when the real one would have killed a task
 	lastBeat time.Time
 	lastAck  time.Time
 }
@@ -111,7 +112,7 @@ func (a *agent) serve(ctx context.Context, addr string) {
 		case err != nil || f.Refused != nil:
 			return
 		case f.Welcome != nil:
-			a.welcomed(&f.Welcome.Ack)
+			a.welcomed(s, &f.Welcome.Ack)
 			unconfirmed.Stop()
 			every := time.Duration(f.Welcome.Policy.BeatEvery) * time.Millisecond
 			beats.Go(func() { a.beat(ctx, s, every, unconfirmed) })
@@ -129,6 +130,7 @@ func (a *agent) hello() *gpuai.Hello {
 		BootID: "boot", Nonce: "life", Sent: a.now(),
 		Node: gpuai.NodeSpec{
 			ID: a.id, Zone: "z", Address: "127.0.0.1", CPU: 64_000, Memory: 1 << 40, Simulated: true,
+			Labels:  map[string]string{"name": string(a.id)},
 			Devices: []gpuai.Device{{ID: gpuai.DeviceID(a.id + "-gpu"), Vendor: "sim", Model: "X1", Memory: 80 << 30}},
 		},
 	}
@@ -141,11 +143,22 @@ func (a *agent) hello() *gpuai.Hello {
 	return h
 }
 
-func (a *agent) welcomed(ack *gpuai.Ack) {
+func (a *agent) welcomed(s *client.Session, ack *gpuai.Ack) {
 	a.mu.Lock()
 	a.sessions++
+	a.session = s
 	a.mu.Unlock()
 	a.ack(ack)
+}
+
+// tell sends a report, if there is a session.
+func (a *agent) tell(r *gpuai.Report) {
+	a.mu.Lock()
+	s := a.session
+	a.mu.Unlock()
+	if s != nil {
+		_ = s.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameReport, Report: r}) // the session's end says the rest
+	}
 }
 
 func (a *agent) beat(ctx context.Context, s *client.Session, every time.Duration, unconfirmed *time.Timer) {
