@@ -20,10 +20,13 @@ const (
 	// classAnonymous is what is done for whoever comes: it is counted apart, and
 	// is little.
 	classAnonymous
+	// classObject is what agents store and read by way of this server: it lasts, is
+	// counted apart, and its bytes wait for one another.
+	classObject
 	numClasses
 )
 
-var classNames = [numClasses]string{"session", "status", "read", "submit", "stream", "anonymous"}
+var classNames = [numClasses]string{"session", "status", "read", "submit", "stream", "anonymous", "object"}
 
 // A gate admits requests. Short ones share one count, against which each class
 // has its own ceiling: writes find it full first, then reads, then status.
@@ -46,11 +49,12 @@ func newGate(c *Config) *gate {
 		classStream:  int64(c.MaxStreams),
 
 		classAnonymous: max(1, n/8),
+		classObject:    int64(c.MaxObjects),
 	}}
 }
 
 func (g *gate) counter(c class) *atomic.Int64 {
-	if c == classSession || c == classStream || c == classAnonymous {
+	if c == classSession || c == classStream || c == classAnonymous || c == classObject {
 		return &g.long[c]
 	}
 	return &g.short
