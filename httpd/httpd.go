@@ -68,7 +68,8 @@ type Config struct {
 	// 0 is 4,096.
 	MaxStreams int
 	// MaxObjects bounds the objects of the store that agents send or fetch here at a
-	// time, one node's to an eighth; 0 is 64. ObjectRate bounds the bytes of all of
+	// time, and apart from them their questions about the store, one node's to an
+	// eighth; 0 is 64. ObjectRate bounds the bytes of all of
 	// them in a second; 0 is 256 MiB.
 	MaxObjects, ObjectRate int
 	// MaxBodyBytes bounds the bodies of all requests under way together; 0 is

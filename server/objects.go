@@ -29,6 +29,8 @@ const (
 	objectTimeout = 30 * time.Second
 	// deletesAtOnce is how many blobs a request deletes at a time.
 	deletesAtOnce = 8
+	// maxPageToken bounds what a store has a listing go on by.
+	maxPageToken = 4 << 10
 	// maxKeyText bounds what is told of a key that was refused.
 	maxKeyText = 200
 )
@@ -219,14 +221,26 @@ func (s *Server) GrantObjects(ctx context.Context, a *gpuai.StoreAsk) (out gpuai
 			return out, err
 		}
 	}
-	out.Grants = make([]gpuai.StoreGrant, len(a.Objects))
-	for i := range a.Objects {
-		op := &a.Objects[i]
-		g := &out.Grants[i]
+	out.Grants, err = s.sign(ctx, store, a.Objects, leaves)
+	return out, err
+}
+
+// sign signs what was judged. It takes no more than half of the processors, whoever
+// asks: beats and leases need them first.
+func (s *Server) sign(ctx context.Context, store *blobs.Store, ops []gpuai.StoreOp, leaves []leave) ([]gpuai.StoreGrant, error) {
+	select {
+	case s.blobs.signs <- struct{}{}:
+		defer func() { <-s.blobs.signs }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	out := make([]gpuai.StoreGrant, len(ops))
+	for i := range ops {
+		op, g := &ops[i], &out[i]
 		g.ExpiresIn = gpuai.Duration(blobs.SignedFor / time.Millisecond)
 		signed, err := store.Sign(ctx, blobs.Op{Put: op.Put, Key: op.Key, Bytes: op.Bytes}, leaves[i].once)
 		if err != nil && !errors.Is(err, blobs.ErrUnsigned) {
-			return gpuai.StoreGrants{}, s.storeFailed(err)
+			return nil, s.storeFailed(err)
 		}
 		g.URL, g.Header = signed.URL, signed.Header
 	}
@@ -268,7 +282,7 @@ func (s *Server) storeFailed(err error) error {
 // ListObjects implements httpd.Objects.
 func (s *Server) ListObjects(ctx context.Context, l *gpuai.StoreLease, cursor string) (out gpuai.StoreObjects, err error) {
 	page, err := base64.RawURLEncoding.DecodeString(cursor)
-	if err != nil || len(page) > gpuai.MaxTextLen {
+	if err != nil || len(page) > maxPageToken {
 		return out, badCursor()
 	}
 	h, err := s.holderOf(ctx, l)

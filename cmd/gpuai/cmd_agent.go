@@ -409,8 +409,8 @@ network.gang.
 
 Checkpoints and output go to the region's store, if its servers have one, by leave
 that the servers give for each lease: this host needs no credentials of the store
-and should have none. --store=direct is faster where the store is not S3's, and for
-hosts that may read and change all that is there; docs/checkpoints.md tells more.`,
+and should have none. --store=direct spares the way by the servers, for hosts that
+may read and change all that is there; docs/checkpoints.md tells more.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
       --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480

@@ -240,3 +240,22 @@ func TestNamesWithinTreesAndLogs(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkSign signs as many URLs as an agent may ask for at once.
+func BenchmarkSign(b *testing.B) {
+	b.Setenv("AWS_ACCESS_KEY_ID", "the-id")
+	b.Setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+	b.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	s, err := Open(b.Context(), "s3://bucket/prefix?region=eu-west-1")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	for b.Loop() {
+		for range MaxOps {
+			if _, err := s.Sign(b.Context(), Op{Put: true, Key: "checkpoints/a/chunks/b", Bytes: chunkBytes}, true); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
