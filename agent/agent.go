@@ -103,7 +103,7 @@ func Open(cfg Config) (*Agent, error) {
 		cfg: cfg, log: cfg.Logger.With("node", string(cfg.Node)), takeOver: cfg.TakeOver,
 		inbox: make(chan func(), 1024), ended: make(chan struct{}), region: gpuai.DefaultRegion,
 		records: map[gpuai.Token]*store.JournalLease{}, dirty: map[gpuai.Token]bool{},
-		vault: newVault(), publishing: map[gpuai.Token]publishing{}, asking: map[gpuai.Token]asking{},
+		vault: newVault(&cfg), publishing: map[gpuai.Token]publishing{}, asking: map[gpuai.Token]asking{},
 		workers: map[gpuai.Token]*worker{}, live: map[gpuai.Token]bool{},
 		devices: devices{unclean: map[gpuai.DeviceID]string{}, bad: map[gpuai.DeviceID]bool{}},
 	}
@@ -124,6 +124,7 @@ func (a *Agent) open() (err error) {
 			return err
 		}
 	}
+	a.vault.servers, _ = a.dialer.(StoreClient)
 	if err := os.MkdirAll(a.path(tasksDir), 0o700); err != nil {
 		return fmt.Errorf("create the agent's data directory: %w", err)
 	}

@@ -397,7 +397,7 @@ func (s *saver) refuse(name string) {
 
 // store puts a checkpoint into the store.
 func (s *saver) store(name string) (p gpuai.Publish, t blobs.Tree, err error) {
-	store, err := s.w.a.vault.open(s.ctx)
+	store, err := s.w.a.vault.open(s.ctx, s.w.lease.ID)
 	if err != nil {
 		return p, t, err
 	}
@@ -434,23 +434,21 @@ func (s *saver) published(name string, p gpuai.Publish, t blobs.Tree) {
 	}
 }
 
-// prune deletes what this lease and earlier ones of its task have stored and the
-// region does not keep. What a later lease stores is not this one's to judge.
+// prune deletes what this lease has stored and the region does not keep. What earlier
+// leases of the task have left the servers delete, once nothing of a lease is kept.
 func (s *saver) prune() error {
-	store, err := s.w.a.vault.open(s.ctx)
+	store, err := s.w.a.vault.open(s.ctx, s.w.lease.ID)
 	if err != nil {
 		return err
 	}
+	prefix := gpuai.CheckpointLeasePrefix(s.w.lease.TaskRef, s.w.lease.ID)
 	var keep []string
 	for i := range s.kept {
-		keep = append(keep, s.kept[i].Key)
+		if strings.HasPrefix(s.kept[i].Key, prefix) {
+			keep = append(keep, s.kept[i].Key)
+		}
 	}
-	prefix := gpuai.CheckpointTaskPrefix(s.w.lease.TaskRef)
-	_, err = store.Prune(s.ctx, prefix, keep, func(key string) bool {
-		name, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
-		var t gpuai.Token
-		return t.UnmarshalText([]byte(name)) == nil && t <= s.w.lease.ID
-	})
+	_, err = store.Prune(s.ctx, prefix, keep, func(string) bool { return true })
 	return err
 }
 

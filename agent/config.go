@@ -66,6 +66,8 @@ type Config struct {
 	// LogSpace of all attempts together: the oldest that have ended make way. 0
 	// means DefaultLogBytes and DefaultLogSpace.
 	LogBytes, LogSpace int64
+	// Store is how the region's store is used; "" is StoreSigned.
+	Store StoreAccess
 	// DenyExec keeps commands from being run beside tasks.
 	DenyExec bool
 	Logger   *slog.Logger
@@ -152,6 +154,9 @@ func (c *Config) fill() error {
 	if c.LogSpace == 0 {
 		c.LogSpace = DefaultLogSpace
 	}
+	if c.Store == "" {
+		c.Store = StoreSigned
+	}
 	if c.Address == "" {
 		c.Address = "127.0.0.1"
 	}
@@ -171,6 +176,8 @@ func (c *Config) fill() error {
 		return errors.New("the agent needs a data directory")
 	case c.Watchdog == "":
 		return errors.New("the agent needs the path of gpuai-watchdog")
+	case c.Store != StoreSigned && c.Store != StoreDirect:
+		return fmt.Errorf("the region's store is used signed, by leave of the servers, or direct, with credentials of this host's own: not %q", c.Store)
 	case len(c.Servers) == 0:
 		return errors.New("the agent needs the address of at least one server")
 	}

@@ -60,7 +60,7 @@ const testNode gpuai.NodeID = "gpu-a1"
 func testConfig(dir, server string, log *slog.Logger) Config {
 	return Config{
 		Node: testNode, Servers: []string{server}, DataDir: dir, Watchdog: watchdogPath,
-		AllowProcess: true, Logger: log, Dialer: tcpDialer{},
+		AllowProcess: true, Logger: log, Dialer: tcpDialer{}, Store: StoreDirect,
 	}
 }
 

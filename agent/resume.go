@@ -47,7 +47,7 @@ func (w *worker) fetchCheckpoint(ctx context.Context, no *decide.TaskNotStarted)
 	if w.a.vault.at() == "" {
 		return nil, errors.New("the task has a checkpoint to go on from, and this region's servers name no checkpoint store: start them with --store")
 	}
-	store, err := w.a.vault.open(ctx)
+	store, err := w.a.vault.open(ctx, w.lease.ID)
 	if err != nil {
 		return nil, fmt.Errorf("the checkpoint to go on from: %w", err)
 	}

@@ -119,12 +119,12 @@ func TestForgottenTasksAreDiscarded(t *testing.T) {
 }
 
 func TestVaultThatIsBeingOpenedKeepsNobody(t *testing.T) {
-	v := newVault()
-	v.set("file:///nowhere")
+	v := newVault(&Config{Store: StoreDirect})
+	v.set("file:///nowhere", 1)
 	v.opening <- struct{}{} // it does not answer
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := v.open(ctx); !errors.Is(err, context.Canceled) || v.at() != "file:///nowhere" {
+	if _, err := v.open(ctx, 1); !errors.Is(err, context.Canceled) || v.at() != "file:///nowhere" {
 		t.Error(err, v.at())
 	}
 }

@@ -36,7 +36,7 @@ type line struct {
 }
 
 type clientDialer struct {
-	c      *client.Client
+	*client.Client
 	scheme string // of addresses without one
 }
 
@@ -58,7 +58,7 @@ func newClientDialer(cfg *Config) (Dialer, error) {
 
 // Dial opens a session with one server.
 func (d clientDialer) Dial(ctx context.Context, addr string) (Session, error) {
-	s, err := d.c.DialSession(ctx, d.serverURL(addr))
+	s, err := d.Client.DialSession(ctx, d.serverURL(addr))
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (d clientDialer) Dial(ctx context.Context, addr string) (Session, error) {
 
 // DialExec implements ExecDialer.
 func (d clientDialer) DialExec(ctx context.Context, addr string, r *gpuai.ExecRequest) (ExecConn, error) {
-	c, err := d.c.AnswerExec(ctx, d.serverURL(addr), r)
+	c, err := d.Client.AnswerExec(ctx, d.serverURL(addr), r)
 	if err != nil {
 		return nil, err
 	}
@@ -284,7 +284,7 @@ func (a *Agent) welcomed(l *line, w *gpuai.Welcome) {
 	a.step(decide.Welcomed{Session: l.id, Welcome: w})
 	if a.core.Connected() {
 		a.region = w.Region
-		a.vault.set(w.CheckpointStore)
+		a.vault.set(w.CheckpointStore, w.Incarnation)
 		a.publishAgain()
 		a.askAgain()
 		a.log.Info("session", "server", w.Server, "session", w.Session, "incarnation", w.Incarnation, "index", w.Index)

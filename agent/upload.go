@@ -150,7 +150,7 @@ type upload struct {
 	u     *uploads
 	lease gpuai.Token
 	task  gpuai.TaskRef
-	store *blobs.Store
+	store opened
 	log   *blobs.LogWriter // of what is stored so far
 }
 
@@ -175,6 +175,14 @@ func (u *uploads) upload(ctx context.Context, t gpuai.Token) {
 			log.Info("output uploaded", "bytes", bytes, "took", time.Since(began).Round(time.Millisecond))
 			u.forget(t)
 			return
+		case refusedAs(err, gpuai.PreconditionFailed): // it was answered to nobody
+			log.Info("output is in the store already")
+			u.forget(t)
+			return
+		case refusedAs(err, gpuai.Forbidden):
+			log.Warn("the output of an attempt stays on its node: the region does not know it as this node's", "error", err)
+			u.forget(t)
+			return
 		case errors.Is(err, errNoOutput):
 			u.dropped(t)
 			return
@@ -196,6 +204,11 @@ func (u *uploads) upload(ctx context.Context, t gpuai.Token) {
 			return
 		}
 	}
+}
+
+func refusedAs(err error, c gpuai.Code) bool {
+	var e *gpuai.Error
+	return errors.As(err, &e) && e.Code == c
 }
 
 // maxMark bounds a mark.
@@ -225,11 +238,11 @@ var errNoOutput = errors.New("the attempt's output is not there any more")
 func (up *upload) try(ctx context.Context) (bytes int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, uploadTime)
 	defer cancel()
-	store, err := up.u.a.vault.open(ctx)
+	store, err := up.u.a.vault.open(ctx, up.lease)
 	if err != nil {
 		return 0, err
 	}
-	if up.store != store {
+	if up.log == nil || up.store.url != store.url {
 		up.store, up.log = store, store.NewLog(gpuai.LogPrefix(up.task, up.lease))
 	}
 	dir := up.u.a.taskDir(up.lease)

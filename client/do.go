@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type request struct {
 	body   any    // sent as JSON; nil sends none
 	raw    []byte // sent as it is, in place of body
 	key    string // idempotency key
+	kind   string // of raw; "" is JSON
 	accept string // "" is JSON
 	// wait is how long the answer may be held at the caller's own wish.
 	wait gpuai.Duration
@@ -264,7 +266,7 @@ func (c *Client) newRequest(ctx context.Context, addr string, r *request) (*http
 		return nil, fmt.Errorf("making a request for %s: %w", u, err)
 	}
 	if r.raw != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", cmp.Or(r.kind, "application/json"))
 	}
 	req.Header.Set("Accept", "application/json")
 	if r.accept != "" {

@@ -30,6 +30,7 @@ type Backend interface {
 	Identities
 	Secrets
 	Owners
+	Objects
 }
 
 // Status is what this server knows of itself and its region right now.

@@ -178,7 +178,7 @@ func (f *fairQueue) freed() {
 // grant gives turns while there is room: in the order of service, and round.
 func (f *fairQueue) grant() {
 	now := time.Now()
-	for _, class := range [...]class{classStatus, classRead, classWrite, classAnonymous} {
+	for _, class := range [...]class{classStatus, classRead, classWrite, classAnonymous, classGrant, classObject} {
 		for passed := 0; passed < len(f.ring[class]); {
 			l := f.ring[class][0]
 			f.ring[class] = append(f.ring[class][1:len(f.ring[class]):len(f.ring[class])], l)

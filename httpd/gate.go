@@ -20,10 +20,16 @@ const (
 	// classAnonymous is what is done for whoever comes: it is counted apart, and
 	// is little.
 	classAnonymous
+	// classGrant is what nodes ask of the region's store: it is counted apart, since
+	// what is signed takes a processor's time.
+	classGrant
+	// classObject is what agents store and read by way of this server: it lasts, is
+	// counted apart, and its bytes wait for one another.
+	classObject
 	numClasses
 )
 
-var classNames = [numClasses]string{"session", "status", "read", "submit", "stream", "anonymous"}
+var classNames = [numClasses]string{"session", "status", "read", "submit", "stream", "anonymous", "grant", "object"}
 
 // A gate admits requests. Short ones share one count, against which each class
 // has its own ceiling: writes find it full first, then reads, then status.
@@ -46,14 +52,16 @@ func newGate(c *Config) *gate {
 		classStream:  int64(c.MaxStreams),
 
 		classAnonymous: max(1, n/8),
+		classGrant:     int64(c.MaxObjects),
+		classObject:    int64(c.MaxObjects),
 	}}
 }
 
 func (g *gate) counter(c class) *atomic.Int64 {
-	if c == classSession || c == classStream || c == classAnonymous {
-		return &g.long[c]
+	if c == classStatus || c == classRead || c == classWrite {
+		return &g.short
 	}
-	return &g.short
+	return &g.long[c]
 }
 
 // enter admits a request of class c, or reports that there is no room. Who

@@ -67,6 +67,11 @@ type Config struct {
 	// MaxStreams bounds event streams, followed logs and blocking queries;
 	// 0 is 4,096.
 	MaxStreams int
+	// MaxObjects bounds the objects of the store that agents send or fetch here at a
+	// time, and apart from them their questions about the store, one node's to an
+	// eighth; 0 is 64. ObjectRate bounds the bytes of all of
+	// them in a second; 0 is 256 MiB.
+	MaxObjects, ObjectRate int
 	// MaxBodyBytes bounds the bodies of all requests under way together; 0 is
 	// 64 MiB. No batch may take its last 16 MiB.
 	MaxBodyBytes int64
@@ -89,7 +94,7 @@ func (c *Config) defaults() {
 		at *int
 		to int
 	}{
-		{&c.MaxInFlight, 1024}, {&c.MaxSessions, 50_000}, {&c.MaxStreams, 4096},
+		{&c.MaxInFlight, 1024}, {&c.MaxSessions, 50_000}, {&c.MaxStreams, 4096}, {&c.MaxObjects, 64}, {&c.ObjectRate, 256 << 20},
 		{&c.SessionsPerSecond, 1_000 * runtime.GOMAXPROCS(0)},
 	} {
 		if *d.at <= 0 {
@@ -116,6 +121,7 @@ type api struct {
 	gate    *gate
 	fair    *fairQueue
 	opening *rate.Limiter // of sessions
+	objects *rate.Limiter // of bytes
 	bodies  *budget
 	metrics *metrics
 	cross   *http.CrossOriginProtection
@@ -131,6 +137,7 @@ func New(cfg Config) http.Handler {
 		cfg: cfg, backend: cfg.Backend, log: cfg.Logger,
 		gate:    newGate(&cfg),
 		opening: rate.NewLimiter(rate.Limit(cfg.SessionsPerSecond), max(1, cfg.SessionsPerSecond/10)),
+		objects: rate.NewLimiter(rate.Limit(cfg.ObjectRate), max(cfg.ObjectRate/8, paceBytes)),
 		bodies:  &budget{max: cfg.MaxBodyBytes},
 		cross:   http.NewCrossOriginProtection(),
 	}
@@ -147,7 +154,7 @@ func (a *api) newRouter() *mux.Router {
 	for i := range routes {
 		rt := &routes[i]
 		methods := []string{rt.method}
-		if rt.method == http.MethodGet && rt.class != classStream && rt.class != classSession {
+		if rt.method == http.MethodGet && rt.class != classStream && rt.class != classSession && rt.class != classObject {
 			methods = append(methods, http.MethodHead)
 		}
 		r.Path(rt.path).Methods(methods...).Handler(a.handler(rt))

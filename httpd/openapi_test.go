@@ -243,7 +243,7 @@ func TestAnswersFitTheDocument(t *testing.T) {
 	b := newTwin()
 	b.output, b.ended = []byte("hello\n"), true
 	s, doc := serve(t, b), newContract(t)
-	for _, c := range slices.Concat(exchanges(t), memberExchanges, accessExchanges, identityExchanges, secretExchanges) {
+	for _, c := range slices.Concat(exchanges(t), memberExchanges, accessExchanges, identityExchanges, secretExchanges, storeExchanges) {
 		resp, body := ask(t, s, c.method, c.path, c.body, c.headers...)
 		if resp.StatusCode != c.status {
 			t.Errorf("%s %s → %d, want %d: %s", c.method, c.path, resp.StatusCode, c.status, body)

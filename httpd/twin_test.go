@@ -53,6 +53,7 @@ type twin struct {
 	agent    func(context.Context, AgentConn) error
 	access   twinAccess
 	secrets  twinSecrets
+	objects  twinObjects
 	members  []gpuai.MemberStatus
 	removed  []gpuai.ServerID
 }

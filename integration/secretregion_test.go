@@ -58,11 +58,17 @@ func (g *guarded) must(token, stdin string, args ...string) string {
 
 // startGuarded forms a region over TLS with tenants team and other.
 func startGuarded(t *testing.T) (g *guarded, team, other string) {
+	return startGuardedWith(t, func(*exec.Cmd) {})
+}
+
+// startGuardedWith is startGuarded of a server that set has given its environment, with
+// further flags.
+func startGuardedWith(t *testing.T, set func(*exec.Cmd), flags ...string) (g *guarded, team, other string) {
 	g = &guarded{t: t, dir: scratch(t)}
 	addr := freeAddr(t)
 	g.url = "https://" + addr
-	g.server = start(t, "server", "gpuai", "server", "run", "--id", "a", "--data", filepath.Join(g.dir, "a"),
-		"--key-file", filepath.Join(g.dir, "keyring"), "--http", addr, "--raft", freeAddr(t), "--bootstrap")
+	g.server = startWith(t, "server", "gpuai", set, append([]string{"server", "run", "--id", "a", "--data", filepath.Join(g.dir, "a"),
+		"--key-file", filepath.Join(g.dir, "keyring"), "--http", addr, "--raft", freeAddr(t), "--bootstrap"}, flags...)...)
 	eventually(t, patience, "CA of the region", func(context.Context) error {
 		_, err := os.Stat(filepath.Join(g.dir, "a", "ca.pem"))
 		return err

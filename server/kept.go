@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -23,13 +24,14 @@ const (
 type blobStore struct {
 	url   string // "": the region has none
 	turns chan struct{}
+	signs chan struct{} // takes one for each who signs
 
 	mu    sync.Mutex // guards below
 	store *blobs.Store
 }
 
 func newBlobStore(url string) *blobStore {
-	return &blobStore{url: url, turns: make(chan struct{}, keptReads)}
+	return &blobStore{url: url, turns: make(chan struct{}, keptReads), signs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
 func (b *blobStore) open(ctx context.Context) (*blobs.Store, error) {

@@ -35,6 +35,8 @@ type reign struct {
 	applied chan struct{} // an entry was applied
 	retired chan struct{} // jobs were retired: the store may be swept
 
+	publishes chan publish // of checkpoints: earlier attempts may be swept
+
 	mu         sync.Mutex // guards below
 	waiting    []*beatBatch
 	registered []gpuai.NodeID
@@ -70,7 +72,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	r := &reign{
 		s: s, term: term, tracker: liveness.New(term.Number, s.now()),
 		ended: make(chan struct{}), kick: make(chan struct{}, 1), applied: make(chan struct{}, 1),
-		retired: make(chan struct{}, 1),
+		retired: make(chan struct{}, 1), publishes: make(chan publish, maxPublishes),
 	}
 	defer close(r.ended)
 	s.reign.Store(r)
@@ -82,6 +84,7 @@ func (s *Server) rule(ctx context.Context, term raft.Term) {
 	wg.Go(func() { r.levels(ctx) })
 	wg.Go(func() { r.retirements(ctx) })
 	wg.Go(func() { r.sweeps(ctx) })
+	wg.Go(func() { r.sweepAttempts(ctx) })
 	wg.Go(func() { r.reseals(ctx) })
 	wg.Wait()
 }
@@ -99,6 +102,7 @@ func (r *reign) observe(out *fsm.Output) {
 			r.mu.Unlock()
 		}
 	}
+	r.published(out)
 	nudge(r.applied)
 }
 

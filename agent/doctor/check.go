@@ -74,6 +74,7 @@ var Codes = []Code{
 	{"network-egress", "what the host lacks for `--network-egress`: nft, forwarding, resolvers; the rules are checked, not loaded"},
 	{"network-host", "whether tasks may have the node's own network"},
 	{"process-runtime", "whether tasks run without isolation"},
+	{"store", "`--store`, and whether this host has credentials of an object store: in the environment, or in the user's files; an instance's role is not seen"},
 	{"driver", "each driver: it starts, and which devices it has"},
 	{"cdi", "each CDI specification: its devices, or why it is refused"},
 	{"clock-boottime", "CLOCK_BOOTTIME, by which leases end"},

@@ -63,6 +63,9 @@ type Facts struct {
 	Credentials error
 	ImageDirs   []error // one for each that cannot be used
 
+	Store            agent.StoreAccess
+	StoreCredentials []string // where credentials of an object store are
+
 	Drivers []DriverFacts
 	Present []string // drivers of the GPUs that the PCI bus tells of
 	CDI     []cdi.Found
@@ -136,6 +139,7 @@ func Gather(ctx context.Context, c *Config) *Facts {
 	f := &Facts{Wrong: c.Wrong, Root: os.Geteuid() == 0, Sandbox: c.Agent.Sandbox, Process: c.Agent.AllowProcess, Clock: clocks()}
 	f.Servers = servers(ctx, c.Agent.Servers, c.Patience)
 	f.Ports = ports(c)
+	f.Store, f.StoreCredentials = c.Agent.Store, storeCredentials(os.Getenv)
 	f.Drivers, f.Present = drivers(ctx, c), plugins.Detect("/")
 	f.findData(c.Agent.DataDir)
 	f.host(c.Agent.Watchdog)

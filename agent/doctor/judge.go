@@ -25,7 +25,7 @@ func Judge(f *Facts) []Check {
 	if f.Sandbox != nil {
 		out = append(out, f.judgeGangs(), f.judgeMesh(), f.judgeEgress(), f.judgeHostNet())
 	}
-	out = append(out, f.judgeProcess())
+	out = append(out, f.judgeProcess(), f.judgeStore())
 	out = append(out, f.judgeDrivers()...)
 	out = append(out, f.judgeCDI()...)
 	out = append(out, f.judgeBoottime(), f.judgeSync(), f.judgeOffset())

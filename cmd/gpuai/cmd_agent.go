@@ -60,6 +60,7 @@ type agentConfig struct {
 	MeshMTU      int      // of the gangs' links
 	LogSize      string   // "32MiB", of each stream of an attempt
 	LogSpace     string   // "4GiB", of all attempts on the node
+	Store        string   // "signed" or "direct": how the region's store is used
 	Exec         string   // "allow" or "deny" commands beside tasks
 	TakeOver     bool     // fence another agent that holds this identity, once
 	MetricsHTTP  string   // listen address of /metrics; "" for none
@@ -72,7 +73,7 @@ func defaultAgentConfig() agentConfig {
 	return agentConfig{
 		Servers: []string{strings.TrimPrefix(defaultAddr, "http://")}, Zone: "default", Address: "127.0.0.1",
 		OCIRuntime: ociAuto, ImageCache: "100GiB", Egress: "deny",
-		Mesh: meshAuto, MeshPorts: agent.DefaultMeshPorts(), MeshMTU: agent.DefaultMeshMTU, LogSize: "32MiB", LogSpace: "4GiB", Exec: "allow",
+		Mesh: meshAuto, MeshPorts: agent.DefaultMeshPorts(), MeshMTU: agent.DefaultMeshMTU, LogSize: "32MiB", LogSpace: "4GiB", Store: string(agent.StoreSigned), Exec: "allow",
 		Log: logConfig{Format: telemetry.FormatText, Level: "info"},
 	}
 }
@@ -82,7 +83,7 @@ func defaultAgentConfig() agentConfig {
 func (c *agentConfig) resolve() (agent.Config, error) {
 	out := agent.Config{
 		Node: gpuai.NodeID(c.ID), DataDir: c.Data, Zone: c.Zone, Rack: c.Rack, NVLinkDomain: c.NVLinkDomain, Address: c.Address, Interface: c.Interface,
-		Watchdog: c.Watchdog, AllowProcess: c.AllowProcess, TakeOver: c.TakeOver,
+		Watchdog: c.Watchdog, AllowProcess: c.AllowProcess, TakeOver: c.TakeOver, Store: agent.StoreAccess(c.Store),
 	}
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -111,6 +112,9 @@ func (c *agentConfig) resolve() (agent.Config, error) {
 		if err := checkListen(c.MetricsHTTP, c.Insecure); err != nil {
 			fail("--metrics-http: %w", err)
 		}
+	}
+	if out.Store != agent.StoreSigned && out.Store != agent.StoreDirect {
+		fail("--store must be signed or direct, not %q: the servers say where the region's store is", c.Store)
 	}
 	var err error
 	if out.DenyExec, err = readExecFlag(c.Exec); err != nil {
@@ -401,7 +405,12 @@ without the clouds' metadata, the host and private networks that it does not nam
 or for the networks that it lists; --network-host for the node's own network, as
 for RDMA. Egress needs nftables and net.ipv4.ip_forward=1; the log says at the start
 what is lacking. What a node allows are its labels network.egress, network.host and
-network.gang.`,
+network.gang.
+
+Checkpoints and output go to the region's store, if its servers have one, by leave
+that the servers give for each lease: this host needs no credentials of the store
+and should have none. --store=direct spares the way by the servers, for hosts that
+may read and change all that is there; docs/checkpoints.md tells more.`,
 		Example: `  gpuai agent run --id gpu-c11 --data /var/lib/gpuai/agent --servers http://127.0.0.1:7470 \
       --driver sim,sim.json --zone hall-1 --rack rack-7 --nvlink-domain nv-12 --ports 29500-29515 --allow-process-runtime
   gpuai agent run --id gpu-c12 --data /var/lib/gpuai/agent --metrics-http 127.0.0.1:7480
@@ -471,6 +480,7 @@ func (cfg *agentConfig) flags(c *cobra.Command) {
 	cfg.sandboxFlags(c)
 	f.StringVar(&cfg.LogSize, "log-size", cfg.LogSize, "what is kept of stdout and of stderr of each attempt: of more the oldest half goes")
 	f.StringVar(&cfg.LogSpace, "log-space", cfg.LogSpace, "what is kept of the output of all attempts: the oldest that have ended make way, and all but the last 512")
+	f.StringVar(&cfg.Store, "store", cfg.Store, "how the region's store is used: signed, by leave of the servers for each lease; or direct, with credentials of the whole store in this environment, by which this host can read and change what all tenants have there")
 	f.StringVar(&cfg.Exec, "exec", cfg.Exec, "allow or deny commands beside tasks (gpuai job exec)")
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "take the node's identity over from another agent, which is fenced: when that one is gone, or its data lost")
 	f.StringVar(&cfg.MetricsHTTP, "metrics-http", "", "listen address of the agent's /metrics, such as 127.0.0.1:7480 (default: none)")

@@ -263,7 +263,7 @@ they need --insecure-plaintext. A server that comes back at another address tell
 	f.Uint64Var(&cfg.DiskHard, "disk-hard-mib", 0, "MiB free below which nothing is written at all; 0: a quarter of --disk-low-mib")
 	f.Uint32Var(&cfg.MaxLevel, "max-feature-level", 0, "hold the region at this feature level while its servers are upgraded, so that they can still go back; 0 for the newest")
 	f.StringVar(&cfg.Retain, "retain", cfg.Retain, "how long an ended job stays in the region's memory before it is read from the history archive; never: until memory is short. The same for all servers")
-	f.StringVar(&cfg.Store, "store", cfg.Store, "where the region keeps tasks' checkpoints and output, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the environment")
+	f.StringVar(&cfg.Store, "store", cfg.Store, "where the region keeps tasks' checkpoints and output, for servers and agents alike, and the same for all: file:///shared/dir, s3://bucket/prefix?region=… or gs://bucket; credentials are of the servers' environment, and agents need none")
 	f.StringVar(&cfg.Store, "checkpoint-store", cfg.Store, "the same as --store")
 	_ = f.MarkHidden("checkpoint-store") // an older name; it is there
 	f.StringVar(&cfg.ArchiveMax, "archive-max", cfg.ArchiveMax, "size of the history archive in --data; the oldest history makes way")

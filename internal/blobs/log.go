@@ -58,14 +58,14 @@ func (p *logPiece) end() int64 { return p.Offset + p.Bytes }
 // A LogWriter stores an attempt's output. One that failed goes on where it was. It
 // is for one goroutine.
 type LogWriter struct {
-	store  *Store
+	store  *Trees
 	prefix string // ends in "/"
 	index  logIndex
 	inline int
 }
 
 // NewLog returns a writer of the output below a prefix. What is there is replaced.
-func (s *Store) NewLog(prefix string) *LogWriter {
+func (s *Trees) NewLog(prefix string) *LogWriter {
 	return &LogWriter{store: s, prefix: prefix, index: logIndex{Format: logFormat, Streams: map[string][]logPiece{}}}
 }
 
@@ -117,7 +117,7 @@ func pieceKey(prefix, stream string, offset int64) string {
 	return prefix + stream + "/" + strconv.FormatInt(offset, 10)
 }
 
-func (s *Store) putPacked(ctx context.Context, key string, raw []byte) error {
+func (s *Trees) putPacked(ctx context.Context, key string, raw []byte) error {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	if _, err := z.Write(raw); err != nil {
@@ -126,12 +126,12 @@ func (s *Store) putPacked(ctx context.Context, key string, raw []byte) error {
 	if err := z.Close(); err != nil {
 		return err
 	}
-	return s.Put(ctx, key, b.Bytes())
+	return s.objects.Put(ctx, key, b.Bytes())
 }
 
 // getPacked reads a blob that unpacks to at most limit bytes.
-func (s *Store) getPacked(ctx context.Context, key string, limit int64) ([]byte, error) {
-	packed, err := s.Get(ctx, key, limit+limit/100+1024) // gzip adds less
+func (s *Trees) getPacked(ctx context.Context, key string, limit int64) ([]byte, error) {
+	packed, err := s.objects.Get(ctx, key, packedMost(limit)) // gzip adds less
 	if err != nil {
 		return nil, err
 	}
@@ -151,13 +151,13 @@ func (s *Store) getPacked(ctx context.Context, key string, limit int64) ([]byte,
 
 // A Log is the output of an attempt as it is kept. It is for one goroutine.
 type Log struct {
-	store  *Store
+	store  *Trees
 	prefix string
 	index  logIndex
 }
 
 // OpenLog opens the output below a prefix. ErrNotFound: none is kept whole there.
-func (s *Store) OpenLog(ctx context.Context, prefix string) (*Log, error) {
+func (s *Trees) OpenLog(ctx context.Context, prefix string) (*Log, error) {
 	raw, err := s.getPacked(ctx, prefix+indexKey, maxLogIndex)
 	if err != nil {
 		return nil, err
@@ -253,7 +253,7 @@ func (r *logReader) load(ctx context.Context, i int) (data []byte, times []gpuai
 	p := &r.pieces[i]
 	key, raw := pieceKey(r.prefix, r.stream, p.Offset), p.Data
 	if raw == nil {
-		if raw, err = r.store.getPacked(ctx, key, 4+MaxPieceTimes*pieceTime+MaxLogPiece); err != nil {
+		if raw, err = r.store.getPacked(ctx, key, maxRawPiece); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -91,8 +91,8 @@ func (m *manifest) check() error {
 }
 
 // readManifest reads and verifies the manifest at a key.
-func (s *Store) readManifest(ctx context.Context, key string, d Digest) (*manifest, error) {
-	data, err := s.Get(ctx, key, maxManifest)
+func (s *Trees) readManifest(ctx context.Context, key string, d Digest) (*manifest, error) {
+	data, err := s.objects.Get(ctx, key, maxManifest)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ func defaults(q url.Values, values map[string]string) {
 // openS3 opens a bucket of S3, or of a service that speaks it.
 func openS3(ctx context.Context, u *url.URL) (*blob.Bucket, error) {
 	at, q := *u, u.Query()
+	q.Del(replaceParam)
 	if q.Get("endpoint") != "" {
 		defaults(q, plain)
 		defaults(q, map[string]string{"use_path_style": "true"}) // few others have a host name for each bucket
@@ -77,6 +78,9 @@ func unsigned(header string) func(*middleware.Stack) error {
 		return next.HandleFinalize(ctx, in)
 	})
 	return func(s *middleware.Stack) error {
+		if _, ok := s.Finalize.Get("Signing"); !ok {
+			return nil // a URL is signed, with no header but those that are told with it
+		}
 		if err := s.Finalize.Insert(away, "Signing", middleware.Before); err != nil {
 			return err
 		}

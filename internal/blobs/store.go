@@ -27,11 +27,14 @@ var (
 	ErrCorrupt = errors.New("the blob is damaged")
 )
 
+var _ Objects = (*Store)(nil)
+
 // A Store is a bucket, or a directory. It is safe for concurrent use.
 type Store struct {
+	Trees
 	bucket *blob.Bucket
 	dir    string // of a store of files, else ""
-	chunk  int64  // bytes of the chunks that it writes
+	sign   signing
 
 	mu     sync.Mutex      // guards below
 	synced map[string]bool // directories of dir whose entries are on the disk
@@ -43,11 +46,17 @@ type Store struct {
 //	s3://bucket/prefix?region=eu-west-1   S3; &endpoint=https://host for another service
 //	gs://bucket/prefix                    Google Cloud Storage, by its S3 interface
 //
+// &unconditional=1 is for a service behind an endpoint that refuses a PUT with
+// If-None-Match.
+//
 // Credentials are in the environment, never in the URL.
 func Check(storeURL string) error {
 	_, err := parse(storeURL)
 	return err
 }
+
+// replaceParam is the parameter of an S3 store that cannot be told to replace nothing.
+const replaceParam = "unconditional"
 
 func parse(storeURL string) (*url.URL, error) {
 	u, err := url.Parse(storeURL)
@@ -63,6 +72,8 @@ func parse(storeURL string) (*url.URL, error) {
 		return nil, fmt.Errorf("the URL of the store %q has a fragment", u)
 	case u.Scheme == "file" && (u.Host != "" || !path.IsAbs(u.Path) || u.RawQuery != ""):
 		return nil, fmt.Errorf("a store of files is an absolute path, as in file:///var/lib/checkpoints, and not %q", u)
+	case u.Query().Has(replaceParam) && (u.Scheme != "s3" || u.Query().Get(replaceParam) != "1"):
+		return nil, errors.New("unconditional=1 is of s3:// stores, and has no other value")
 	case u.Scheme != "file" && u.Host == "":
 		return nil, fmt.Errorf("the URL of the store %q names no bucket", u)
 	}
@@ -76,7 +87,8 @@ func Open(ctx context.Context, storeURL string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{chunk: chunkBytes, synced: map[string]bool{}}
+	s := &Store{synced: map[string]bool{}}
+	s.Trees = Trees{s, chunkBytes}
 	switch u.Scheme {
 	case "file":
 		s.dir = filepath.Clean(u.Path)
@@ -84,8 +96,13 @@ func Open(ctx context.Context, storeURL string) (*Store, error) {
 			CreateDir: true, DirFileMode: 0o700, NoTempDir: true, Metadata: fileblob.MetadataDontWrite,
 		})
 	case "s3":
+		s.sign = signOnce
+		if u.Query().Get(replaceParam) != "" {
+			s.sign = signSize
+		}
 		s.bucket, err = openS3(ctx, u)
 	default:
+		s.sign = signSize // its S3 interface knows the condition for reads alone
 		s.bucket, err = openGS(ctx, u)
 	}
 	if err != nil {
@@ -106,8 +123,7 @@ var keys = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za
 // onePart is above every blob that is put at once: it takes one request.
 const onePart = 16 << 20
 
-// Put stores a blob. When it returns nil the blob is durable, and whole: nobody
-// sees a part of it.
+// Put implements Objects.
 func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 	if !keys.MatchString(key) {
 		return fmt.Errorf("%q is no key of a blob", key)
@@ -123,6 +139,9 @@ func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 	}
 	return nil
 }
+
+// Prepare implements Objects. A store needs no leave.
+func (s *Store) Prepare(context.Context, []Op) error { return nil }
 
 // sync has a new file, and the entries of the directories that lead to it,
 // written to the disk.
@@ -188,8 +207,7 @@ type Entry struct {
 	Bytes int64
 }
 
-// List returns the blobs whose keys begin with prefix, in the order of their
-// keys. After an error it ends.
+// List implements Objects.
 func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		it := s.bucket.List(&blob.ListOptions{Prefix: prefix})
@@ -209,10 +227,12 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[Entry, error]
 	}
 }
 
-// Delete removes a blob. One that is not there is no error.
-func (s *Store) Delete(ctx context.Context, key string) error {
-	if err := s.bucket.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-		return fmt.Errorf("delete %s: %w", key, err)
+// Delete implements Objects.
+func (s *Store) Delete(ctx context.Context, keys ...string) error {
+	for _, key := range keys {
+		if err := s.bucket.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+			return fmt.Errorf("delete %s: %w", key, err)
+		}
 	}
 	return nil
 }
@@ -265,23 +285,4 @@ func (s *Store) dirsBelow(prefix string) iter.Seq2[string, error] {
 			}
 		}
 	}
-}
-
-func (s *Store) deleteIf(ctx context.Context, prefix string, unwanted func(key string) bool) (n int, err error) {
-	var gone []string // listed whole, since a listing may skip what moves under it
-	for e, err := range s.List(ctx, prefix) {
-		if err != nil {
-			return 0, err
-		}
-		if unwanted(e.Key) {
-			gone = append(gone, e.Key)
-		}
-	}
-	for _, key := range gone {
-		if err := s.Delete(ctx, key); err != nil {
-			return n, err
-		}
-		n++
-	}
-	return n, nil
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // parallel is how many chunks are on their way at a time; each takes chunkBytes
-// of memory.
+// of memory. Of an upload's two more wait, or are read.
 const parallel = 4
 
 // A Tree says what was stored, or read.
@@ -66,27 +66,35 @@ type Upload struct {
 // An uploading is an Upload on its way.
 type uploading struct {
 	Upload
-	s    *Store
+	s    *Trees
 	have map[string]int64 // size of each chunk that is there
 	m    manifest
 	// listed and planned are how many entries and bytes the plan has.
 	listed  int
 	planned int64
 	size    int64 // read so far
+	batch   []unsent
+	batched int64 // bytes of batch
 	sent    atomic.Int64
 	work    *errgroup.Group
 	ctx     context.Context
 }
 
+// An unsent chunk is one that is to be put.
+type unsent struct {
+	key  string
+	data []byte
+}
+
 // PutTree stores a directory. When it returns nil all of it is durable. After
 // an error it may be made again: what was sent is not sent again. The error wraps
 // an *UnfitError where another attempt would not help.
-func (s *Store) PutTree(ctx context.Context, u Upload) (Tree, error) {
+func (s *Trees) PutTree(ctx context.Context, u Upload) (Tree, error) {
 	up := &uploading{Upload: u, s: s, have: map[string]int64{}, m: manifest{Format: manifestFormat}, ctx: ctx}
 	if err := up.plan("."); err != nil {
 		return Tree{}, err
 	}
-	for e, err := range s.List(ctx, u.Prefix+chunkDir) {
+	for e, err := range s.objects.List(ctx, u.Prefix+chunkDir) {
 		if err != nil {
 			return Tree{}, err
 		}
@@ -110,7 +118,7 @@ func (s *Store) PutTree(ctx context.Context, u Upload) (Tree, error) {
 	}
 	t := Tree{Digest: sha256.Sum256(data), Bytes: up.size, Files: len(up.m.Files), Sent: up.sent.Load()}
 	t.Key = u.Prefix + manifestDir + hex.EncodeToString(t.Digest[:])
-	return t, s.Put(ctx, t.Key, data)
+	return t, s.objects.Put(ctx, t.Key, data)
 }
 
 // plan lists what is below a directory of the tree, in the order of names, and
@@ -188,7 +196,7 @@ func (u *uploading) files() error {
 			}
 		}
 	}
-	return nil
+	return u.flush()
 }
 
 // file stores a file. It is opened so that no link is followed and no pipe waited
@@ -223,30 +231,56 @@ func (u *uploading) file(x *file) error {
 		sum := sha256.Sum256(buf[:n])
 		c := chunk{SHA256: hex.EncodeToString(sum[:]), Bytes: int64(n)}
 		x.Chunks = append(x.Chunks, c)
-		u.send(c, buf[:n])
+		if err := u.send(c, buf[:n]); err != nil {
+			return err
+		}
 		if int64(n) < u.s.chunk {
 			return nil
 		}
 	}
 }
 
-// send stores a chunk that is not there yet. A part of one, of a store that keeps
-// such, has another size.
-func (u *uploading) send(c chunk, data []byte) {
+// send stores a chunk that is not there yet, with others. A part of one, of a store
+// that keeps such, has another size.
+func (u *uploading) send(c chunk, data []byte) error {
 	key := u.Prefix + chunkDir + c.SHA256
 	if size, ok := u.have[key]; ok && size == c.Bytes {
 		u.progress(c.Bytes)
-		return
+		return nil
 	}
 	u.have[key] = c.Bytes
-	u.work.Go(func() error {
-		if err := u.s.Put(u.ctx, key, data); err != nil {
-			return err
-		}
-		u.sent.Add(c.Bytes)
-		u.progress(c.Bytes)
+	u.batch = append(u.batch, unsent{key, data})
+	if u.batched += c.Bytes; len(u.batch) < MaxOps && u.batched < u.s.chunk {
 		return nil
-	})
+	}
+	return u.flush()
+}
+
+// flush stores what has gathered. It waits while enough are on their way.
+func (u *uploading) flush() error {
+	batch := u.batch
+	u.batch, u.batched = nil, 0
+	if len(batch) == 0 {
+		return nil
+	}
+	ops := make([]Op, len(batch))
+	for i := range batch {
+		ops[i] = Op{Put: true, Key: batch[i].key, Bytes: int64(len(batch[i].data))}
+	}
+	if err := u.s.objects.Prepare(u.ctx, ops); err != nil {
+		return err
+	}
+	for _, x := range batch {
+		u.work.Go(func() error {
+			if err := u.s.objects.Put(u.ctx, x.key, x.data); err != nil {
+				return err
+			}
+			u.sent.Add(int64(len(x.data)))
+			u.progress(int64(len(x.data)))
+			return nil
+		})
+	}
+	return nil
 }
 
 func (u *uploading) progress(n int64) {
@@ -260,7 +294,7 @@ func (u *uploading) progress(n int64) {
 // error wraps ErrNotFound or ErrCorrupt when the store does not have the tree, or
 // not whole, and a *TooLargeError when its files have more than maxBytes together;
 // else another attempt may help.
-func (s *Store) GetTree(ctx context.Context, key string, d Digest, dir string, maxBytes int64) (Tree, error) {
+func (s *Trees) GetTree(ctx context.Context, key string, d Digest, dir string, maxBytes int64) (Tree, error) {
 	prefix, _, err := split(key)
 	if err != nil {
 		return Tree{}, err
@@ -281,65 +315,100 @@ func (s *Store) GetTree(ctx context.Context, key string, d Digest, dir string, m
 	return Tree{Key: key, Digest: d, Bytes: m.bytes(), Files: len(m.Files)}, nil
 }
 
-func (s *Store) fill(ctx context.Context, m *manifest, prefix, dir string) error {
+func (s *Trees) fill(ctx context.Context, m *manifest, prefix, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(parallel)
+	f := filling{s: s, m: m, prefix: prefix, root: root}
+	f.work, f.ctx = errgroup.WithContext(ctx)
+	f.work.SetLimit(parallel)
 	for i := range m.Files {
-		if err = s.fillFile(ctx, root, prefix, &m.Files[i], work); err != nil {
+		if err = f.file(i); err != nil {
 			break
 		}
 	}
-	return errors.Join(work.Wait(), err)
+	return errors.Join(f.work.Wait(), err)
 }
 
-// fillFile makes a file and has its chunks fetched.
-func (s *Store) fillFile(ctx context.Context, root *os.Root, prefix string, f *file, work *errgroup.Group) error {
-	if f.Dir {
-		return root.Mkdir(f.Path, 0o755)
+// A filling is a tree on its way into a directory.
+type filling struct {
+	s      *Trees
+	m      *manifest
+	prefix string
+	root   *os.Root
+	ready  int // chunks that are prepared and not begun
+	work   *errgroup.Group
+	ctx    context.Context
+}
+
+// file makes a file and has its chunks fetched.
+func (f *filling) file(i int) error {
+	x := &f.m.Files[i]
+	if x.Dir {
+		return f.root.Mkdir(x.Path, 0o755)
 	}
 	mode := fs.FileMode(0o644)
-	if f.Exec {
+	if x.Exec {
 		mode = 0o755
 	}
-	out, err := root.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	out, err := f.root.OpenFile(x.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
 	var left atomic.Int32
-	left.Store(int32(len(f.Chunks)) + 1)
-	done := func() error {
-		if left.Add(-1) == 0 {
+	left.Store(int32(len(x.Chunks)) + 1)
+	done := func(n int) error {
+		if left.Add(int32(-n)) == 0 {
 			return out.Close()
 		}
 		return nil
 	}
 	at := int64(0)
-	for _, c := range f.Chunks {
+	for _, c := range x.Chunks {
 		at += c.Bytes
 	}
 	if err := out.Truncate(at); err != nil { // what is zero stays a hole
 		return errors.Join(err, out.Close())
 	}
 	at = 0
-	for _, c := range f.Chunks {
+	for j, c := range x.Chunks {
+		if err := f.ahead(i, j); err != nil {
+			return errors.Join(err, done(len(x.Chunks)-j+1))
+		}
 		off := at
-		work.Go(func() error {
-			return errors.Join(s.fetch(ctx, prefix, c, out, off), done())
+		f.work.Go(func() error {
+			return errors.Join(f.s.fetch(f.ctx, f.prefix, c, out, off), done(1))
 		})
 		at += c.Bytes
 	}
-	return done()
+	return done(1)
+}
+
+// ahead prepares for the chunks from the j-th of the i-th file on, some at a time.
+func (f *filling) ahead(i, j int) error {
+	if f.ready--; f.ready >= 0 {
+		return nil
+	}
+	var ops []Op
+	bytes := int64(0)
+	for ; i < len(f.m.Files) && len(ops) < MaxOps && bytes < maxAhead; i, j = i+1, 0 {
+		for _, c := range f.m.Files[i].Chunks[j:] {
+			if len(ops) < MaxOps && bytes < maxAhead {
+				ops = append(ops, Op{Key: f.prefix + chunkDir + c.SHA256, Bytes: c.Bytes})
+				bytes += c.Bytes
+			}
+		}
+	}
+	f.ready = len(ops) - 1
+	return f.s.objects.Prepare(f.ctx, ops)
 }
 
 // fetch writes a chunk to its place.
-func (s *Store) fetch(ctx context.Context, prefix string, c chunk, out *os.File, at int64) error {
+func (s *Trees) fetch(ctx context.Context, prefix string, c chunk, out *os.File, at int64) error {
 	key := prefix + chunkDir + c.SHA256
-	data, err := s.Get(ctx, key, c.Bytes)
+	data, err := s.objects.Get(ctx, key, c.Bytes)
 	if err != nil {
 		return err
 	}
@@ -356,7 +425,7 @@ func (s *Store) fetch(ctx context.Context, prefix string, c chunk, out *os.File,
 // Prune deletes the blobs below prefix of which mine says so, but for the
 // manifests of keep and their chunks. What belongs to a manifest of keep that
 // cannot be read is left alone. It says how many blobs it deleted.
-func (s *Store) Prune(ctx context.Context, prefix string, keep []string, mine func(key string) bool) (int, error) {
+func (s *Trees) Prune(ctx context.Context, prefix string, keep []string, mine func(key string) bool) (int, error) {
 	wanted, shut := map[string]bool{}, []string{}
 	for _, key := range keep {
 		tree, d, err := split(key)
@@ -381,6 +450,25 @@ func (s *Store) Prune(ctx context.Context, prefix string, keep []string, mine fu
 	return s.deleteIf(ctx, prefix, func(key string) bool {
 		return !wanted[key] && mine(key) && !below(key, shut)
 	})
+}
+
+func (s *Trees) deleteIf(ctx context.Context, prefix string, unwanted func(key string) bool) (n int, err error) {
+	var gone []string // listed whole, since a listing may skip what moves under it
+	for e, err := range s.objects.List(ctx, prefix) {
+		if err != nil {
+			return 0, err
+		}
+		if unwanted(e.Key) {
+			gone = append(gone, e.Key)
+		}
+	}
+	for some := range slices.Chunk(gone, MaxOps) {
+		if err := s.objects.Delete(ctx, some...); err != nil {
+			return n, err
+		}
+		n += len(some)
+	}
+	return n, nil
 }
 
 func below(key string, prefixes []string) bool {
