@@ -108,7 +108,7 @@ func loadOf(addrs []string, jobs int, batch int) LoadConfig {
 // single submits and batches, and a second bench on the same nodes.
 func TestMeasureRegion(t *testing.T) {
 	addrs := startRegion(t)
-	addrs, err := LeaderFirst(t.Context(), addrs)
+	addrs, err := LeaderFirst(t.Context(), Access{}, addrs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestMeasureRegion(t *testing.T) {
 			if len(agents.workers) != c.workers {
 				t.Errorf("there are %d workers", len(agents.workers))
 			}
-			before, err := ReadUsage(t.Context(), addrs)
+			before, err := ReadUsage(t.Context(), Access{}, addrs)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +150,7 @@ func TestMeasureRegion(t *testing.T) {
 			if err := agents.Stop(); err != nil {
 				t.Error(err)
 			}
-			after, err := ReadUsage(t.Context(), addrs)
+			after, err := ReadUsage(t.Context(), Access{}, addrs)
 			if err != nil {
 				t.Fatal(err)
 			}
