@@ -19,7 +19,6 @@ import (
 type benchFlags struct {
 	local      int  // servers to start
 	insecure   bool // without authentication
-	beside     bool // measure a region with real nodes too
 	nodes      int
 	nodeGPUs   int
 	rate       float64
@@ -67,9 +66,8 @@ simulated agent has joined with a token of its own, and jobs are submitted with 
 token. --insecure measures a region without, over plain HTTP.
 
 Without --local the region of the context in use is measured, or that of --context or
---addr; it takes an operator's token. The simulated nodes stay registered there: use a
-region that is there for tests. One that has other nodes is refused, since its nodes
-would be given the jobs.`,
+--addr; it takes an operator's token. The jobs are bound to the simulated nodes, which
+have the label bench=simulated and stay registered: use a region that is there for tests.`,
 		Example: `  gpuai bench --local 3 --sim-nodes 1000 --rate 2000 --duration 10s
   gpuai bench --local 3 --sim-nodes 1000 --rate 20000 --batch 500 -o json
   gpuai bench --local 3 --insecure
@@ -82,7 +80,6 @@ would be given the jobs.`,
 	fl.StringVar(&a.api.context, "context", "", "region to measure, of gpuai context list (default $GPUAI_CONTEXT, else the current one)")
 	fl.IntVar(&f.local, "local", 0, "start a region of this many servers first: 1, 3 or 5")
 	fl.BoolVar(&f.insecure, "insecure", false, "with --local: a region without authentication, over plain HTTP")
-	fl.BoolVar(&f.beside, "beside-real-nodes", false, "measure a region that has real nodes too, which will be given jobs that run /bin/true")
 	fl.Float64Var(&f.rate, "rate", 1000, "jobs a second to submit")
 	fl.DurationVar(&f.duration, "duration", 10*time.Second, "for how long to submit")
 	fl.IntVar(&f.gpus, "gpus", 1, "GPUs of each job")
@@ -101,12 +98,12 @@ func (f *benchFlags) agentFlags(c *cobra.Command) {
 }
 
 func (f *benchFlags) fleet(on *benched, from, to int) loadgen.FleetConfig {
-	return loadgen.FleetConfig{Addrs: on.addrs, Access: on.access, From: from, To: to, GPUs: f.nodeGPUs, TaskTime: f.taskTime}
+	return loadgen.FleetConfig{Addrs: on.addrs, Access: on.access, Labels: on.labels, From: from, To: to, GPUs: f.nodeGPUs, TaskTime: f.taskTime}
 }
 
 func (f *benchFlags) load(on *benched) loadgen.LoadConfig {
 	return loadgen.LoadConfig{
-		Addrs: on.addrs, Access: on.access, Rate: f.rate, Duration: f.duration, GPUs: f.gpus, Batch: f.batch,
+		Addrs: on.addrs, Access: on.access, Labels: on.labels, Rate: f.rate, Duration: f.duration, GPUs: f.gpus, Batch: f.batch,
 		Settle: 5*time.Second + min(f.taskTime, time.Minute),
 	}
 }

@@ -27,7 +27,8 @@ import (
 type benched struct {
 	addrs  []string // the leader first
 	access loadgen.Access
-	stop   func() error // ends what was started for it
+	labels map[string]string // of the simulated nodes, to which the jobs are bound; nil where there are no others
+	stop   func() error      // ends what was started for it
 	// worker makes the command of a process of simulated agents.
 	worker func(args ...string) *exec.Cmd
 }
@@ -36,6 +37,7 @@ type benched struct {
 func newBenchAgentsCmd(a *app) *cobra.Command {
 	var f benchFlags
 	var from, to int
+	var beside bool
 	c := &cobra.Command{
 		Use: "agents", Short: "Run a part of the simulated agents until standard input ends", Hidden: true, Args: cobra.NoArgs,
 		RunE: does(func(ctx context.Context, _ []string) error {
@@ -43,10 +45,15 @@ func newBenchAgentsCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return loadgen.ServeFleet(ctx, f.fleet(&benched{addrs: r.addrs, access: r.access()}, from, to), a.in, a.out)
+			on := &benched{addrs: r.addrs, access: r.access()}
+			if beside {
+				on.labels = benchLabels
+			}
+			return loadgen.ServeFleet(ctx, f.fleet(on, from, to), a.in, a.out)
 		}),
 	}
 	c.Flags().StringVar(&a.api.addr, "addr", "", "servers, comma-separated")
+	c.Flags().BoolVar(&beside, "beside", false, "the region has other nodes")
 	c.Flags().IntVar(&from, "from", 0, "first agent")
 	c.Flags().IntVar(&to, "to", 0, "the agent after the last")
 	f.agentFlags(c)
@@ -124,6 +131,10 @@ func (a *app) benchOperator(ctx context.Context, m loadgen.Member) (ca []byte, t
 	return ca, gpuai.NewSecret(made.Text), err
 }
 
+// benchLabels are those of simulated nodes beside others, which jobs of a bench must
+// not reach.
+var benchLabels = map[string]string{"bench": "simulated"}
+
 // access returns how the tools of loadgen reach what a command does.
 func (r *reach) access() loadgen.Access {
 	acc := loadgen.Access{Token: r.token, Tenant: r.tenant}
@@ -138,7 +149,7 @@ func (a *app) benchServers(ctx context.Context, f *benchFlags, exe string) (on *
 	if f.local > 0 {
 		on, err = a.benchLocal(ctx, f, exe)
 	} else {
-		on, err = a.benchThere(ctx, f, exe)
+		on, err = a.benchThere(ctx, exe)
 	}
 	if err != nil {
 		return nil, err
@@ -170,7 +181,7 @@ func (a *app) benchLocal(ctx context.Context, f *benchFlags, exe string) (*bench
 }
 
 // benchThere finds the region of the flags, the environment or the context.
-func (a *app) benchThere(ctx context.Context, f *benchFlags, exe string) (*benched, error) {
+func (a *app) benchThere(ctx context.Context, exe string) (*benched, error) {
 	name, c, err := a.chosen()
 	if err != nil {
 		return nil, err
@@ -182,17 +193,17 @@ func (a *app) benchThere(ctx context.Context, f *benchFlags, exe string) (*bench
 	if err != nil {
 		return nil, err
 	}
-	on := &benched{addrs: r.addrs, access: r.access(), stop: func() error { return nil }}
+	on := &benched{addrs: r.addrs, access: r.access(), labels: benchLabels, stop: func() error { return nil }}
 	on.worker = func(args ...string) *exec.Cmd {
-		c := a.child(exe, append([]string{"bench", "agents", "--addr", strings.Join(on.addrs, ",")}, args...)...)
+		c := a.child(exe, append([]string{"bench", "agents", "--beside", "--addr", strings.Join(on.addrs, ",")}, args...)...)
 		c.Env = append(os.Environ(), "GPUAI_CONTEXT="+name, "GPUAI_TOKEN="+r.token.Reveal())
 		return c
 	}
-	return on, a.mayBench(ctx, f, on)
+	return on, a.mayBench(ctx)
 }
 
-// mayBench refuses regions in which bench would fail after a while, or do harm.
-func (a *app) mayBench(ctx context.Context, f *benchFlags, on *benched) error {
+// mayBench refuses a token with which bench would fail after a while.
+func (a *app) mayBench(ctx context.Context) error {
 	a.api.timeout = 10 * time.Second
 	c, err := a.connect()
 	if err != nil {
@@ -205,20 +216,6 @@ func (a *app) mayBench(ctx context.Context, f *benchFlags, on *benched) error {
 		}
 		if !slices.Contains(who.Scopes, gpuai.ScopeOperator) {
 			return fmt.Errorf("bench needs an operator's token, with which its simulated nodes join; this one is of %s: see gpuai context list, --context", who.Actor)
-		}
-		if f.beside {
-			return nil
-		}
-		page := client.Page{Limit: 1_000}
-		for more := true; more; more = page.Cursor != "" {
-			nodes, next, err := c.Nodes(ctx, page)
-			if err != nil {
-				return err
-			}
-			if i := slices.IndexFunc(nodes, func(n gpuai.Node) bool { return !n.Simulated }); i >= 0 {
-				return fmt.Errorf("the region has a node that is not simulated, %s, to which jobs of the bench would go: measure a region for tests, or one of its own with --local 3; --beside-real-nodes if that is wanted", nodes[i].ID)
-			}
-			page.Cursor = next
 		}
 		return nil
 	})

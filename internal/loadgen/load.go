@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,7 +23,10 @@ type LoadConfig struct {
 	Rate     float64 // jobs a second, above 0
 	Duration time.Duration
 	GPUs     int // of each job's one task
-	Batch    int // jobs of one request; 1 is a request of its own for each job
+	// Labels, where set, are those of the nodes that may be given the jobs: in a region
+	// with other nodes too, those of the fleet.
+	Labels map[string]string
+	Batch  int // jobs of one request; 1 is a request of its own for each job
 	// Settle is for how long, after the last submit, no lease may arrive
 	// before those that are due are given up.
 	Settle time.Duration
@@ -165,7 +170,7 @@ func lasting(ctx context.Context, d time.Duration) (context.Context, context.Can
 // spec is the job that is submitted again and again. It ends by itself in a
 // region whose bench is gone: it is not placed twice, and does not wait for long.
 func (cfg *LoadConfig) spec() gpuai.JobSpec {
-	return gpuai.JobSpec{
+	spec := gpuai.JobSpec{
 		Name: "bench", Tenant: cfg.Access.Tenant, Limits: gpuai.Limits{QueueTime: queueTime},
 		Groups: []gpuai.Group{{
 			Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: uint32(cfg.GPUs)}},
@@ -173,6 +178,10 @@ func (cfg *LoadConfig) spec() gpuai.JobSpec {
 			Task:      gpuai.TaskSpec{Command: []string{"true"}},
 		}},
 	}
+	for _, k := range slices.Sorted(maps.Keys(cfg.Labels)) {
+		spec.Groups[0].Constraints = append(spec.Groups[0].Constraints, gpuai.Constraint{Attribute: "label." + k, Op: gpuai.Equal, Values: []string{cfg.Labels[k]}})
+	}
+	return spec
 }
 
 // submit makes one request. It returns the jobs that were accepted, and why the
