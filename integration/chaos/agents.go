@@ -63,11 +63,15 @@ type tracked struct {
 }
 
 // newField starts three servers with short leases.
-func (s *scene) newField(name string) (*field, error) {
+func (s *scene) newField(name string) (*field, error) { return s.newFieldOf(name, certificateTTL) }
+
+// newFieldOf is newField with certificates of another time.
+func (s *scene) newFieldOf(name, certTTL string) (*field, error) {
 	r, err := s.newRegion(3, nil)
 	if err != nil {
 		return nil, err
 	}
+	r.certTTL = certTTL
 	if err := r.startAll(); err != nil {
 		return nil, err
 	}
