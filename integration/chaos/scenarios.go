@@ -33,7 +33,7 @@ var scenarios = []*scenario{
 		play: playStops,
 	},
 	{
-		name: "damage", cases: []string{"9", "10"}, what: "damaged logs", patient: true,
+		name: "damage", cases: []string{"9", "10"}, what: "damaged logs",
 		limit: func(p profile) time.Duration { return time.Minute + time.Duration(p.damages*len(damages))*time.Minute },
 		play:  playDamages,
 	},
