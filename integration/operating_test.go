@@ -15,8 +15,11 @@ import (
 )
 
 const (
-	guide    = "../docs/operating.md"
-	security = "../docs/security.md"
+	guide        = "../docs/operating.md"
+	security     = "../docs/security.md"
+	audit        = "../docs/audit.md"
+	contributors = "../docs/contributors.md"
+	secrets      = "../docs/secrets.md"
 )
 
 // guideLimit is how long the blocks of a guide may take together.
@@ -24,17 +27,18 @@ const guideLimit = 90 * time.Second
 
 // A block is a fenced part of the guide that is run.
 type block struct {
+	page string
 	line int
 	text string
 }
 
 // runBlocks returns the blocks that begin with "```sh run".
-func runBlocks(src string) (out []block) {
+func runBlocks(page, src string) (out []block) {
 	var b *block
 	for i, line := range strings.Split(src, "\n") {
 		switch {
 		case line == "```sh run":
-			b = &block{line: i + 2}
+			b = &block{page: page, line: i + 2}
 		case b != nil && line == "```":
 			out = append(out, *b)
 			b = nil
@@ -52,7 +56,7 @@ var (
 
 // guideScript makes one script of the blocks, with ports and a directory of its
 // own.
-func guideScript(t *testing.T, name string, blocks []block, dir string) string {
+func guideScript(t *testing.T, blocks []block, dir string) string {
 	ports := map[string]string{}
 	var s strings.Builder
 	s.WriteString("set -euo pipefail\n")
@@ -64,27 +68,28 @@ func guideScript(t *testing.T, name string, blocks []block, dir string) string {
 			}
 			return ports[p]
 		})
-		fmt.Fprintf(&s, "echo '== %s:%d' >&2\n%s", filepath.Base(name), b.line, strings.ReplaceAll(text, guideData, filepath.Join(dir, "data")))
+		fmt.Fprintf(&s, "echo '== %s:%d' >&2\n%s", filepath.Base(b.page), b.line, strings.ReplaceAll(text, guideData, filepath.Join(dir, "data")))
 	}
 	return s.String()
 }
 
-// TestOperatingGuide runs every command block of docs/operating.md, in order.
-func TestOperatingGuide(t *testing.T) { runGuide(t, guide, 10) }
+// TestOperatingGuide runs every command block of docs/operating.md, in order, in a
+// region with authentication that they form.
+func TestOperatingGuide(t *testing.T) { runGuide(t, 15, guide) }
 
-// TestSecurityGuide runs every command block of docs/security.md, in order: it forms
-// a region with authentication.
-func TestSecurityGuide(t *testing.T) { runGuide(t, security, 5) }
+// TestSecurityGuide runs every command block of docs/security.md, in order, and behind
+// them, in the region that they form, those of pages that need one.
+func TestSecurityGuide(t *testing.T) { runGuide(t, 13, security, audit, contributors, secrets) }
 
 // notRun are the beginnings of the blocks that are not run, with the reason.
 var notRun = map[string]string{
-	"gpuai server run --id a --data /var/lib/gpuai --http 10.0.0.1": "on hosts of their own; the same on loopback is in security.md",
+	"gpuai server run --id a --data /var/lib/gpuai --http 10.0.0.1": "on hosts of their own; the same on loopback is above it",
 	"gpuai agent clean ": "it needs a device that is out of use",
 }
 
 // TestEveryGuideBlockIsRun: a block of commands is run, or it is said why not.
 func TestEveryGuideBlockIsRun(t *testing.T) {
-	for _, page := range []string{guide, security} {
+	for _, page := range []string{guide, security, audit, contributors, secrets} {
 		src, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
@@ -106,12 +111,15 @@ func outsideRun(src string) string {
 	return regexp.MustCompile("(?ms)^```sh run\n.*?^```$").ReplaceAllString(src, "")
 }
 
-func runGuide(t *testing.T, name string, least int) {
-	src, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
+func runGuide(t *testing.T, least int, pages ...string) {
+	var blocks []block
+	for _, page := range pages {
+		src, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks = append(blocks, runBlocks(page, string(src))...)
 	}
-	blocks := runBlocks(string(src))
 	if len(blocks) < least {
 		t.Fatalf("only %d blocks are marked to be run", len(blocks))
 	}
@@ -119,14 +127,14 @@ func runGuide(t *testing.T, name string, least int) {
 	ctx, cancel := context.WithTimeout(t.Context(), guideLimit)
 	defer cancel()
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, "bash", "-c", guideScript(t, name, blocks, dir))
+	cmd := exec.CommandContext(ctx, "bash", "-c", guideScript(t, blocks, dir))
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "PATH="+bins+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME=")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = time.Second // servers of the session hold the pipes
 	start := time.Now()
-	err = cmd.Run()
+	err := cmd.Run()
 	t.Logf("%d blocks ran for %s", len(blocks), time.Since(start).Round(time.Second))
 	if err != nil && !strings.Contains(err.Error(), exec.ErrWaitDelay.Error()) {
 		t.Fatalf("the guide does not work: %v\n%s", err, out.String())

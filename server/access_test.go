@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
@@ -228,4 +229,23 @@ func TestPrincipalHeaderOnThePublicPort(t *testing.T) {
 			t.Fatalf("server %s: %s", m.cfg.ID, resp.Status)
 		}
 	}
+}
+
+// A server that was started again and has applied nothing yet does not know the
+// tokens that others forward to it as the leader that it was, nor can it ask: that
+// refuses nobody, the client tries again. Found by power cuts of a leader.
+func TestForwardedTokensAtAServerThatCannotTell(t *testing.T) {
+	r, op := authenticated(t)
+	id, _ := gpuai.SplitAccessToken(op)
+	for _, m := range r.servers {
+		r.halt(m)
+	}
+	alone := r.servers[0]
+	alone.cfg.HTTP, alone.cfg.Raft = listen(t), nil
+	alone.cfg.RaftAddr = alone.cfg.Peers[0].Addr
+	r.start(alone)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	err := alone.keeper.Again(ctx, &gpuai.Principal{Token: id})
+	refusedAs(t, err, gpuai.NoLeader)
 }

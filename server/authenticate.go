@@ -215,8 +215,13 @@ func (k *keeper) Again(ctx context.Context, p *gpuai.Principal) error {
 		k.s.node.View(func(m *fsm.Machine) { h, found = m.AccessToken(p.Token) })
 		return found
 	}
-	if !look() && (k.s.ReadIndex(ctx) != nil || !look()) { // a server that has just begun to lead may not have it yet
-		return errBadToken()
+	if !look() { // a server that has just begun, to lead or at all, may not have it yet
+		if k.s.ReadIndex(ctx) != nil {
+			return errCannotTell
+		}
+		if !look() {
+			return errBadToken()
+		}
 	}
 	if now := k.now(); h.Revoked || now >= h.Expires {
 		return errTokenOver(&h, now)

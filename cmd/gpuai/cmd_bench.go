@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,8 +17,8 @@ import (
 
 // benchFlags are the flags of bench, and what its child processes are told.
 type benchFlags struct {
-	addr       string
-	local      int // servers to start
+	local      int  // servers to start
+	insecure   bool // without authentication
 	nodes      int
 	nodeGPUs   int
 	rate       float64
@@ -50,7 +49,7 @@ func agentsPerProcess() int {
 func newBenchCmd(a *app) *cobra.Command {
 	var f benchFlags
 	c := &cobra.Command{
-		Use:   "bench {--addr ADDR | --local N}",
+		Use:   "bench [--local N]",
 		Short: "Measure how fast a region places jobs",
 		Long: `Measure how fast a region places jobs, from outside: simulated agents hold real
 sessions with its servers and run nothing, and jobs are submitted at a fixed rate
@@ -61,17 +60,26 @@ lease has been read from the agent's session. placements_per_second is placed /
 (first submit to last lease). The CPU time is that of all servers while the load
 ran, beats and reports of tasks that end included.
 
---local starts servers of its own and removes them. With --addr the simulated
-nodes stay registered: use a region that is there for tests. Both speak plain HTTP to
-regions without authentication: what TLS and tokens cost is not in the figures.`,
+--local starts servers of its own and removes them. They form a region with
+authentication as "gpuai server run --bootstrap" does: all is over TLS 1.3, every
+simulated agent has joined with a token of its own, and jobs are submitted with a
+token. --insecure measures a region without, over plain HTTP.
+
+Without --local the region of the context in use is measured, or that of --context or
+--addr; it takes an operator's token. The jobs are bound to the simulated nodes, which
+have the label bench=simulated and stay registered: use a region that is there for tests.`,
 		Example: `  gpuai bench --local 3 --sim-nodes 1000 --rate 2000 --duration 10s
-  gpuai bench --local 3 --sim-nodes 1000 --rate 20000 --batch 500 -o json`,
+  gpuai bench --local 3 --sim-nodes 1000 --rate 20000 --batch 500 -o json
+  gpuai bench --local 3 --insecure
+  gpuai bench --context dev --sim-nodes 100 --rate 200`,
 		Args: cobra.NoArgs,
 		RunE: does(func(ctx context.Context, _ []string) error { return a.bench(ctx, &f) }),
 	}
 	fl := c.Flags()
-	fl.StringVar(&f.addr, "addr", "", "servers of the region to measure, comma-separated")
+	fl.StringVar(&a.api.addr, "addr", "", "servers of the region to measure, comma-separated (default $GPUAI_ADDR, else the context's)")
+	fl.StringVar(&a.api.context, "context", "", "region to measure, of gpuai context list (default $GPUAI_CONTEXT, else the current one)")
 	fl.IntVar(&f.local, "local", 0, "start a region of this many servers first: 1, 3 or 5")
+	fl.BoolVar(&f.insecure, "insecure", false, "with --local: a region without authentication, over plain HTTP")
 	fl.Float64Var(&f.rate, "rate", 1000, "jobs a second to submit")
 	fl.DurationVar(&f.duration, "duration", 10*time.Second, "for how long to submit")
 	fl.IntVar(&f.gpus, "gpus", 1, "GPUs of each job")
@@ -89,74 +97,27 @@ func (f *benchFlags) agentFlags(c *cobra.Command) {
 	c.Flags().DurationVar(&f.taskTime, "task-time", time.Second, "how long a simulated task runs; 0 is for ever")
 }
 
-// newBenchAgentsCmd returns the command of a worker of bench.
-func newBenchAgentsCmd(a *app) *cobra.Command {
-	var f benchFlags
-	var from, to int
-	c := &cobra.Command{
-		Use: "agents", Short: "Run a part of the simulated agents until standard input ends", Hidden: true, Args: cobra.NoArgs,
-		RunE: does(func(ctx context.Context, _ []string) error {
-			return loadgen.ServeFleet(ctx, f.fleet(strings.Split(f.addr, ","), from, to), a.in, a.out)
-		}),
-	}
-	c.Flags().StringVar(&f.addr, "addr", "", "servers, comma-separated")
-	c.Flags().IntVar(&from, "from", 0, "first agent")
-	c.Flags().IntVar(&to, "to", 0, "the agent after the last")
-	f.agentFlags(c)
-	return c
+func (f *benchFlags) fleet(on *benched, from, to int) loadgen.FleetConfig {
+	return loadgen.FleetConfig{Addrs: on.addrs, Access: on.access, Labels: on.labels, From: from, To: to, GPUs: f.nodeGPUs, TaskTime: f.taskTime}
 }
 
-// newBenchRegionCmd returns the command of the keeper of bench's servers.
-func newBenchRegionCmd(a *app) *cobra.Command {
-	var cfg loadgen.KeepConfig
-	c := &cobra.Command{
-		Use: "region", Short: "Run servers until standard input ends", Hidden: true, Args: cobra.NoArgs,
-		RunE: does(func(ctx context.Context, _ []string) error {
-			exe, err := os.Executable()
-			if err != nil {
-				return fmt.Errorf("looking for this program: %w", err)
-			}
-			cfg.Server = func(m loadgen.Member, all []loadgen.Member) *exec.Cmd {
-				return exec.Command(exe, serverArgs(m, all)...)
-			}
-			return loadgen.KeepRegion(ctx, cfg, a.in, a.out)
-		}),
-	}
-	c.Flags().StringVar(&cfg.Dir, "dir", "", "directory of the servers, removed in the end")
-	c.Flags().IntVar(&cfg.Servers, "servers", 3, "how many")
-	return c
-}
-
-// serverArgs are the arguments of one server of a new region.
-func serverArgs(m loadgen.Member, all []loadgen.Member) []string {
-	var peers []string
-	for _, p := range all {
-		peers = append(peers, p.ID+"="+p.Raft)
-	}
-	return []string{
-		"server", "run", "--id", m.ID, "--data", m.Data, "--http", m.HTTP, "--raft", m.Raft,
-		"--peers", strings.Join(peers, ","), "--bootstrap", "--log-level", "warn",
-	}
-}
-
-func (f *benchFlags) fleet(addrs []string, from, to int) loadgen.FleetConfig {
-	return loadgen.FleetConfig{Addrs: addrs, From: from, To: to, GPUs: f.nodeGPUs, TaskTime: f.taskTime}
-}
-
-func (f *benchFlags) load(addrs []string) loadgen.LoadConfig {
+func (f *benchFlags) load(on *benched) loadgen.LoadConfig {
 	return loadgen.LoadConfig{
-		Addrs: addrs, Rate: f.rate, Duration: f.duration, GPUs: f.gpus, Batch: f.batch,
+		Addrs: on.addrs, Access: on.access, Labels: on.labels, Rate: f.rate, Duration: f.duration, GPUs: f.gpus, Batch: f.batch,
 		Settle: 5*time.Second + min(f.taskTime, time.Minute),
 	}
 }
 
 // validate says which flags make no sense.
-func (f *benchFlags) validate() error {
-	load, fleet := f.load(nil), f.fleet([]string{defaultAddr}, 0, f.nodes)
+func (f *benchFlags) validate(named bool) error {
+	on := &benched{addrs: []string{defaultAddr}}
+	load, fleet := f.load(on), f.fleet(on, 0, f.nodes)
 	switch {
-	case (f.addr == "") == (f.local == 0):
-		return usageError{errors.New("--addr names a region to measure, --local 3 starts one: give one of the two")}
-	case f.addr == "" && f.local != 1 && f.local != 3 && f.local != 5:
+	case named && f.local != 0:
+		return usageError{errors.New("--addr and --context name a region to measure, --local 3 starts one: give one of them")}
+	case f.insecure && f.local == 0:
+		return usageError{errors.New("--insecure is for a region that --local starts: one that is there has authentication, or not")}
+	case f.local != 0 && f.local != 1 && f.local != 3 && f.local != 5:
 		return usageError{fmt.Errorf("--local is 1, 3 or 5 servers, not %d", f.local)}
 	case f.nodes < 1 || f.nodes > loadgen.MaxAgents:
 		return usageError{fmt.Errorf("--sim-nodes is 1 to %d, not %d", loadgen.MaxAgents, f.nodes)}
@@ -176,7 +137,7 @@ func (f *benchFlags) validate() error {
 // bench runs the whole measurement. A signal ends it early, and what there is
 // then is printed.
 func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
-	if err := f.validate(); err != nil {
+	if err := f.validate(a.api.addr != "" || a.api.context != ""); err != nil {
 		return err
 	}
 	if err := a.checkFormat(); err != nil {
@@ -186,12 +147,12 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 	if err != nil {
 		return fmt.Errorf("looking for this program: %w", err)
 	}
-	addrs, stop, err := a.benchServers(ctx, f, exe)
+	on, err := a.benchServers(ctx, f, exe)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	r, err := a.measure(ctx, f, addrs, exe)
+	defer func() { err = errors.Join(err, on.stop()) }()
+	r, err := a.measure(ctx, f, on)
 	if r == nil {
 		return err
 	}
@@ -205,55 +166,19 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 	return err
 }
 
-// benchServers returns the servers to measure, the leader first, and what ends
-// those that were started for it.
-func (a *app) benchServers(ctx context.Context, f *benchFlags, exe string) (addrs []string, stop func() error, err error) {
-	stop = func() error { return nil }
-	if f.addr != "" {
-		for s := range strings.SplitSeq(f.addr, ",") {
-			u, err := serverURL(s)
-			if err != nil {
-				return nil, nil, err
-			}
-			addrs = append(addrs, u)
-		}
-	} else {
-		a.say("starting %s\n", plural(uint64(f.local), "server"))
-		region, err := loadgen.StartRegion(ctx, func(dir string) *exec.Cmd {
-			return a.child(exe, "bench", "region", "--dir", dir, "--servers", strconv.Itoa(f.local))
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		addrs, stop = region.Addrs, region.Stop
-	}
-	addrs, err = loadgen.LeaderFirst(ctx, addrs)
-	if err != nil {
-		return nil, nil, errors.Join(err, stop())
-	}
-	return addrs, stop, nil
-}
-
-// child makes a command of this program, which talks on standard error.
-func (a *app) child(exe string, args ...string) *exec.Cmd {
-	c := exec.Command(exe, args...)
-	c.Stderr = a.err
-	return c
-}
-
 // measure connects the agents, runs the load and sums up. An error may come with
 // a result: of what was measured before.
-func (a *app) measure(ctx context.Context, f *benchFlags, addrs []string, exe string) (*loadgen.Result, error) {
+func (a *app) measure(ctx context.Context, f *benchFlags, on *benched) (*loadgen.Result, error) {
 	rec := loadgen.NewRecorder()
-	agents, err := a.benchAgents(ctx, f, addrs, exe, rec)
+	agents, err := a.benchAgents(ctx, f, on, rec)
 	if err != nil {
 		return nil, err
 	}
-	before, err := loadgen.ReadUsage(ctx, addrs)
+	before, err := loadgen.ReadUsage(ctx, on.access, on.addrs)
 	if err != nil {
 		return nil, errors.Join(err, agents.Stop())
 	}
-	load := f.load(addrs)
+	load := f.load(on)
 	if held := f.rate * f.taskTime.Seconds() * float64(f.gpus); held > float64(f.nodes*f.nodeGPUs) ||
 		f.taskTime == 0 && f.rate*f.duration.Seconds()*float64(f.gpus) > float64(f.nodes*f.nodeGPUs) {
 		a.say("the load is more than the GPUs of the simulated nodes can take: jobs will wait for others\n")
@@ -267,7 +192,7 @@ func (a *app) measure(ctx context.Context, f *benchFlags, addrs []string, exe st
 	a.say("\r%4.0f s: %d submitted, %d placed\n", a.now().Sub(began).Seconds(), r.Submitted, r.Placed)
 	usage, cancel := context.WithTimeout(context.WithoutCancel(ctx), usageTimeout)
 	defer cancel()
-	after, errUsage := loadgen.ReadUsage(usage, addrs)
+	after, errUsage := loadgen.ReadUsage(usage, on.access, on.addrs)
 	if errUsage == nil {
 		r.Spend(before, after, f.nodes)
 	}
@@ -279,15 +204,14 @@ func (a *app) measure(ctx context.Context, f *benchFlags, addrs []string, exe st
 
 // benchAgents connects the agents. They outlast ctx: leases arrive until the
 // last submit was answered.
-func (a *app) benchAgents(ctx context.Context, f *benchFlags, addrs []string, exe string, rec *loadgen.Recorder) (*loadgen.Agents, error) {
+func (a *app) benchAgents(ctx context.Context, f *benchFlags, on *benched, rec *loadgen.Recorder) (*loadgen.Agents, error) {
 	a.say("connecting %s\n", plural(uint64(f.nodes), "simulated agent"))
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	forget := context.AfterFunc(ctx, cancel)
 	cfg := loadgen.AgentsConfig{
-		FleetConfig: f.fleet(addrs, 0, f.nodes), PerProcess: f.perProcess,
+		FleetConfig: f.fleet(on, 0, f.nodes), PerProcess: f.perProcess,
 		Worker: func(from, to int) *exec.Cmd {
-			return a.child(exe, "bench", "agents", "--addr", strings.Join(addrs, ","),
-				"--from", strconv.Itoa(from), "--to", strconv.Itoa(to),
+			return on.worker("--from", strconv.Itoa(from), "--to", strconv.Itoa(to),
 				"--gpus-per-node", strconv.Itoa(f.nodeGPUs), "--task-time", f.taskTime.String())
 		},
 	}

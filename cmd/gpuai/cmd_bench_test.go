@@ -59,6 +59,10 @@ func TestBenchFlags(t *testing.T) {
 	}{
 		{"", "--addr"},
 		{"--addr 127.0.0.1:1 --local 3", "--addr"},
+		{"--context dev --local 3", "--context"},
+		{"--context nowhere", "nowhere"},
+		{"--insecure", "--insecure"},
+		{"--addr 127.0.0.1:1 --insecure", "--insecure"},
 		{"--local 2", "--local"},
 		{"--local -1", "--local"},
 		{"--local 3 --sim-nodes 0", "--sim-nodes"},
@@ -100,9 +104,14 @@ func TestBenchWithoutServer(t *testing.T) {
 // The parts of the hidden commands, without processes.
 func TestBenchChildren(t *testing.T) {
 	ms := []loadgen.Member{{ID: "x", Data: "/d/x", HTTP: "h:1", Raft: "r:1"}, {ID: "y", Raft: "r:2"}}
-	got := strings.Join(serverArgs(ms[0], ms), " ")
-	if want := "server run --id x --data /d/x --http h:1 --raft r:1 --peers x=r:1,y=r:2 --bootstrap --log-level warn"; got != want {
-		t.Errorf("a server is started as %q", got)
+	for want, got := range map[string][]string{
+		"--peers x=r:1,y=r:2 --bootstrap": serverArgs(ms[0], ms, false),
+		"--bootstrap":                     serverArgs(ms[0], ms, true),
+		"--join h:1":                      serverArgs(ms[1], ms, true)[2:],
+	} {
+		if got := strings.Join(got, " "); !strings.HasSuffix(got, " --log-level warn "+want) {
+			t.Errorf("a server is started as %q, not %s", got, want)
+		}
 	}
 	if n := agentsPerProcess(); n < 1 || n > mostAgents {
 		t.Errorf("a process holds %d agents", n)
@@ -134,7 +143,7 @@ func keys(t *testing.T, b []byte) (names []string) {
 // Three real servers, real sessions, in this process and in workers.
 func TestBenchLocal(t *testing.T) {
 	for name, args := range map[string]string{
-		"single":  "--rate 300",
+		"single":  "--rate 300 --insecure",
 		"batches": "--rate 600 --batch 30 --agents-per-process 7",
 	} {
 		t.Run(name, func(t *testing.T) {

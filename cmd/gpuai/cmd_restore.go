@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -144,6 +146,13 @@ func (c *restoreConfig) next(b *strings.Builder, file string, r *offline.Restore
 			id, r.Digest, file, id, peers, r.Epoch, r.RestoreID, c.LongestTTL)
 	}
 	for _, s := range r.Servers {
+		keys := filepath.Join(s.Aside, store.KeyringFile)
+		if _, err := os.Stat(keys); err == nil { // a region with authentication, which is not told its peers
+			fmt.Fprintf(b, "  give server %s the region's keys, those of the time of the backup, and start it with the flags that it had:\n"+
+				"    cp -p %s %s\n    gpuai server run --id %s --region %s --data %s ...\n",
+				s.Server, keys, filepath.Join(s.Dir, store.KeyringFile), s.Server, r.Backup.Region, s.Dir)
+			continue
+		}
 		fmt.Fprintf(b, "  start server %s again, with the flags that it had:\n    gpuai server run --id %s --region %s --data %s --peers %s ...\n",
 			s.Server, s.Server, r.Backup.Region, s.Dir, peers)
 	}

@@ -47,33 +47,41 @@ func (a *app) logger(l logConfig) *slog.Logger {
 	return telemetry.NewLogger(a.err, l.Format, level)
 }
 
+// Bounds of --certificate-ttl. A shorter time is not renewed in time where an
+// election, or a busy host, lies between.
+const (
+	minCertTTL = 10 * time.Second
+	maxCertTTL = time.Duration(gpuai.CertificateTTL) * time.Millisecond
+)
+
 // A serverConfig is the configuration of "server run".
 type serverConfig struct {
-	ID         string   // name of this member
-	Region     string   // name of the region
-	Data       string   // data directory
-	HTTP       string   // listen address of the API
-	Raft       string   // listen address for the other members
-	Advertise  string   // Raft address as others reach it; "" is the listener's
-	Peers      []string // id=host:port of every member, this one included; none: alone
-	Bootstrap  bool     // form a new cluster of Peers where Data is empty
-	Join       []string // Raft addresses of members of the region to join; with JoinToken those of their APIs
-	JoinToken  string   // join token of a region with authentication
-	KeyFile    string   // the region's keys; "": in Data
-	Hosts      []string // further names at which clients reach this server
-	NonVoter   bool     // do not ask for a vote once caught up
-	Multiplier int      // 1 … 10, scales Raft's timeouts
-	DiskLow    uint64   // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
-	DiskHard   uint64   // MiB free below which nothing is written; 0: a quarter of DiskLow
-	MaxLevel   uint32   // newest feature level to take part in; 0: the newest known
-	Retain     string   // how long an ended job stays in memory, or "never" retired
-	ArchiveMax string   // size of the history archive
-	Store      string   // URL of the region's store; "": none
-	TenantRate uint32   // requests a second; 0 is any number
-	Insecure   bool     // allow other addresses than loopback
-	Metrics    string   // "open" or "operator": who reads /metrics
-	Issuer     string   // URL of the OpenID provider; "": none
-	ClientID   string   // what the region is called there
+	ID         string        // name of this member
+	Region     string        // name of the region
+	Data       string        // data directory
+	HTTP       string        // listen address of the API
+	Raft       string        // listen address for the other members
+	Advertise  string        // Raft address as others reach it; "" is the listener's
+	Peers      []string      // id=host:port of every member, this one included; none: alone
+	Bootstrap  bool          // form a new cluster of Peers where Data is empty
+	Join       []string      // Raft addresses of members of the region to join; with JoinToken those of their APIs
+	JoinToken  string        // join token of a region with authentication
+	KeyFile    string        // the region's keys; "": in Data
+	CertTTL    time.Duration // of the certificates that it signs; 0: a day
+	Hosts      []string      // further names at which clients reach this server
+	NonVoter   bool          // do not ask for a vote once caught up
+	Multiplier int           // 1 … 10, scales Raft's timeouts
+	DiskLow    uint64        // MiB free on Data's disk, below which clients' commands are refused; 0: 1024, or a tenth of it
+	DiskHard   uint64        // MiB free below which nothing is written; 0: a quarter of DiskLow
+	MaxLevel   uint32        // newest feature level to take part in; 0: the newest known
+	Retain     string        // how long an ended job stays in memory, or "never" retired
+	ArchiveMax string        // size of the history archive
+	Store      string        // URL of the region's store; "": none
+	TenantRate uint32        // requests a second; 0 is any number
+	Insecure   bool          // allow other addresses than loopback
+	Metrics    string        // "open" or "operator": who reads /metrics
+	Issuer     string        // URL of the OpenID provider; "": none
+	ClientID   string        // what the region is called there
 	Log        logConfig
 }
 
@@ -105,6 +113,8 @@ func (c *serverConfig) Validate() error {
 		}
 	}
 	bad(c.Multiplier >= 1 && c.Multiplier <= 10, "--raft-multiplier must be between 1 and 10, not %d", c.Multiplier)
+	bad(c.CertTTL == 0 || c.CertTTL >= minCertTTL && c.CertTTL <= maxCertTTL, "--certificate-ttl is %s to %s, not %s", minCertTTL, maxCertTTL, c.CertTTL)
+	bad(c.CertTTL == 0 || c.secure(), "--certificate-ttl needs a region with authentication: form one with --bootstrap without --peers, or join one with --join-token")
 	bad(c.DiskHard <= c.DiskLow && c.DiskLow <= maxDiskMiB, "--disk-hard-mib (%d) must not be above --disk-low-mib (%d)", c.DiskHard, c.DiskLow)
 	bad(c.MaxLevel <= fsm.MaxLevel, "--max-feature-level must be %d to %d in this version, or 0 for the newest, not %d", fsm.MinLevel, fsm.MaxLevel, c.MaxLevel)
 	_, _, err := c.history()
@@ -255,6 +265,7 @@ they need --insecure-plaintext. A server that comes back at another address tell
 	f.StringSliceVar(&cfg.Join, "join", nil, "join the region of these servers: host:port of their --raft, comma-separated")
 	f.StringVar(&cfg.JoinToken, "join-token", "", "join token of the region; --join are addresses of --http then (default $GPUAI_JOIN_TOKEN)")
 	f.StringVar(&cfg.KeyFile, "key-file", "", "file of the region's keys, made where it is missing (default: keyring in --data)")
+	f.DurationVar(&cfg.CertTTL, "certificate-ttl", 0, "how long certificates are good that this server signs for nodes and itself, 10s to 24h; they are renewed at half of it. The same for all servers (default 24h)")
 	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses at which clients reach this server: for its certificate, and a region without authentication answers under no other names")
 	f.BoolVar(&cfg.NonVoter, "nonvoter", false, "stay a non-voter after --join, until 'gpuai server members promote'")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
@@ -308,7 +319,7 @@ func (a *app) runServer(ctx context.Context, cfg *serverConfig) error {
 		DiskLow: cfg.DiskLow << 20, DiskHard: cfg.DiskHard << 20,
 		ID: gpuai.ServerID(cfg.ID), Region: gpuai.RegionID(cfg.Region), DataDir: cfg.Data,
 		HTTPAddr: cfg.HTTP, RaftAddr: cfg.Raft, Advertise: cfg.Advertise,
-		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, Hosts: append([]string{cfg.HTTP}, cfg.Hosts...),
+		Secure: cfg.secure(), JoinToken: cfg.JoinToken, KeyFile: cfg.KeyFile, CertificateTTL: cfg.CertTTL, Hosts: append([]string{cfg.HTTP}, cfg.Hosts...),
 		Bootstrap: cfg.Bootstrap, Join: cfg.Join, NonVoter: cfg.NonVoter, Multiplier: cfg.Multiplier, InsecurePlaintext: cfg.Insecure,
 		MaxFeatureLevel: cfg.MaxLevel, Retain: retain, ArchiveMax: archiveMax, CheckpointStore: cfg.Store, TenantRate: cfg.TenantRate,
 		PrivateMetrics: cfg.Metrics == "operator", OIDCIssuer: cfg.Issuer, OIDCClientID: cfg.ClientID,

@@ -103,3 +103,26 @@ func AwaitVoters(ctx context.Context, operator *client.Client, n int) error {
 		return err == nil && voters == n, nil // there may be no leader just now
 	})
 }
+
+// Source returns the certificate of a server on this host, by its data directory, as
+// the server itself reads it: to stand in for it.
+func Source(data string) (*identity.Source, error) {
+	text, err := os.ReadFile(filepath.Join(data, store.KeyringFile))
+	if err != nil {
+		return nil, fmt.Errorf("read a server's keys: %w", err)
+	}
+	ring, err := identity.ReadKeyring(text)
+	if err != nil {
+		return nil, err
+	}
+	if text, err = os.ReadFile(filepath.Join(data, store.CredentialFile)); err != nil {
+		return nil, fmt.Errorf("read a server's certificate: %w", err)
+	}
+	held, err := identity.ReadCredential(text, ring)
+	if err != nil {
+		return nil, err
+	}
+	s := identity.NewSource(identity.SourceConfig{})
+	s.Set(held)
+	return s, nil
+}

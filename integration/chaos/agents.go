@@ -41,6 +41,7 @@ const (
 type host struct {
 	id   string
 	argv []string
+	env  []string // with its join token, which it needs once
 	proc *nursery.Process
 }
 
@@ -62,11 +63,15 @@ type tracked struct {
 }
 
 // newField starts three servers with short leases.
-func (s *scene) newField(name string) (*field, error) {
+func (s *scene) newField(name string) (*field, error) { return s.newFieldOf(name, certificateTTL) }
+
+// newFieldOf is newField with certificates of another time.
+func (s *scene) newFieldOf(name, certTTL string) (*field, error) {
 	r, err := s.newRegion(3, nil)
 	if err != nil {
 		return nil, err
 	}
+	r.certTTL = certTTL
 	if err := r.startAll(); err != nil {
 		return nil, err
 	}
@@ -98,16 +103,20 @@ func (f *field) startHost(id string, gpus int, wrap, addrs []string) (*host, err
 	}
 	argv := []string{
 		f.run.program("gpuai"), "agent", "run", "--id", id, "--data", filepath.Join(f.beats, "host-"+id),
-		"--servers", strings.Join(addrs, ","), "--label", "name=" + id,
+		"--servers", strings.Join(f.urlsOf(addrs), ","), "--label", "name=" + id,
 		"--driver", "sim=" + f.run.program("gpuai-driver-sim") + "," + config, "--watchdog", f.run.program("gpuai-watchdog"),
 		"--cpu", "16", "--memory", "8GiB", "--allow-process-runtime",
 	}
 	h := &host{id: id, argv: append(slices.Clone(wrap), argv...)}
+	var err error
+	if h.env, err = f.nodeEnv(); err != nil {
+		return nil, err
+	}
 	return h, f.startAgain(h)
 }
 
 func (f *field) startAgain(h *host) (err error) {
-	if h.proc, err = f.nursery.Start("agent-"+h.id, nil, h.argv...); err != nil {
+	if h.proc, err = f.nursery.Start("agent-"+h.id, h.env, h.argv...); err != nil {
 		return err
 	}
 	return f.nodeReady(h)

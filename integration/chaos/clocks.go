@@ -38,7 +38,7 @@ func playClocks(s *scene) error {
 			s.skip(s.row("16", fault, calm+"; "+inTheEnd), err)
 			continue
 		}
-		f, err := s.newField(r.what)
+		f, err := s.newFieldOf(r.what, "") // certificates of a day: a clock that is hours off ends shorter ones
 		if err == nil {
 			err = f.skewed(i == 0, fault, r.ppm)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -57,10 +56,8 @@ const (
 func (l *ledger) load(prefix string) error {
 	ctx, cancel := context.WithCancel(l.r)
 	l.stop = cancel
-	j := &judge{ledger: l, next: &http.Transport{DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, MaxIdleConnsPerHost: loadWorkers}}
-	c, err := client.New(client.Config{
-		Addrs: urls(l.r.addrs()), HTTP: &http.Client{Transport: j}, RetryFor: time.Hour, AttemptTimeout: 3 * time.Second,
-	})
+	j := &judge{ledger: l, next: l.r.transport(loadWorkers)}
+	c, err := l.r.clientOver(j, time.Hour, 3*time.Second, l.r.addrs()...)
 	if err != nil {
 		return err
 	}

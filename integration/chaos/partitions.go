@@ -227,6 +227,10 @@ func (s *scene) splitRegion() (*region, *netns.Network, error) {
 		s.cleanup(func() error { c.Close(); return nil })
 		m.http, m.insecure, m.wrap = c.Addr, true, network.Wrap(i)
 		m.listen = fmt.Sprint(network.Client(i), ":", httpPort)
+		if !s.run.options.insecure { // servers that join reach the API over the peers' network
+			m.insecure, m.listen = false, fmt.Sprint("0.0.0.0:", httpPort)
+			m.joins = fmt.Sprint(network.Peer(i), ":", httpPort)
+		}
 		m.raft = fmt.Sprint(network.Peer(i), ":", raftPort)
 		return nil
 	})

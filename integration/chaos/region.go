@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/integration/access"
 	"github.com/gpuai/gpuai/integration/nursery"
 	"github.com/gpuai/gpuai/internal/loadgen"
 )
@@ -25,6 +26,8 @@ type region struct {
 	api     *client.Client // of all servers, with retries
 	fleet   *loadgen.Fleet // nil in a region without simulated nodes
 	formed  []string       // --peers of the servers that it began with
+	certTTL string         // of its certificates; "" is the default
+	access  *access.Region // nil in one without authentication, and before it is formed
 }
 
 // A member is one server, that may be killed and started again.
@@ -36,7 +39,10 @@ type member struct {
 	wrap         []string // words before the command
 	insecure     bool     // its addresses are not loopback
 	advertise    string   // raft as the others reach it; "" where they do at that
-	join         []string // Raft addresses of the others, where it was rebuilt
+	joins        string   // address of its API for servers that join; "" is listen
+	join         []string // whom it joined where it was rebuilt: by Raft, with authentication by API
+	env          []string // with which it joined, in a region with authentication
+	flags        []string // further ones of its process
 	proc         *nursery.Process
 	api          *client.Client // of this server alone, without retries
 }
@@ -44,7 +50,7 @@ type member struct {
 // newRegion chooses the addresses of n servers; shape, which may be nil,
 // changes a member before its first start. Nothing runs yet.
 func (s *scene) newRegion(n int, shape func(i int, m *member) error) (*region, error) {
-	r := &region{scene: s}
+	r := &region{scene: s, certTTL: certificateTTL}
 	port, err := s.run.ports(2 * n)
 	if err != nil {
 		return nil, err
@@ -64,15 +70,22 @@ func (s *scene) newRegion(n int, shape func(i int, m *member) error) (*region, e
 				return nil, err
 			}
 		}
-		if m.api, err = newClient(-1, time.Second, m.http); err != nil {
-			return nil, err
-		}
 		r.members = append(r.members, m)
 		r.formed = append(r.formed, m.id+"="+cmp.Or(m.advertise, m.raft))
 	}
 	r.ledger = newLedger(r)
-	r.api, err = newClient(patience, 5*time.Second, r.addrs()...)
-	return r, err
+	return r, r.connect()
+}
+
+// connect makes the region's clients.
+func (r *region) connect() (err error) {
+	for _, m := range r.members {
+		if m.api, err = r.client(-1, time.Second, m.http); err != nil {
+			return err
+		}
+	}
+	r.api, err = r.client(patience, 5*time.Second, r.addrs()...)
+	return err
 }
 
 // ledgerTTL is the time to live of the leases of a region with a ledger: no
@@ -90,7 +103,7 @@ func (s *scene) startRegion(n int, shape func(i int, m *member) error) (*region,
 	if err := r.startAll(); err != nil {
 		return nil, err
 	}
-	r.fleet, err = loadgen.StartFleet(s, loadgen.FleetConfig{Addrs: urls(r.addrs()), To: s.counts.nodes, GPUs: 8, OnLease: func(gpuai.JobID, int64) {}})
+	r.fleet, err = loadgen.StartFleet(s, loadgen.FleetConfig{Addrs: r.urls(), Access: r.operator(), To: s.counts.nodes, GPUs: 8})
 	if err != nil {
 		return nil, err
 	}
@@ -101,16 +114,47 @@ func (s *scene) startRegion(n int, shape func(i int, m *member) error) (*region,
 	})
 }
 
-// newClient returns a client of some servers. It retries for so long, -1 not at
-// all, and gives each server so much time to answer.
-func newClient(retry, attempt time.Duration, addrs ...string) (*client.Client, error) {
-	t := &http.Transport{DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, MaxIdleConnsPerHost: 16, IdleConnTimeout: 10 * time.Second}
-	return client.New(client.Config{Addrs: urls(addrs), HTTP: &http.Client{Transport: t}, RetryFor: retry, AttemptTimeout: attempt})
+// client returns an operator's client of some servers. It retries for so long, -1
+// not at all, and gives each server so much time to answer.
+func (r *region) client(retry, attempt time.Duration, addrs ...string) (*client.Client, error) {
+	return r.clientOver(r.transport(16), retry, attempt, addrs...)
 }
 
-func urls(addrs []string) (out []string) {
+// clientOver is client with a transport of the caller's.
+func (r *region) clientOver(t http.RoundTripper, retry, attempt time.Duration, addrs ...string) (*client.Client, error) {
+	cfg := client.Config{Addrs: r.urlsOf(addrs), HTTP: &http.Client{Transport: t}, RetryFor: retry, AttemptTimeout: attempt}
+	if r.access != nil {
+		cfg.Token = r.access.Operator
+	}
+	return client.New(cfg)
+}
+
+// transport returns one that trusts the region, and keeps so many connections.
+func (r *region) transport(idle int) *http.Transport {
+	t := &http.Transport{DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, MaxIdleConnsPerHost: idle, IdleConnTimeout: 10 * time.Second}
+	if r.access != nil {
+		t.TLSClientConfig = r.access.TLS()
+	}
+	return t
+}
+
+// operator is the simulated nodes' access to the region: each joins it.
+func (r *region) operator() (a loadgen.Access) {
+	if r.access != nil {
+		a = loadgen.Access{TLS: r.access.TLS(), Token: r.access.Operator}
+	}
+	return a
+}
+
+func (r *region) urls() []string { return r.urlsOf(r.addrs()) }
+
+func (r *region) urlsOf(addrs []string) (out []string) {
+	scheme := "https://"
+	if r.run.options.insecure {
+		scheme = "http://"
+	}
 	for _, a := range addrs {
-		out = append(out, "http://"+a)
+		out = append(out, scheme+a)
 	}
 	return out
 }
@@ -122,26 +166,44 @@ func (r *region) addrs() (out []string) {
 	return out
 }
 
-// start starts a server on its data directory.
-func (r *region) start(m *member) (err error) {
-	argv := append(append([]string(nil), m.wrap...), r.run.program("gpuai"), "server", "run", "--data", m.dir, "--http", m.listen, "--raft", m.raft)
+// start starts a server on its data directory. In a region with authentication that
+// is all that it needs once it has its certificate.
+func (r *region) start(m *member) error {
+	var flags []string
+	switch {
+	case m.join != nil:
+		flags = []string{"--join", strings.Join(m.join, ",")}
+	case r.run.options.insecure:
+		flags = []string{"--peers", strings.Join(r.formed, ","), "--bootstrap"}
+	}
+	if m.insecure {
+		flags = append(flags, "--insecure-plaintext")
+	}
+	return r.launch(m, m.env, flags...)
+}
+
+// launch starts a server's process.
+func (r *region) launch(m *member, env []string, flags ...string) (err error) {
+	argv := append(append([]string(nil), m.wrap...), r.run.program("gpuai"), "server", "run", "--id", m.id, "--data", m.dir,
+		"--http", m.listen, "--raft", m.raft)
 	if m.advertise != "" {
 		argv = append(argv, "--advertise", m.advertise)
 	}
-	if m.join != nil {
-		argv = append(argv, "--join", strings.Join(m.join, ","))
-	} else {
-		argv = append(argv, "--id", m.id, "--peers", strings.Join(r.formed, ","), "--bootstrap")
+	if r.certTTL != "" && !r.run.options.insecure {
+		argv = append(argv, "--certificate-ttl", r.certTTL)
 	}
-	if m.insecure {
-		argv = append(argv, "--insecure-plaintext")
-	}
-	m.proc, err = r.nursery.Start(m.id, nil, argv...)
+	m.proc, err = r.nursery.Start(m.id, env, append(append(argv, m.flags...), flags...)...)
 	return err
 }
 
-// startAll starts the servers that do not run, and waits until all are ready.
+// startAll starts the servers that do not run, and waits until all are ready. The
+// first time it forms the region.
 func (r *region) startAll() error {
+	if r.access == nil && !r.run.options.insecure {
+		if err := r.form(); err != nil {
+			return fmt.Errorf("form a region with authentication: %w", err)
+		}
+	}
 	for _, m := range r.members {
 		if m.proc != nil && m.proc.Alive() {
 			continue

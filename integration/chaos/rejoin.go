@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/integration/access"
 	"github.com/gpuai/gpuai/integration/nursery"
 )
 
@@ -25,17 +26,28 @@ const toolBound = time.Minute
 type loss struct {
 	fault   string
 	nothing bool // is left that says whose it is
+	bare    bool // no certificate is left
 	do      func(m *member) error
 }
 
 var losses = []loss{
-	{"the directory as it was", false, func(*member) error { return nil }},
-	{"raft.db emptied", false, func(m *member) error { return os.Truncate(m.log(), 0) }},
-	{"all but the identity gone", false, func(m *member) error { return m.keepOnly("identity") }},
-	{"the identity random", true, func(m *member) error {
+	{"the directory as it was", false, false, func(*member) error { return nil }},
+	{"raft.db emptied", false, false, func(m *member) error { return os.Truncate(m.log(), 0) }},
+	{"all but the identity gone", false, true, func(m *member) error { return m.keepOnly("identity") }},
+	{"the identity random", true, false, func(m *member) error {
 		return os.WriteFile(filepath.Join(m.dir, "identity"), []byte("\x00\xff\x13random"), 0o600)
 	}},
-	{"all but the format gone", true, func(m *member) error { return m.keepOnly("FORMAT") }},
+	{"all but the format gone", true, true, func(m *member) error { return m.keepOnly("FORMAT") }},
+}
+
+// loss chooses what becomes of a directory. Without its certificate a server cannot
+// ask the others to remove it: then an operator does, and a new server joins.
+func (r *region) loss() *loss {
+	known := losses
+	if r.access != nil {
+		known = slices.DeleteFunc(slices.Clone(losses), func(l loss) bool { return l.bare })
+	}
+	return &known[r.rng.IntN(len(known))]
 }
 
 // A twist is what else happens while a server is rebuilt.
@@ -131,7 +143,7 @@ func (r *region) loseDisk(w *row, m *member, round int) error {
 	if err := r.ledger.await(20); err != nil {
 		return err
 	}
-	b := &rebuilt{member: m, row: w, round: round, loss: &losses[r.rng.IntN(len(losses))], new: fmt.Sprintf("%s-r%d", strings.Split(m.id, "-")[0], round+1)}
+	b := &rebuilt{member: m, row: w, round: round, loss: r.loss(), new: fmt.Sprintf("%s-r%d", strings.Split(m.id, "-")[0], round+1)}
 	t := &twists[r.rng.IntN(len(twists))]
 	if err := m.proc.Kill(); err != nil {
 		return err
@@ -169,8 +181,21 @@ func (r *region) wipe(b *rebuilt) error {
 	if err := r.ended(p); err != nil {
 		return err
 	}
+	return r.renewed(b)
+}
+
+// renewed has the server start as the new one that its directory is of.
+func (r *region) renewed(b *rebuilt) (err error) {
 	b.id, b.join = b.new, r.raftOf(b.member)
-	return nil
+	if r.access == nil {
+		return nil
+	}
+	b.join = nil
+	for _, m := range r.except(b.member) {
+		b.join = append(b.join, m.listen)
+	}
+	b.env, err = access.JoinEnv(r, r.api, gpuai.IdentityServer)
+	return err
 }
 
 // wipeKilled kills the command at some time, and calls it again as an operator
@@ -190,8 +215,7 @@ func (r *region) wipeKilled(b *rebuilt) error {
 	}
 	if strings.Contains(string(id), b.new) {
 		b.row.note("round %d: the command was killed when it was done", b.round+1)
-		b.id, b.join = b.new, r.raftOf(b.member)
-		return nil
+		return r.renewed(b)
 	}
 	return r.wipe(b)
 }

@@ -79,6 +79,11 @@ var scenarios = []*scenario{
 		play:  playClocks,
 	},
 	{
+		name: "certificates", cases: []string{"33"}, what: "certificates that end, a node that is revoked", patient: true,
+		limit: func(profile) time.Duration { return 4 * time.Minute },
+		play:  playCertificates,
+	},
+	{
 		name: "vanish", cases: []string{"27"}, what: "30 % of the nodes gone at once", patient: true,
 		limit: func(profile) time.Duration { return 3 * time.Minute },
 		play:  playVanish,

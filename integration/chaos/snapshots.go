@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/integration/access"
 	"github.com/gpuai/gpuai/raft"
 	"github.com/gpuai/gpuai/store"
 )
@@ -203,6 +204,11 @@ func (r *region) openNode(m *member) (*raft.Node, io.Closer, error) {
 		return nil, nil, errors.Join(err, dir.Close())
 	}
 	cfg := raft.Config{ID: gpuai.ServerID(m.id), Region: gpuai.DefaultRegion, Dir: dir, Listener: l}
+	if r.access != nil {
+		if cfg.Identity, err = access.Source(m.dir); err != nil {
+			return nil, nil, errors.Join(err, l.Close(), dir.Close())
+		}
+	}
 	for _, p := range r.members {
 		cfg.Peers = append(cfg.Peers, raft.Peer{ID: gpuai.ServerID(p.id), Addr: p.raft})
 	}

@@ -111,7 +111,7 @@ func (r *region) askStopped(w *row, m *member, round int, mark entry) (await fun
 	var wg, sent sync.WaitGroup
 	var answered, refused counter
 	for i := range waiting {
-		c, err := newClient(-1, patience, m.http)
+		c, err := r.client(-1, patience, m.http)
 		if err != nil {
 			w.fail("%v", err)
 			continue

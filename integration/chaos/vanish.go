@@ -78,7 +78,7 @@ func playVanish(s *scene) error {
 }
 
 func (r *region) fleetOf(from, to int) (*loadgen.Fleet, error) {
-	return loadgen.StartFleet(r, loadgen.FleetConfig{Addrs: urls(r.addrs()), From: from, To: to, GPUs: 1, OnLease: func(gpuai.JobID, int64) {}})
+	return loadgen.StartFleet(r, loadgen.FleetConfig{Addrs: r.urls(), Access: r.operator(), From: from, To: to, GPUs: 1})
 }
 
 // leaseEach gives each node one lease, of its only device.

@@ -99,12 +99,12 @@ func newBed(ctx context.Context, r *run) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.addrs, err = loadgen.LeaderFirst(ctx, b.region.Addrs); err == nil {
+	if b.addrs, err = loadgen.LeaderFirst(ctx, loadgen.Access{}, b.region.Addrs); err == nil {
 		b.api, err = newClient(b.addrs)
 	}
 	var before loadgen.Usage
 	if err == nil {
-		before, err = loadgen.ReadUsage(ctx, b.addrs)
+		before, err = loadgen.ReadUsage(ctx, loadgen.Access{}, b.addrs)
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.stop())
@@ -142,7 +142,7 @@ func (b *bed) connect(ctx context.Context, nodes, gpus int) error {
 		return err
 	}
 	b.agents, b.nodes = append(b.agents, a), nodes
-	before, err := loadgen.ReadUsage(ctx, b.addrs)
+	before, err := loadgen.ReadUsage(ctx, loadgen.Access{}, b.addrs)
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (b *bed) connect(ctx context.Context, nodes, gpus int) error {
 	if err := pause(ctx, calm); err != nil {
 		return err
 	}
-	after, err := loadgen.ReadUsage(ctx, b.addrs)
+	after, err := loadgen.ReadUsage(ctx, loadgen.Access{}, b.addrs)
 	b.idle = (after.CPUSeconds - before.CPUSeconds) / time.Since(began).Seconds()
 	b.full = after.RSS * servers
 	return err
@@ -192,7 +192,7 @@ type cost struct{ seconds, cpu float64 }
 
 // spend measures what f costs the servers.
 func (b *bed) spend(ctx context.Context, f func() error) (c cost, err error) {
-	before, err := loadgen.ReadUsage(ctx, b.addrs)
+	before, err := loadgen.ReadUsage(ctx, loadgen.Access{}, b.addrs)
 	if err != nil {
 		return c, err
 	}
@@ -201,7 +201,7 @@ func (b *bed) spend(ctx context.Context, f func() error) (c cost, err error) {
 		return c, err
 	}
 	c.seconds = time.Since(began).Seconds()
-	after, err := loadgen.ReadUsage(ctx, b.addrs)
+	after, err := loadgen.ReadUsage(ctx, loadgen.Access{}, b.addrs)
 	c.cpu = after.CPUSeconds - before.CPUSeconds
 	return c, err
 }

@@ -65,7 +65,7 @@ func dialLeader(ctx context.Context, st *gpuai.RaftStatus) (net.Conn, error) {
 	if leader < 0 || other < 0 {
 		return nil, errors.New("the region has no leader and another member")
 	}
-	return sibling.Dial(ctx, st.Members[leader].Address, st.Members[other].Server, st.Leader)
+	return sibling.Dial(ctx, st.Members[leader].Address, sibling.As{From: st.Members[other].Server}, st.Leader)
 }
 
 // registration encodes the registration of a node, as agents of loadgen are.

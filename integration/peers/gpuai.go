@@ -29,7 +29,7 @@ func (o *options) gpuai(ctx context.Context, nodes int) ([]row, error) {
 		{"burst, one request", o.burst, 1, min(o.burst, 1000)},
 	} {
 		progress("gpuai, %d nodes: %s", nodes, l.name)
-		cmd := exec.CommandContext(ctx, o.bin, "bench", "--local", "3", "--sim-nodes", strconv.Itoa(nodes), "--task-time", "0", "-o", "json",
+		cmd := exec.CommandContext(ctx, o.bin, "bench", "--local", "3", "--insecure", "--sim-nodes", strconv.Itoa(nodes), "--task-time", "0", "-o", "json",
 			"--rate", strconv.Itoa(l.rate), "--duration", fmt.Sprintf("%ds", l.seconds), "--batch", strconv.Itoa(l.batch))
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()

@@ -60,7 +60,7 @@ func newBench(o *options, dir string, out io.Writer) *bench {
 		b.policy.BeatEvery, b.policy.SuspectAfter = gpuai.Second, 4*gpuai.Second
 		b.policy.BreakerWindow = 4 * gpuai.Second
 	}
-	b.report = report{Nodes: o.nodes, Real: o.real, Injected: o.nodes - o.real, Processors: runtime.NumCPU(), Multiplier: b.o.multiplier, Load: loadAverage()}
+	b.report = report{Nodes: o.nodes, Real: o.real, Injected: o.nodes - o.real, Processors: runtime.NumCPU(), TLS: !o.insecure, Multiplier: b.o.multiplier, Load: loadAverage()}
 	return b
 }
 
@@ -158,6 +158,9 @@ func (b *bench) startAgents(ctx context.Context) (err error) {
 	began := time.Now()
 	b.say("connecting %d agents with real sessions, of %d processes", b.o.real, b.o.generators+2)
 	cfg := generatorConfig{Addrs: b.urls(), Label: poolCanary}
+	if b.access != nil {
+		cfg.CA, cfg.token = b.access.CA, b.access.Operator
+	}
 	for i := range b.canary {
 		cfg.From, cfg.To = i*canaries, (i+1)*canaries
 		if b.canary[i], err = startGenerator(b.starter, cfg, b.leased); err != nil {
@@ -298,7 +301,7 @@ func (b *bench) unchanged(ctx context.Context, before int, when string) error {
 func (b *bench) states(ctx context.Context) (map[string]float64, error) {
 	var errs []error
 	for _, m := range b.alive() {
-		v, err := m.scrape(ctx)
+		v, err := b.scrape(ctx, m)
 		if err == nil {
 			return v, nil
 		}

@@ -30,6 +30,23 @@ type generatorConfig struct {
 	Addrs    []string
 	From, To int
 	Label    string // their label "pool"
+	CA       string // file of the region's CA; "" in a region without authentication
+	token    gpuai.Secret
+}
+
+// envToken holds the operator's token with which a generator's agents join.
+const envToken = "GPUAI_SCALE_TOKEN"
+
+// access is to the region of cfg.
+func (cfg *generatorConfig) access() (a loadgen.Access, err error) {
+	if cfg.CA == "" {
+		return a, nil
+	}
+	ca, err := os.ReadFile(cfg.CA)
+	if err != nil {
+		return a, err
+	}
+	return loadgen.NewAccess(ca, gpuai.NewSecret(os.Getenv(envToken)))
 }
 
 const (
@@ -89,8 +106,12 @@ func generate(cfg generatorConfig, stdin io.Reader, stdout io.Writer) error {
 	var welcomes atomic.Int64
 	sent := make([]atomic.Int64, cfg.To-cfg.From)
 	var acks spectrum
+	to, err := cfg.access()
+	if err != nil {
+		return err
+	}
 	fleet, err := loadgen.StartFleet(ctx, loadgen.FleetConfig{
-		Addrs: cfg.Addrs, From: cfg.From, To: cfg.To, GPUs: nodeGPUs, Labels: map[string]string{"pool": cfg.Label},
+		Addrs: cfg.Addrs, Access: to, From: cfg.From, To: cfg.To, GPUs: nodeGPUs, Labels: map[string]string{"pool": cfg.Label},
 		Connecting: connecting, AckWithin: ackWithin,
 		OnLease:   func(job gpuai.JobID, at int64) { say(word{Job: job.String(), At: at}) },
 		OnWelcome: func(int) { welcomes.Add(1) },
@@ -151,7 +172,7 @@ func startGenerator(s *starter, cfg generatorConfig, lease func(string, int64)) 
 		return nil, err
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), envGenerator+"="+string(text))
+	cmd.Env = append(os.Environ(), envGenerator+"="+string(text), envToken+"="+cfg.token.Reveal())
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -259,5 +259,5 @@ func (r *region) dialPeer(ctx context.Context, id gpuai.ServerID) (net.Conn, err
 			to, from = m, r.servers[(i+1)%servers]
 		}
 	}
-	return sibling.Dial(ctx, to.raft, from.id, id)
+	return sibling.Dial(ctx, to.raft, sibling.As{From: from.id, Source: from.source}, id)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai/integration/access"
+	"github.com/gpuai/gpuai/internal/identity"
 )
 
 const (
@@ -27,20 +30,22 @@ type server struct {
 	id         gpuai.ServerID
 	http, raft string
 	proc       *process
-	api        *client.Client // of this one alone
+	api        *client.Client   // of this one alone
+	source     *identity.Source // its certificate; nil in a region without authentication
 }
 
 // A region is three servers.
 type region struct {
 	servers []*server
 	api     *client.Client // of all
+	access  *access.Region // nil in one without authentication
 	lead    atomic.Pointer[server]
 }
 
 // startRegion starts the servers and returns when all are ready.
 func startRegion(ctx context.Context, s *starter, o *options) (*region, error) {
 	r := &region{}
-	var peers, urls []string
+	var peers []string
 	var held []net.Listener
 	for i := range servers {
 		m := &server{id: gpuai.ServerID(fmt.Sprintf("server-%d", i+1))}
@@ -52,35 +57,89 @@ func startRegion(ctx context.Context, s *starter, o *options) (*region, error) {
 			held = append(held, l)
 			*addr = l.Addr().String()
 		}
-		var err error
-		if m.api, err = connect("http://" + m.http); err != nil {
-			return nil, err
-		}
-		peers, urls = append(peers, string(m.id)+"="+m.raft), append(urls, "http://"+m.http)
+		peers = append(peers, string(m.id)+"="+m.raft)
 		r.servers = append(r.servers, m)
 	}
 	for _, l := range held {
 		l.Close() // all are chosen
 	}
-	var err error
-	if r.api, err = connect(urls...); err != nil {
+	if !o.insecure {
+		if err := r.form(ctx, s, o); err != nil {
+			return nil, fmt.Errorf("form a region with authentication: %w", err)
+		}
+		return r, r.ready(ctx)
+	}
+	if err := r.connect(); err != nil {
 		return nil, err
 	}
-	return r, r.start(ctx, s, o, strings.Join(peers, ","))
+	for _, m := range r.servers {
+		if err := m.start(s, o, nil, "--peers", strings.Join(peers, ","), "--bootstrap"); err != nil {
+			return nil, err
+		}
+	}
+	return r, r.ready(ctx)
 }
 
-// start starts the processes.
-func (r *region) start(ctx context.Context, s *starter, o *options, peers string) error {
-	for _, m := range r.servers {
-		cmd := exec.Command(filepath.Join(o.bin, "gpuai"), "server", "run", "--id", string(m.id),
-			"--data", filepath.Join(s.dir, string(m.id)), "--http", m.http, "--raft", m.raft,
-			"--peers", peers, "--bootstrap", "--log-level", "warn", "--raft-multiplier", strconv.Itoa(o.multiplier))
-		var err error
-		if m.proc, err = s.start(string(m.id), cmd); err != nil {
+// form starts the servers of a region with authentication: the first makes its CA,
+// the others join with a token each.
+func (r *region) form(ctx context.Context, s *starter, o *options) (err error) {
+	first := r.servers[0]
+	if err := first.start(s, o, nil, "--bootstrap"); err != nil {
+		return err
+	}
+	if r.access, err = access.Bootstrap(ctx, first.data(s), "https://"+first.http); err != nil {
+		return err
+	}
+	if err := r.connect(); err != nil {
+		return err
+	}
+	for _, m := range r.servers[1:] {
+		env, err := access.JoinEnv(ctx, first.api, gpuai.IdentityServer)
+		if err != nil {
 			return err
 		}
-		go m.proc.wait()
+		if err := m.start(s, o, env, "--join", first.http); err != nil {
+			return err
+		}
 	}
+	if err := access.AwaitVoters(ctx, first.api, servers); err != nil {
+		return err
+	}
+	for _, m := range r.servers { // for the injector, who stands in for it
+		if m.source, err = access.Source(m.data(s)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connect makes the clients.
+func (r *region) connect() (err error) {
+	for _, m := range r.servers {
+		if m.api, err = r.client(r.url(m)); err != nil {
+			return err
+		}
+	}
+	r.api, err = r.client(r.urls()...)
+	return err
+}
+
+func (m *server) data(s *starter) string { return filepath.Join(s.dir, string(m.id)) }
+
+// start starts a server's process.
+func (m *server) start(s *starter, o *options, env []string, flags ...string) (err error) {
+	cmd := exec.Command(filepath.Join(o.bin, "gpuai"), append([]string{"server", "run", "--id", string(m.id),
+		"--data", m.data(s), "--http", m.http, "--raft", m.raft, "--log-level", "warn", "--raft-multiplier", strconv.Itoa(o.multiplier)}, flags...)...)
+	cmd.Env = append(os.Environ(), env...)
+	if m.proc, err = s.start(string(m.id), cmd); err != nil {
+		return err
+	}
+	go m.proc.wait()
+	return nil
+}
+
+// ready waits until all servers are.
+func (r *region) ready(ctx context.Context) error {
 	return poll(ctx, "the servers to be ready", func() (bool, error) {
 		for _, m := range r.servers {
 			if !m.proc.alive() {
@@ -97,15 +156,25 @@ func (r *region) start(ctx context.Context, s *starter, o *options, peers string
 	})
 }
 
-// connect makes a client with connections of its own.
-func connect(urls ...string) (*client.Client, error) {
+// client makes an operator's client with connections of its own.
+func (r *region) client(urls ...string) (*client.Client, error) {
+	if r.access != nil {
+		return r.access.Client(urls...)
+	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	return client.New(client.Config{Addrs: urls, HTTP: &http.Client{Transport: t}})
 }
 
+func (r *region) url(m *server) string {
+	if r.access != nil {
+		return "https://" + m.http
+	}
+	return "http://" + m.http
+}
+
 func (r *region) urls() (out []string) {
 	for _, m := range r.servers {
-		out = append(out, "http://"+m.http)
+		out = append(out, r.url(m))
 	}
 	return out
 }
@@ -160,14 +229,18 @@ func (r *region) alive() (out []*server) {
 
 // scrape reads a server's metrics, by their name with its labels, the server's
 // own aside.
-func (m *server) scrape(ctx context.Context) (map[string]float64, error) {
+func (r *region) scrape(ctx context.Context, m *server) (map[string]float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.http+"/metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url(m)+"/metrics", nil)
 	if err != nil {
 		return nil, err
 	}
-	res, err := http.DefaultClient.Do(req)
+	t := &http.Transport{DisableKeepAlives: true}
+	if r.access != nil {
+		t.TLSClientConfig = r.access.TLS()
+	}
+	res, err := (&http.Client{Transport: t}).Do(req)
 	if err != nil {
 		return nil, err
 	}

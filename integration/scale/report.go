@@ -18,6 +18,7 @@ type report struct {
 	Leases     int    `json:"nodes_with_a_lease"`
 	Processors int    `json:"processors"`
 	Multiplier int    `json:"raft_multiplier"`
+	TLS        bool   `json:"tls"` // a region with authentication
 	Load       string `json:"load_average_before"`
 	LoadAfter  string `json:"load_average_after"`
 	// ConnectSeconds is how long it took to register the real sessions.
@@ -127,6 +128,11 @@ func (r *report) rows() (out [][]string) {
 	}
 	row("nodes", "%d: %d real sessions, %d injected at the folding step; %d hold a lease", r.Nodes, r.Real, r.Injected, r.Leases)
 	row("machine", "%d processors, load average %s before, %s after; Raft multiplier %d", r.Processors, r.Load, r.LoadAfter, r.Multiplier)
+	if r.TLS {
+		row("region", "with authentication: TLS between all, agents with certificates, clients with tokens")
+	} else {
+		row("region", "without authentication: plaintext")
+	}
 	row("duration", "%v s, of which %v s to connect the real sessions", r.Seconds, r.ConnectSeconds)
 	if s := r.Steady; s != nil {
 		row("steady: beats", "%v/s in %v s; real acks p50 ≤ %v ms, p99 ≤ %v ms; injected p50 ≤ %v ms, p99 ≤ %v ms", s.BeatsPerSecond, s.Seconds,

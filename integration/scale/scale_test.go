@@ -57,6 +57,9 @@ func TestCase26And27And28Short(t *testing.T) {
 	if code != 0 || len(r.Broken) > 0 {
 		t.Fatalf("exit code %d, promises that do not hold: %q", code, r.Broken)
 	}
+	if !r.TLS {
+		t.Error("the region is not one with authentication")
+	}
 	if r.Steady == nil || r.Kill == nil || r.Death == nil || r.Replace == nil || r.Device == nil || r.Gone == nil {
 		t.Fatal("a scenario is missing in the report")
 	}

@@ -439,7 +439,7 @@ func (b *bench) breaker(ctx context.Context, open bool) error {
 		if lead == nil {
 			return false, nil
 		}
-		v, err := lead.scrape(ctx)
+		v, err := b.scrape(ctx, lead)
 		return err == nil && (v["gpuai_breaker_open"] == 1) == open, nil
 	})
 }

@@ -155,8 +155,7 @@ type usage struct {
 }
 
 func (b *bench) usage(ctx context.Context) (u usage, err error) {
-	t := http.Transport{TLSClientConfig: identity.TrustConfig(b.trust), DisableKeepAlives: true}
-	got, err := loadgen.ReadUsageWith(ctx, &http.Client{Transport: &t}, []string{"https://" + b.addr})
+	got, err := loadgen.ReadUsage(ctx, loadgen.Access{TLS: identity.TrustConfig(b.trust)}, []string{"https://" + b.addr})
 	return usage{got.CPUSeconds, got.RSS, time.Now()}, err
 }
 

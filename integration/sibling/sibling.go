@@ -16,18 +16,28 @@ import (
 	"strings"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/internal/identity"
 )
+
+// As is the member that a program stands in for.
+type As struct {
+	From   gpuai.ServerID
+	Source *identity.Source // its certificate; nil in a region without authentication
+}
 
 // Dial connects to the Raft port of the server to, in the name of another
 // member, for HTTP.
-func Dial(ctx context.Context, addr string, from, to gpuai.ServerID) (net.Conn, error) {
+func Dial(ctx context.Context, addr string, as As, to gpuai.ServerID) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
+	if as.Source != nil {
+		c = as.Source.Client(c, identity.Want{Kind: gpuai.IdentityServer, Name: string(to)})
+	}
 	const kindPeer, version = 2, 1
-	names := "\x00" + string(from) + "\x00" + string(to) // of no cluster yet: a member may ask
+	names := "\x00" + string(as.From) + "\x00" + string(to) // of no cluster yet: a member may ask
 	hello := binary.BigEndian.AppendUint16([]byte{kindPeer, version}, uint16(len(names)))
 	_, errSend := c.Write(append(hello, names...))
 	head := make([]byte, 3)

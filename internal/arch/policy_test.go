@@ -28,7 +28,7 @@ var layers = map[string]string{
 	"federation": ". client telemetry",
 	"server":     ". fsm raft store httpd client federation blobs identity telemetry",
 	"simulate":   ". fsm scheduler store",
-	"loadgen":    ". client",
+	"loadgen":    ". client identity",
 	"cmd":        ". server agent agent/doctor agent/image client plugins jobfile simulate loadgen fsm store identity telemetry server/offline",
 	"examples":   ". client plugins",
 	"arch":       "",

@@ -25,12 +25,13 @@ const (
 // An agent is one simulated host. One goroutine connects and receives, another
 // beats, timers report the ends of tasks.
 type agent struct {
-	fleet  *Fleet
-	number int
-	client *client.Client
-	id     gpuai.NodeID
-	every  time.Duration // between beats
-	turn   int           // sessions that have ended: each next one begins at another server
+	fleet    *Fleet
+	number   int
+	client   *client.Client
+	passport *passport // nil in a region without authentication
+	id       gpuai.NodeID
+	every    time.Duration // between beats
+	turn     int           // sessions that have ended: each next one begins at another server
 
 	sending sync.Mutex // held while a frame is sent
 	mu      sync.Mutex // guards below
@@ -75,6 +76,11 @@ func (a *agent) connect(ctx context.Context, tries int) error {
 func (a *agent) open(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
+	if a.passport != nil {
+		if err := a.passport.ready(ctx, a.client); err != nil {
+			return err
+		}
+	}
 	conn, err := a.client.DialSession(ctx, addr)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +26,11 @@ type FleetConfig struct {
 	GPUs     int      // of each
 	// TaskTime is how long a task runs; 0 is for ever.
 	TaskTime time.Duration
-	// Client, where set, returns the client with which an agent connects, which
-	// shows its certificate; else agents share those that Addrs need.
+	// Access is the operator's: where it has TLS each agent joins with a token of its
+	// own, and shows its certificate.
+	Access Access
+	// Client, where set, returns the client with which an agent connects; else they
+	// are those that Addrs and Access need.
 	Client func(agent int) *client.Client
 	// OnLease is called for each lease that is new to its agent, with when it
 	// was read: from the agents' goroutines, so it must be quick.
@@ -84,6 +88,7 @@ func (cfg *FleetConfig) fillHooks() {
 // A Fleet is a number of simulated agents with live sessions, in this process.
 type Fleet struct {
 	cfg    FleetConfig
+	join   *registrar // nil in a region without authentication
 	lost   atomic.Int64
 	agents sync.WaitGroup
 	cancel context.CancelFunc
@@ -97,6 +102,7 @@ const (
 	// there are about 28,000 local ports for each pair of addresses.
 	agentsPerAddress = 10_000
 	tries            = 12
+	dialTimeout      = 10 * time.Second
 )
 
 // StartFleet connects every agent and returns once all are registered. The
@@ -109,6 +115,9 @@ func StartFleet(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &Fleet{cfg: cfg, cancel: cancel}
 	clients, err := f.clients()
+	if err == nil && cfg.Access.TLS != nil && cfg.Client == nil {
+		f.join, err = newRegistrar(cfg.Access, cfg.Addrs)
+	}
 	if err != nil {
 		cancel()
 		return nil, err
@@ -146,17 +155,9 @@ func (f *Fleet) Stop() {
 // clients makes the API clients that agents dial with: one for each source
 // address, by number.
 func (f *Fleet) clients() (map[int]*client.Client, error) {
-	local := true
-	for _, a := range f.cfg.Addrs {
-		local = local && isLoopback(a)
-	}
 	out := make(map[int]*client.Client)
 	for block := f.cfg.From / agentsPerAddress; block <= (f.cfg.To-1)/agentsPerAddress; block++ {
-		d := &net.Dialer{Timeout: 10 * time.Second}
-		if local && block > 0 {
-			d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+block))}
-		}
-		t := &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}
+		t := &http.Transport{DialContext: f.dialer(block).DialContext, DisableKeepAlives: true}
 		c, err := client.New(client.Config{Addrs: f.cfg.Addrs, HTTP: &http.Client{Transport: t}})
 		if err != nil {
 			return nil, err
@@ -164,6 +165,16 @@ func (f *Fleet) clients() (map[int]*client.Client, error) {
 		out[block] = c
 	}
 	return out, nil
+}
+
+// dialer returns how the agents of a block dial.
+func (f *Fleet) dialer(block int) *net.Dialer {
+	d := &net.Dialer{Timeout: dialTimeout}
+	local := !slices.ContainsFunc(f.cfg.Addrs, func(a string) bool { return !isLoopback(a) })
+	if local && block > 0 {
+		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+block))}
+	}
+	return d
 }
 
 // isLoopback reports whether a server's URL names an IPv4 loopback address:
@@ -185,6 +196,12 @@ func (f *Fleet) start(ctx context.Context, i int, c *client.Client) error {
 	a := &agent{
 		fleet: f, number: i, client: c, id: gpuai.NodeID(NodeName(i)),
 		leases: map[gpuai.Token]struct{}{}, reports: map[gpuai.Token]gpuai.Report{},
+	}
+	if f.join != nil {
+		var err error
+		if a.passport, a.client, err = f.join.newPassport(a.id, f.dialer(i/agentsPerAddress)); err != nil {
+			return err
+		}
 	}
 	if err := a.connect(ctx, tries); err != nil {
 		return err

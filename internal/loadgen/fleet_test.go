@@ -108,7 +108,7 @@ func loadOf(addrs []string, jobs int, batch int) LoadConfig {
 // single submits and batches, and a second bench on the same nodes.
 func TestMeasureRegion(t *testing.T) {
 	addrs := startRegion(t)
-	addrs, err := LeaderFirst(t.Context(), addrs)
+	addrs, err := LeaderFirst(t.Context(), Access{}, addrs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestMeasureRegion(t *testing.T) {
 			if len(agents.workers) != c.workers {
 				t.Errorf("there are %d workers", len(agents.workers))
 			}
-			before, err := ReadUsage(t.Context(), addrs)
+			before, err := ReadUsage(t.Context(), Access{}, addrs)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +150,7 @@ func TestMeasureRegion(t *testing.T) {
 			if err := agents.Stop(); err != nil {
 				t.Error(err)
 			}
-			after, err := ReadUsage(t.Context(), addrs)
+			after, err := ReadUsage(t.Context(), Access{}, addrs)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -331,6 +331,23 @@ func silent(c *exec.Cmd) *exec.Cmd {
 }
 
 // A worker ends when its input does, and when nobody reads what it writes.
+// A bench that runs again finds nodes that hold leases of the one before.
+func TestWorkersWhoseNodesHoldLeases(t *testing.T) {
+	var got atomic.Int64
+	cfg := AgentsConfig{PerProcess: 1, Worker: func(_, _ int) *exec.Cmd { return self("laden") }}
+	cfg.FleetConfig = FleetConfig{Addrs: []string{"http://127.0.0.1:1"}, To: 2, OnLease: func(_ gpuai.JobID, at int64) { got.Add(at) }}
+	a, err := StartAgents(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Stop(); err != nil {
+		t.Error(err)
+	}
+	if got.Load() != 14 {
+		t.Errorf("the leases of two workers came as %d", got.Load())
+	}
+}
+
 func TestServeFleetEnds(t *testing.T) {
 	cfg := FleetConfig{Addrs: startRegion(t), To: 2, GPUs: 1}
 	in, hold := io.Pipe()

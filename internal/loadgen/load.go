@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,10 +19,14 @@ import (
 type LoadConfig struct {
 	// Addrs are the servers, by URL. Submits go to the first one that answers.
 	Addrs    []string
+	Access   Access  // as whom jobs are submitted
 	Rate     float64 // jobs a second, above 0
 	Duration time.Duration
 	GPUs     int // of each job's one task
-	Batch    int // jobs of one request; 1 is a request of its own for each job
+	// Labels, where set, are those of the nodes that may be given the jobs: in a region
+	// with other nodes too, those of the fleet.
+	Labels map[string]string
+	Batch  int // jobs of one request; 1 is a request of its own for each job
 	// Settle is for how long, after the last submit, no lease may arrive
 	// before those that are due are given up.
 	Settle time.Duration
@@ -74,7 +80,7 @@ func Run(ctx context.Context, cfg LoadConfig, rec *Recorder) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	c, err := client.New(client.Config{Addrs: cfg.Addrs, HTTP: newHTTP()})
+	c, err := cfg.Access.client(newTransport(), cfg.Addrs)
 	if err != nil {
 		return err
 	}
@@ -85,12 +91,10 @@ func Run(ctx context.Context, cfg LoadConfig, rec *Recorder) error {
 	return nil
 }
 
-// newHTTP returns a client that keeps a connection for each submit under way:
-// the default would dial anew for nearly every one.
-func newHTTP() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		MaxIdleConnsPerHost: maxSingles, IdleConnTimeout: time.Minute, DisableCompression: true,
-	}}
+// newTransport returns one that keeps a connection for each submit under way: the
+// default would dial anew for nearly every one.
+func newTransport() *http.Transport {
+	return &http.Transport{MaxIdleConnsPerHost: maxSingles, IdleConnTimeout: time.Minute, DisableCompression: true}
 }
 
 // tell calls Progress once a second until it is stopped.
@@ -166,14 +170,18 @@ func lasting(ctx context.Context, d time.Duration) (context.Context, context.Can
 // spec is the job that is submitted again and again. It ends by itself in a
 // region whose bench is gone: it is not placed twice, and does not wait for long.
 func (cfg *LoadConfig) spec() gpuai.JobSpec {
-	return gpuai.JobSpec{
-		Name: "bench", Limits: gpuai.Limits{QueueTime: queueTime},
+	spec := gpuai.JobSpec{
+		Name: "bench", Tenant: cfg.Access.Tenant, Limits: gpuai.Limits{QueueTime: queueTime},
 		Groups: []gpuai.Group{{
 			Resources: gpuai.Resources{GPU: gpuai.GPURequest{Count: uint32(cfg.GPUs)}},
 			Restart:   gpuai.Restart{On: []gpuai.RestartCause{}},
 			Task:      gpuai.TaskSpec{Command: []string{"true"}},
 		}},
 	}
+	for _, k := range slices.Sorted(maps.Keys(cfg.Labels)) {
+		spec.Groups[0].Constraints = append(spec.Groups[0].Constraints, gpuai.Constraint{Attribute: "label." + k, Op: gpuai.Equal, Values: []string{cfg.Labels[k]}})
+	}
+	return spec
 }
 
 // submit makes one request. It returns the jobs that were accepted, and why the
@@ -242,11 +250,11 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 
 // LeaderFirst returns the servers' URLs with the leader's first: that is the
 // way of a client that has found it, and saves the hop of a forwarded request.
-func LeaderFirst(ctx context.Context, addrs []string) ([]string, error) {
+func LeaderFirst(ctx context.Context, acc Access, addrs []string) ([]string, error) {
 	var out []string
 	var problems []error
 	for _, a := range addrs {
-		c, err := client.New(client.Config{Addrs: []string{a}})
+		c, err := acc.client(&http.Transport{DisableKeepAlives: true}, []string{a})
 		if err != nil {
 			return nil, err
 		}

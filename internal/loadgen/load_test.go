@@ -199,14 +199,14 @@ func TestLeaderFirst(t *testing.T) {
 		})
 	}
 	a, b, c := status("a"), status("b"), status("c")
-	got, err := LeaderFirst(t.Context(), []string{a, b, c})
+	got, err := LeaderFirst(t.Context(), Access{}, []string{a, b, c})
 	if want := []string{b, a, c}; err != nil || strings.Join(got, " ") != strings.Join(want, " ") {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
-	if _, err := LeaderFirst(t.Context(), nil); err == nil {
+	if _, err := LeaderFirst(t.Context(), Access{}, nil); err == nil {
 		t.Error("no servers have a leader")
 	}
-	if _, err := LeaderFirst(t.Context(), []string{"http://"}); err == nil {
+	if _, err := LeaderFirst(t.Context(), Access{}, []string{"http://"}); err == nil {
 		t.Error("a URL without a host has a leader")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -65,6 +66,10 @@ func play(ctx context.Context, role string, args []string) error {
 		select {}
 	case "server": // ID DATA HTTP RAFT PEERS…
 		return serve(ctx, args)
+	case "laden": // its nodes hold a lease already
+		fmt.Printf("%s 7\nready\n", job(1))
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
 	case "babbler":
 		fmt.Println("ready\nthis is no lease")
 		<-ctx.Done()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gpuai/gpuai/client"
+	"github.com/gpuai/gpuai"
 )
 
 // A local region has a keeper: a process that starts the servers, and kills
@@ -26,6 +27,9 @@ type Member struct {
 	ID         string
 	Data       string // directory
 	HTTP, Raft string // host:port
+	// JoinToken, where set, is that with which it joins the first member's region:
+	// one with authentication, which the first forms alone.
+	JoinToken gpuai.Secret
 }
 
 // A KeepConfig says which region to keep.
@@ -34,6 +38,10 @@ type KeepConfig struct {
 	Servers int
 	// Server makes the command of one member. Its output is kept in Dir.
 	Server func(m Member, all []Member) *exec.Cmd
+	// Operator, where set, is called once the first member runs, and returns its CA
+	// and the token of the region's first operator: the region has authentication. It
+	// may block until there is a region.
+	Operator func(ctx context.Context, m Member) (ca []byte, token gpuai.Secret, err error)
 }
 
 const (
@@ -65,7 +73,7 @@ func KeepRegion(ctx context.Context, cfg KeepConfig, in io.Reader, out io.Writer
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(out, wordReady, strings.Join(ms.urls(), " "))
+	fmt.Fprintln(out, wordReady, strings.Join(ms.urls(cfg.scheme()), " "))
 	select {
 	case <-ctx.Done():
 		return nil
@@ -96,14 +104,34 @@ func (cfg *KeepConfig) start(ctx context.Context, dir string) (ms members, err e
 			ms.kill()
 		}
 	}()
-	for _, m := range all {
+	var acc Access
+	for i, m := range all {
+		if i > 0 && cfg.Operator != nil {
+			if m.JoinToken, err = acc.joinToken(ctx, all[0]); err != nil {
+				return ms, err
+			}
+		}
 		started, err := begin(cfg.Server(m, all), m)
 		if err != nil {
 			return ms, err
 		}
-		ms = append(ms, started)
+		if ms = append(ms, started); i == 0 && cfg.Operator != nil {
+			if acc, err = cfg.operator(ctx, started); err != nil {
+				return ms, err
+			}
+		}
 	}
-	return ms, ms.ready(ctx)
+	if err := ms.ready(ctx, acc, cfg.scheme()); err != nil || cfg.Operator == nil {
+		return ms, err
+	}
+	return ms, ms.voting(ctx, acc)
+}
+
+func (cfg *KeepConfig) scheme() string {
+	if cfg.Operator != nil {
+		return "https://"
+	}
+	return "http://"
 }
 
 // pick finds free ports for n members.
@@ -146,11 +174,11 @@ func begin(cmd *exec.Cmd, m Member) (*member, error) {
 }
 
 // ready waits until every server says that it is ready.
-func (ms members) ready(ctx context.Context) error {
+func (ms members) ready(ctx context.Context, acc Access, scheme string) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for _, m := range ms {
-		c, err := client.New(client.Config{Addrs: []string{m.HTTP}})
+		c, err := acc.client(&http.Transport{DisableKeepAlives: true}, []string{scheme + m.HTTP})
 		if err != nil {
 			return err
 		}
@@ -199,9 +227,9 @@ func (ms members) kill() {
 	}
 }
 
-func (ms members) urls() (out []string) {
+func (ms members) urls(scheme string) (out []string) {
 	for _, m := range ms {
-		out = append(out, "http://"+m.HTTP)
+		out = append(out, scheme+m.HTTP)
 	}
 	return out
 }
@@ -209,7 +237,9 @@ func (ms members) urls() (out []string) {
 // A Region is a region that a keeper keeps for this process.
 type Region struct {
 	Addrs  []string // URLs of its servers
-	dir    string
+	Access Access   // to them, as an operator
+	Dir    string   // its directory
+	CA     string   // file of its CA; "" in a region without authentication
 	keeper *child
 }
 
@@ -221,12 +251,18 @@ func StartRegion(ctx context.Context, keeper func(dir string) *exec.Cmd) (*Regio
 	if err != nil {
 		return nil, fmt.Errorf("making a directory for the servers: %w", err)
 	}
-	r := &Region{dir: dir}
+	r := &Region{Dir: dir}
 	if r.keeper, err = startChild(keeper(dir)); err == nil {
 		var line string
 		if line, err = r.keeper.first(ctx); err == nil {
 			go r.keeper.follow(func(string) {})
 			r.Addrs = strings.Fields(strings.TrimPrefix(line, wordReady))
+		}
+		if err == nil && strings.HasPrefix(r.Addrs[0], "https:") {
+			r.CA = filepath.Join(dir, accessCA)
+			if r.Access, err = readAccess(dir); err != nil {
+				err = errors.Join(err, r.keeper.stop())
+			}
 		}
 	}
 	if err != nil {
@@ -239,5 +275,5 @@ func StartRegion(ctx context.Context, keeper func(dir string) *exec.Cmd) (*Regio
 // not last until then.
 func (r *Region) Stop() error {
 	err := r.keeper.stop()
-	return errors.Join(err, os.RemoveAll(r.dir))
+	return errors.Join(err, os.RemoveAll(r.Dir))
 }

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/gpuai/gpuai"
 )
 
 // Usage is what servers have used, by their own metrics.
@@ -16,15 +18,11 @@ type Usage struct {
 }
 
 // ReadUsage reads the process metrics of every server.
-func ReadUsage(ctx context.Context, addrs []string) (Usage, error) {
-	return ReadUsageWith(ctx, http.DefaultClient, addrs)
-}
-
-// ReadUsageWith is ReadUsage with a client, which trusts the servers.
-func ReadUsageWith(ctx context.Context, c *http.Client, addrs []string) (Usage, error) {
+func ReadUsage(ctx context.Context, acc Access, addrs []string) (Usage, error) {
 	var u Usage
+	c := acc.http(&http.Transport{DisableKeepAlives: true})
 	for _, a := range addrs {
-		cpu, rss, err := processMetrics(ctx, c, a)
+		cpu, rss, err := processMetrics(ctx, c, a, acc.Token)
 		if err != nil {
 			return u, fmt.Errorf("reading the metrics of %s: %w", a, err)
 		}
@@ -34,10 +32,13 @@ func ReadUsageWith(ctx context.Context, c *http.Client, addrs []string) (Usage, 
 	return u, nil
 }
 
-func processMetrics(ctx context.Context, c *http.Client, addr string) (cpu, rss float64, err error) {
+func processMetrics(ctx context.Context, c *http.Client, addr string, token gpuai.Secret) (cpu, rss float64, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, addr+"/metrics", nil)
 	if err != nil {
 		return 0, 0, err
+	}
+	if token.Reveal() != "" {
+		req.Header.Set("Authorization", "Bearer "+token.Reveal())
 	}
 	res, err := c.Do(req)
 	if err != nil {

@@ -29,7 +29,7 @@ func TestReadUsage(t *testing.T) {
 				w.Write([]byte(c.body))
 			}))
 			defer s.Close()
-			u, err := ReadUsage(t.Context(), []string{s.URL, s.URL})
+			u, err := ReadUsage(t.Context(), Access{}, []string{s.URL, s.URL})
 			switch {
 			case c.want != "":
 				if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), s.URL) {

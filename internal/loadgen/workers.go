@@ -170,6 +170,16 @@ func (w *worker) begin(ctx context.Context) error {
 	if err != nil {
 		return w.wrap(err)
 	}
+	// Nodes of an earlier bench may still hold leases, which come with their welcome.
+	for line != wordReady {
+		if _, _, errLease := parseLease(line); errLease != nil {
+			break
+		}
+		w.line(line)
+		if line, err = w.first(ctx); err != nil {
+			return w.wrap(err)
+		}
+	}
 	go w.follow(w.line)
 	if line != wordReady {
 		return w.wrap(fmt.Errorf("it began with %q", line))
