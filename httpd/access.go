@@ -223,7 +223,7 @@ func (c *call) login() error {
 		return err
 	}
 	if r.IDToken == "" || len(r.IDToken) > maxIDToken {
-		return invalid("/id_token", "is the ID token that the provider gave, of at most 16 KiB")
+		return invalid("/id_token", "is the ID token that the provider gave, of at most 16 KiB: have the provider put fewer groups into one that is longer")
 	}
 	return c.replyToken(c.api.backend.Login(c.r.Context(), r))
 }

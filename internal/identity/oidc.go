@@ -66,6 +66,12 @@ const maxActorName = 46
 // issuer, a zero byte and the subject, in hex.
 func (u *User) Actor() string {
 	sum := sha256.Sum256([]byte(u.issuer + "\x00" + u.Subject))
+	return fmt.Sprintf("%s#%x", u.Label(), sum[:8])
+}
+
+// Label is the name as it may be written anywhere: short, and without control
+// characters or spaces.
+func (u *User) Label() string {
 	name := strings.Map(func(c rune) rune {
 		if c <= ' ' || c == 0x7f || c == utf8.RuneError {
 			return '_'
@@ -76,7 +82,7 @@ func (u *User) Actor() string {
 		_, n := utf8.DecodeLastRuneInString(name)
 		name = name[:len(name)-n]
 	}
-	return fmt.Sprintf("%s#%x", name, sum[:8])
+	return name
 }
 
 // Has reports whether a claim of the user has a value, or holds it. An address that
@@ -100,6 +106,53 @@ func (u *User) Has(claim, value string) bool {
 	return false
 }
 
+// Unusable says why a claim of the user is nothing that a mapping could name: "is a
+// number", or another sentence without its subject. It is "" for one that could be
+// named, and for one that the user does not have.
+func (u *User) Unusable(claim string) string {
+	v, has := u.claims[claim]
+	if !has {
+		if elsewhere, _ := u.claims["_claim_names"].(map[string]any); elsewhere[claim] != nil {
+			return "is not in the ID token, as the provider found it too long: have it send fewer values"
+		}
+		return ""
+	}
+	switch v := v.(type) {
+	case nil:
+		return "is null"
+	case float64:
+		return "is a number"
+	case map[string]any:
+		return "is an object: have the provider put what is in it into a claim of its own"
+	case string:
+		if v == "" {
+			return "is empty"
+		}
+		if claim == "email" && !u.verified() {
+			return "is an address that the provider has not verified"
+		}
+	case []any:
+		return unusableList(v)
+	}
+	return ""
+}
+
+func unusableList(all []any) string {
+	texts := 0
+	for _, x := range all {
+		if s, ok := x.(string); ok && s != "" {
+			texts++
+		}
+	}
+	switch {
+	case len(all) == 0:
+		return "is an empty list"
+	case texts < len(all):
+		return fmt.Sprintf("is a list in which %d of %d values are no texts", len(all)-texts, len(all))
+	}
+	return ""
+}
+
 func (u *User) verified() bool {
 	v := u.claims["email_verified"]
 	return v == true || v == "true" // some providers write it as text
@@ -118,6 +171,9 @@ func (p *Provider) Verify(ctx context.Context, text string) (*User, error) {
 	token, err := v.Verify(ctx, text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIDToken, err)
+	}
+	if token.Subject == "" { // or all such users would be one
+		return nil, fmt.Errorf("%w: it has no sub", ErrIDToken)
 	}
 	u := &User{issuer: token.Issuer, Subject: token.Subject, Name: token.Subject, claims: map[string]any{}}
 	if err := token.Claims(&u.claims); err != nil {
