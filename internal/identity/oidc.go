@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net"
@@ -254,19 +255,7 @@ func (l *Login) Run(ctx context.Context) (gpuai.Secret, error) {
 	}
 	state, nonce, verifier := rand.Text(), rand.Text(), oauth2.GenerateVerifier()
 	answers := make(chan url.Values, 1)
-	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
-		if r.URL.Path != "/callback" || q.Get("state") != state { // somebody else's page
-			http.NotFound(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = w.Write([]byte(loginDone))
-		select {
-		case answers <- q:
-		default:
-		}
-	})}
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: callback(state, answers)}
 	go func() { _ = srv.Serve(lis) }() // until it is shut down
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -284,6 +273,24 @@ func (l *Login) Run(ctx context.Context) (gpuai.Secret, error) {
 	}
 }
 
+// callback takes the provider's redirect, which knows the state of the login: once, as
+// far as there is room in answers. Any page that this host's browser shows can ask it.
+func callback(state string, answers chan<- url.Values) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if r.URL.Path != "/callback" || subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(state)) != 1 { // somebody else's page
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write([]byte(loginDone))
+		select {
+		case answers <- q:
+		default:
+		}
+	})
+}
+
 // An answer is what the provider's redirect brought, and what it must fit.
 type answer struct {
 	query           url.Values
@@ -293,7 +300,7 @@ type answer struct {
 // exchange turns the code of an answer into an ID token.
 func (l *Login) exchange(ctx context.Context, found *oidc.Provider, cfg *oauth2.Config, a *answer) (gpuai.Secret, error) {
 	if why := a.query.Get("error"); why != "" {
-		return gpuai.Secret{}, fmt.Errorf("the provider refused the login: %s %s", why, a.query.Get("error_description"))
+		return gpuai.Secret{}, fmt.Errorf("the provider refused the login: %.100q %.400q", why, a.query.Get("error_description"))
 	}
 	tokens, err := cfg.Exchange(ctx, a.query.Get("code"), oauth2.VerifierOption(a.verifier))
 	if err != nil {
