@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -152,6 +153,12 @@ func TestForeignIDsAreUnknownByEveryRoute(t *testing.T) {
 			}
 		}
 	}
+	theirKey := refQuestion{method: "POST", path: "/v1/jobs", body: plainJob, header: map[string]string{"Idempotency-Key": "key-" + planted + "-run"}}
+	a := w.ask(beta, theirKey, "")
+	w.discreet(beta, theirKey, "", a)
+	if a.status != 202 || !strings.Contains(a.raw, `"tenant":"beta"`) {
+		t.Errorf("under another tenant's idempotency key: %s", a.raw)
+	}
 	if after := s.state(t); after != before {
 		t.Errorf("what is another's has changed from\n%s\nto\n%s", before, after)
 	}
@@ -209,6 +216,7 @@ func (s *stage) register(id gpuai.NodeID, gpus int, owner gpuai.ContributorID) {
 func (s *stage) run(tenant gpuai.TenantID, name string) gpuai.Submitted {
 	spec := jobSpec(name, 1)
 	spec.Tenant, spec.Groups[0].Name = tenant, name
+	spec.LeaseTTL = gpuai.MaxLeaseTTL // no agent renews it
 	spec.Groups[0].Task.Env = map[string]string{"X": name}
 	return s.r.submit(spec, "key-"+name)
 }
@@ -325,14 +333,18 @@ func (s *stage) state(t *testing.T) string {
 	w := newWalk(t, s.r.leader())
 	op := s.somebody("operator")
 	var all bytes.Buffer
-	for _, path := range []string{"/v1/jobs/" + s.foreign["job"][0], "/v1/jobs/" + s.foreign["job"][2], "/v1/nodes/" + string(acmes), "/v1/leases/" + s.foreign["lease"][0]} {
+	for _, path := range []string{"/v1/jobs/" + s.foreign["job"][0], "/v1/jobs/" + s.foreign["job"][2], "/v1/leases/" + s.foreign["lease"][0]} {
 		text := w.ask(op, refQuestion{method: "GET", path: path}, "").text
 		all.WriteString(costInBody.ReplaceAllString(text, ""))
+	}
+	node := w.ask(op, refQuestion{method: "GET", path: "/v1/nodes/" + string(acmes)}, "").text // which turns suspect without beats
+	for _, said := range []string{"drained", "ask_micros", "schedule", carol} {
+		fmt.Fprintln(&all, said, strings.Contains(node, said))
 	}
 	for _, list := range []string{"/v1/tokens", "/v1/secrets"} {
 		for _, row := range strings.Split(w.ask(op, refQuestion{method: "GET", path: list}, "").text, "},{") {
 			if strings.Contains(row, planted) {
-				row, _, _ = strings.Cut(row, "}") // of the last one
+				row, _, _ = strings.Cut(row[strings.LastIndex(row, "{")+1:], "}") // without what is around the list
 				all.WriteString(row + "\n")
 			}
 		}

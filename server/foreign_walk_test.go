@@ -104,9 +104,6 @@ type told struct {
 func (w *walk) ask(who *foreigner, q refQuestion, ref string) (a told) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
-	if q.lasts {
-		ctx, cancel = context.WithTimeout(w.t.Context(), 50*time.Millisecond)
-	}
 	defer cancel()
 	target := "https://" + w.at.HTTPAddr() + strings.ReplaceAll(q.path, "REF", ref)
 	if len(q.query) > 0 {
@@ -131,6 +128,9 @@ func (w *walk) ask(who *foreigner, q refQuestion, ref string) (a told) {
 		w.t.Fatalf("%s %s: %v", q.method, target, err)
 	}
 	defer resp.Body.Close()
+	if q.lasts { // what it says at first is enough
+		defer time.AfterFunc(50*time.Millisecond, cancel).Stop()
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil && !q.lasts {
 		w.t.Fatal(err)
@@ -163,8 +163,8 @@ func tell(resp *http.Response, body []byte, ref string) told {
 		body = nil
 	}
 	text := resp.Status + "\n" + head.String() + string(body)
-	if ref != "" {
-		text = strings.ReplaceAll(strings.ReplaceAll(text, ref, "REF"), url.QueryEscape(ref), "REF")
+	if ref != "" { // as a word: a short one may be within another's
+		text = regexp.MustCompile(`\b`+regexp.QuoteMeta(ref)+`\b`).ReplaceAllString(text, "REF")
 	}
 	text = newID.ReplaceAllString(text, "a job")
 	a.text = indexInBody.ReplaceAllStringFunc(text, func(s string) string {
