@@ -220,9 +220,9 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// Another agent has the node's identity: this one fences and ends with a
-// sentence for its operator.
-func TestSupersededAgentFencesAndHalts(t *testing.T) {
+// Case 34, the agent's half: another agent has the node's identity. This one fences
+// and ends with a sentence for its operator.
+func TestCase34SupersededAgentFencesAndHalts(t *testing.T) {
 	f := newFixture(t)
 	a := f.run(nil)
 	lease := f.grant(testNode, script("echo $$ > pid; sleep 60"))

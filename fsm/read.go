@@ -75,21 +75,29 @@ func (m *Machine) jobByNameOf(name string) (gpuai.JobID, bool) {
 }
 
 // A JobCursor is a place in the list of jobs. The zero cursor is its newest
-// end, and as a next place its oldest.
+// end, and as a next place its oldest. It names no job, which may be another
+// tenant's, and which jobs it leads to does not depend on the one that was there.
 type JobCursor struct {
-	ID gpuai.JobID // the last job looked at
-	// Seq is its place in the order of submits. With it the list goes on in the
-	// right place when the job has been retired meanwhile.
+	Slot uint32 // of the last job looked at: where to begin looking
+	// Seq is the place in the order of submits behind which the list goes on, also
+	// when the job has been retired meanwhile.
 	Seq uint64
+}
+
+// behind returns the newest job from which on those behind a place are found.
+func (m *Machine) behind(after JobCursor) ref {
+	if after.Seq > 0 && after.Slot < m.jobs.Len() {
+		if r := m.jobs.Get(after.Slot); r.seq >= after.Seq { // else there is another, or none
+			return r.older
+		}
+	}
+	return m.meta.Get().newest
 }
 
 // Jobs returns jobs without their specs, the newest first: those behind the
 // given place. It looks at MaxScan jobs at most.
 func (m *Machine) Jobs(after JobCursor, limit int, status *gpuai.JobStatus) (page []gpuai.Job, last JobCursor) {
-	at := m.meta.Get().newest
-	if slot, ok := m.jobSlot(after.ID); ok {
-		at = m.jobs.Get(slot).older
-	}
+	at := m.behind(after)
 	scanned := 0
 	for last = after; at != 0; {
 		r := m.jobs.Get(at.slot())
@@ -102,7 +110,7 @@ func (m *Machine) Jobs(after JobCursor, limit int, status *gpuai.JobStatus) (pag
 			}
 			last.Seq = r.seq
 		}
-		last.ID, at = r.id, r.older
+		last.Slot, at = at.slot(), r.older
 		if scanned++; scanned == MaxScan && at != 0 {
 			return page, last
 		}

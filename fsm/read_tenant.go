@@ -78,10 +78,7 @@ func (m *Machine) JobsOf(tenant gpuai.TenantID, after JobCursor, limit int, stat
 		return m.Jobs(after, limit, status)
 	}
 	of, known := m.strs.Find(string(tenant))
-	at := m.meta.Get().newest
-	if slot, ok := m.jobSlot(after.ID); ok {
-		at = m.jobs.Get(slot).older
-	}
+	at := m.behind(after)
 	scanned := 0
 	for last = after; at != 0 && known; {
 		r := m.jobs.Get(at.slot())
@@ -94,7 +91,7 @@ func (m *Machine) JobsOf(tenant gpuai.TenantID, after JobCursor, limit int, stat
 			}
 			last.Seq = r.seq
 		}
-		last.ID, at = r.id, r.older
+		last.Slot, at = at.slot(), r.older
 		if scanned++; scanned == MaxScan && at != 0 {
 			return page, last
 		}
@@ -117,6 +114,23 @@ func (m *Machine) LeasesOf(tenant gpuai.TenantID, from uint32, limit int, liveOn
 			page = append(page, m.lease(slot))
 		}
 		from = slot + 1
+	}
+	return page, from
+}
+
+// NodesOf returns the nodes of a contributor in the order of their registration, from
+// the from-th node of all on: at most limit, of at most MaxScan looked at. next is
+// where to go on; 0 at the end.
+func (m *Machine) NodesOf(owner gpuai.ContributorID, from uint32, limit int) (page []gpuai.Node, next uint32) {
+	of, known := m.strs.Find(string(owner))
+	for n := 0; n < MaxScan && len(page) < limit; n++ {
+		if from >= m.nodes.Len() || !known || owner == "" {
+			return page, 0
+		}
+		if m.nodes.Get(from).owner == of {
+			page = append(page, m.node(from))
+		}
+		from++
 	}
 	return page, from
 }

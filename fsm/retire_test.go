@@ -116,7 +116,7 @@ func TestJobsAreListedOnceWhileSomeAreRetired(t *testing.T) {
 			break
 		}
 		at = next
-		r.do(&RetireJobs{Jobs: []gpuai.JobID{at.ID}})
+		r.do(&RetireJobs{Jobs: []gpuai.JobID{page[len(page)-1].ID}})
 	}
 	for _, id := range ids {
 		if seen[id] != 1 {

@@ -3,7 +3,6 @@ package httpd
 import (
 	"context"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/gpuai/gpuai"
@@ -224,7 +223,7 @@ func (c *call) login() error {
 		return err
 	}
 	if r.IDToken == "" || len(r.IDToken) > maxIDToken {
-		return invalid("/id_token", "is the ID token that the provider gave, of at most 16 KiB")
+		return invalid("/id_token", "is the ID token that the provider gave, of at most 16 KiB: have the provider put fewer groups into one that is longer")
 	}
 	return c.replyToken(c.api.backend.Login(c.r.Context(), r))
 }
@@ -236,13 +235,4 @@ func (c *call) bootstrap() error {
 		return err
 	}
 	return c.replyToken(c.api.backend.Bootstrap(c.r.Context(), r.Secret))
-}
-
-// routeRoles lists the table of routes and whom they are for, for documents.
-func routeRoles() (rows [][2]string) {
-	for i := range routes {
-		rows = append(rows, [2]string{routes[i].method + " " + routes[i].path, routes[i].who.String()})
-	}
-	slices.SortFunc(rows, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
-	return rows
 }

@@ -41,6 +41,10 @@ func auditText(s string) string {
 // What a command was refused with is recorded with the command.
 func (c *call) noteRefusal(e *gpuai.Error) {
 	switch e.Code {
+	case gpuai.NotFound: // of who does not see all there is: somebody may be guessing
+		if c.who != nil && e.Index == 0 && !c.who.Operator() && (c.who.Tenant != "" || c.who.Contributor != "") {
+			c.api.backend.Refused(c.refusal(e.Code))
+		}
 	case gpuai.Unauthenticated, gpuai.Forbidden, gpuai.QuotaExceeded, gpuai.BudgetExceeded:
 		if e.Index == 0 {
 			c.api.backend.Refused(c.refusal(e.Code))

@@ -51,6 +51,35 @@ func (d denied) StopJob(context.Context, string, string) (gpuai.Job, error) {
 	return gpuai.Job{}, d.err
 }
 
+// Who does not see all there is, and asks for what it is not told of, is noted: it may
+// be guessing.
+func TestCase33GuessesAreNoted(t *testing.T) {
+	s := newSecured()
+	twoTenants(t, s)
+	for _, c := range []struct {
+		role, method, target, request string
+		noted                         bool
+	}{
+		{"read", "GET", "/v1/jobs/guess", "GET /v1/jobs/{job}", true},
+		{"submit", "POST", "/v1/jobs/guess/stop", "POST /v1/jobs/{job}/stop", true},
+		{"read", "GET", "/v1/leases/7", "GET /v1/leases/{lease}", true},
+		{"contributor", "GET", "/v1/nodes/gpu-1", "GET /v1/nodes/{node}", true},
+		{"operator", "GET", "/v1/jobs/guess", "", false},
+		{"read", "GET", "/v1/no-such-path", "", false},
+		{"nobody", "GET", "/v1/no-such-path", "", false},
+		{"read", "GET", "/v1/jobs/same", "", false},
+	} {
+		s.b.notes = nil
+		s.as(c.role, c.method, c.target, "")
+		if !c.noted && len(s.b.notes) == 0 {
+			continue
+		}
+		if len(s.b.notes) != 1 || s.b.notes[0].Request != c.request || s.b.notes[0].Code != gpuai.NotFound || !strings.HasPrefix(s.b.notes[0].Actor, "token/") {
+			t.Errorf("%s %s of %s: noted %+v", c.method, c.target, c.role, s.b.notes)
+		}
+	}
+}
+
 // Refused requests are noted with who asked for which route; what a command was
 // refused with, and what is not refused for who asked, is not.
 func TestRefusedRequestsAreNoted(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -582,8 +583,10 @@ func TestScopesDocument(t *testing.T) {
 		t.Fatalf("%s has no table of routes", path)
 	}
 	want := "| route | for |\n|---|---|\n"
-	for _, row := range routeRoles() {
-		want += "| `" + row[0] + "` | " + row[1] + " |\n"
+	list := Routes()
+	slices.SortFunc(list, func(a, b RouteInfo) int { return strings.Compare(a.String(), b.String()) })
+	for _, rt := range list {
+		want += "| `" + rt.String() + "` | " + rt.For + " |\n"
 	}
 	if text[from+len(begin):to] == want {
 		return

@@ -123,10 +123,10 @@ func tokenRefused(res fsm.Result) error {
 
 // RevokeToken implements httpd.Access.
 func (s *Server) RevokeToken(ctx context.Context, id gpuai.AccessTokenID, tenant gpuai.TenantID) (out gpuai.AccessToken, err error) {
-	if tenant != "" && s.beyondTenants(id) {
-		return out, notFound("no access token has this ID")
-	}
 	c := fsm.RevokeToken{ID: id, Tenant: tenant}
+	if tenant != "" && s.beyondTenants(id) {
+		c.Tenant = nobodys // it is refused, and recorded, as what no tenant has
+	}
 	if _, err := s.accessCommand(ctx, c.Append(nil, envelopeOf(ctx, tenant, ""))); err != nil {
 		return out, err
 	}
@@ -136,6 +136,9 @@ func (s *Server) RevokeToken(ctx context.Context, id gpuai.AccessTokenID, tenant
 	})
 	return out, nil
 }
+
+// nobodys is a tenant that cannot be.
+const nobodys gpuai.TenantID = "-"
 
 // beyondTenants reports whether a token is more than a tenant's: an operator's, also
 // one that is of a tenant too, is no business of that tenant's administrators.

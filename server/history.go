@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -149,7 +150,8 @@ func (s *Server) archivedJobs(q *httpd.JobQuery, after gpuai.JobID, limit int) (
 				next = ""
 				return err
 			}
-			next, after = makeCursor("archive", last.String()), last
+			next = makeCursor("archive", placeOf(q.Tenant, last, after, jobs).String())
+			after = last
 			if len(jobs) == limit {
 				break
 			}
@@ -158,6 +160,29 @@ func (s *Server) archivedJobs(q *httpd.JobQuery, after gpuai.JobID, limit int) (
 	})
 	return jobs, next, err
 }
+
+// placeOf returns where a tenant's list goes on that has looked at jobs behind after,
+// up to last: a place between two of its own, which does not name last when that is
+// another's. For "" it is last.
+func placeOf(tenant gpuai.TenantID, last, after gpuai.JobID, own []gpuai.Job) gpuai.JobID {
+	if tenant == "" || len(own) > 0 && own[len(own)-1].ID == last {
+		return last
+	}
+	place := last
+	for i := ulidTime; i < len(place); i++ { // the others of its millisecond are looked at again
+		place[i] = 0xff
+	}
+	if n := len(own); n > 0 && bytes.Compare(own[n-1].ID[:], place[:]) < 0 {
+		place = own[n-1].ID
+	}
+	if !after.IsZero() && bytes.Compare(after[:], place[:]) <= 0 {
+		return last // or it would not go on
+	}
+	return place
+}
+
+// ulidTime is how many bytes of a job's ID are the time of its submit.
+const ulidTime = 6
 
 // readArchiveCursor returns the job in a cursor of archivedJobs; ok is false
 // for any other cursor.

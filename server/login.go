@@ -63,6 +63,7 @@ func (s *Server) Login(ctx context.Context, r gpuai.LoginRequest) (out gpuai.New
 // the only one.
 func roleOf(user *identity.User, all []gpuai.RoleMapping, tenant gpuai.TenantID) (out gpuai.RoleMapping, err error) {
 	var tenants []gpuai.TenantID
+	claims := claimsOf(all)
 	all = slices.DeleteFunc(all, func(m gpuai.RoleMapping) bool { return !user.Has(m.Claim, m.Value) })
 	for i := range all {
 		if t := all[i].Tenant; t != "" && !slices.Contains(tenants, t) {
@@ -72,11 +73,11 @@ func roleOf(user *identity.User, all []gpuai.RoleMapping, tenant gpuai.TenantID)
 	slices.SortFunc(tenants, func(a, b gpuai.TenantID) int { return cmp.Compare(a, b) })
 	switch {
 	case len(all) == 0:
-		return out, gpuai.NewError(gpuai.Forbidden, user.Name+" has logged in, and no role of this region is mapped to what the provider says of them: an operator maps one with gpuai operator role set")
+		return out, gpuai.NewError(gpuai.Forbidden, user.Label()+" has logged in, and no role of this region is mapped to what the provider says of them: an operator maps one with gpuai operator role set"+unusable(user, claims))
 	case tenant == "" && len(tenants) > 1:
-		return out, gpuai.NewError(gpuai.InvalidSpec, user.Name+" is in several tenants: choose one with --tenant, of "+joinTenants(tenants))
+		return out, gpuai.NewError(gpuai.InvalidSpec, user.Label()+" is in several tenants: choose one with --tenant, of "+joinTenants(tenants))
 	case tenant != "" && !slices.Contains(tenants, tenant):
-		return out, gpuai.NewError(gpuai.Forbidden, user.Name+" has no role in tenant "+string(tenant))
+		return out, gpuai.NewError(gpuai.Forbidden, user.Label()+" has no role in tenant "+string(tenant))
 	case tenant == "" && len(tenants) == 1:
 		tenant = tenants[0]
 	}
@@ -91,6 +92,33 @@ func roleOf(user *identity.User, all []gpuai.RoleMapping, tenant gpuai.TenantID)
 	}
 	out.Tenant, out.Scopes = tenant, scopes.List()
 	return out, nil
+}
+
+// claimsOf returns the claims that mappings name, in order.
+func claimsOf(all []gpuai.RoleMapping) (claims []string) {
+	for i := range all {
+		claims = append(claims, all[i].Claim)
+	}
+	slices.Sort(claims)
+	return slices.Compact(claims)
+}
+
+// maxUnusable bounds the claims of which one answer says why they are of no use.
+const maxUnusable = 4
+
+// unusable says which claims the user has that mappings name, and that are nothing
+// that one could map.
+func unusable(user *identity.User, claims []string) string {
+	var why []string
+	for _, c := range claims {
+		if w := user.Unusable(c); w != "" && len(why) < maxUnusable {
+			why = append(why, "the claim "+c+" "+w)
+		}
+	}
+	if len(why) == 0 {
+		return ""
+	}
+	return "; " + strings.Join(why, "; ") + " (a claim that is mapped is a text, a list of texts, true or false)"
 }
 
 func joinTenants(all []gpuai.TenantID) string {

@@ -118,7 +118,7 @@ func (s *Server) Jobs(q httpd.JobQuery) (jobs []gpuai.Job, next string, err erro
 			break
 		}
 	}
-	return jobs, makeCursor("jobs", after.ID.String()+":"+strconv.FormatUint(after.Seq, 10)), nil
+	return jobs, makeCursor("jobs", strconv.FormatUint(uint64(after.Slot), 10)+":"+strconv.FormatUint(after.Seq, 10)), nil
 }
 
 // furtherJobs goes on in the archive, where that is wanted, when the machine
@@ -139,11 +139,12 @@ func readJobCursor(cursor string) (c fsm.JobCursor, err error) {
 	if err != nil || at == "" {
 		return c, err
 	}
-	id, seq, _ := strings.Cut(at, ":")
-	if c.ID, err = gpuai.ParseJobID(id); err == nil {
+	slot, seq, _ := strings.Cut(at, ":")
+	n, err := strconv.ParseUint(slot, 10, 32)
+	if c.Slot = uint32(n); err == nil {
 		c.Seq, err = strconv.ParseUint(seq, 10, 64)
 	}
-	if err != nil {
+	if err != nil || c.Seq == 0 {
 		return c, badCursor()
 	}
 	return c, nil
@@ -242,10 +243,13 @@ func (s *Server) leasesOfNode(q httpd.LeaseQuery) (leases []gpuai.Lease, next st
 			leases = m.LeasesOfNode(q.Node, fsm.MaxNodeLeases)
 		}
 	})
-	if !known {
+	leases = slices.DeleteFunc(leases, func(l gpuai.Lease) bool { return q.Tenant != "" && l.Tenant != q.Tenant })
+	switch {
+	case q.Tenant != "" && len(leases) == 0: // which nodes there are is no business of tenants
+		return nil, "", notFound("no live lease of tenant " + string(q.Tenant) + " is on a node called " + string(q.Node))
+	case !known:
 		return nil, "", errNoNode(q.Node)
 	}
-	leases = slices.DeleteFunc(leases, func(l gpuai.Lease) bool { return q.Tenant != "" && l.Tenant != q.Tenant })
 	slices.SortFunc(leases, func(a, b gpuai.Lease) int {
 		if a.ID < b.ID {
 			return -1
@@ -280,6 +284,9 @@ func (s *Server) Lease(t gpuai.Token, tenant gpuai.TenantID) (l gpuai.Lease, err
 
 // Nodes implements httpd.Reader.
 func (s *Server) Nodes(p httpd.Page) (nodes []gpuai.Node, next string, err error) {
+	if p.Contributor != "" {
+		return s.ownNodes(p)
+	}
 	after, err := readCursor("nodes", p.Cursor)
 	if err != nil {
 		return nil, "", err
@@ -289,7 +296,25 @@ func (s *Server) Nodes(p httpd.Page) (nodes []gpuai.Node, next string, err error
 	if len(nodes) == limit {
 		next = makeCursor("nodes", string(nodes[limit-1].ID))
 	}
-	return slices.DeleteFunc(nodes, func(n gpuai.Node) bool { return p.Contributor != "" && n.Contributor != p.Contributor }), next, nil
+	return nodes, next, nil
+}
+
+// ownNodes is Nodes of a contributor. Its places name no node: that would be
+// another's.
+func (s *Server) ownNodes(p httpd.Page) (nodes []gpuai.Node, next string, err error) {
+	from, err := readOffset("own-nodes", p.Cursor)
+	if err != nil || from > fsm.MaxNodes {
+		return nil, "", badCursor()
+	}
+	limit, at := pageSize(p), uint32(from)
+	for hold := 0; hold < maxHolds && len(nodes) < limit; hold++ {
+		var page []gpuai.Node
+		s.node.View(func(m *fsm.Machine) { page, at = m.NodesOf(p.Contributor, at, limit-len(nodes)) })
+		if nodes = append(nodes, page...); at == 0 {
+			return nodes, "", nil
+		}
+	}
+	return nodes, makeCursor("own-nodes", strconv.FormatUint(uint64(at), 10)), nil
 }
 
 // Node implements httpd.Reader.

@@ -40,7 +40,9 @@ func TestANewSessionReplacesTheOld(t *testing.T) {
 	})
 }
 
-func TestTwoHostsWithOneIdentity(t *testing.T) { // case 34, the server's half
+// Case 34, the server's half: of two hosts with one identity the newer incarnation
+// wins, the older is told to fence, and neither gives out or ends what is the other's.
+func TestCase34TwoHostsWithOneIdentity(t *testing.T) {
 	t.Parallel()
 	r := startRegion(t, 3)
 	first := join(t, r.servers[0].Server, helloOf("n1", 1))
@@ -63,6 +65,18 @@ func TestTwoHostsWithOneIdentity(t *testing.T) { // case 34, the server's half
 	}
 	if l, err := r.leader().Lease(lease.Lease.ID, ""); err != nil || l.State == gpuai.LeaseEnded {
 		t.Errorf("registering ended the lease: %+v, %v", l, err)
+	}
+	defer second.keepBeating()()
+	lie := lease
+	lie.Lease.Incarnation = second.welcome.Incarnation
+	if code := second.report(lie, 1, gpuai.ReportDone); code == gpuai.OK {
+		t.Error("the newer host has ended the older one's lease")
+	}
+	if code := second.report(lease, 2, gpuai.ReportFenced); code != gpuai.OK {
+		t.Errorf("that the older host has fenced is answered %s", code)
+	}
+	if again := second.awaitLeases(1)[0].Lease; again.ID == lease.Lease.ID || again.TaskRef != lease.Lease.TaskRef {
+		t.Errorf("the task was placed again as %+v", again)
 	}
 }
 

@@ -3,7 +3,13 @@ package identity
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 )
@@ -53,5 +59,50 @@ func FuzzIDToken(f *testing.F) {
 		if u, err := p.Verify(t.Context(), text); err == nil {
 			t.Errorf("%q is the token of %+v", text, u)
 		}
+	})
+}
+
+// FuzzCallback asks the port to which a provider redirects a login for anything at all:
+// only what knows the login's state is taken for the provider's answer.
+func FuzzCallback(f *testing.F) {
+	const state = "THE-STATE"
+	for _, target := range []string{"/callback?code=x&state=" + state, "/callback?state=", "/callback?state=x&state=" + state, "/%63allback?state=" + state, "//callback?state=" + state, "/callback?%zz&state=" + state, "/callback;x?state=" + state, "/?error=x"} {
+		f.Add("GET", target)
+	}
+	f.Add("POST", "/callback?state=x")
+	f.Fuzz(func(t *testing.T, method, target string) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			return
+		}
+		answers := make(chan url.Values, 1)
+		h := callback(state, answers)
+		for range 2 { // the second finds no room, and does not wait
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, (&http.Request{Method: method, URL: u, Header: http.Header{}}).WithContext(t.Context()))
+			if known := u.Path == "/callback" && u.Query().Get("state") == state; known != (w.Code == http.StatusOK) || known != (len(answers) == 1) {
+				t.Errorf("%s %q is answered %d, %d answers", method, target, w.Code, len(answers))
+			}
+		}
+	})
+}
+
+// FuzzClaims takes any claims for a user's: none is a role by what no mapping names,
+// and what is said of a user is short and plain.
+func FuzzClaims(f *testing.F) {
+	f.Add(`{"groups":["ml",1,null],"email":"a@x","email_verified":true,"preferred_username":"ann"}`, "groups", "ml")
+	f.Add(`{"_claim_names":{"groups":"x"},"email":"a@x"}`, "groups", "")
+	f.Fuzz(func(t *testing.T, claims, claim, value string) {
+		u := &User{issuer: "https://i", Subject: claims, Name: claims}
+		if json.Unmarshal([]byte(claims), &u.claims) != nil {
+			return
+		}
+		if _, is := u.claims[claim]; u.Has(claim, value) && !is {
+			t.Errorf("%q has %q = %q", claims, claim, value)
+		}
+		if l := u.Label(); len(l) > maxActorName || strings.ContainsAny(l, " \n\r\x1b") || !utf8.ValidString(l) {
+			t.Errorf("the user is called %q", l)
+		}
+		_ = u.Unusable(claim)
 	})
 }

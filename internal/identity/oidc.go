@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net"
@@ -66,6 +67,12 @@ const maxActorName = 46
 // issuer, a zero byte and the subject, in hex.
 func (u *User) Actor() string {
 	sum := u.Hash()
+	return fmt.Sprintf("%s#%x", u.Label(), sum[:8])
+}
+
+// Label is the name as it may be written anywhere: short, and without control
+// characters or spaces.
+func (u *User) Label() string {
 	name := strings.Map(func(c rune) rune {
 		if c <= ' ' || c == 0x7f || c == utf8.RuneError {
 			return '_'
@@ -76,7 +83,7 @@ func (u *User) Actor() string {
 		_, n := utf8.DecodeLastRuneInString(name)
 		name = name[:len(name)-n]
 	}
-	return fmt.Sprintf("%s#%x", name, sum[:8])
+	return name
 }
 
 // Hash names the user for good: the SHA-256 of the issuer, a zero byte and the
@@ -104,6 +111,53 @@ func (u *User) Has(claim, value string) bool {
 	return false
 }
 
+// Unusable says why a claim of the user is nothing that a mapping could name: "is a
+// number", or another sentence without its subject. It is "" for one that could be
+// named, and for one that the user does not have.
+func (u *User) Unusable(claim string) string {
+	v, has := u.claims[claim]
+	if !has {
+		if elsewhere, _ := u.claims["_claim_names"].(map[string]any); elsewhere[claim] != nil {
+			return "is not in the ID token, as the provider found it too long: have it send fewer values"
+		}
+		return ""
+	}
+	switch v := v.(type) {
+	case nil:
+		return "is null"
+	case float64:
+		return "is a number"
+	case map[string]any:
+		return "is an object: have the provider put what is in it into a claim of its own"
+	case string:
+		if v == "" {
+			return "is empty"
+		}
+		if claim == "email" && !u.verified() {
+			return "is an address that the provider has not verified"
+		}
+	case []any:
+		return unusableList(v)
+	}
+	return ""
+}
+
+func unusableList(all []any) string {
+	texts := 0
+	for _, x := range all {
+		if s, ok := x.(string); ok && s != "" {
+			texts++
+		}
+	}
+	switch {
+	case len(all) == 0:
+		return "is an empty list"
+	case texts < len(all):
+		return fmt.Sprintf("is a list in which %d of %d values are no texts", len(all)-texts, len(all))
+	}
+	return ""
+}
+
 func (u *User) verified() bool {
 	v := u.claims["email_verified"]
 	return v == true || v == "true" // some providers write it as text
@@ -122,6 +176,9 @@ func (p *Provider) Verify(ctx context.Context, text string) (*User, error) {
 	token, err := v.Verify(ctx, text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIDToken, err)
+	}
+	if token.Subject == "" { // or all such users would be one
+		return nil, fmt.Errorf("%w: it has no sub", ErrIDToken)
 	}
 	u := &User{issuer: token.Issuer, Subject: token.Subject, Name: token.Subject, claims: map[string]any{}}
 	if err := token.Claims(&u.claims); err != nil {
@@ -202,19 +259,7 @@ func (l *Login) Run(ctx context.Context) (gpuai.Secret, error) {
 	}
 	state, nonce, verifier := rand.Text(), rand.Text(), oauth2.GenerateVerifier()
 	answers := make(chan url.Values, 1)
-	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
-		if r.URL.Path != "/callback" || q.Get("state") != state { // somebody else's page
-			http.NotFound(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = w.Write([]byte(loginDone))
-		select {
-		case answers <- q:
-		default:
-		}
-	})}
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: callback(state, answers)}
 	go func() { _ = srv.Serve(lis) }() // until it is shut down
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -232,6 +277,24 @@ func (l *Login) Run(ctx context.Context) (gpuai.Secret, error) {
 	}
 }
 
+// callback takes the provider's redirect, which knows the state of the login: once, as
+// far as there is room in answers. Any page that this host's browser shows can ask it.
+func callback(state string, answers chan<- url.Values) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if r.URL.Path != "/callback" || subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(state)) != 1 { // somebody else's page
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write([]byte(loginDone))
+		select {
+		case answers <- q:
+		default:
+		}
+	})
+}
+
 // An answer is what the provider's redirect brought, and what it must fit.
 type answer struct {
 	query           url.Values
@@ -241,7 +304,7 @@ type answer struct {
 // exchange turns the code of an answer into an ID token.
 func (l *Login) exchange(ctx context.Context, found *oidc.Provider, cfg *oauth2.Config, a *answer) (gpuai.Secret, error) {
 	if why := a.query.Get("error"); why != "" {
-		return gpuai.Secret{}, fmt.Errorf("the provider refused the login: %s %s", why, a.query.Get("error_description"))
+		return gpuai.Secret{}, fmt.Errorf("the provider refused the login: %.100q %.400q", why, a.query.Get("error_description"))
 	}
 	tokens, err := cfg.Exchange(ctx, a.query.Get("code"), oauth2.VerifierOption(a.verifier))
 	if err != nil {
