@@ -41,6 +41,10 @@ const (
 	// OutsideSchedule is nodes that may not be used now, or not for so long, by the
 	// hours that their contributors give.
 	OutsideSchedule
+	// NoRendezvousPort is a gang that has room, but no port where its rank 0 would be.
+	NoRendezvousPort
+	// NodeRefuses is nodes whose agents take no new task, such as for a full disk.
+	NodeRefuses
 	numReasons
 )
 
@@ -54,6 +58,7 @@ var reasonNames = [numReasons]string{
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
 	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
 	"ArrayThrottled", "GangNotReady", "InsufficientScratch", "OutsideSchedule",
+	"NoRendezvousPort", "NodeRefuses",
 }
 
 // String returns the reason's text.

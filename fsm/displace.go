@@ -274,7 +274,7 @@ func (m *Machine) displaceIn(sc scheduler.Scope, limit scheduler.Band) bool {
 			} else if lacked = m.displaceOneIn(sc, group, limit); !lacked {
 				return false
 			}
-			if i == 0 && g.gang && !m.holdPort(group) {
+			if g.gang && !m.meets(group, i == 0, i+1 == g.least()) {
 				return false
 			}
 		}
@@ -360,10 +360,10 @@ func (m *Machine) takeAmong(nodes []uint32, group uint32, left *uint32, below sc
 	return true
 }
 
-// keptFor counts a task for which room is kept; false when it is the first of a
-// gang and there is no port for it.
+// keptFor counts a task for which room is kept; false when there is no port for its
+// gang.
 func (m *Machine) keptFor(group uint32, left *uint32) bool {
 	g := m.groups.Get(group)
 	*left--
-	return !g.gang || *left+1 < g.least() || m.holdPort(group)
+	return !g.gang || m.meets(group, *left+1 == g.least(), *left == 0)
 }

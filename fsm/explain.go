@@ -124,6 +124,7 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 			Code: gpuai.QueueOrder, Nodes: why.Feasible,
 			Message: fmt.Sprintf("the gang runs with %d of %d tasks and grows when there is room where it may be", g.live(), g.count),
 		})
+	case why.Feasible > 0 && g.gang && m.withoutPort(g, &out):
 	case why.Feasible > 0 && g.gang && g.same != gpuai.TopologyNone && m.sched.CapacityNow(g.shape, g.least()) >= g.least():
 		out = append(out, m.topologyReason(g, why))
 	case why.Feasible > 0 && g.gang:

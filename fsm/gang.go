@@ -126,14 +126,24 @@ func (m *Machine) fillAll(sc scheduler.Scope) bool {
 // elastic gang that has room for more joins those that grow.
 func (m *Machine) fill(group uint32, sc scheduler.Scope) bool {
 	m.leaveTogether(group)
-	g := *m.groups.Get(group)
 	m.raiseBarrier(group)
+	m.fits = m.fits[:0]
+	if m.Level() >= LevelTenants && m.groups.Get(group).gang {
+		return m.fillMeeting(group, sc)
+	}
+	return m.fillRanks(group, sc)
+}
+
+// fillRanks is fill for those of its tasks that are not in m.fits already.
+func (m *Machine) fillRanks(group uint32, sc scheduler.Scope) bool {
+	g := *m.groups.Get(group)
 	p := scheduler.Picker{Scope: sc, Near: g.near}
 	m.now.reserved = 0
-	ready, n := g.ready(), uint32(0)
+	n := uint32(len(m.fits))
+	ready := g.ready() + n
 	for ; n < ready; n++ {
 		fit, ok := m.pick(&p, g.shape, ready-n)
-		if !ok || !m.grant(group, fit) {
+		if !ok || !m.fillOne(group, fit) {
 			break
 		}
 	}
@@ -175,17 +185,6 @@ func (m *Machine) wakes(b *bucketRec, node uint32) bool {
 		_, fits := m.sched.FitsOn(sh, node)
 		return fits
 	})
-}
-
-// openRendezvous lends the gang a port on the node of its rank 0.
-func (m *Machine) openRendezvous(group uint32) bool {
-	l := m.leases.Mut(m.tasks.Get(m.groups.Get(group).first.slot()).lease.slot())
-	n := m.nodes.Mut(l.node)
-	if n.portCount == 0 {
-		return true // the node lends none: its gangs find each other by themselves
-	}
-	l.port = n.lendPort()
-	return l.port != 0
 }
 
 // gangMemberLost notes that a gang lost a member: the others are stopped, and

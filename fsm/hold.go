@@ -401,17 +401,21 @@ func (m *Machine) claimMembers() bool {
 // claimHolds is claimMembers for one of them.
 func (m *Machine) claimHolds(group uint32) bool {
 	ready, n := m.groups.Get(group).ready(), uint32(0)
-	oldest := m.newestHold(group)
-	for m.holds.Get(oldest.slot()).older != 0 {
-		oldest = m.holds.Get(oldest.slot()).older
-	}
-	for h := oldest; h != 0; n++ {
+	lead, oldest := m.leadHold(group)
+	for h := lead; h != 0; n++ {
 		r := *m.holds.Get(h.slot())
 		m.unhold(h.slot())
 		if !m.grant(group, r.fit()) {
 			return false
 		}
-		h = r.newer
+		switch {
+		case h != lead:
+			h = r.newer
+		case lead == oldest:
+			h = r.newer
+		default:
+			h = oldest
+		}
 	}
 	if m.groups.Get(group).gang && !m.openRendezvous(group) {
 		return false

@@ -149,9 +149,10 @@ type Machine struct {
 	victims  []victim
 	holdings []scheduler.Holding
 	gone     []bool
-	digests  []Digest       // ring by index; nil in a fork
-	traced   *tracing       // nil but in a machine that replays to explain
-	asker    gpuai.TenantID // whose jobs answers name; "": all
+	fits     []scheduler.Fit // of a gang that is being placed
+	digests  []Digest        // ring by index; nil in a fork
+	traced   *tracing        // nil but in a machine that replays to explain
+	asker    gpuai.TenantID  // whose jobs answers name; "": all
 	// overQuota and overBudget: a place was found that the tenant may not have.
 	overQuota, overBudget bool
 	dear                  dear
@@ -171,6 +172,8 @@ type entryState struct {
 	reserved    uint32 // the reserved nodes before it have no room for the group that is being placed
 	emptying    ref    // node of which victims go: it is listed anew once all have been told
 	joined      ref    // node that began a life with the present command; for the audit
+	met         bool   // the gang that room is being kept for has a port
+	meetless    bool   // the node of its oldest hold lends none
 	onReserved  bool   // its groups may have the nodes that are reserved for them
 }
 
