@@ -320,11 +320,12 @@ func (m *Machine) firstVacant(node uint32) ref {
 		m.now.work -= workLook
 		if r := m.holds.Get(x.slot()); !r.vacant {
 			room.Add(r.devices, r.share, int64(r.cpu), r.memory)
+			room.Lend(-m.keptScratch(r))
 		}
 	}
 	for ; h != 0; h = m.holds.Get(h.slot()).next {
 		r := m.holds.Get(h.slot())
-		if !r.vacant && room.Has(r.devices, r.share, int64(r.cpu), r.memory) {
+		if !r.vacant && room.Has(r.devices, r.share, int64(r.cpu), r.memory) && room.Lends(m.keptScratch(r)) {
 			return h
 		}
 	}

@@ -78,6 +78,9 @@ func (m *Machine) victimOf(slot uint32) victim {
 		Band: bandsOfPriority*scheduler.Band(j.priority) + 1, Going: l.state == gpuai.LeaseRevoking,
 		Devices: l.devices, Share: l.share, CPU: int64(l.cpu), Memory: l.memory,
 	}
+	if m.Level() >= LevelTenants {
+		v.holding.Scratch = m.scratchOf(l)
+	}
 	v.progress = m.progress(m.savedSince(l.task.slot(), l.granted), l.held())
 	if g.gang {
 		v.holding.Band++
@@ -487,7 +490,7 @@ func (m *Machine) displaceOn(group, node uint32, limit scheduler.Band) bool {
 	}
 	shape := m.groups.Get(group).shape
 	m.listVictims(node, limit)
-	fit, ok := m.sched.Displace(shape, node, m.holdings, m.gone)
+	fit, ok := m.whoGoes(shape, node)
 	if !ok {
 		return false
 	}

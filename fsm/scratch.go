@@ -38,6 +38,24 @@ func (m *Machine) scratchOf(l *leaseRec) int64 {
 	return m.sched.Scratch(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).shape)
 }
 
+// keptScratch is what is kept for a hold of its node's scratch space and has to come
+// free for it: nothing below LevelTenants, where nobody makes room for it.
+func (m *Machine) keptScratch(h *holdRec) int64 {
+	if m.Level() < LevelTenants {
+		return 0
+	}
+	return m.sched.Scratch(m.groups.Get(h.group.slot()).shape)
+}
+
+// whoGoes decides which of the victims that are listed go for a task of a shape.
+// Scratch space counts from LevelTenants on.
+func (m *Machine) whoGoes(shape scheduler.ShapeID, node uint32) (scheduler.Fit, bool) {
+	if m.Level() < LevelTenants {
+		return m.sched.DisplaceUncounted(shape, node, m.holdings, m.gone)
+	}
+	return m.sched.Displace(shape, node, m.holdings, m.gone)
+}
+
 // giveRoom gives back to the scheduler what a lease holds.
 func (m *Machine) giveRoom(l *leaseRec) {
 	m.sched.Give(l.node, l.devices, l.share, int64(l.cpu), l.memory)

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"math"
 	"math/bits"
 
 	"github.com/gpuai/gpuai"
@@ -17,25 +18,46 @@ func (s *State) Displace(id ShapeID, node uint32, hs []Holding, gone []bool) (Fi
 	if !s.Known(node) {
 		return Fit{}, false
 	}
-	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
-	now := s.spaceOf(n)
-	p := now
+	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
+	return d.choose(node, hs, gone)
+}
+
+// DisplaceUncounted is Displace that takes no notice of scratch space.
+func (s *State) DisplaceUncounted(id ShapeID, node uint32, hs []Holding, gone []bool) (Fit, bool) {
+	if !s.Known(node) {
+		return Fit{}, false
+	}
+	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
+	d.now.scratch = math.MaxInt64
+	return d.choose(node, hs, gone)
+}
+
+// A displacing is what a choice of those who go is made of.
+type displacing struct {
+	*State
+	r   *shapeRec
+	n   *nodeRec
+	now space
+}
+
+func (d *displacing) choose(node uint32, hs []Holding, gone []bool) (Fit, bool) {
+	p := d.now
 	for i := range hs {
 		p.give(&hs[i], 1)
 		gone[i] = false
 	}
-	if _, _, ok := s.roomIn(r, n, &p); !ok {
+	if _, _, ok := d.roomIn(d.r, d.n, &p); !ok {
 		return Fit{}, false
 	}
 	for i := 0; i < len(hs); {
 		end := unitEnd(hs, i)
 		if !hs[i].Going {
-			s.spare(r, n, &p, hs[i:end], gone[i:end])
+			d.spare(d.r, d.n, &p, hs[i:end], gone[i:end])
 		}
 		i = end
 	}
-	alt, u, _ := s.roomIn(r, n, &p)
-	return Fit{Node: node, Devices: devicesFor(r, u, &p, &now), Share: r.share, Alt: alt}, true
+	alt, u, _ := d.roomIn(d.r, d.n, &p)
+	return Fit{Node: node, Devices: devicesFor(d.r, u, &p, &d.now), Share: d.r.share, Alt: alt}, true
 }
 
 // unitEnd returns where the holdings that go together with the i-th end.
@@ -65,7 +87,7 @@ func (s *State) spare(r *shapeRec, n *nodeRec, p *space, hs []Holding, gone []bo
 // roomIn returns the first unit of a node, by alternative, that would have room
 // for a shape.
 func (s *State) roomIn(r *shapeRec, n *nodeRec, p *space) (alt uint8, u *unitRec, ok bool) {
-	if p.cpu < r.cpu || p.mem < 0 || uint64(p.mem) < r.mem {
+	if p.cpu < r.cpu || p.mem < 0 || uint64(p.mem) < r.mem || r.scratch != 0 && p.scratch < r.scratch {
 		return 0, nil, false
 	}
 	for alt := range r.alts {
@@ -122,6 +144,12 @@ func (s *State) Free(node uint32) Room { return Room{s.spaceOf(s.nodes.Get(node)
 func (r *Room) Add(devices uint64, share uint16, cpu, memory int64) {
 	r.give(&Holding{Devices: devices, Share: share, CPU: cpu, Memory: memory}, 1)
 }
+
+// Lend takes off scratch space that somebody would hold, or adds what one holds.
+func (r *Room) Lend(bytes int64) { r.give(&Holding{Scratch: bytes}, -1) }
+
+// Lends reports whether so much scratch space is free.
+func (r *Room) Lends(bytes int64) bool { return bytes == 0 || r.scratch >= bytes }
 
 // Has reports whether so much is free.
 func (r *Room) Has(devices uint64, share uint16, cpu, memory int64) bool {

@@ -33,6 +33,7 @@ type query struct {
 	only  *[poolWords]uint64 // the pools that are looked at; nil: all
 	most  uint64             // no domain has room for more tasks; 0: unknown
 	ticks uint64
+	band  Band // that a search for what may be taken looks at
 }
 
 func (s *State) query(id ShapeID) query { return query{State: s, r: s.shapes.Get(uint32(id))} }

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"cmp"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -25,6 +26,7 @@ type Holding struct {
 	Devices uint64
 	CPU     int64
 	Memory  int64
+	Scratch int64 // bytes of scratch space
 }
 
 // A reclaimIndex has, for each band, what the units of open nodes would have
@@ -60,6 +62,7 @@ type reclaimTrees struct{ whole, parts tree }
 type reclaimRow struct {
 	whole, parts uint64 // keys
 	mem          uint64
+	scratch      int64  // bytes of scratch space that would be given back
 	next         uint32 // row of the node + 1
 	pool         uint16
 	band         Band
@@ -115,13 +118,14 @@ func reclaimNode(k uint64) uint32   { return uint32(k & (1<<reclaimCPUShift - 1)
 type space struct {
 	left     [gpuai.MaxGPUs]int16
 	cpu, mem int64
+	scratch  int64 // math.MaxInt64: it is not counted
 }
 
 func (s *State) spaceOf(n *nodeRec) (p space) {
 	for d := range n.devices {
 		p.left[d] = s.free(n, d)
 	}
-	p.cpu, p.mem = n.freeCPU, n.freeMem
+	p.cpu, p.mem, p.scratch = n.freeCPU, n.freeMem, n.freeScratch()
 	return p
 }
 
@@ -132,6 +136,9 @@ func (p *space) give(h *Holding, sign int16) {
 	}
 	p.cpu += int64(sign) * h.CPU
 	p.mem += int64(sign) * h.Memory
+	if p.scratch != math.MaxInt64 {
+		p.scratch += int64(sign) * h.Scratch
+	}
 }
 
 // unitFree returns how many devices of a unit would be wholly free, and the most
@@ -168,9 +175,10 @@ func (s *State) SetReclaim(node uint32, hs []Holding) {
 func (s *State) eachReclaim(node uint32, hs []Holding, f func(uint32, *reclaimRow)) {
 	slices.SortFunc(hs, func(a, b Holding) int { return cmp.Compare(a.Band, b.Band) })
 	n := *s.nodes.Get(node)
-	p := s.spaceOf(&n)
+	p, back := s.spaceOf(&n), int64(0)
 	for i := range hs {
 		p.give(&hs[i], 1)
+		back += hs[i].Scratch
 		if i+1 < len(hs) && hs[i+1].Band == hs[i].Band || p.cpu < 0 || p.mem < 0 {
 			continue
 		}
@@ -178,7 +186,7 @@ func (s *State) eachReclaim(node uint32, hs []Holding, f func(uint32, *reclaimRo
 			whole, part := p.unitFree(u)
 			f(node, &reclaimRow{
 				whole: reclaimKey(whole, p.cpu, node), parts: reclaimKey(uint64(part), p.cpu, node),
-				mem: uint64(p.mem), pool: u.pool, band: hs[i].Band, partly: part > 0,
+				mem: uint64(p.mem), scratch: back, pool: u.pool, band: hs[i].Band, partly: part > 0,
 			})
 		}
 	}
@@ -278,6 +286,7 @@ func (q *query) findReclaim(limit Band) (uint32, bool) {
 	bands := q.reclaim.bands.Get()
 	for b := bands.next(0); b < limit; b = bands.next(b + 1) {
 		place := uint32(bands.place[b])
+		q.band = b
 		for alt := range q.r.alts {
 			if key, ok := q.reclaimIn(place, alt); ok {
 				return reclaimNode(key), true
@@ -340,7 +349,7 @@ func (q *query) seekReclaim(t *tree, prefix uint64) (uint64, bool) {
 			return 0, false
 		}
 		if reclaimCPU(key) >= uint64(q.r.cpu) {
-			if q.serves(reclaimNode(key), 0) {
+			if q.givesBack(reclaimNode(key)) {
 				return key, true
 			}
 			lo = key + 1
@@ -417,13 +426,10 @@ func (s *State) FitsReclaim(id ShapeID, node uint32, limit Band) bool {
 	if !s.Reclaimable(node) {
 		return false
 	}
-	r := s.shapes.Get(uint32(id))
-	if !s.nodes.Get(node).lends(r) {
-		return false
-	}
+	r, n := s.shapes.Get(uint32(id)), s.nodes.Get(node)
 	for at := *s.reclaim.first.Get(node); at != 0; at = s.reclaim.rows.Get(at - 1).next {
 		row := s.reclaim.rows.Get(at - 1)
-		if row.band >= limit || row.mem < r.mem || reclaimCPU(row.whole) < uint64(r.cpu) {
+		if row.band >= limit || row.mem < r.mem || reclaimCPU(row.whole) < uint64(r.cpu) || !n.lendsWith(r, row.scratch) {
 			continue
 		}
 		has := reclaimPrefix(row.whole) >= uint64(r.count) ||

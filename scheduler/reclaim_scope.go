@@ -88,7 +88,7 @@ func (s *State) takingOf(nodes []uint32, n *Members, limit Band) (band Band, lac
 // gains adds for how many tasks more than room a node has room with each band
 // that goes.
 func (q *query) gains(node uint32, room uint64, limit Band, gain *[NumBands]uint64) {
-	lent := q.r.lentBy(q.nodes.Get(node).freeScratch())
+	n := q.nodes.Get(node)
 	above, band := uint64(0), NumBands // tasks once band has gone, and the band: they come from the highest down
 	x := &q.reclaim
 	for at := *x.first.Get(node); at != 0; {
@@ -97,12 +97,12 @@ func (q *query) gains(node uint32, room uint64, limit Band, gain *[NumBands]uint
 		if row.band >= limit {
 			continue
 		}
-		tasks, b := q.tasksOf(row), int(row.band)
+		tasks, b, scratch := q.tasksOf(row), int(row.band), row.scratch
 		for at != 0 && x.rows.Get(at-1).band == row.band {
 			tasks += q.tasksOf(x.rows.Get(at - 1))
 			at = x.rows.Get(at - 1).next
 		}
-		tasks = max(min(tasks, q.r.within(int64(reclaimCPU(row.whole)), int64(row.mem)), lent), room)
+		tasks = max(min(tasks, q.r.within(int64(reclaimCPU(row.whole)), int64(row.mem)), q.r.lentBy(n.freeWith(scratch))), room)
 		if band < NumBands {
 			gain[band] += above - min(above, tasks)
 		}

@@ -33,7 +33,7 @@ func newReclaimWorld(t *testing.T, seed uint64) *reclaimWorld {
 		}
 		h := Holding{
 			Band: Band(pick(w.r, 3, 4, 4, 61, 62, 500)), Going: w.r.IntN(8) == 0, Share: l.fit.Share,
-			Devices: l.fit.Devices, CPU: l.cpu, Memory: l.mem, Unit: pick(w.r, uint32(0), 0, 0, 1, 2),
+			Devices: l.fit.Devices, CPU: l.cpu, Memory: l.mem, Scratch: l.scratch, Unit: pick(w.r, uint32(0), 0, 0, 1, 2),
 		}
 		if h.Unit != 0 {
 			h.Band, h.Going = 62, false
@@ -52,7 +52,7 @@ func (w *reclaimWorld) after(slot uint32, gone func(h *Holding) bool) *modelNode
 	n.free = slices.Clone(n.free)
 	for _, h := range w.bands[slot] {
 		if gone(&h) {
-			n.move(modelLease{fit: Fit{Devices: h.Devices, Share: h.Share}, cpu: h.CPU, mem: h.Memory}, 1)
+			n.move(modelLease{fit: Fit{Devices: h.Devices, Share: h.Share}, cpu: h.CPU, mem: h.Memory, scratch: h.Scratch}, 1)
 		}
 	}
 	return &n
@@ -202,7 +202,7 @@ func (w *reclaimWorld) bruteDisplace(sh *modelShape, slot uint32, hs []Holding) 
 func (w *reclaimWorld) fitsWithout(sh *modelShape, slot uint32, hs []Holding, gone []bool) bool {
 	i := -1
 	n := w.after(slot, func(*Holding) bool { i++; return gone[i] || hs[i].Going })
-	if n.cpu < int64(sh.needs.CPU) || n.mem < int64(sh.needs.Memory) || n.cpu < 0 || n.mem < 0 {
+	if n.cpu < int64(sh.needs.CPU) || n.mem < int64(sh.needs.Memory) || n.cpu < 0 || n.mem < 0 || !n.lends(sh) {
 		return false
 	}
 	for alt := range max(len(sh.needs.GPU.Any), 1) {

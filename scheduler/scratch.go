@@ -77,6 +77,19 @@ func (n *nodeRec) freeScratch() int64 {
 // lends reports whether a node has a task's scratch space left.
 func (n *nodeRec) lends(r *shapeRec) bool { return r.scratch == 0 || n.freeScratch() >= r.scratch }
 
+// freeWith is freeScratch once so much more is given back.
+func (n *nodeRec) freeWith(back int64) int64 {
+	if n.scratch == 0 {
+		return math.MaxInt64
+	}
+	return n.scratch - n.lent + back
+}
+
+// lendsWith is lends once so much more is given back.
+func (n *nodeRec) lendsWith(r *shapeRec, back int64) bool {
+	return r.scratch == 0 || n.freeWith(back) >= r.scratch
+}
+
 // lentBy returns how many tasks so much scratch space serves.
 func (r *shapeRec) lentBy(free int64) uint64 {
 	if r.scratch == 0 {
@@ -95,6 +108,22 @@ func (q *query) serves(node, class uint32) bool {
 	n := q.nodes.Get(node)
 	if class == capacityTree {
 		return n.scratch == 0 || n.scratch >= q.r.scratch
+	}
+	return n.lends(q.r)
+}
+
+// givesBack reports whether a node has the scratch space of the shape once the
+// holdings up to the band that is looked at have gone.
+func (q *query) givesBack(node uint32) bool {
+	n := q.nodes.Get(node)
+	if q.r.scratch == 0 {
+		return true
+	}
+	q.ticks += tickNode
+	for at := *q.reclaim.first.Get(node); at != 0 && !n.lends(q.r); at = q.reclaim.rows.Get(at - 1).next {
+		if row := q.reclaim.rows.Get(at - 1); row.band == q.band {
+			return n.lendsWith(q.r, row.scratch)
+		}
 	}
 	return n.lends(q.r)
 }

@@ -1,0 +1,119 @@
+package fsm
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/gpuai/gpuai"
+)
+
+// diskSpec is a job of tasks of one GPU that ask for so many GiB of scratch space.
+func diskSpec(name string, p gpuai.Priority, tasks uint32, gib gpuai.Bytes) *gpuai.JobSpec {
+	s := at(scratchSpec(name, tasks), p)
+	s.Groups[0].Resources.GPU.Count, s.Groups[0].Resources.Scratch = 1, gib<<30
+	if gib == 0 {
+		s.Groups[0].Constraints = nil
+	}
+	s.Defaults()
+	return s
+}
+
+// Who has to go is whoever holds the scratch space that lacks, and nobody goes where
+// it would lack all the same.
+func TestPreemptionCountsScratch(t *testing.T) {
+	type holder struct {
+		node gpuai.NodeID
+		p    gpuai.Priority
+		gib  gpuai.Bytes
+	}
+	for _, c := range []struct {
+		name    string
+		level   uint32
+		devices int // of each node; the holders have one each
+		holders []holder
+		gib     gpuai.Bytes // that a task of priority 50 asks for
+		gone    []int       // holders
+		on      gpuai.NodeID
+	}{
+		{"the disk is full, GPUs are free", MaxLevel, 8, []holder{{"a", 0, 80}}, 40, []int{0}, "a"},
+		{"who holds little is spared", MaxLevel, 8, []holder{{"a", 0, 10}, {"a", 0, 85}}, 40, []int{1}, "a"},
+		{"all must go", MaxLevel, 8, []holder{{"a", 0, 40}, {"a", 0, 55}}, 90, []int{0, 1}, "a"},
+		{"nobody goes for what others hold", MaxLevel, 8, []holder{{"a", 90, 70}, {"a", 0, 20}}, 40, nil, ""},
+		{"GPUs alone do not do", MaxLevel, 2, []holder{{"a", 90, 70}, {"a", 0, 0}}, 40, nil, ""},
+		{"another node does", MaxLevel, 2, []holder{{"a", 90, 70}, {"a", 0, 0}, {"b", 0, 70}, {"b", 0, 0}}, 40, []int{2}, "b"},
+		{"GPU and disk of two", MaxLevel, 2, []holder{{"a", 10, 0}, {"a", 0, 80}}, 40, []int{1}, "a"},
+		{"level 3 knows free space only", LevelPlacement, 8, []holder{{"a", 0, 80}}, 40, nil, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRegion(t)
+			r.do(&SetFeatureLevel{Level: c.level})
+			p := gpuai.DefaultPolicy()
+			p.PreemptionProtect = 0
+			r.do(&SetPolicy{Policy: p})
+			var ids []gpuai.JobID
+			for _, node := range []gpuai.NodeID{"a", "b"} {
+				if node == "b" && c.holders[len(c.holders)-1].node != "b" {
+					break
+				}
+				n := nodeSpec(string(node), c.devices, "H100")
+				n.Labels = map[string]string{gpuai.LabelOCI: gpuai.LabelYes, gpuai.LabelScratch: "107374182400"} // 100 GiB
+				r.register(n)
+				for _, h := range c.holders {
+					if h.node == node {
+						id := r.submit(diskSpec("holder", h.p, 1, h.gib))
+						if l := r.wantLive(id, 1); l[0].Node != node {
+							t.Fatalf("a holder is on %s", l[0].Node)
+						}
+						ids = append(ids, id)
+					}
+				}
+			}
+			id := r.submit(diskSpec("high", 50, 1, c.gib))
+			r.wantLive(id, 0)
+			var gone []int
+			for i := range ids {
+				if len(r.revoking(ids[i])) > 0 {
+					gone = append(gone, i)
+				}
+			}
+			if !slices.Equal(gone, c.gone) {
+				t.Fatalf("holders %v go, want %v", gone, c.gone)
+			}
+			r.m = restored(t, r.m)
+			for k, i := range gone {
+				r.report(r.revoking(ids[i])[0], gpuai.ReportStopped, 0)
+				want := 0
+				if k == len(gone)-1 {
+					want = 1
+				}
+				if ls := r.wantLive(id, want); want > 0 && ls[0].Node != c.on {
+					t.Errorf("it runs on %s", ls[0].Node)
+				}
+			}
+		})
+	}
+}
+
+// A gang has room made of scratch space for each of its tasks.
+func TestPreemptingGangCountsScratch(t *testing.T) {
+	r := newest(t, nil)
+	r.lender("a", "107374182400")
+	r.lender("b", "107374182400")
+	low := r.submit(diskSpec("low", 0, 2, 60))
+	r.wantLive(low, 2)
+	s := gangOf(diskSpec("gang", 50, 3, 45))
+	s.Groups[0].Resources.Network = gpuai.NetworkHost
+	s.Groups[0].Constraints = slices.DeleteFunc(s.Groups[0].Constraints, func(c gpuai.Constraint) bool {
+		return c.Attribute != gpuai.LabelPrefix+gpuai.LabelScratch
+	})
+	id := r.submit(s)
+	gone := r.revoking(low)
+	if len(gone) != 2 {
+		t.Fatalf("%d of two go", len(gone))
+	}
+	for _, l := range gone {
+		r.wantLive(id, 0)
+		r.report(l, gpuai.ReportStopped, 0)
+	}
+	r.wantLive(id, 3)
+}
