@@ -55,6 +55,16 @@ type NodeSpec struct {
 	Simulated bool `json:"simulated,omitzero"`
 	// Version is the agent's.
 	Version string `json:"version,omitzero"`
+	// Refuses says that the agent takes no new task of any kind, and why; nil: it
+	// does. What runs goes on.
+	Refuses *Refusal `json:"refuses,omitempty"`
+}
+
+// A Refusal is why an agent takes no new task: DiskFull, or NodeRefuses for what
+// else its operator has to see to. Detail says what to do; tenants may read it.
+type Refusal struct {
+	Code   ReasonCode `json:"code"`
+	Detail string     `json:"detail"`
 }
 
 // DeviceHealth is what a driver says of a device.
@@ -98,6 +108,7 @@ type Device struct {
 	HealthCode string `json:"health_code,omitzero"`
 	// Free is what no lease holds, filled by the region only.
 	Free Milli `json:"free_milli,omitzero"`
+	DevicePlace
 }
 
 // A Node is a host as the region knows it.

@@ -43,7 +43,9 @@ const (
 	OutsideSchedule
 	// NoRendezvousPort is a gang that has room, but no port where its rank 0 would be.
 	NoRendezvousPort
-	// NodeRefuses is nodes whose agents take no new task, such as for a full disk.
+	// DiskFull is nodes whose agents take no new task since their disk is full, and
+	// NodeRefuses those that take none for another reason.
+	DiskFull
 	NodeRefuses
 	numReasons
 )
@@ -58,7 +60,7 @@ var reasonNames = [numReasons]string{
 	"BeginTime", "Held", "ImagePull", "Preempted", "RegionUnreachable",
 	"InsufficientCPU", "InsufficientMemory", "BackOff", "Quiet",
 	"ArrayThrottled", "GangNotReady", "InsufficientScratch", "OutsideSchedule",
-	"NoRendezvousPort", "NodeRefuses",
+	"NoRendezvousPort", "DiskFull", "NodeRefuses",
 }
 
 // String returns the reason's text.

@@ -58,6 +58,7 @@ type Frame struct {
 	Beat       *Beat         `json:"beat,omitzero"`
 	Report     *Report       `json:"report,omitzero"`
 	Devices    []Device      `json:"devices,omitempty"`
+	Refuses    *Refusal      `json:"refuses,omitzero"` // goes with Devices: as in NodeSpec
 	Log        *LogChunk     `json:"log,omitzero"`
 	Welcome    *Welcome      `json:"welcome,omitzero"`
 	Leases     *LeaseSet     `json:"leases,omitzero"`

@@ -467,6 +467,7 @@ func (s *NodeSpec) Validate() []FieldError {
 	if len(s.Devices) > MaxGPUs {
 		v.add("/devices", "must be at most "+strconv.Itoa(MaxGPUs))
 	}
+	v.check(s.Refuses.Valid(), "/refuses", "must be DiskFull or NodeRefuses with at most "+strconv.Itoa(MaxTextLen)+" bytes of detail")
 	ValidateDevices(s.Devices, (*[]FieldError)(&v))
 	return v
 }
@@ -495,5 +496,12 @@ func ValidateDevices(ds []Device, to *[]FieldError) {
 			v.add(p+"/health", "is unknown")
 		}
 		v.text(p+"/health_code", d.HealthCode)
+		v.check(d.LinkIsland <= MaxGPUs, p+"/link_island", "must be at most "+strconv.Itoa(MaxGPUs))
+		v.check(d.PCIeGroup <= MaxGPUs, p+"/pcie_group", "must be at most "+strconv.Itoa(MaxGPUs))
 	}
+}
+
+// Valid reports whether a refusal, or none, can be kept.
+func (r *Refusal) Valid() bool {
+	return r == nil || (r.Code == DiskFull || r.Code == NodeRefuses) && len(r.Detail) <= MaxTextLen
 }

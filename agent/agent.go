@@ -73,7 +73,12 @@ type Agent struct {
 	asking     map[gpuai.Token]asking // starts that wait for secrets
 	takeOver   bool
 	drained    string // why no lease is taken
-	halt       error  // what Run ends with
+	// drainedFull: that is a full disk. pressed says why no new task is to be placed
+	// here meanwhile, and said what the session was told of either.
+	drainedFull bool
+	pressed     string
+	said        *gpuai.Refusal
+	halt        error // what Run ends with
 
 	collecting sync.Mutex // one looks for old attempts at a time
 
@@ -222,6 +227,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { a.guardWatchdog(inner) })
 	wg.Go(func() { a.watchClean(inner) })
+	wg.Go(func() { a.watchDisk(inner) })
 	if a.boxes != nil {
 		wg.Go(func() { a.boxes.net.Watch(inner) })
 	}

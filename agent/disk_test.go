@@ -65,6 +65,10 @@ func TestCase24DiskFull(t *testing.T) {
 	eventually(t, "the devices to be taken out", func() bool {
 		return f.health("GPU-1") == gpuai.DeviceUnhealthy && strings.Contains(f.code("GPU-1"), "agent:drained: ") && strings.Contains(f.code("GPU-1"), "no space left on device")
 	})
+	eventually(t, "the node to refuse tasks without GPUs too", func() bool {
+		r := f.refusal()
+		return r.Code == gpuai.DiskFull && strings.Contains(r.Detail, "restart the agent")
+	})
 	if r := f.last(f.grant(testNode, script("exit 0"))); r.State != gpuai.ReportLost || !strings.Contains(r.Reason, "cannot take leases") {
 		t.Errorf("the next one is reported %+v", r)
 	}
@@ -82,6 +86,51 @@ func TestCase24DiskFull(t *testing.T) {
 	f.runWith(d, nil)
 	if r := f.last(f.grant(testNode, script("exit 0"))); r.State != gpuai.ReportDone {
 		t.Errorf("with room again: %+v", r)
+	}
+}
+
+// refusal is what the region was told last of new tasks.
+func (f *fixture) refusal() gpuai.Refusal {
+	f.region.mu.Lock()
+	defer f.region.mu.Unlock()
+	if r := f.region.node[testNode].refuses; r != nil {
+		return *r
+	}
+	return gpuai.Refusal{}
+}
+
+// A node whose disk fills up takes no new task, also none without GPUs, says why,
+// and takes them again by itself once there is room; what runs goes on.
+func TestCase24DiskPressure(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a small file system needs root")
+	}
+	f := newFixture(t)
+	if err := unix.Mount("none", f.dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skip("no tmpfs can be mounted: ", err)
+	}
+	t.Cleanup(func() { unix.Unmount(f.dir, unix.MNT_DETACH) })
+	gone := filepath.Join(t.TempDir(), "go")
+	f.runWith(newDriver("GPU-1"), nil)
+	lease := f.grant(testNode, func(a *gpuai.Assignment) {
+		a.Task.Script, a.Lease.TTL = "while [ ! -e "+gone+" ]; do sleep 0.02; done; exit 6", gpuai.Minute
+	})
+	f.running(lease)
+	if r := f.refusal(); r.Code != gpuai.ReasonNone {
+		t.Fatalf("with room it says %+v", r)
+	}
+	free := fill(t, f.dir)
+	eventually(t, "the node to take no new task", func() bool {
+		r := f.refusal()
+		return r.Code == gpuai.DiskFull && strings.Contains(r.Detail, "make room") && f.health("GPU-1") == gpuai.DeviceHealthy
+	})
+	free()
+	eventually(t, "the node to take tasks again", func() bool { return f.refusal().Code == gpuai.ReasonNone })
+	if err := os.WriteFile(gone, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := f.last(lease); r.State != gpuai.ReportFailed || r.ExitCode != 6 {
+		t.Errorf("the running task is reported %+v", r)
 	}
 }
 

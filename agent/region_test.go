@@ -102,6 +102,7 @@ type fakeNode struct {
 	leases      map[gpuai.Token]gpuai.Assignment
 	reports     []gpuai.Report // every one that came, repeated ones too
 	devices     []gpuai.Device
+	refuses     *gpuai.Refusal
 	session     *wire
 	cut         bool  // nothing gets through, in either direction
 	heard       int64 // CLOCK_BOOTTIME of the last beat that was confirmed
@@ -200,7 +201,7 @@ func (r *region) register(w *wire, h *gpuai.Hello) *fakeNode {
 	}
 	r.index++
 	n.heard = watchdog.Boottime()
-	n.session, n.devices = w, h.Node.Devices
+	n.session, n.devices, n.refuses = w, h.Node.Devices, h.Node.Refuses
 	w.Send(context.Background(), gpuai.Frame{Kind: gpuai.FrameWelcome, Welcome: &gpuai.Welcome{
 		Session: "s", Server: "s1", Region: "local", Epoch: r.epoch, RestoreID: r.restore, Incarnation: n.incarnation,
 		Index: r.index, Policy: r.policy, Ack: r.ack(n, 0, h.Sent), CheckpointStore: r.store,
@@ -254,7 +255,7 @@ func (r *region) receive(w *wire, n *fakeNode, f *gpuai.Frame) bool {
 	case gpuai.FrameSecretAsk:
 		r.giveSecrets(w, n, f.SecretAsk)
 	case gpuai.FrameDevices:
-		n.devices = f.Devices
+		n.devices, n.refuses = f.Devices, f.Refuses
 	case gpuai.FrameLog:
 		if ch := r.logs[f.Log.ID]; ch != nil {
 			ch <- *f.Log

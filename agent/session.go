@@ -225,6 +225,8 @@ func (a *Agent) hello() *gpuai.Hello {
 		Epoch: a.identity.Epoch, RestoreID: a.identity.RestoreID, Sent: a.cfg.Clock.Boottime(),
 	}
 	h.Node.Labels = a.devices.labels(h.Node.Labels)
+	a.said = a.refusal()
+	h.Node.Refuses = a.said
 	for _, t := range a.core.Running() {
 		if r := a.records[t]; r != nil {
 			h.Held = append(h.Held, gpuai.HeldLease{Lease: t, BootID: r.BootID})
@@ -303,13 +305,18 @@ func (a *Agent) refused(l *line, e *gpuai.SessionError) {
 	a.step(decide.Refused{Session: l.id, Error: e})
 }
 
-// tellDevices tells the region of devices that changed since it was told.
+// tellDevices tells the region of devices that changed since it was told, and
+// whether new tasks are taken.
 func (a *Agent) tellDevices() {
-	if a.line == nil || a.core == nil || !a.core.Connected() || slices.Equal(a.devices.told, a.devices.offered) {
+	if a.line == nil || a.core == nil || !a.core.Connected() {
 		return
 	}
-	a.devices.told = slices.Clone(a.devices.offered)
-	a.send(a.line.id, gpuai.Frame{Kind: gpuai.FrameDevices, Devices: a.devices.told})
+	now := a.refusal()
+	if slices.Equal(a.devices.told, a.devices.offered) && sameRefusal(a.said, now) {
+		return
+	}
+	a.devices.told, a.said = slices.Clone(a.devices.offered), now
+	a.send(a.line.id, gpuai.Frame{Kind: gpuai.FrameDevices, Devices: a.devices.told, Refuses: now})
 }
 
 // send queues a frame on a session, if that still stands.

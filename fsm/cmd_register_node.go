@@ -56,6 +56,9 @@ func (m *Machine) applyRegisterNode(r *wire.Reader) Result {
 	if c.Spec.Rack+c.Spec.NVLinkDomain != "" && m.Level() < LevelPlacement {
 		return malformed
 	}
+	if m.Level() < LevelTenants && (c.Spec.Refuses != nil || gpuai.Places(c.Spec.Devices)) {
+		return malformed
+	}
 	if len(c.Spec.Validate()) > 0 {
 		return rejected(gpuai.InvalidSpec, "the node's description is invalid")
 	}
@@ -163,6 +166,7 @@ func (m *Machine) defineNode(slot uint32, body, old *nodeBody) gpuai.Code {
 		broken = carryBroken(r.broken, old.spec.Devices, body.spec.Devices)
 	}
 	r.broken = broken
+	r.refuses = body.spec.Refuses != nil
 	r.devices, r.price = uint8(len(body.spec.Devices)), m.priceOf(r, body.spec.Price)
 	if r.portMin != body.spec.PortMin || r.portCount != uint8(body.spec.PortCount) {
 		r.portMin, r.portCount, r.ports = body.spec.PortMin, uint8(body.spec.PortCount), 0

@@ -7,7 +7,8 @@ import (
 
 // UpdateDevices tells of a node's devices anew: their set or their health
 // changed. A device that the machine quarantined and that is said to be
-// healthy is taken back into use.
+// healthy is taken back into use. From LevelTenants on it says too whether the node
+// refuses new tasks.
 //
 // Rejected: NotFound, Conflict when Incarnation is not the node's current one,
 // InvalidSpec (see gpuai.ValidateDevices), TooLarge.
@@ -15,6 +16,7 @@ type UpdateDevices struct {
 	Node        gpuai.NodeID
 	Incarnation gpuai.Incarnation
 	Devices     []gpuai.Device
+	Refuses     *gpuai.Refusal // as in gpuai.NodeSpec
 }
 
 // Append appends the encoded command to dst.
@@ -22,14 +24,22 @@ func (c *UpdateDevices) Append(dst []byte, env Envelope) []byte {
 	return appendCommand(dst, typeUpdateDevices, env, func(b []byte) []byte {
 		b = wire.AppendStr(b, string(c.Node))
 		b = le.AppendUint64(b, uint64(c.Incarnation))
-		return wire.AppendDevices(b, c.Devices)
+		b = wire.AppendDevices(b, c.Devices)
+		if c.Refuses != nil {
+			b = wire.AppendRefusal(b, c.Refuses)
+		}
+		return b
 	})
 }
 
 func (m *Machine) applyUpdateDevices(r *wire.Reader) Result {
 	id, inc := gpuai.NodeID(r.Str()), gpuai.Incarnation(r.U64())
 	devices, err := wire.ReadDevicesFrom(r)
-	if err != nil || r.Done() != nil {
+	var refuses *gpuai.Refusal
+	if err == nil && r.More() && m.Level() >= LevelTenants {
+		refuses = wire.ReadRefusalFrom(r)
+	}
+	if err != nil || r.Done() != nil || gpuai.Places(devices) && m.Level() < LevelTenants {
 		return malformed
 	}
 	slot, res, ok := m.nodeOfLife(id, inc)
@@ -37,12 +47,12 @@ func (m *Machine) applyUpdateDevices(r *wire.Reader) Result {
 		return res
 	}
 	var bad []gpuai.FieldError
-	if gpuai.ValidateDevices(devices, &bad); len(bad) > 0 || len(devices) > gpuai.MaxGPUs {
+	if gpuai.ValidateDevices(devices, &bad); len(bad) > 0 || len(devices) > gpuai.MaxGPUs || !refuses.Valid() {
 		return rejected(gpuai.InvalidSpec, "the list of devices is invalid")
 	}
 	old := m.nodeBody(slot)
 	body := old
-	body.spec.Devices = devices
+	body.spec.Devices, body.spec.Refuses = devices, refuses
 	m.nodes.Mut(slot).modified = m.now.index
 	if code := m.defineNode(slot, &body, &old); code != gpuai.OK {
 		m.takeBack()

@@ -135,10 +135,17 @@ func (m *Machine) reasonsOf(group uint32, why *gpuai.GroupWhy) []gpuai.Reason {
 	case why.Feasible > 0:
 		out = append(out, gpuai.Reason{Code: gpuai.QueueOrder, Nodes: why.Feasible, Message: "there is room; the queue has not come to it yet"})
 	}
+	refused := uint32(0)
+	if why.Nodes > 0 {
+		out, refused = m.reasonsRefused(out)
+	}
 	for i := range why.Rules {
 		r := &why.Rules[i]
-		if r.Code == gpuai.OutsideSchedule {
+		switch {
+		case r.Code == gpuai.OutsideSchedule:
 			out = append(out, m.reasonHours(group, r))
+			continue
+		case r.Name == scheduler.RuleState && r.Nodes <= refused: // that is said already
 			continue
 		}
 		out = append(out, gpuai.Reason{Code: r.Code, Nodes: r.Nodes, GPUs: why.FreeGPUs, Message: ruleMessage(r, why)})

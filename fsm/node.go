@@ -36,6 +36,7 @@ type nodeRec struct {
 	registered  uint64
 	modified    uint64
 	reserved    uint16 // tasks of the reservation's group that it is kept for
+	refuses     bool   // its agent takes no new task; derived from its spec
 	yielding    uint32 // leases that yield; derived
 	kept        uint32 // holds; derived
 	lastKept    ref    // the newest of them; derived
@@ -163,7 +164,7 @@ func bool8(v bool) uint8 {
 
 // open reports whether the node takes new leases.
 func (r *nodeRec) open() bool {
-	return r.state == gpuai.NodeReady && !r.drained && !r.outside && r.live < MaxNodeLeases
+	return r.state == gpuai.NodeReady && !r.drained && !r.outside && !r.refuses && r.live < MaxNodeLeases
 }
 
 // nodeBody is the content of a node's spec blob.

@@ -310,6 +310,7 @@ func (m *loader) restoreNode(rd *wire.Reader) {
 		rd.Fail("a node is malformed")
 		return
 	}
+	r.refuses = spec.Refuses != nil
 	fillCapacity(&m.info, r, &spec)
 	m.info.Scratch = m.lentScratch(&spec)
 	if m.sched.SetNode(slot, &m.info) != gpuai.OK {

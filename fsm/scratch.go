@@ -78,5 +78,8 @@ func (m *Machine) checkScratch(node uint32, want int64) error {
 	if lent, of := m.sched.Lent(node); lent != want || of != m.lentScratch(&body.spec) {
 		return fmt.Errorf("node %s lends %d of %d bytes of scratch space, its leases and holds have %d of %d", m.nodeName(node), lent, of, want, m.lentScratch(&body.spec))
 	}
+	if refuses := body.spec.Refuses != nil; refuses != m.nodes.Get(node).refuses {
+		return fmt.Errorf("node %s says that it refuses tasks: %v, and is taken for the other", m.nodeName(node), refuses)
+	}
 	return nil
 }

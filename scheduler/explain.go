@@ -24,8 +24,11 @@ const (
 	numRules = ruleConstraint + gpuai.MaxConstraints
 )
 
+// RuleState is the name of the rule that closed nodes fail.
+const RuleState = "node.state"
+
 var ruleNames = [ruleConstraint]string{
-	"node.state", "gpu.vendor", "gpu.model", "gpu.memory", "gpu.count", "gpu.health", "gpu.free", "cpu", "memory", "scratch", "node.schedule",
+	RuleState, "gpu.vendor", "gpu.model", "gpu.memory", "gpu.count", "gpu.health", "gpu.free", "cpu", "memory", "scratch", "node.schedule",
 }
 
 var ruleCodes = [ruleConstraint]gpuai.ReasonCode{

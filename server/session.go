@@ -68,6 +68,7 @@ type session struct {
 	jobs     []agentCommand
 	logs     logWaiters
 	told     []gpuai.Device // what the agent last said it has
+	refuses  *gpuai.Refusal // and why it takes no new task
 	doubt    bool           // whether the region holds that is to be looked at
 	end      error          // why the session is over
 	refusal  *gpuai.SessionError
@@ -217,7 +218,7 @@ func (se *session) receive(ctx context.Context) error {
 		case f.Kind == gpuai.FrameSecretAsk && f.SecretAsk != nil:
 			err = se.askSecrets(*f.SecretAsk)
 		case f.Kind == gpuai.FrameDevices:
-			err = se.tell(f.Devices)
+			err = se.tell(f.Devices, f.Refuses)
 		case f.Kind == gpuai.FrameLog && f.Log != nil:
 			se.deliver(f.Log)
 		default:

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/server/frames"
@@ -12,15 +14,32 @@ import (
 // the node changes, and told again where it differs.
 
 // tell remembers what the agent says of its devices, for the leader.
-func (se *session) tell(devices []gpuai.Device) error {
+func (se *session) tell(devices []gpuai.Device, refuses *gpuai.Refusal) error {
 	se.mu.Lock()
-	se.told = devices
+	se.told, se.refuses = devices, refuses
 	se.mu.Unlock()
-	return se.carry(se.deviceUpdate(devices))
+	se.s.node.View(func(m *fsm.Machine) { devices, refuses = tellable(m, devices, refuses) })
+	return se.carry(se.deviceUpdate(devices, refuses))
 }
 
-func (se *session) deviceUpdate(devices []gpuai.Device) agentCommand {
-	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: devices}
+// tellable is what a machine takes of what an agent says: below LevelTenants no
+// places of devices, and no refusal. Once the level is raised it is told again.
+func tellable(m *fsm.Machine, devices []gpuai.Device, refuses *gpuai.Refusal) ([]gpuai.Device, *gpuai.Refusal) {
+	if m.Level() >= fsm.LevelTenants {
+		return devices, refuses
+	}
+	if !gpuai.Places(devices) {
+		return devices, nil
+	}
+	plain := slices.Clone(devices)
+	for i := range plain {
+		plain[i].DevicePlace = gpuai.DevicePlace{}
+	}
+	return plain, nil
+}
+
+func (se *session) deviceUpdate(devices []gpuai.Device, refuses *gpuai.Refusal) agentCommand {
+	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: devices, Refuses: refuses}
 	return agentCommand{cmd: c.Append(nil, se.envelope())}
 }
 
@@ -36,7 +55,7 @@ func (se *session) doubtDevices() {
 // than the agent told of.
 func (se *session) correction() (c agentCommand, due bool) {
 	se.mu.Lock()
-	doubt, told := se.doubt, se.told
+	doubt, told, refuses := se.doubt, se.told, se.refuses
 	se.doubt = false
 	se.mu.Unlock()
 	if !doubt {
@@ -47,14 +66,15 @@ func (se *session) correction() (c agentCommand, due bool) {
 	se.s.node.View(func(m *fsm.Machine) {
 		behind = m.Index() < se.registered
 		node, known = m.Node(se.ref.Node)
+		told, refuses = tellable(m, told, refuses)
 	})
 	if behind {
 		se.mu.Lock()
 		se.doubt = true // until the event of the registration
 		se.mu.Unlock()
 	}
-	if behind || !known || node.Incarnation != se.ref.Incarnation || frames.HoldsDevices(node.Devices, told) {
+	if behind || !known || node.Incarnation != se.ref.Incarnation || frames.HoldsDevices(node.Devices, told) && frames.HoldsRefusal(node.Refuses, refuses) {
 		return agentCommand{}, false
 	}
-	return se.deviceUpdate(told), true
+	return se.deviceUpdate(told, refuses), true
 }

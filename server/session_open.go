@@ -207,7 +207,7 @@ func (s *Server) welcome(ctx context.Context, c agentConn, h *gpuai.Hello) (*ses
 	se := &session{
 		s: s, conn: c, name: strings.ToLower(rand.Text()[:12]),
 		ref:        fsm.NodeRef{Node: h.Node.ID, Incarnation: out.Incarnation},
-		registered: out.Index, full: true, told: h.Node.Devices, doubt: true,
+		registered: out.Index, full: true, told: h.Node.Devices, refuses: h.Node.Refuses, doubt: true,
 	}
 	se.teller = frames.New(se.ref, h.Held)
 	if err := se.firstBeat(ctx); err != nil {
@@ -260,6 +260,7 @@ func (s *Server) register(ctx context.Context, h *gpuai.Hello) (outcome, error) 
 		if m.Level() < fsm.LevelPlacement { // it would be refused; it says it again with its next session
 			spec.Rack, spec.NVLinkDomain = "", ""
 		}
+		spec.Devices, spec.Refuses = tellable(m, spec.Devices, spec.Refuses)
 	})
 	c := fsm.RegisterNode{Spec: spec, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
 	out, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: actorOf(&gpuai.Principal{Actor: agentActor(h.Node.ID), From: httpd.PrincipalOf(ctx).From})}))

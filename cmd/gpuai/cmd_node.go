@@ -72,6 +72,9 @@ func nodeState(n *gpuai.Node) string {
 	if n.Outside {
 		s += ",outside"
 	}
+	if n.Refuses != nil {
+		s += "," + n.Refuses.Code.String()
+	}
 	return s
 }
 
@@ -147,6 +150,10 @@ func nodePairs(n *gpuai.Node) [][]string {
 	if n.Schedule != nil {
 		rows = append(rows, []string{"schedule", scheduleText(n)}, []string{"", changesText(n)})
 	}
+	if n.Refuses != nil {
+		rows = append(rows, []string{"takes no new task", n.Refuses.Code.String() + ": " + n.Refuses.Detail})
+	}
+	rows = append(rows, topologyRows(n)...)
 	for i := range n.Devices {
 		if d := &n.Devices[i]; d.Health != gpuai.DeviceHealthy {
 			rows = append(rows, []string{"out of use", strings.TrimSpace(fmt.Sprintf("%s is %s %s", d.ID, d.Health, d.HealthCode))})
@@ -164,7 +171,7 @@ func newNodeDevicesCmd(a *app) *cobra.Command {
 		Example: `  gpuai node devices
   gpuai node devices gpu-c11`,
 		RunE: does(func(ctx context.Context, args []string) error {
-			v := &view{head: []string{"NODE", "INDEX", "DEVICE", "VENDOR", "MODEL", "MEMORY", "HEALTH", "FREE", "CODE"}}
+			v := &view{head: []string{"NODE", "INDEX", "DEVICE", "VENDOR", "MODEL", "MEMORY", "HEALTH", "FREE", "PLACE", "CODE"}}
 			nodes, err := ask(ctx, a, func(ctx context.Context, c *client.Client) ([]gpuai.Node, error) {
 				if len(args) == 1 {
 					n, err := c.Node(ctx, gpuai.NodeID(args[0]))
@@ -180,7 +187,7 @@ func newNodeDevicesCmd(a *app) *cobra.Command {
 			for i := range nodes {
 				for j, d := range nodes[i].Devices {
 					v.row(string(d.ID), string(nodes[i].ID), num(j), string(d.ID), d.Vendor, d.Model, bytesText(d.Memory),
-						d.Health.String(), cpuText(gpuai.MilliCPU(d.Free)), d.HealthCode)
+						d.Health.String(), cpuText(gpuai.MilliCPU(d.Free)), placeText(d.DevicePlace), d.HealthCode)
 				}
 			}
 			return a.show(ctx, v)

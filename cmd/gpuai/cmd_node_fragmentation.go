@@ -69,7 +69,7 @@ func countFree(n *gpuai.Node, gpus map[string]uint32, blocks map[string]*gpuai.F
 		if blocks[d.Model] == nil {
 			blocks[d.Model] = &gpuai.FreeBlocks{}
 		}
-		if n.State == gpuai.NodeReady && !n.Drained && d.Health == gpuai.DeviceHealthy && d.Free == gpuai.WholeDevice {
+		if n.State == gpuai.NodeReady && !n.Drained && n.Refuses == nil && d.Health == gpuai.DeviceHealthy && d.Free == gpuai.WholeDevice {
 			free[d.Model]++
 		}
 	}

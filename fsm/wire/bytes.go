@@ -31,6 +31,9 @@ func NewReader(b []byte) *Reader { return &Reader{b: b} }
 // Err returns what went wrong first.
 func (r *Reader) Err() error { return r.err }
 
+// More reports whether there are bytes left to read.
+func (r *Reader) More() bool { return r.err == nil && len(r.b) > 0 }
+
 // Done returns what went wrong first, or that bytes are left over.
 func (r *Reader) Done() error {
 	if r.err == nil && len(r.b) > 0 {

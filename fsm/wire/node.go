@@ -11,9 +11,9 @@ import (
 //	id zone labels:u8, each: key value; address cpu memory:i64 port_min
 //	port_count:u16 price:i64 devices flags:u8 version
 //
-// flags is 1 for a simulated node, and 2 for one that names a rack or an NVLink
-// domain: both follow. Without them it is what builds read that do not know
-// feature level 3.
+// flags is 1 for a simulated node, 2 for one that names a rack or an NVLink domain:
+// both follow, and 4 for one that refuses tasks: code:u8 detail follow these. Without
+// them it is what builds read that do not know feature levels 3 and 4.
 func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 	b = AppendStr(b, string(s.ID))
 	b = AppendStr(b, s.Zone)
@@ -30,17 +30,44 @@ func AppendNodeSpec(b []byte, s *gpuai.NodeSpec) []byte {
 	if s.Simulated {
 		flags = nodeSimulated
 	}
-	if s.Rack+s.NVLinkDomain == "" {
-		return AppendStr(append(b, flags), s.Version)
+	placed := s.Rack+s.NVLinkDomain != ""
+	if placed {
+		flags |= nodePlaced
 	}
-	b = AppendStr(append(b, flags|nodePlaced), s.Version)
-	return AppendStr(AppendStr(b, s.Rack), s.NVLinkDomain)
+	if s.Refuses != nil {
+		flags |= nodeRefuses
+	}
+	b = AppendStr(append(b, flags), s.Version)
+	if placed {
+		b = AppendStr(AppendStr(b, s.Rack), s.NVLinkDomain)
+	}
+	if s.Refuses != nil {
+		b = AppendRefusal(b, s.Refuses)
+	}
+	return b
+}
+
+// AppendRefusal appends why a node takes no new task.
+//
+//	code:u8 detail
+func AppendRefusal(b []byte, r *gpuai.Refusal) []byte {
+	return AppendStr(append(b, uint8(r.Code)), r.Detail)
+}
+
+// ReadRefusalFrom reads why a node takes no new task.
+func ReadRefusalFrom(r *Reader) *gpuai.Refusal {
+	f := &gpuai.Refusal{Code: gpuai.ReasonCode(r.within(int64(r.U8()), int64(gpuai.DiskFull), int64(gpuai.NodeRefuses))), Detail: r.own()}
+	if r.err != nil {
+		return nil
+	}
+	return f
 }
 
 // Flags of a node's spec.
 const (
 	nodeSimulated = 1
 	nodePlaced    = 2
+	nodeRefuses   = 4
 )
 
 // ReadNodeSpecFrom reads what an agent says of its host. Counts and texts are
@@ -53,12 +80,15 @@ func ReadNodeSpecFrom(r *Reader) (gpuai.NodeSpec, error) {
 	s.PortMin, s.PortCount = r.U16(), r.U16()
 	s.Price = gpuai.Micros(r.I64())
 	s.Devices, _ = ReadDevicesFrom(r)
-	flags := r.within(int64(r.U8()), 0, nodeSimulated|nodePlaced)
+	flags := r.within(int64(r.U8()), 0, nodeSimulated|nodePlaced|nodeRefuses)
 	s.Simulated, s.Version = flags&nodeSimulated != 0, r.own()
 	if flags&nodePlaced != 0 {
 		if s.Rack, s.NVLinkDomain = r.kind(), r.kind(); s.Rack+s.NVLinkDomain == "" {
 			r.Fail("a node is said to name its place, and does not")
 		}
+	}
+	if flags&nodeRefuses != 0 {
+		s.Refuses = ReadRefusalFrom(r)
 	}
 	return s, r.err
 }
@@ -86,16 +116,27 @@ func (r *Reader) labels() map[string]string {
 // out.
 //
 //	count:u8, each: id vendor model memory:i64 health:u8 health_code
+//
+// From feature level 4 on numa link_island pcie_group:u8 follow where devicePlaced
+// is set in the health.
 func AppendDevices(b []byte, ds []gpuai.Device) []byte {
 	b = appendCount8(b, len(ds))
 	for i := range ds {
 		d := &ds[i]
 		b = AppendStr(AppendStr(AppendStr(b, string(d.ID)), d.Vendor), d.Model)
 		b = appendI64(b, int64(d.Memory))
-		b = AppendStr(append(b, uint8(d.Health)), d.HealthCode)
+		p, health := d.DevicePlace, uint8(d.Health)
+		if p == (gpuai.DevicePlace{}) {
+			b = AppendStr(append(b, health), d.HealthCode)
+			continue
+		}
+		b = append(AppendStr(append(b, health|devicePlaced), d.HealthCode), uint8(p.NUMA), p.LinkIsland, p.PCIeGroup)
 	}
 	return b
 }
+
+// devicePlaced is set in a device's health when its place follows.
+const devicePlaced = 1 << 7
 
 // ReadDevicesFrom reads a list of devices. What else gpuai.ValidateDevices says
 // is not checked.
@@ -109,14 +150,29 @@ func ReadDevicesFrom(r *Reader) ([]gpuai.Device, error) {
 		d := gpuai.Device{
 			ID: gpuai.DeviceID(r.own()), Vendor: r.kind(), Model: r.kind(), Memory: gpuai.Bytes(r.I64()),
 		}
-		d.Health = gpuai.DeviceHealth(r.within(int64(r.U8()), 0, int64(gpuai.DeviceQuarantined)))
+		health := r.U8()
+		d.Health = gpuai.DeviceHealth(r.within(int64(health&^devicePlaced), 0, int64(gpuai.DeviceQuarantined)))
 		d.HealthCode = r.own()
+		if health&devicePlaced != 0 {
+			d.DevicePlace = readPlace(r)
+		}
 		ds = append(ds, d)
 	}
 	if r.err != nil {
 		return nil, r.err
 	}
 	return ds, nil
+}
+
+// readPlace reads the place of a device that has one.
+func readPlace(r *Reader) gpuai.DevicePlace {
+	p := gpuai.DevicePlace{NUMA: gpuai.NUMANode(r.U8())}
+	p.LinkIsland = uint8(r.within(int64(r.U8()), 0, gpuai.MaxGPUs))
+	p.PCIeGroup = uint8(r.within(int64(r.U8()), 0, gpuai.MaxGPUs))
+	if p == (gpuai.DevicePlace{}) {
+		r.Fail("a device is said to have a place, and has none")
+	}
+	return p
 }
 
 // ReadDeviceIDs reads of a node's spec only the IDs of its devices whose bits
@@ -143,8 +199,12 @@ func ReadDeviceIDs(r *Reader, mask uint64) ([]gpuai.DeviceID, error) {
 		r.text() // vendor
 		r.text() // model
 		r.I64()  // memory
-		r.U8()   // health
-		r.text() // its code
+		placed := r.U8()&devicePlaced != 0
+		r.text() // health code
+		if placed {
+			r.U8()
+			r.U16()
+		}
 	}
 	return ids, r.err
 }

@@ -115,7 +115,7 @@ func (a *auditor) node(id gpuai.NodeID) *auditNode {
 		a.byID[id] = x
 		a.nodes = append(a.nodes, x)
 	}
-	x.ready = n.State == gpuai.NodeReady && !n.Drained
+	x.ready = n.State == gpuai.NodeReady && !n.Drained && n.Refuses == nil
 	return x
 }
 

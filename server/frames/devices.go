@@ -26,3 +26,8 @@ func HoldsDevices(region, told []gpuai.Device) bool {
 		return !slices.ContainsFunc(region, func(d gpuai.Device) bool { return d.ID == t.ID })
 	})
 }
+
+// HoldsRefusal reports whether the region knows what the agent says of new tasks.
+func HoldsRefusal(region, told *gpuai.Refusal) bool {
+	return region == nil && told == nil || region != nil && told != nil && *region == *told
+}
