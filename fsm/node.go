@@ -238,7 +238,7 @@ func fillCapacity(info *scheduler.NodeInfo, r *nodeRec, n *gpuai.NodeSpec) {
 		d := &n.Devices[i]
 		info.Devices = append(info.Devices, scheduler.DeviceInfo{
 			Vendor: d.Vendor, Model: d.Model, Memory: int64(d.Memory),
-			Usable: d.Health == gpuai.DeviceHealthy && r.broken>>i&1 == 0,
+			Usable: d.Health == gpuai.DeviceHealthy && r.broken>>i&1 == 0, Place: d.DevicePlace,
 		})
 	}
 }

@@ -18,14 +18,37 @@ func diskSpec(name string, p gpuai.Priority, tasks uint32, gib gpuai.Bytes) *gpu
 	return s
 }
 
+// A diskHolder is a task of one GPU and some scratch space that runs on a node.
+type diskHolder struct {
+	node gpuai.NodeID
+	p    gpuai.Priority
+	gib  gpuai.Bytes
+}
+
+// diskHolders registers the holders' nodes, of 100 GiB each, and has them run there.
+func (r *region) diskHolders(devices int, holders []diskHolder) (ids []gpuai.JobID) {
+	r.t.Helper()
+	last := gpuai.NodeID("")
+	for _, h := range holders { // by node
+		if h.node != last {
+			n := nodeSpec(string(h.node), devices, "H100")
+			n.Labels = map[string]string{gpuai.LabelOCI: gpuai.LabelYes, gpuai.LabelScratch: "107374182400"}
+			r.register(n)
+			last = h.node
+		}
+		id := r.submit(diskSpec("holder", h.p, 1, h.gib))
+		if l := r.wantLive(id, 1); l[0].Node != h.node {
+			r.t.Fatalf("a holder is on %s", l[0].Node)
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
 // Who has to go is whoever holds the scratch space that lacks, and nobody goes where
 // it would lack all the same.
 func TestPreemptionCountsScratch(t *testing.T) {
-	type holder struct {
-		node gpuai.NodeID
-		p    gpuai.Priority
-		gib  gpuai.Bytes
-	}
+	type holder = diskHolder
 	for _, c := range []struct {
 		name    string
 		level   uint32
@@ -50,24 +73,7 @@ func TestPreemptionCountsScratch(t *testing.T) {
 			p := gpuai.DefaultPolicy()
 			p.PreemptionProtect = 0
 			r.do(&SetPolicy{Policy: p})
-			var ids []gpuai.JobID
-			for _, node := range []gpuai.NodeID{"a", "b"} {
-				if node == "b" && c.holders[len(c.holders)-1].node != "b" {
-					break
-				}
-				n := nodeSpec(string(node), c.devices, "H100")
-				n.Labels = map[string]string{gpuai.LabelOCI: gpuai.LabelYes, gpuai.LabelScratch: "107374182400"} // 100 GiB
-				r.register(n)
-				for _, h := range c.holders {
-					if h.node == node {
-						id := r.submit(diskSpec("holder", h.p, 1, h.gib))
-						if l := r.wantLive(id, 1); l[0].Node != node {
-							t.Fatalf("a holder is on %s", l[0].Node)
-						}
-						ids = append(ids, id)
-					}
-				}
-			}
+			ids := r.diskHolders(c.devices, c.holders)
 			id := r.submit(diskSpec("high", 50, 1, c.gib))
 			r.wantLive(id, 0)
 			var gone []int

@@ -23,7 +23,7 @@ func (s *State) Check() error {
 }
 
 func (s *State) checkNodes() error {
-	var nodes, units, rows uint32
+	var nodes, units, rows, places uint32
 	for slot := range s.nodes.Len() {
 		n := s.nodes.Get(slot)
 		if !n.known {
@@ -42,6 +42,9 @@ func (s *State) checkNodes() error {
 		for r := n.rows; r != 0; r = s.rows.Get(r - 1).next {
 			rows++
 		}
+		for r := s.placesOf(slot); r != 0; r = s.places.Get(r - 1).next {
+			places++
+		}
 		var all uint64
 		units--
 		for u := &n.unit; u != nil; u = s.next(u) {
@@ -58,9 +61,9 @@ func (s *State) checkNodes() error {
 			return fmt.Errorf("node %d: the units have devices %x, the node has %d", slot, all, n.devices)
 		}
 	}
-	if got := s.sums.Get().nodes; got != nodes || s.unitSlots.Len() != units || s.rowSlots.Len() != rows {
-		return fmt.Errorf("%d nodes, %d further units, %d rows, but %d, %d, %d are counted",
-			nodes, units, rows, got, s.unitSlots.Len(), s.rowSlots.Len())
+	if got := s.sums.Get().nodes; got != nodes || s.unitSlots.Len() != units || s.rowSlots.Len() != rows || s.placeSlots.Len() != places {
+		return fmt.Errorf("%d nodes, %d further units, %d rows, %d of places, but %d, %d, %d, %d are counted",
+			nodes, units, rows, places, got, s.unitSlots.Len(), s.rowSlots.Len(), s.placeSlots.Len())
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func (s *State) Displace(id ShapeID, node uint32, hs []Holding, gone []bool) (Fi
 		return Fit{}, false
 	}
 	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
-	return d.choose(node, hs, gone)
+	return d.decide(node, hs, gone)
 }
 
 // DisplaceUncounted is Displace that takes no notice of scratch space.
@@ -29,7 +29,7 @@ func (s *State) DisplaceUncounted(id ShapeID, node uint32, hs []Holding, gone []
 	}
 	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
 	d.now.scratch = math.MaxInt64
-	return d.choose(node, hs, gone)
+	return d.decide(node, hs, gone)
 }
 
 // A displacing is what a choice of those who go is made of.
@@ -40,7 +40,7 @@ type displacing struct {
 	now space
 }
 
-func (d *displacing) choose(node uint32, hs []Holding, gone []bool) (Fit, bool) {
+func (d *displacing) decide(node uint32, hs []Holding, gone []bool) (Fit, bool) {
 	p := d.now
 	for i := range hs {
 		p.give(&hs[i], 1)
@@ -57,7 +57,7 @@ func (d *displacing) choose(node uint32, hs []Holding, gone []bool) (Fit, bool) 
 		i = end
 	}
 	alt, u, _ := d.roomIn(d.r, d.n, &p)
-	return Fit{Node: node, Devices: devicesFor(d.r, u, &p, &d.now), Share: d.r.share, Alt: alt}, true
+	return Fit{Node: node, Devices: d.devicesFor(node, u, &p), Share: d.r.share, Alt: alt}, true
 }
 
 // unitEnd returns where the holdings that go together with the i-th end.
@@ -106,8 +106,9 @@ func (s *State) roomIn(r *shapeRec, n *nodeRec, p *space) (alt uint8, u *unitRec
 
 // devicesFor picks devices of a unit that would have room: for a share that
 // with the least left, else those that are free already before those that will
-// be; the lowest first.
-func devicesFor(r *shapeRec, u *unitRec, p, now *space) uint64 {
+// be; the lowest first, or where their places are known the nearest.
+func (x *displacing) devicesFor(node uint32, u *unitRec, p *space) uint64 {
+	r := x.r
 	if r.share != 0 {
 		best := -1
 		for m := u.usable; m != 0; m &= m - 1 {
@@ -122,16 +123,20 @@ func devicesFor(r *shapeRec, u *unitRec, p, now *space) uint64 {
 	for m := u.usable; m != 0; m &= m - 1 {
 		d := bits.TrailingZeros64(m)
 		switch full := int16(gpuai.WholeDevice); {
-		case now.left[d] == full:
+		case x.now.left[d] == full:
 			free |= 1 << d
 		case p.left[d] == full:
 			later |= 1 << d
 		}
 	}
-	if n := uint16(bits.OnesCount64(free)); n < r.count {
+	switch n := uint16(bits.OnesCount64(free)); {
+	case n >= r.count:
+		return x.choose(node, u, free, r.count)
+	case u.placed:
+		return x.choose(node, u, free|later, r.count)
+	default:
 		return free | lowest(later, r.count-n)
 	}
-	return lowest(free, r.count)
 }
 
 // A Room is what is free of a node; below 0 where more is taken than there is.

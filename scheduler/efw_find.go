@@ -295,7 +295,7 @@ func (s *State) fitPacked(r *shapeRec, e *heapEntry, alt uint8) Fit {
 	f := Fit{Node: uint32(key & nodeMask), Share: r.share, Alt: alt}
 	n := s.nodes.Get(f.Node)
 	if e.left == 0 {
-		f.Devices = lowest(n.unit.whole, r.count)
+		f.Devices = s.choose(f.Node, &n.unit, n.unit.whole, r.count)
 		return f
 	}
 	for m := n.unit.parts; m != 0; m &= m - 1 {

@@ -124,7 +124,7 @@ func (q *scoring) fitFGD(node uint32) Fit {
 	f := Fit{Node: node, Share: q.r.share, Alt: q.alt}
 	n := q.nodes.Get(node)
 	if q.need.share == 0 {
-		f.Devices = lowest(n.unit.whole, q.r.count)
+		f.Devices = q.choose(node, &n.unit, n.unit.whole, q.r.count)
 		return f
 	}
 	t, _ := q.packStateOf(n, packGrid{1, 1})

@@ -159,7 +159,7 @@ func (s *State) fit(r *shapeRec, p place) Fit {
 		x = s.next(x)
 	}
 	if p.class >= wholeClass {
-		f.Devices = lowest(x.whole, r.count)
+		f.Devices = s.choose(f.Node, x, x.whole, r.count)
 		return f
 	}
 	left := int16(p.class*levelStep) + int16(keyPrefix(p.key))

@@ -199,7 +199,7 @@ func (s *State) TakeTasks(id ShapeID, node uint32, f *Free, tasks uint32) bool {
 			continue
 		}
 		for tasks > 0 {
-			devices := f.pick(r, u.usable)
+			devices := s.pick(r, node, u, f)
 			if devices == 0 {
 				break
 			}
@@ -211,10 +211,10 @@ func (s *State) TakeTasks(id ShapeID, node uint32, f *Free, tasks uint32) bool {
 }
 
 // pick returns the devices of a unit that a task would have; 0 when it has none.
-func (f *Free) pick(r *shapeRec, usable uint64) uint64 {
+func (s *State) pick(r *shapeRec, node uint32, u *unitRec, f *Free) uint64 {
 	var whole uint64
 	best, at := int16(gpuai.WholeDevice), -1
-	for m := usable; m != 0; m &= m - 1 {
+	for m := u.usable; m != 0; m &= m - 1 {
 		d := bits.TrailingZeros64(m)
 		switch left := f.left[d]; {
 		case left >= int16(gpuai.WholeDevice):
@@ -229,5 +229,5 @@ func (f *Free) pick(r *shapeRec, usable uint64) uint64 {
 	case bits.OnesCount64(whole) < int(r.count):
 		return 0
 	}
-	return lowest(whole, r.count)
+	return s.choose(node, u, whole, r.count)
 }

@@ -28,6 +28,7 @@ type DeviceInfo struct {
 	Vendor, Model string
 	Memory        int64
 	Usable        bool // takes new leases
+	Place         gpuai.DevicePlace
 }
 
 // A nodeRec is a node by its slot. What is needed of nearly all nodes is here:
@@ -53,6 +54,7 @@ type unitRec struct {
 	parts  uint64 // usable and free in part
 	next   uint32 // further unit of the node + 1, by first device
 	pool   uint16
+	placed bool // it is known where its devices are
 }
 
 const rowLen = 8
@@ -124,6 +126,7 @@ func (s *State) SetNode(slot uint32, n *NodeInfo) gpuai.Code {
 	s.dropUnits(&old)
 	s.dropRows(old.rows)
 	*s.nodes.Mut(slot) = rec
+	s.setPlaces(slot, n)
 	s.sit(slot, joined)
 	s.list(slot)
 	if !old.known {
@@ -136,7 +139,8 @@ func (n *NodeInfo) valid() bool {
 	ok := n.Scratch >= 0 && n.CPU >= 0 && n.CPU < int64(gpuai.MaxCPU) && n.Memory >= 0 && n.Memory < int64(gpuai.MaxMemory) &&
 		len(n.Devices) <= gpuai.MaxGPUs && len(n.Labels) <= gpuai.MaxLabels
 	for i := range n.Devices[:min(len(n.Devices), gpuai.MaxGPUs)] {
-		ok = ok && n.Devices[i].Memory >= 0
+		p := &n.Devices[i].Place
+		ok = ok && n.Devices[i].Memory >= 0 && p.LinkIsland <= gpuai.MaxGPUs && p.PCIeGroup <= gpuai.MaxGPUs
 	}
 	return ok
 }
@@ -152,6 +156,7 @@ func (s *State) RemoveNode(slot uint32) {
 	old := *s.nodes.Get(slot)
 	s.dropUnits(&old)
 	s.dropRows(old.rows)
+	s.dropPlaces(slot)
 	*s.nodes.Mut(slot) = nodeRec{}
 	s.sums.Mut().nodes--
 }

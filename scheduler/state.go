@@ -16,6 +16,10 @@ type State struct {
 	rows      *mem.Table[rowRec]
 	rowSlots  *mem.Slots
 
+	places     *mem.Table[placeRow]
+	placeSlots *mem.Slots
+	placeOf    *mem.Table[uint32] // first row + 1 of a node
+
 	pools     *mem.Table[poolRec]
 	poolSlots *mem.Slots
 	poolHash  *mem.Hash
@@ -111,6 +115,10 @@ func New(sp *mem.Space) *State {
 		rows:      mem.NewTable[rowRec](sp, 7),
 		rowSlots:  mem.NewSlots(sp),
 
+		places:     mem.NewTable[placeRow](sp, 6),
+		placeSlots: mem.NewSlots(sp),
+		placeOf:    mem.NewTable[uint32](sp, 9),
+
 		pools:     mem.NewHashed(sp, 4, hashPool),
 		poolSlots: mem.NewSlots(sp),
 		poolHash:  mem.NewHash(sp),
@@ -168,6 +176,10 @@ func (s *State) Fork(ns *mem.Space) *State {
 		unitSlots: s.unitSlots.Fork(ns),
 		rows:      s.rows.Fork(ns),
 		rowSlots:  s.rowSlots.Fork(ns),
+
+		places:     s.places.Fork(ns),
+		placeSlots: s.placeSlots.Fork(ns),
+		placeOf:    s.placeOf.Fork(ns),
 
 		pools:     s.pools.Fork(ns),
 		poolSlots: s.poolSlots.Fork(ns),
