@@ -44,8 +44,10 @@ const driverLabels = "driver."
 // why, makes all of it unhealthy.
 func (d *devices) list(drained string) []gpuai.Device {
 	var out []gpuai.Device
+	var snaps []plugins.Snapshot
 	for _, dr := range d.drivers {
 		snap := dr.Inventory()
+		snaps = append(snaps, snap)
 		for _, dev := range snap.Devices {
 			switch {
 			case drained != "":
@@ -60,7 +62,9 @@ func (d *devices) list(drained string) []gpuai.Device {
 	}
 	slices.SortStableFunc(out, func(a, b gpuai.Device) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	out = slices.CompactFunc(out, func(a, b gpuai.Device) bool { return a.ID == b.ID })
-	return out[:min(len(out), gpuai.MaxGPUs)]
+	out = out[:min(len(out), gpuai.MaxGPUs)]
+	plugins.Place(out, snaps)
+	return out
 }
 
 // sickness says what is to be done about a device of which the driver gives code,

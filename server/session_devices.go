@@ -1,8 +1,6 @@
 package server
 
 import (
-	"slices"
-
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
 	"github.com/gpuai/gpuai/server/frames"
@@ -18,24 +16,8 @@ func (se *session) tell(devices []gpuai.Device, refuses *gpuai.Refusal) error {
 	se.mu.Lock()
 	se.told, se.refuses = devices, refuses
 	se.mu.Unlock()
-	se.s.node.View(func(m *fsm.Machine) { devices, refuses = tellable(m, devices, refuses) })
+	se.s.node.View(func(m *fsm.Machine) { devices, refuses = frames.Tellable(m.Level(), devices, refuses) })
 	return se.carry(se.deviceUpdate(devices, refuses))
-}
-
-// tellable is what a machine takes of what an agent says: below LevelTenants no
-// places of devices, and no refusal. Once the level is raised it is told again.
-func tellable(m *fsm.Machine, devices []gpuai.Device, refuses *gpuai.Refusal) ([]gpuai.Device, *gpuai.Refusal) {
-	if m.Level() >= fsm.LevelTenants {
-		return devices, refuses
-	}
-	if !gpuai.Places(devices) {
-		return devices, nil
-	}
-	plain := slices.Clone(devices)
-	for i := range plain {
-		plain[i].DevicePlace = gpuai.DevicePlace{}
-	}
-	return plain, nil
 }
 
 func (se *session) deviceUpdate(devices []gpuai.Device, refuses *gpuai.Refusal) agentCommand {
@@ -66,7 +48,7 @@ func (se *session) correction() (c agentCommand, due bool) {
 	se.s.node.View(func(m *fsm.Machine) {
 		behind = m.Index() < se.registered
 		node, known = m.Node(se.ref.Node)
-		told, refuses = tellable(m, told, refuses)
+		told, refuses = frames.Tellable(m.Level(), told, refuses)
 	})
 	if behind {
 		se.mu.Lock()

@@ -260,7 +260,7 @@ func (s *Server) register(ctx context.Context, h *gpuai.Hello) (outcome, error) 
 		if m.Level() < fsm.LevelPlacement { // it would be refused; it says it again with its next session
 			spec.Rack, spec.NVLinkDomain = "", ""
 		}
-		spec.Devices, spec.Refuses = tellable(m, spec.Devices, spec.Refuses)
+		spec.Devices, spec.Refuses = frames.Tellable(m.Level(), spec.Devices, spec.Refuses)
 	})
 	c := fsm.RegisterNode{Spec: spec, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
 	out, err := s.propose(ctx, c.Append(nil, fsm.Envelope{Actor: actorOf(&gpuai.Principal{Actor: agentActor(h.Node.ID), From: httpd.PrincipalOf(ctx).From})}))

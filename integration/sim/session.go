@@ -36,6 +36,7 @@ type session struct {
 	carrying bool
 	retry    int64
 	told     []gpuai.Device
+	refuses  *gpuai.Refusal
 	doubt    bool
 }
 
@@ -64,7 +65,9 @@ func (s *server) hello(c *conn, h *gpuai.Hello) {
 			s.refuse(c, gpuai.SessionError{Code: gpuai.NoLeader, Detail: "too slow", RetryAfter: 250})
 		}
 	})
-	reg := fsm.RegisterNode{Spec: h.Node, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
+	spec := h.Node
+	spec.Devices, spec.Refuses = frames.Tellable(s.m.Level(), spec.Devices, spec.Refuses)
+	reg := fsm.RegisterNode{Spec: spec, BootID: h.BootID, Nonce: h.Nonce, Replaces: h.Replaces, Held: h.Held}
 	s.propose([][]byte{reg.Append(nil, fsm.Envelope{})}, func(out []applied, code gpuai.Code) {
 		if over {
 			return
@@ -91,7 +94,7 @@ func (s *server) hello(c *conn, h *gpuai.Hello) {
 
 // begin makes a session its node's only one here.
 func (s *server) begin(c *conn, h *gpuai.Hello, ref fsm.NodeRef, index uint64) *session {
-	se := &session{s: s, c: c, ref: ref, registered: index, full: true, retry: carryRetryMin, told: h.Node.Devices, doubt: true}
+	se := &session{s: s, c: c, ref: ref, registered: index, full: true, retry: carryRetryMin, told: h.Node.Devices, refuses: h.Node.Refuses, doubt: true}
 	se.teller = frames.New(ref, h.Held)
 	se.acks = []frames.AckDue{{Sent: h.Sent}}
 	if old := s.sessions[ref.Node]; old != nil {
@@ -234,13 +237,14 @@ func (se *session) received(f gpuai.Frame) {
 		c := fsm.ReportLease{Node: se.ref.Node, Report: r}
 		se.carry(agentCommand{c.Append(nil, fsm.Envelope{}), &gpuai.Reported{Lease: r.Lease, Seq: r.Seq}})
 	case gpuai.FrameDevices:
-		se.told = f.Devices
+		se.told, se.refuses = f.Devices, f.Refuses
 		se.carry(se.deviceUpdate())
 	}
 }
 
 func (se *session) deviceUpdate() agentCommand {
-	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: se.told}
+	devices, refuses := frames.Tellable(se.s.m.Level(), se.told, se.refuses)
+	c := fsm.UpdateDevices{Node: se.ref.Node, Incarnation: se.ref.Incarnation, Devices: devices, Refuses: refuses}
 	return agentCommand{c.Append(nil, fsm.Envelope{}), nil}
 }
 
@@ -249,7 +253,8 @@ func (se *session) correct() {
 	if m := se.s.m; se.doubt && m.Index() >= se.registered {
 		se.doubt = false
 		n, ok := m.Node(se.ref.Node)
-		if ok && n.Incarnation == se.ref.Incarnation && !frames.HoldsDevices(n.Devices, se.told) {
+		told, refuses := frames.Tellable(m.Level(), se.told, se.refuses)
+		if ok && n.Incarnation == se.ref.Incarnation && !(frames.HoldsDevices(n.Devices, told) && frames.HoldsRefusal(n.Refuses, refuses)) {
 			se.jobs = append(se.jobs, se.deviceUpdate())
 		}
 	}

@@ -61,6 +61,42 @@ func TestMI210(t *testing.T) {
 	}
 }
 
+// places are those that the region is told of the devices of a tree.
+func places(f *finding) (out []gpuai.DevicePlace) {
+	snap := plugins.Snapshot{Links: linksOf(f.gpus)}
+	var ds []gpuai.Device
+	for i := range f.gpus {
+		snap.Details = append(snap.Details, f.gpus[i].Device)
+		ds = append(ds, gpuai.Device{ID: f.gpus[i].ID})
+	}
+	plugins.Place(ds, []plugins.Snapshot{snap})
+	for i := range ds {
+		out = append(out, ds[i].DevicePlace)
+	}
+	return out
+}
+
+// An MI300X host is one island over two NUMA nodes; of four MI210 behind one switch
+// two and two are bridged; Radeons are joined by nothing.
+func TestPlaces(t *testing.T) {
+	big, bridged, cards := find(amdtest.MI300X(t)), find(amdtest.MI210(t, 4)), find(amdtest.Radeon(t))
+	for i, p := range places(&big) {
+		if want := (gpuai.DevicePlace{NUMA: gpuai.NUMAOf(int32(i / 4)), LinkIsland: 1}); p != want {
+			t.Errorf("MI300X %d is at %+v, want %+v", i, p, want)
+		}
+	}
+	for i, p := range places(&bridged) {
+		if p.LinkIsland != uint8(i/2+1) || p.PCIeGroup != 1 {
+			t.Errorf("MI210 %d is at %+v", i, p)
+		}
+	}
+	for i, p := range places(&cards) {
+		if p != (gpuai.DevicePlace{}) {
+			t.Errorf("Radeon %d is at %+v", i, p)
+		}
+	}
+}
+
 func TestRadeon(t *testing.T) {
 	f := find(amdtest.Radeon(t))
 	if len(f.gpus) != 2 {

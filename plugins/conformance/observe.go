@@ -149,6 +149,42 @@ func checkFingerprint(t TB, s Subject) {
 	if len(vs[0].Links) > 0 && !b.process.Info().Can(plugins.CapTopology) {
 		t.Errorf("it reports links without the capability %q", plugins.CapTopology)
 	}
+	checkPlaces(t, &vs[0])
+}
+
+// checkPlaces: what the agent tells the region of where the devices are follows from
+// the inventory: devices that NVLink or XGMI joins are in one island, those behind
+// one PCIe switch in one group, and NUMA nodes are as they were told.
+func checkPlaces(t TB, v *plugins.Inventory) {
+	ds := make([]gpuai.Device, len(v.Devices))
+	at := map[gpuai.DeviceID]*gpuai.Device{}
+	for i := range v.Devices {
+		ds[i].ID = v.Devices[i].ID
+		at[ds[i].ID] = &ds[i]
+	}
+	plugins.Place(ds, []plugins.Snapshot{{Details: v.Devices, Links: v.Links}})
+	for i, d := range v.Devices {
+		if ds[i].NUMA != gpuai.NUMAOf(d.NUMANode) {
+			t.Errorf("device %s of NUMA node %d is placed at %+v", d.ID, d.NUMANode, ds[i].DevicePlace)
+		}
+	}
+	for _, l := range v.Links {
+		a, b := at[l.A], at[l.B]
+		if a == nil || b == nil {
+			t.Errorf("link %+v joins what is not in the inventory", l)
+			continue
+		}
+		switch l.Kind {
+		case plugins.LinkNVLink, plugins.LinkXGMI:
+			if a.LinkIsland == 0 || a.LinkIsland != b.LinkIsland {
+				t.Errorf("link %+v joins islands %d and %d", l, a.LinkIsland, b.LinkIsland)
+			}
+		case plugins.LinkPCIeSwitch:
+			if a.PCIeGroup == 0 || a.PCIeGroup != b.PCIeGroup {
+				t.Errorf("link %+v joins PCIe groups %d and %d", l, a.PCIeGroup, b.PCIeGroup)
+			}
+		}
+	}
 }
 
 // checkStableIDs: another process of the same configuration has the same devices.

@@ -106,6 +106,17 @@ func TestFingerprint(t *testing.T) {
 	}; !reflect.DeepEqual(s.Links, want) {
 		t.Errorf("links are %+v, want %+v", s.Links, want)
 	}
+	placed := slices.Clone(s.Devices)
+	plugins.Place(placed, []plugins.Snapshot{s})
+	var places []gpuai.DevicePlace // of three GPUs, and two MIG instances that reach nobody
+	for _, d := range placed {
+		places = append(places, d.DevicePlace)
+	}
+	if want := []gpuai.DevicePlace{
+		{NUMA: 1, LinkIsland: 1, PCIeGroup: 1}, {NUMA: 1, LinkIsland: 1}, {NUMA: 2, PCIeGroup: 1}, {NUMA: 2}, {NUMA: 2},
+	}; !slices.Equal(places, want) {
+		t.Errorf("the devices are at %+v, want %+v", places, want)
+	}
 	var offered []string
 	for _, d := range s.Devices {
 		offered = append(offered, string(d.ID))

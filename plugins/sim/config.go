@@ -30,10 +30,12 @@ type Group struct {
 	Memory gpuai.Bytes `json:"memory_bytes"`
 	Count  uint32      `json:"count"`
 	// Link joins all devices of the group with one another: "nvlink" or
-	// "xgmi"; "" for none. LinkWidth is the number of links of each pair, 1
-	// when it is left out.
+	// "xgmi", or "pcie" for one PCIe switch above them; "" for none. LinkWidth is
+	// the number of links of each pair, 1 when it is left out.
 	Link      string `json:"link,omitzero"`
 	LinkWidth uint32 `json:"link_width,omitzero"`
+	// NUMANode is that of all devices of the group; absent: not known.
+	NUMANode *uint8 `json:"numa_node,omitempty"`
 	// Partitions splits every device into so many equal ones, which exclude
 	// the whole device; 0 for none.
 	Partitions uint32 `json:"partitions,omitzero"`
@@ -84,7 +86,7 @@ var healthActions = map[string]plugins.HealthAction{
 	"reboot_node": plugins.ActionRebootNode, "replace": plugins.ActionReplace,
 }
 
-var linkKinds = map[string]plugins.LinkKind{"nvlink": plugins.LinkNVLink, "xgmi": plugins.LinkXGMI}
+var linkKinds = map[string]plugins.LinkKind{"nvlink": plugins.LinkNVLink, "xgmi": plugins.LinkXGMI, "pcie": plugins.LinkPCIeSwitch}
 
 // parse reads and checks a configuration. Errors wrap plugins.ErrInvalid and
 // name the field.
@@ -142,7 +144,9 @@ func (g *Group) check(at string) error {
 	case g.Count < 1 || g.Count > gpuai.MaxGPUs:
 		return invalid(at+"/count", "must be between 1 and %d, not %d", gpuai.MaxGPUs, g.Count)
 	case g.Link != "" && !linked:
-		return invalid(at+"/link", "must be nvlink or xgmi, not %q", g.Link)
+		return invalid(at+"/link", "must be nvlink, xgmi or pcie, not %q", g.Link)
+	case g.NUMANode != nil && *g.NUMANode == 255:
+		return invalid(at+"/numa_node", "must be at most 254")
 	case g.LinkWidth > 0 && g.Link == "":
 		return invalid(at+"/link_width", "needs a link")
 	case g.Partitions == 1 || g.Partitions > 16:

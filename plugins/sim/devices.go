@@ -39,6 +39,9 @@ func (g *Group) split(id gpuai.DeviceID, place uint32) []device {
 		ID: id, Vendor: g.Vendor, Kind: "gpu", Model: g.Model, Memory: g.Memory,
 		Index: place, NUMANode: -1, Serial: "simulated-" + strings.ToLower(string(id)),
 	}}
+	if g.NUMANode != nil {
+		whole.NUMANode = int32(*g.NUMANode)
+	}
 	out := []device{whole}
 	for n := range g.Partitions {
 		p := whole
@@ -80,9 +83,13 @@ func wholes(ds []device, first, next uint32) []gpuai.DeviceID {
 
 func (g *Group) mesh(ids []gpuai.DeviceID) []plugins.Link {
 	var out []plugins.Link
+	width := max(g.LinkWidth, 1)
+	if linkKinds[g.Link] == plugins.LinkPCIeSwitch {
+		width = 0
+	}
 	for i, a := range ids {
 		for _, b := range ids[i+1:] {
-			out = append(out, plugins.Link{A: a, B: b, Kind: linkKinds[g.Link], Width: max(g.LinkWidth, 1)})
+			out = append(out, plugins.Link{A: a, B: b, Kind: linkKinds[g.Link], Width: width})
 		}
 	}
 	return out

@@ -77,6 +77,33 @@ func TestDevices(t *testing.T) {
 	}
 }
 
+// Groups stand for islands, PCIe switches and NUMA nodes.
+func TestTopology(t *testing.T) {
+	c, err := parse([]byte(`{"seed":"s","devices":[
+		{"vendor":"nvidia","model":"H100","memory_bytes":80,"count":2,"link":"nvlink","numa_node":0},
+		{"vendor":"nvidia","model":"H100","memory_bytes":80,"count":2,"link":"nvlink","numa_node":1},
+		{"vendor":"nvidia","model":"L4","memory_bytes":24,"count":2,"link":"pcie","numa_node":1},
+		{"vendor":"nvidia","model":"L4","memory_bytes":24,"count":1}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := plugins.Snapshot{Links: c.links(c.devices())}
+	var ds []gpuai.Device
+	for _, d := range c.devices() {
+		snap.Details = append(snap.Details, d.Device)
+		ds = append(ds, gpuai.Device{ID: d.ID})
+	}
+	plugins.Place(ds, []plugins.Snapshot{snap})
+	for i, want := range []gpuai.DevicePlace{
+		{NUMA: 1, LinkIsland: 1}, {NUMA: 1, LinkIsland: 1}, {NUMA: 2, LinkIsland: 2}, {NUMA: 2, LinkIsland: 2},
+		{NUMA: 2, PCIeGroup: 1}, {NUMA: 2, PCIeGroup: 1}, {},
+	} {
+		if ds[i].DevicePlace != want {
+			t.Errorf("device %d is at %+v, want %+v", i, ds[i].DevicePlace, want)
+		}
+	}
+}
+
 // IDs are a function of the seed and the place: they may not change between
 // releases, since jobs and reservations name them.
 func TestDeviceIDs(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/gpuai/gpuai"
+	"github.com/gpuai/gpuai/fsm"
 )
 
 // HoldsDevices reports whether the region's list says what the agent's does. The
@@ -30,4 +31,21 @@ func HoldsDevices(region, told []gpuai.Device) bool {
 // HoldsRefusal reports whether the region knows what the agent says of new tasks.
 func HoldsRefusal(region, told *gpuai.Refusal) bool {
 	return region == nil && told == nil || region != nil && told != nil && *region == *told
+}
+
+// Tellable is what a machine of a feature level takes of what an agent says: below
+// fsm.LevelTenants no places of devices, and no refusal. Once the level is raised
+// they are told again, since the region holds something else.
+func Tellable(level uint32, devices []gpuai.Device, refuses *gpuai.Refusal) ([]gpuai.Device, *gpuai.Refusal) {
+	if level >= fsm.LevelTenants {
+		return devices, refuses
+	}
+	if !gpuai.Places(devices) {
+		return devices, nil
+	}
+	plain := slices.Clone(devices)
+	for i := range plain {
+		plain[i].DevicePlace = gpuai.DevicePlace{}
+	}
+	return plain, nil
 }
