@@ -68,6 +68,7 @@ type agent struct {
 	failures int
 	server   int
 	told     []gpuai.Device
+	saidFull bool // and whether its disk is full
 	halted   string
 	takeOver bool
 	dialGen  int

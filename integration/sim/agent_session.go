@@ -73,11 +73,12 @@ func (a *agent) greet(c *conn) {
 
 func (a *agent) hello() *gpuai.Hello {
 	j := a.h.journal
-	a.told = a.offered()
+	a.told, a.saidFull = a.offered(), a.h.full
 	h := &gpuai.Hello{
 		Node: gpuai.NodeSpec{
 			ID: a.h.node, Address: "10.0.0.1", CPU: 64_000, Memory: 1 << 40,
-			PortMin: 20_000, PortCount: 16, Devices: a.told, Simulated: true,
+			PortMin: 20_000, PortCount: 16, Devices: a.told, Simulated: true, Refuses: a.refusal(),
+			Labels: map[string]string{gpuai.LabelScratch: hostScratch},
 		},
 		BootID: a.h.bootID(), Nonce: j.nonce, Replaces: j.identity.Incarnation,
 		Epoch: j.identity.Epoch, RestoreID: j.identity.RestoreID, Sent: a.h.boottime(),
@@ -167,12 +168,23 @@ func (a *agent) hungUp(l *line) {
 	a.handle(decide.Disconnected{Session: l.id})
 }
 
+// hostScratch is what each host lends of scratch space, in bytes.
+const hostScratch = "100"
+
+// refusal is why a host takes no new task; nil when it does.
+func (a *agent) refusal() *gpuai.Refusal {
+	if !a.h.full {
+		return nil
+	}
+	return &gpuai.Refusal{Code: gpuai.DiskFull, Detail: "its disk is full"}
+}
+
 // tellDevices tells the region of devices that changed since it was told.
 func (a *agent) tellDevices() {
 	now := a.offered()
-	if a.line == nil || !a.core.Connected() || slices.Equal(a.told, now) {
+	if a.line == nil || !a.core.Connected() || slices.Equal(a.told, now) && a.saidFull == a.h.full {
 		return
 	}
-	a.told = now
-	a.send(a.line.id, gpuai.Frame{Kind: gpuai.FrameDevices, Devices: now})
+	a.told, a.saidFull = now, a.h.full
+	a.send(a.line.id, gpuai.Frame{Kind: gpuai.FrameDevices, Devices: now, Refuses: a.refusal()})
 }

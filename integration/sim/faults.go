@@ -420,18 +420,31 @@ func (w *world) standStill(h *host) {
 	w.after(d-sec, func() { w.net.cut(links, w.between(15*sec, 30*sec)) })
 }
 
-// sickDevice has a device fail under whatever runs on it, and come back.
+// sickDevice has a device fail under whatever runs on it, or the host's disk fill up,
+// and come back.
 func (w *world) sickDevice() {
 	h := pick(w, w.hosts)
 	if !h.active() {
 		return
 	}
 	w.count(deviceSick)
+	if w.chance(0.3) {
+		w.tracef("%s: its disk is full", h.name)
+		h.fill(true)
+		w.after(w.span(), func() { h.fill(false) })
+		return
+	}
 	d := pick(w, h.devices).ID
 	w.tracef("%s: %s is sick", h.name, d)
 	h.sick[d] = true
 	h.agent.after(w.between(0, 100*ms), h.agent.refresh)
 	w.after(w.span(), func() { h.well(d) })
+}
+
+// fill fills a host's disk, or makes room on it.
+func (h *host) fill(full bool) {
+	h.full = full
+	h.agent.after(0, h.agent.refresh)
 }
 
 // well ends a device's sickness.

@@ -25,6 +25,7 @@ type host struct {
 	runners   []*runner
 	reserved  map[gpuai.DeviceID][]*reservation
 	sick      map[gpuai.DeviceID]bool // as their driver says
+	full      bool                    // its disk: it takes no new task
 	resumedAt int64
 	retired   bool // its operator has switched it off for good
 }

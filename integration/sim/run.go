@@ -113,6 +113,7 @@ func (w *world) devices() (out []gpuai.Device) {
 	for i := range w.between(1, 4) {
 		out = append(out, gpuai.Device{
 			ID: gpuai.DeviceID("gpu-" + string(rune('0'+i))), Vendor: "sim", Model: "X", Memory: 80 << 30,
+			DevicePlace: gpuai.DevicePlace{NUMA: gpuai.NUMAOf(int32(i % 2)), LinkIsland: uint8(i/2 + 1)},
 		})
 	}
 	return out

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
 
 	"github.com/gpuai/gpuai"
 	"github.com/gpuai/gpuai/fsm"
@@ -252,6 +253,9 @@ func (u *users) spec() *gpuai.JobSpec {
 			g.MinCount = uint32(w.between(1, int64(g.Count)))
 		}
 		g.Task.Checkpoint = gpuai.Checkpoint{Signal: gpuai.SIGUSR1, Grace: gpuai.Duration(w.between(100, 8_000))}
+	}
+	if !g.Gang && w.chance(0.2) { // any host could hold one such task
+		g.Constraints = []gpuai.Constraint{{Attribute: gpuai.LabelPrefix + gpuai.LabelScratch, Op: gpuai.AtLeast, Values: []string{strconv.Itoa(int(w.between(30, 90)))}}}
 	}
 	s.Groups = []gpuai.Group{g}
 	if u.raised && g.Gang && w.chance(0.3) {
