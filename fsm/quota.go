@@ -164,9 +164,9 @@ func (m *Machine) countQuota(slot uint32, x *used) {
 				c.have[i] += x.change(i).of
 			}
 		}
-		if u.owed > 0 {
-			m.tellDebts(slot)
-		}
+	}
+	if x.is != usedLeaves && m.quotaUses.Get(slot).owed > 0 {
+		m.tellDebts(slot)
 	}
 	if x.is == usedNoMore {
 		m.freed.Set(slot)

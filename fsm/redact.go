@@ -140,6 +140,14 @@ func (x *Redaction) node(s *gpuai.NodeSpec) {
 		s.Labels = labels
 	}
 	x.devices(s.Devices)
+	x.refusal(s.Refuses)
+}
+
+// refusal blanks what an agent says of its host in words.
+func (x *Redaction) refusal(r *gpuai.Refusal) {
+	if r != nil {
+		r.Detail = blank(r.Detail)
+	}
 }
 
 func (x *Redaction) devices(ds []gpuai.Device) {
@@ -347,10 +355,14 @@ func (x *Redaction) devicesBody(body []byte) ([]byte, bool) {
 	r := wire.NewReader(body)
 	u := UpdateDevices{Node: gpuai.NodeID(r.Str()), Incarnation: gpuai.Incarnation(r.U64())}
 	var err error
-	if u.Devices, err = wire.ReadDevicesFrom(r); err != nil || r.Done() != nil {
+	if u.Devices, err = wire.ReadDevicesFrom(r); err == nil && r.More() {
+		u.Refuses = wire.ReadRefusalFrom(r)
+	}
+	if err != nil || r.Done() != nil {
 		return nil, false
 	}
 	x.devices(u.Devices)
+	x.refusal(u.Refuses)
 	return bodyOf(&u), true
 }
 

@@ -148,8 +148,10 @@ func filledCommands() (cmds []Command, fs []*filler) {
 			skip: true, []string{"Spec.Groups.Task.Secrets.Env", "Spec.Groups.Task.Secrets.Path"}[i]: true, "Spec.After": true, // IDs only, of jobs that there must be
 		}})
 	}
-	add(&RegisterNode{Spec: nodeSpec("x", 1, "x")}, &filler{})
-	add(&UpdateDevices{Devices: nodeSpec("x", 1, "x").Devices}, &filler{})
+	full := nodeSpec("x", 1, "x")
+	full.Refuses = &gpuai.Refusal{Code: gpuai.DiskFull}
+	add(&RegisterNode{Spec: full}, &filler{})
+	add(&UpdateDevices{Devices: nodeSpec("x", 1, "x").Devices, Refuses: &gpuai.Refusal{Code: gpuai.DiskFull}}, &filler{})
 	add(&ReportLease{Report: gpuai.Report{Seq: 1, State: gpuai.ReportFailed}}, &filler{})
 	add(&MoveServer{}, &filler{})
 	add(&RetireServer{}, &filler{})

@@ -24,6 +24,7 @@ func (w *reclaimWorld) bruteTaking(nodes []uint32, n Members, limit Band) (Takin
 			for _, h := range w.bands[slot] {
 				if i > 0 && h.Band <= band {
 					f.Give(h.Devices, h.Share, h.CPU, h.Memory)
+					f.Lend(-h.Scratch)
 				}
 			}
 			room += w.s.TasksIn(n.Shape, slot, &f)
