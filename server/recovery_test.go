@@ -122,7 +122,7 @@ func (m *member) auditTellsOfRecovery(t *testing.T, by gpuai.AccessTokenID) {
 	for what, n := range map[string]int{
 		"create_token bootstrap/" + string(m.cfg.ID) + "@127.0.0.1 scopes operator, ttl 90d, the region's first": 1,
 		"create_token recovery/" + string(m.cfg.ID) + "@127.0.0.1 scopes operator, ttl 90d":                      2,
-		"revoke_token token/" + by.String() + "@127.0.0.1 scopes operator":                            2,
+		"revoke_token token/" + by.String() + "@127.0.0.1 scopes operator":                                       2,
 	} {
 		if did[what] != n {
 			t.Errorf("the audit has %q %d times, want %d: %v", what, did[what], n, did)
