@@ -5,8 +5,8 @@ GO       ?= go
 FUZZTIME ?= 10s
 BENCHCOUNT ?= 1
 # Jobs one by one, and in batches onto nodes that hold them all.
-BENCHLOADS := '--rate 200' '--rate 1000' \
-	'--rate 20000 --batch 500 --duration 3s --gpus-per-node 64 --task-time 0'
+BENCHLOADS := '--insecure --rate 200' '--insecure --rate 1000' '--rate 1000' \
+	'--insecure --rate 20000 --batch 500 --duration 3s --gpus-per-node 64 --task-time 0'
 
 MODULE  := github.com/gpuai/gpuai
 # The deterministic core: also tested with GOARCH=386, where an int is small.
@@ -119,6 +119,7 @@ bench: build
 	$(GO) test -run '^$$' -bench '^(BenchmarkSubmitAndPlace|BenchmarkFork|BenchmarkCountDevices)$$' -benchtime 0.5s -benchmem -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkMemory$$' -benchtime 1x -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkGoals(Place)?$$' -benchtime 2000x -timeout 30m -count $(BENCHCOUNT) ./fsm
+	$(GO) test -run '^$$' -bench '^BenchmarkTenantsInCohorts$$' -benchtime 4000x -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkRestore$$' -benchtime 3x -count $(BENCHCOUNT) ./fsm
 	$(GO) test -run '^$$' -bench '^BenchmarkCommit3$$/^(ticks|submits|placements|placements-offered|bare-library|lone)$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
 	$(GO) test -run '^$$' -bench '^BenchmarkReplay$$' -benchtime 200000x -count $(BENCHCOUNT) ./raft
