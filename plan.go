@@ -16,11 +16,14 @@ const (
 type PlanRequest struct {
 	// Policy is the region's policy as it would be.
 	Policy *Policy `json:"policy,omitempty"`
-	// Quotas, Budgets, Prices and NodePrices are set as their commands would.
+	// Quotas, Budgets, Prices, and what operators and contributors say of nodes, are
+	// set as their commands would.
 	Quotas     []TenantQuota  `json:"quotas,omitempty"`
 	Budgets    []TenantBudget `json:"budgets,omitempty"`
 	Prices     *Prices        `json:"prices,omitempty"`
 	NodePrices []NodePrice    `json:"node_prices,omitempty"`
+	NodeAsks   []NodePrice    `json:"node_asks,omitempty"`
+	Schedules  []NodeSchedule `json:"node_schedules,omitempty"`
 	// Add registers new nodes.
 	Add []PlanNodes `json:"add,omitempty"`
 	// Undrain takes drained nodes back into use.
@@ -31,6 +34,12 @@ type PlanRequest struct {
 	Lose []NodeID `json:"lose,omitempty"`
 	// Submit submits jobs, in their order.
 	Submit []JobSpec `json:"submit,omitempty"`
+}
+
+// A NodeSchedule is when a node may be used; without windows always.
+type NodeSchedule struct {
+	Node     NodeID   `json:"node"`
+	Schedule Schedule `json:"schedule"`
 }
 
 // PlanNodes are equal nodes that a plan adds.
@@ -72,10 +81,16 @@ func (r *PlanRequest) Validate() []FieldError {
 	if r.Prices != nil {
 		v.within("/prices", r.Prices.Validate())
 	}
-	terms := len(r.Quotas) + len(r.Budgets) + len(r.NodePrices)
-	v.check(terms <= MaxPlanJobs, "", "has at most "+strconv.Itoa(MaxPlanJobs)+" quotas, budgets and prices of nodes together")
+	for i := range r.NodeAsks {
+		v.check(r.NodeAsks[i].Price <= MaxPrice, "/node_asks/"+strconv.Itoa(i)+"/price_micros_per_gpu_hour", "must be at most "+MaxPrice.String())
+	}
+	for i := range r.Schedules {
+		v.within("/node_schedules/"+strconv.Itoa(i)+"/schedule", r.Schedules[i].Schedule.Validate())
+	}
+	terms := len(r.Quotas) + len(r.Budgets) + len(r.NodePrices) + len(r.NodeAsks) + len(r.Schedules)
+	v.check(terms <= MaxPlanJobs, "", "has at most "+strconv.Itoa(MaxPlanJobs)+" quotas, budgets, and prices and schedules of nodes together")
 	empty := r.Policy == nil && r.Prices == nil && terms == 0 && len(r.Add)+len(r.Undrain)+len(r.Submit)+len(r.Drain)+len(r.Lose) == 0
-	v.check(!empty, "", "supposes nothing: give at least one of policy, quotas, budgets, prices, node_prices, add, undrain, submit, drain and lose")
+	v.check(!empty, "", "supposes nothing: give at least one of policy, quotas, budgets, prices, node_prices, node_asks, node_schedules, add, undrain, submit, drain and lose")
 	return v
 }
 

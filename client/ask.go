@@ -17,6 +17,8 @@ type PlanRequest struct {
 	Budgets    []gpuai.TenantBudget `json:"budgets,omitempty"`
 	Prices     *gpuai.Prices        `json:"prices,omitempty"`
 	NodePrices []gpuai.NodePrice    `json:"node_prices,omitempty"`
+	NodeAsks   []gpuai.NodePrice    `json:"node_asks,omitempty"`
+	Schedules  []gpuai.NodeSchedule `json:"node_schedules,omitempty"`
 	Add        []gpuai.PlanNodes    `json:"add,omitempty"`
 	Undrain    []gpuai.NodeID       `json:"undrain,omitempty"`
 	Drain      []gpuai.NodeID       `json:"drain,omitempty"`

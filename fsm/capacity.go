@@ -15,7 +15,7 @@ type nodeShare struct {
 
 func (m *Machine) shareOf(slot uint32) (x nodeShare) {
 	n := m.nodes.Get(slot)
-	if n.state != gpuai.NodeReady || n.drained || n.refuses {
+	if n.state != gpuai.NodeReady || n.drained || n.refuses || n.outside {
 		return x
 	}
 	return nodeShare{open: true, gpus: n.devices - uint8(bits.OnesCount64(n.broken)), free: m.sched.FreeDevices(slot)}

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -344,7 +345,7 @@ func (w *walk) ofOwners() {
 func TestRandomHours(t *testing.T) {
 	t.Parallel()
 	outside, closing := 0, 0
-	for seed := range few(4, 1) {
+	for seed := range few(4, 2) {
 		w := newQuotaWalk(t, 900+seed)
 		w.ofOwners()
 		w.wall = monday
@@ -411,4 +412,30 @@ func TestChangedScheduleIsTheReason(t *testing.T) {
 		t.Error("the node does not open")
 	}
 	restored(t, r.m)
+}
+
+// What hours and asks would lead to is planned, and nothing is changed.
+func TestPlanOfHoursAndAsks(t *testing.T) {
+	r := newHoursRegion(t)
+	r.do(&SetNodeOwner{Node: "a", Contributor: "carol"})
+	id := r.submit(timed("t", "x", 1, 1, gpuai.Hour))
+	p := r.plan(&gpuai.PlanRequest{
+		NodeAsks:  []gpuai.NodePrice{{Node: "a", Price: 2_000_000}},
+		Schedules: []gpuai.NodeSchedule{{Node: "a", Schedule: weekly(t, "mon 20:00", "tue 08:00")}},
+	})
+	if p.Blast.Waits != 1 || p.After.NodesOpen != 0 {
+		t.Errorf("out of its hours: %+v, %+v", p.Blast, p.After)
+	}
+	p = r.plan(&gpuai.PlanRequest{NodeAsks: []gpuai.NodePrice{{Node: "a", Price: 2_000_000}}, Submit: []gpuai.JobSpec{*timed("t", "y", 1, 1, gpuai.Hour)}})
+	if p.Jobs[0].Cost.Hourly != 2_000_000 {
+		t.Errorf("a job would cost %+v an hour, want what is asked", p.Jobs[0].Cost)
+	}
+	if n, _ := r.m.Node("a"); n.Ask != nil || n.Outside || r.running(id) != 1 {
+		t.Errorf("the plan changed %+v", n)
+	}
+	none := &gpuai.PlanRequest{Schedules: []gpuai.NodeSchedule{{Node: "none"}}}
+	var wrong *gpuai.Error
+	if _, err := r.tryPlan(none); !errors.As(err, &wrong) || wrong.Code != gpuai.NotFound || wrong.Fields[0].Pointer != "/node_schedules/0/node" {
+		t.Errorf("of a node that there is not: %v", err)
+	}
 }

@@ -78,6 +78,15 @@ func (m *Machine) unknownNodes(r *gpuai.PlanRequest) (wrong []gpuai.FieldError) 
 			wrong = append(wrong, gpuai.FieldError{Pointer: at + strconv.Itoa(i) + tail, Detail: "no node is called " + strconv.Quote(string(id))})
 		}
 	}
+	for i := range r.NodePrices {
+		check("/node_prices/", i, r.NodePrices[i].Node, "/node")
+	}
+	for i := range r.NodeAsks {
+		check("/node_asks/", i, r.NodeAsks[i].Node, "/node")
+	}
+	for i := range r.Schedules {
+		check("/node_schedules/", i, r.Schedules[i].Node, "/node")
+	}
 	for i := range r.Add {
 		check("/add/", i, r.Add[i].Like, "/like")
 	}

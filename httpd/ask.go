@@ -18,6 +18,8 @@ type planBody struct {
 	Budgets    []gpuai.TenantBudget `json:"budgets"`
 	Prices     *gpuai.Prices        `json:"prices"`
 	NodePrices []gpuai.NodePrice    `json:"node_prices"`
+	NodeAsks   []gpuai.NodePrice    `json:"node_asks"`
+	Schedules  []gpuai.NodeSchedule `json:"node_schedules"`
 	Add        []gpuai.PlanNodes    `json:"add,omitempty"`
 	Undrain    []gpuai.NodeID       `json:"undrain,omitempty"`
 	Drain      []gpuai.NodeID       `json:"drain,omitempty"`
@@ -34,7 +36,10 @@ func (c *call) suppose() error {
 	if err := c.readPoint(); err != nil {
 		return err
 	}
-	r := gpuai.PlanRequest{Quotas: b.Quotas, Budgets: b.Budgets, Prices: b.Prices, NodePrices: b.NodePrices, Add: b.Add, Undrain: b.Undrain, Drain: b.Drain, Lose: b.Lose, Submit: b.Submit}
+	r := gpuai.PlanRequest{
+		Quotas: b.Quotas, Budgets: b.Budgets, Prices: b.Prices, NodePrices: b.NodePrices, NodeAsks: b.NodeAsks, Schedules: b.Schedules,
+		Add: b.Add, Undrain: b.Undrain, Drain: b.Drain, Lose: b.Lose, Submit: b.Submit,
+	}
 	if len(b.Policy) > 0 {
 		p := c.api.backend.Policy()
 		if err := json.Unmarshal(b.Policy, &p, strict); err != nil {
@@ -42,7 +47,7 @@ func (c *call) suppose() error {
 		}
 		r.Policy = &p
 	}
-	terms := len(r.Quotas)+len(r.Budgets)+len(r.NodePrices) > 0 || r.Prices != nil
+	terms := len(r.Quotas)+len(r.Budgets)+len(r.NodePrices)+len(r.NodeAsks)+len(r.Schedules) > 0 || r.Prices != nil
 	if mine := c.tenant(); mine != "" && (terms || len(r.Add)+len(r.Undrain)+len(r.Drain)+len(r.Lose)+len(b.Policy) > 0) {
 		return gpuai.NewError(gpuai.Forbidden, c.who.Actor+" may only plan what it would submit: nodes, policy, quotas and prices are for operators")
 	}

@@ -46,6 +46,7 @@ var bodiesOf = map[string][]refBody{
 		{"node", `{"drain":["REF"]}`}, {"node", `{"undrain":["REF"]}`}, {"node", `{"lose":["REF"]}`}, {"node", `{"add":[{"count":1,"like":"REF"}]}`},
 		{"tenant", `{"quotas":[{"tenant":"REF","quota":{}}]}`}, {"tenant", `{"budgets":[{"tenant":"REF","budget":{}}]}`},
 		{"node", `{"node_prices":[{"node":"REF","price_micros_per_gpu_hour":"1"}]}`},
+		{"node", `{"node_asks":[{"node":"REF","price_micros_per_gpu_hour":"1"}]}`}, {"node", `{"node_schedules":[{"node":"REF","schedule":{}}]}`},
 	},
 	"POST /v1/tokens":                                   {{"", `{"scopes":[]}`}, {"tenant", `{"tenant":"REF","scopes":["read"]}`}, {"contributor", `{"contributor":"REF","scopes":["contributor"]}`}},
 	"PUT /v1/secrets/{secret}":                          {{"", `{"value":"eA=="}`}, {"tenant", `{"tenant":"REF","value":"eA=="}`}},

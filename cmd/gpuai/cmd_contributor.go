@@ -51,30 +51,38 @@ What single nodes earn, their hours and prices: gpuai node status.`,
 }
 
 func newNodePriceCmd(a *app) *cobra.Command {
-	return a.talks(&cobra.Command{
+	var dryRun bool
+	c := &cobra.Command{
 		Use: "price NODE USD|none", Short: "Say what a GPU of a node costs by the hour", Args: cobra.ExactArgs(2),
 		Long: `Say what a contributor asks for one GPU of its node and hour, in US dollars, within
 the bounds that the region's operator sets. It stands before the price list and what
 the node's agent says; a price that an operator gives (gpuai operator price set
---node) stands before it. "none" takes it back. Leases keep the price of their grant.`,
+--node) stands before it. "none" takes it back. Leases keep the price of their grant.
+
+--dry-run shows operators what would follow.`,
 		Example: `  gpuai node price gpu-7 1.25
-  gpuai node price gpu-7 none`,
-		RunE: does(func(ctx context.Context, args []string) error {
-			_, usd, err := priceOf(args[0]+"="+args[1], "NODE")
-			if err != nil {
-				return usageError{err}
-			}
-			n, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Node, error) {
-				return c.SetNodeAsk(ctx, gpuai.NodeID(args[0]), usd)
-			})
-			if err != nil {
-				return err
-			}
-			v := &view{head: []string{"NODE", "ASKS", "COSTS"}}
-			v.row(string(n.ID), string(n.ID), askText(&n), dollars(n.Price))
-			return a.show(ctx, v)
-		}),
+  gpuai node price gpu-7 none
+  gpuai node price gpu-7 2.00 --dry-run`,
+	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "show what would follow and change nothing; for operators")
+	c.RunE = does(func(ctx context.Context, args []string) error {
+		_, usd, err := priceOf(args[0]+"="+args[1], "NODE")
+		if err != nil {
+			return usageError{err}
+		}
+		node := gpuai.NodeID(args[0])
+		if dryRun {
+			return a.suppose(ctx, &client.PlanRequest{NodeAsks: []gpuai.NodePrice{{Node: node, Price: usd}}})
+		}
+		n, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Node, error) { return c.SetNodeAsk(ctx, node, usd) })
+		if err != nil {
+			return err
+		}
+		v := &view{head: []string{"NODE", "ASKS", "COSTS"}}
+		v.row(string(n.ID), string(n.ID), askText(&n), dollars(n.Price))
+		return a.show(ctx, v)
 	})
+	return a.talks(c)
 }
 
 // askText is what a node's contributor asks; "" for nothing.
@@ -87,7 +95,7 @@ func askText(n *gpuai.Node) string {
 
 func newNodeWindowCmd(a *app) *cobra.Command {
 	var offset string
-	var always bool
+	var always, dryRun bool
 	c := &cobra.Command{
 		Use: "window NODE [DAYS=HH:MM-HH:MM...]", Short: "Say at which hours of the week a node may be used", Args: cobra.MinimumNArgs(1),
 		Long: `Say when a node may be used: hours of the week, by a clock that is ahead of UTC by
@@ -97,29 +105,27 @@ replaces what was said before; --always takes it back.
 
 Outside of these hours nothing is placed there. Inside, jobs are whose run-time limit
 ends before the hours do; jobs without one are not. When the hours end, what still
-runs is stopped with its grace and placed again elsewhere, as by a drain.`,
+runs is stopped with its grace and placed again elsewhere, as by a drain.
+
+--dry-run shows operators what would follow at once.`,
 		Example: `  gpuai node window gpu-7 mon-fri=20:00-08:00 sat,sun=00:00-24:00 --utc-offset +01:00
   gpuai node window gpu-7 mon=00:00-24:00 -o json
+  gpuai node window gpu-7 sat,sun=00:00-24:00 --dry-run
   gpuai node window gpu-7 --always`,
 	}
 	c.Flags().StringVar(&offset, "utc-offset", "+00:00", "what the clock is ahead of UTC, such as -08:00")
 	c.Flags().BoolVar(&always, "always", false, "the node may always be used")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "show what would follow and change nothing; for operators")
 	c.RunE = does(func(ctx context.Context, args []string) error {
 		if always == (len(args) > 1) {
 			return usageError{errors.New("give windows as DAYS=HH:MM-HH:MM, such as mon-fri=20:00-08:00, or --always")}
 		}
-		var s gpuai.Schedule
-		err := readOffset(offset, &s)
-		for _, w := range args[1:] {
-			if err == nil {
-				err = readWindow(w, &s)
-			}
-		}
+		s, err := readSchedule(offset, args[1:])
 		if err != nil {
-			return usageError{err}
+			return err
 		}
-		if wrong := s.Validate(); wrong != nil {
-			return &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "the schedule is invalid", Fields: wrong}
+		if dryRun {
+			return a.suppose(ctx, &client.PlanRequest{Schedules: []gpuai.NodeSchedule{{Node: gpuai.NodeID(args[0]), Schedule: s}}})
 		}
 		n, err := ask(ctx, a, func(ctx context.Context, c *client.Client) (gpuai.Node, error) {
 			return c.SetNodeSchedule(ctx, gpuai.NodeID(args[0]), s)
@@ -132,6 +138,23 @@ runs is stopped with its grace and placed again elsewhere, as by a drain.`,
 		return a.show(ctx, v)
 	})
 	return a.talks(c)
+}
+
+// readSchedule reads windows as they are typed.
+func readSchedule(offset string, windows []string) (s gpuai.Schedule, err error) {
+	err = readOffset(offset, &s)
+	for _, w := range windows {
+		if err == nil {
+			err = readWindow(w, &s)
+		}
+	}
+	if err != nil {
+		return s, usageError{err}
+	}
+	if wrong := s.Validate(); wrong != nil {
+		return s, &gpuai.Error{Code: gpuai.InvalidSpec, Detail: "the schedule is invalid", Fields: wrong}
+	}
+	return s, nil
 }
 
 // readOffset reads an offset from UTC such as "+05:30".
