@@ -408,3 +408,33 @@ func TestUsageBeginsWithItsLevel(t *testing.T) {
 		t.Errorf("the usage an hour later is %+v, want 2 GPU-hours", u)
 	}
 }
+
+// Who has no money left takes nothing back that is lent: it could not start.
+func TestWhoCannotPayTakesNothingBack(t *testing.T) {
+	r := newTenantRegion(t, 2)
+	r.h100(1_000_000, 0)
+	r.quota("owner", gpuai.Quota{GPUs: some(uint32(8)), Cohort: "x"})
+	r.quota("bor", gpuai.Quota{GPUs: some(uint32(0)), Cohort: "x"})
+	r.budget("owner", gpuai.Budget{Total: gpuai.BudgetLimit{Money: some(gpuai.Micros(0))}})
+	bor := r.submit(preemptibleSpec("bor", "b", 12, 1))
+	owner := r.submit(timed("owner", "o", 1, 4, gpuai.Hour))
+	for range 3 {
+		if r.running(bor) != 8 || r.goes(bor) != 0 {
+			t.Fatalf("%d of 8 tasks run, %d are asked to leave for one who cannot pay", r.running(bor), r.goes(bor))
+		}
+		for _, l := range r.leases(bor) {
+			if l.State < gpuai.LeaseRevoking {
+				r.report(l, gpuai.ReportDone, 0)
+				break
+			}
+		}
+	}
+	r.budget("owner", gpuai.Budget{})
+	if n := r.goes(bor); n != 4 {
+		t.Errorf("%d leases go once there is money, want 4", n)
+	}
+	r.stopGoing()
+	if r.running(owner) != 1 {
+		t.Error("the owner does not start on what is its own")
+	}
+}

@@ -30,11 +30,15 @@ func (m *Machine) applySetFeatureLevel(r *wire.Reader) Result {
 		meta.reserve.wanted = true
 		meta.countedFrom = gpuai.MakeToken(meta.epoch, m.now.index, uint16(m.now.ordinal))
 	}
-	if meta.level < LevelTenants && level >= LevelTenants {
+	tenants := meta.level < LevelTenants && level >= LevelTenants
+	if tenants {
 		m.bringUpAll() // what was held until now counts in no day, month or sum
 	}
 	if meta.level = level; level >= LevelPlacement {
 		m.countScratch()
+	}
+	if tenants {
+		m.relistScratch()
 	}
 	m.linkAll()
 	m.lookAtHungry()

@@ -48,10 +48,18 @@ func (m *Machine) oweBriefly(bucket uint32, curb uint8) {
 	m.buckets.Mut(bucket).debtOf = debtBriefly
 }
 
+// mayBeOwed reports whether a group could start with what is owed to it: its tenant shares
+// a quota and has money left, and nodes could hold it. Else others would be asked to leave
+// in vain.
+func (m *Machine) mayBeOwed(group uint32) bool {
+	slot, ok := m.quotaSlot(m.jobs.Get(m.groups.Get(group).job.slot()).tenant)
+	return ok && m.quotaUses.Get(slot).cohort != 0 && m.hasMoney(group) && m.everHolds(group)
+}
+
 // stillOwed returns curbOwed if a bucket that was looked at is owed something still.
 func (m *Machine) stillOwed(bucket uint32) uint8 {
 	b := m.buckets.Get(bucket)
-	if b.curb&curbOwed == 0 || b.debtOf == debtBriefly || !m.everHolds(b.first.slot()) {
+	if b.curb&curbOwed == 0 || b.debtOf == debtBriefly || !m.mayBeOwed(b.first.slot()) {
 		return 0
 	}
 	return curbOwed

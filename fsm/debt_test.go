@@ -283,3 +283,26 @@ func (r *region) wantShares(names []string) {
 		r.t.Fatalf("%d milli are idle, and tenants wait", idle)
 	}
 }
+
+// Who leaves a cohort is owed nothing any more.
+func TestWhoLeavesACohortIsOwedNothing(t *testing.T) {
+	r := newTenantRegion(t, 3)
+	r.quota("owner", gpuai.Quota{GPUs: some(uint32(4)), Cohort: "x"})
+	r.quota("lends", gpuai.Quota{GPUs: some(uint32(8)), Cohort: "x"})
+	r.quota("bor", gpuai.Quota{GPUs: some(uint32(0)), Cohort: "x"})
+	no := false
+	s := tenantSpec("bor", "keeps", 9, 1)
+	s.Preemptible = &no
+	bor := r.submit(s)
+	waits := r.submit(tenantSpec("owner", "o", 1, 4))
+	for _, l := range r.leases(bor)[:2] {
+		r.report(l, gpuai.ReportDone, 0)
+	}
+	if r.running(waits) != 0 {
+		t.Fatal("there should be no room")
+	}
+	r.quota("owner", gpuai.Quota{GPUs: some(uint32(4))})
+	if r.wantLive(r.submit(tenantSpec("owner", "small", 1, 1)), 1); r.m.Check() != nil {
+		t.Error(r.m.Check())
+	}
+}

@@ -123,3 +123,27 @@ func TestPreemptingGangCountsScratch(t *testing.T) {
 	}
 	r.wantLive(id, 3)
 }
+
+// With the level that counts it, scratch space counts for whoever was listed before, as on
+// a machine that is restored.
+func TestLevelCountsScratchOfThoseListed(t *testing.T) {
+	r := newRegion(t)
+	r.do(&SetFeatureLevel{Level: LevelPlacement})
+	p := gpuai.DefaultPolicy()
+	p.PreemptionProtect = 0
+	r.do(&SetPolicy{Policy: p})
+	ids := r.diskHolders(8, []diskHolder{{"a", 0, 80}})
+	r.wantLive(r.submit(diskSpec("high", 50, 1, 40)), 0) // it has the holder be listed
+	r.do(&SetFeatureLevel{Level: LevelTenants})
+	if len(r.revoking(ids[0])) != 1 {
+		t.Error("nobody goes for scratch space with the level that counts it")
+	}
+	other := *r
+	other.m = restored(t, r.m)
+	for _, x := range []*region{r, &other} {
+		x.submit(diskSpec("higher", 60, 1, 50))
+	}
+	if r.m.Digest() != other.m.Digest() {
+		t.Error("a restored machine decides otherwise")
+	}
+}

@@ -335,7 +335,7 @@ func (m *Machine) grantable(group uint32, fit *scheduler.Fit) bool {
 func (m *Machine) park(bucket uint32, v *verdict) {
 	slot, _ := m.quotaSlot(m.buckets.Get(bucket).tenant)
 	curb := uint8(curbParked)
-	v.owed = v.owed && m.everHolds(m.buckets.Get(bucket).first.slot()) // else it would be taken back in vain
+	v.owed = v.owed && m.mayBeOwed(m.buckets.Get(bucket).first.slot())
 	if v.by == boundBudget {
 		curb |= curbBudget
 	}

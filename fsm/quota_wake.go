@@ -245,9 +245,9 @@ func (m *Machine) judge(slot, bucket uint32) {
 	}
 	first, old := b.first.slot(), b.curb
 	v := m.admit(slot, first)
-	owed := v.owed && m.everHolds(first)
+	owed := v.owed && m.mayBeOwed(first)
 	switch {
-	case v.ok && !v.borrows && old == curbParked && m.quotaUses.Get(slot).cohort != 0: // not one that may lack the money
+	case v.ok && !v.borrows && old == curbParked && m.quotaUses.Get(slot).cohort != 0 && m.hasMoney(first):
 		m.oweBriefly(bucket, curbModels)
 		m.look(bucket)
 	case v.ok:
@@ -268,7 +268,7 @@ func (m *Machine) judgeInTurn(slot, bucket uint32) {
 		if v := m.admit(slot, b.first.slot()); !v.ok {
 			m.park(bucket, &v)
 			return
-		} else if v.borrows || !m.everHolds(b.first.slot()) { // its quota is a smaller one now, or the nodes are gone
+		} else if v.borrows || !m.mayBeOwed(b.first.slot()) { // its quota is a smaller one now, or the nodes are gone, or the money
 			m.setCurb(bucket, b.curb&^curbOwed|curbModels)
 		} else if b.debt != m.quotas.Get(slot).version {
 			m.owe(bucket, b.curb, &v)

@@ -33,6 +33,14 @@ func (m *Machine) countScratch() {
 	}
 }
 
+// relistScratch has those who may have to go be listed with their scratch space, at
+// LevelTenants.
+func (m *Machine) relistScratch() {
+	for s := range m.nodes.Len() {
+		m.relisted(s)
+	}
+}
+
 // scratchOf returns what a lease holds of its node's scratch space.
 func (m *Machine) scratchOf(l *leaseRec) int64 {
 	return m.sched.Scratch(m.groups.Get(m.tasks.Get(l.task.slot()).group.slot()).shape)
