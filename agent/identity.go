@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -95,23 +96,13 @@ func (a *Agent) keepIdentity(ctx context.Context) {
 // renewTimeout bounds one attempt at a renewal, over all servers.
 const renewTimeout = 20 * time.Second
 
+// renewAttempt bounds one at one server.
+const renewAttempt = 5 * time.Second
+
 func (a *Agent) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	id := gpuai.Identity{Kind: gpuai.IdentityNode, Name: string(a.cfg.Node)}
-	key, csr, err := identity.NewKey(id, nil)
-	if err != nil {
-		return err
-	}
-	c, err := client.New(client.Config{Addrs: a.cfg.Servers, TLS: a.cfg.Identity.ClientConfig(), Logger: a.log})
-	if err != nil {
-		return err
-	}
-	out, err := c.Renew(ctx, csr)
-	if err != nil {
-		return err
-	}
-	cred, err := a.cfg.Identity.Trust().Accept(identity.Answer{Key: key, For: id, Issued: &out, Now: time.Now()})
+	cred, err := renewAtAny(ctx, a.cfg.Servers, a.cfg.Identity)
 	if err != nil {
 		return err
 	}
@@ -121,4 +112,31 @@ func (a *Agent) renew(ctx context.Context) error {
 	a.cfg.Identity.Set(cred)
 	a.log.Info("the node's certificate was renewed", "not_after", cred.NotAfter())
 	return nil
+}
+
+// renewAtAny asks one server after the other, until one gives a certificate that is
+// good here: one of them may have a wrong clock, or be behind and refuse.
+func renewAtAny(ctx context.Context, servers []string, src *identity.Source) (*identity.Credential, error) {
+	now := src.Credential()
+	key, csr, err := identity.NewKey(now.Peer.Identity, nil)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, addr := range servers {
+		c, err := client.New(client.Config{Addrs: []string{addr}, TLS: src.ClientConfig(), AttemptTimeout: renewAttempt, RetryFor: -1})
+		if err != nil {
+			return nil, err
+		}
+		out, err := c.Renew(ctx, csr)
+		if err == nil {
+			var cred *identity.Credential
+			cred, err = src.Trust().Accept(identity.Answer{Key: key, For: now.Peer.Identity, Issued: &out, Now: time.Now(), Until: now.NotAfter()})
+			if err == nil {
+				return cred, nil
+			}
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+	}
+	return nil, errors.Join(errs...)
 }

@@ -15,12 +15,14 @@ type Answer struct {
 	For    gpuai.Identity    // whom the request was for
 	Issued *gpuai.IssuedCertificate
 	Now    time.Time
+	Until  time.Time // when the present certificate ends; zero where there is none
 }
 
 // Accept judges the answer to a renewal by what is trusted now, and returns the
 // credential that takes the place of the present one. The certificate must lead to
 // an authority that t believes, be of the same cluster and identity, and last no
-// longer than certificates do. Of the authorities in the answer those are believed
+// longer than certificates do; one that has less than half of its time left is taken
+// only where it ends later than the present one. Of the authorities in the answer those are believed
 // that t believes, and the one that a trusted one has signed as its successor; others
 // are left out, so that no server can name one of its own. Errors wrap ErrRefused.
 func (t *Trust) Accept(a Answer) (*Credential, error) {
@@ -41,6 +43,8 @@ func (t *Trust) Accept(a Answer) (*Credential, error) {
 		return nil, refusal("it is that of %s, and one of %s was asked for", c.Peer.Identity, a.For)
 	case c.NotAfter().After(most):
 		return nil, refusal("it is good until %s, and none lasts beyond %s: correct the clock of this host or of the server", stamp(c.NotAfter()), stamp(most))
+	case c.NotAfter().Before(a.Until) && 2*c.NotAfter().Sub(a.Now) < c.life():
+		return nil, refusal("it is good until %s only, of %s, and the present one until %s: correct the clock of this host or of the server", stamp(c.NotAfter()), c.life(), stamp(a.Until))
 	}
 	var roots []*x509.Certificate
 	for _, r := range c.Trust.roots {

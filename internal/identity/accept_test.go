@@ -78,6 +78,39 @@ func TestRenewalIsJudgedByWhatIsTrusted(t *testing.T) {
 	}
 }
 
+// A server whose clock is wrong gives certificates that other servers refuse. They
+// take the place of none that is better.
+func TestRenewalByAServerWhoseClockIsWrong(t *testing.T) {
+	r := newRealm(t, "c1")
+	const ttl = 10 * time.Minute
+	now := r.clock.Now()
+	for name, c := range map[string]struct {
+		off   time.Duration // of the server's clock
+		until time.Duration // from now: the end of the present certificate
+		ttl   time.Duration
+		good  bool
+	}{
+		"true":                            {0, ttl / 2, ttl, true},
+		"within the grace, ahead":         {maxSkew - time.Second, ttl / 2, ttl, true},
+		"beyond the grace, ahead":         {maxSkew + time.Minute, ttl / 2, ttl, false},
+		"an hour ahead":                   {time.Hour, ttl / 2, ttl, false},
+		"an hour behind":                  {-time.Hour, ttl / 2, ttl, false},
+		"nearly over when it comes":       {-ttl + time.Second, ttl / 2, ttl, false},
+		"late, but later than what is":    {-6 * time.Minute, time.Minute, ttl, true},
+		"late, and sooner than what is":   {-6 * time.Minute, ttl / 2, ttl, false},
+		"shorter, by --certificate-ttl":   {0, 12 * time.Hour, ttl, true},
+		"of a day, an hour behind":        {-time.Hour, 12 * time.Hour, 24 * time.Hour, true},
+		"of a day, nearly over":           {-23 * time.Hour, 12 * time.Hour, 24 * time.Hour, false},
+		"of a day, of a host of no clock": {-50 * 365 * 24 * time.Hour, 12 * time.Hour, 24 * time.Hour, false},
+	} {
+		a := r.answer(nodeN1, func(i *Issue) { i.TTL, i.Now = c.ttl, now.Add(c.off) })
+		a.Until = now.Add(c.until)
+		if got, err := r.trust().Accept(a); (err == nil) != c.good || err != nil && !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
 // A node follows a CA that is replaced, whether it knows the old one, both, or the
 // new one only.
 func TestRenewalFollowsTheAuthority(t *testing.T) {

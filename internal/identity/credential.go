@@ -67,6 +67,14 @@ func CredentialOf(key *ecdsa.PrivateKey, a *gpuai.IssuedCertificate) (*Credentia
 // NotAfter returns until when c is good.
 func (c *Credential) NotAfter() time.Time { return c.cert.Leaf.NotAfter }
 
+// NotBefore returns from when on c is good.
+func (c *Credential) NotBefore() time.Time { return c.cert.Leaf.NotBefore }
+
+// life is for how long c is good, by the clock of who issued it.
+func (c *Credential) life() time.Duration {
+	return c.NotAfter().Sub(c.cert.Leaf.NotBefore) - maxSkew
+}
+
 // ChainPEM returns the certificate and what leads to its authority.
 func (c *Credential) ChainPEM() []byte { return chainPEM(c.cert.Certificate) }
 
