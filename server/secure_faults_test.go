@@ -172,6 +172,21 @@ func TestClockSkewOfAnAgent(t *testing.T) {
 	}
 }
 
+// A server whose clock jumps ahead, and back, signs itself a certificate that is not
+// good yet: others would refuse it for as long as the jump was.
+func TestServerReplacesACertificateOfTheFuture(t *testing.T) {
+	t.Parallel()
+	clock := &shiftedClock{}
+	r := formSecureWith(t, 1, func(c *Config) { c.Clock = clock })
+	src := r.servers[0].source()
+	first := src.Credential().NotAfter()
+	clock.set(13 * time.Hour)
+	eventually(t, "a certificate of the wrong time", func() bool { return src.Credential().NotAfter().After(first.Add(12 * time.Hour)) })
+	clock.set(0)
+	eventually(t, "a certificate that is good now", func() bool { return !src.Credential().NotBefore().After(time.Now()) })
+	r.mustWelcome(r.joined("n1"), r.urls()[0], "n1")
+}
+
 // A server of a region with authentication is rebuilt: the region hears it by its
 // old certificate, and the new one joins with a token, which gets it its own
 // certificate and the region's keys.

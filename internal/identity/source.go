@@ -117,10 +117,20 @@ func (s *Source) Trust() *Trust {
 	return nil
 }
 
-// RenewDue reports whether half of the certificate's time has passed.
+// wait is how long the certificate needs no other. One that was signed by a clock
+// which has been put back since needs one at once: it is not good yet.
+func (h *held) wait(now time.Time) time.Duration {
+	if now.Before(h.NotBefore()) {
+		return 0
+	}
+	return h.renewAt.Sub(now)
+}
+
+// RenewDue reports whether half of the certificate's time has passed, or it is not
+// good yet.
 func (s *Source) RenewDue() bool {
 	h := s.now.Load()
-	return h != nil && !s.clock.Now().Before(h.renewAt)
+	return h != nil && h.wait(s.clock.Now()) <= 0
 }
 
 // Retries of a renewal, and how often it is looked for connections whose
@@ -138,7 +148,7 @@ func (s *Source) Run(ctx context.Context, renew func(context.Context) error) {
 		h := s.now.Load()
 		wait := renewRetryMax
 		if h != nil {
-			wait = h.renewAt.Sub(s.clock.Now())
+			wait = h.wait(s.clock.Now())
 		}
 		if h != nil && wait <= 0 {
 			if renew(ctx) == nil {
