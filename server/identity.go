@@ -272,7 +272,7 @@ func (w *warden) keep(dir *store.Dir, c *identity.Credential) error {
 		return err
 	}
 	w.sealed = ring.ActiveID()
-	return os.WriteFile(dir.Path(store.TrustFile), c.Trust.PEM(), 0o644) // for clients, who are told by another way too
+	return store.WritePublic(dir.Path(store.TrustFile), c.Trust.PEM()) // for clients, who are told by another way too
 }
 
 // hosts are the names and addresses at which this server is reached.

@@ -8,14 +8,19 @@ import (
 
 // writeAtomic replaces the file at path by data such that a crash at any point
 // leaves the old or the new content, and returns only when the new one is on
-// disk.
-func writeAtomic(path string, data []byte) error {
+// disk. Only its owner can read it.
+func writeAtomic(path string, data []byte) error { return writeMode(path, data, 0o600) }
+
+func writeMode(path string, data []byte, mode os.FileMode) error {
 	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	_, err = f.Write(data)
+	err = f.Chmod(mode) // whatever the umask, and whoever left it
+	if err == nil {
+		_, err = f.Write(data)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -50,3 +50,6 @@ func WritePrivate(path string, data []byte) error {
 	}
 	return writeAtomic(path, data)
 }
+
+// WritePublic replaces a file of no secrets, which all can read, in the same way.
+func WritePublic(path string, data []byte) error { return writeMode(path, data, 0o644) }
