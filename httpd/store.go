@@ -163,17 +163,25 @@ func (c *call) getObject() error {
 func (c *call) pace(n int) error { return c.api.objects.WaitN(c.r.Context(), n) }
 
 // A paced reader reads the body of an object: as fast as all objects together may
-// come, and for no longer at a time than any body may take.
+// come, and with no longer a wait for each paceBytes of it than for any body. Else
+// who sends it byte by byte would keep its place.
 type paced struct {
-	c   *call
-	r   io.Reader
-	err error // of the last read
+	c    *call
+	r    io.Reader
+	n    int           // what of paceBytes is yet to come
+	left time.Duration // and for how long it is waited for
+	err  error         // of the last read
 }
 
 // Read implements io.Reader.
 func (p *paced) Read(b []byte) (n int, err error) {
-	_ = p.c.ctl.SetReadDeadline(time.Now().Add(p.c.api.cfg.BodyTimeout))
-	n, err = p.r.Read(b[:min(len(b), paceBytes)])
+	if p.n == 0 {
+		p.n, p.left = paceBytes, p.c.api.cfg.BodyTimeout
+	}
+	began := time.Now()
+	_ = p.c.ctl.SetReadDeadline(began.Add(p.left))
+	n, err = p.r.Read(b[:min(len(b), p.n)])
+	p.n, p.left = p.n-n, p.left-time.Since(began)
 	if wait := p.c.pace(n); err == nil {
 		err = wait
 	}
