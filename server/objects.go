@@ -301,13 +301,16 @@ func (s *Server) ListObjects(ctx context.Context, l *gpuai.StoreLease, cursor st
 	if len(page) == 0 {
 		page = nil
 	}
-	entries, next, err := store.ListPage(ctx, gpuai.CheckpointLeasePrefix(h.task, h.lease), page, gpuai.MaxStorePage)
+	prefix := gpuai.CheckpointLeasePrefix(h.task, h.lease)
+	entries, next, err := store.ListPage(ctx, prefix, page, gpuai.MaxStorePage)
 	if err != nil {
 		return out, s.storeFailed(err)
 	}
-	out.Objects = make([]gpuai.StoreObject, len(entries))
-	for i, e := range entries {
-		out.Objects[i] = gpuai.StoreObject{Key: e.Key, Bytes: e.Bytes}
+	out.Objects = make([]gpuai.StoreObject, 0, len(entries))
+	for _, e := range entries {
+		if _, ok := blobs.OfTree(strings.TrimPrefix(e.Key, prefix)); ok { // else it is half stored, and goes with the lease's others
+			out.Objects = append(out.Objects, gpuai.StoreObject{Key: e.Key, Bytes: e.Bytes})
+		}
 	}
 	out.Next = base64.RawURLEncoding.EncodeToString(next)
 	return out, nil
