@@ -216,6 +216,9 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[Entry, error]
 			if errors.Is(err, io.EOF) {
 				return
 			}
+			if err == nil {
+				err = ctx.Err() // a store of files does not look
+			}
 			if err != nil {
 				yield(Entry{}, fmt.Errorf("list %s: %w", prefix, err))
 				return
@@ -230,6 +233,9 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[Entry, error]
 // Delete implements Objects.
 func (s *Store) Delete(ctx context.Context, keys ...string) error {
 	for _, key := range keys {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("delete %s: %w", key, err)
+		}
 		if err := s.bucket.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
 			return fmt.Errorf("delete %s: %w", key, err)
 		}
