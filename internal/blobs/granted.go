@@ -3,6 +3,7 @@ package blobs
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -227,13 +228,23 @@ func (s *Granted) request(ctx context.Context, op *Op, g *Grant, body []byte, re
 	case !op.Put && res.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%w: %s", ErrNotFound, op.Key)
 	}
-	text, _ := io.ReadAll(io.LimitReader(res.Body, 300)) // what the store says of it
-	err = fmt.Errorf("the store answered %s %s", res.Status, bytes.TrimSpace(text))
+	err = fmt.Errorf("the store answered %s%s", res.Status, saidOf(res.Body))
 	if code := res.StatusCode; code >= 500 && code != http.StatusNotImplemented || code == http.StatusForbidden ||
 		code == http.StatusTooManyRequests || code == http.StatusRequestTimeout || code == http.StatusConflict {
 		return &passing{err}
 	}
 	return err
+}
+
+// saidOf is what a store of S3 says of a refusal, as far as it is for everybody: the
+// rest of its answer has keys, and what was signed.
+func saidOf(body io.Reader) string {
+	var said struct{ Code, Message string }
+	_ = xml.NewDecoder(io.LimitReader(body, 4<<10)).Decode(&said) // as far as it can be read
+	if said.Code == "" {
+		return ""
+	}
+	return fmt.Sprintf(" %.100s: %.300s", said.Code, said.Message)
 }
 
 // withoutURL takes a signed URL, which is leave, from an error that is to be logged.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -257,5 +258,21 @@ func BenchmarkSign(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	}
+}
+
+// What a store says of a refusal goes to the task's user: its code and sentence, not
+// the keys and signatures that an answer of S3 has beside them.
+func TestRefusalOfTheStoreTellsNoKeys(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, `<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>InvalidAccessKeyId</Code><AWSAccessKeyId>AKIASERVERS</AWSAccessKeyId><Message>The key does not exist.</Message><Resource>/bucket/p/a</Resource></Error>`)
+	}))
+	defer srv.Close()
+	g, _ := granted(open(t, "file://"+t.TempDir()))
+	err := g.request(t.Context(), &Op{Key: "p/a"}, &Grant{Signed: Signed{URL: srv.URL}}, nil, nil)
+	if err == nil || !strings.Contains(err.Error(), "InvalidAccessKeyId: The key does not exist.") || strings.Contains(err.Error(), "AKIA") {
+		t.Error(err)
 	}
 }
