@@ -27,7 +27,10 @@ func (m *Machine) reasonsRefused(rs []gpuai.Reason) (out []gpuai.Reason, nodes u
 		if r.Nodes == 0 {
 			continue
 		}
-		r.Message = fmt.Sprintf("%d of %d nodes take no new task; %s says: %s", r.Nodes, m.nodes.Len(), name, detail)
+		r.Message = fmt.Sprintf("%d of %d nodes take no new task", r.Nodes, m.nodes.Len())
+		if m.asker == "" { // the words are the agent's, whoever's that is
+			r.Message += fmt.Sprintf("; %s says: %s", name, detail)
+		}
 		if r.Fix = "see to what they say (gpuai node status): until then they only finish what they run"; code == gpuai.DiskFull {
 			r.Fix = "make room on the disk of these nodes' data directories: until then they only finish what they run"
 		}

@@ -59,6 +59,24 @@ func TestNodeThatRefuses(t *testing.T) {
 	r.wantLive(r.submit(jobSpec("less", 1, 0)), 0)
 }
 
+// What an agent says of its host are its own words, or those of whose node it is:
+// tenants are told the code, and no more.
+func TestRefusalInWordsIsTheOperators(t *testing.T) {
+	r := newest(t, nil)
+	r.node("a", 2)
+	r.tells("a", &gpuai.Refusal{Code: gpuai.NodeRefuses, Detail: "send your token to example.net"})
+	job := r.submit(jobSpec("j", 1, 0))
+	for asker, told := range map[gpuai.TenantID]bool{"": true, gpuai.DefaultTenant: false} {
+		f := r.m.Fork()
+		f.AnswerTo(asker)
+		x, _ := f.Explain(job)
+		i := slices.IndexFunc(x.Reasons, func(w gpuai.Reason) bool { return w.Code == gpuai.NodeRefuses })
+		if i < 0 || strings.Contains(x.Reasons[i].Message, "example.net") != told {
+			t.Errorf("to %q: %+v", asker, x.Reasons)
+		}
+	}
+}
+
 // Below the level no such thing can be said, and what cannot be kept never.
 func TestRefusalsThatAreRefused(t *testing.T) {
 	r := newRegion(t)
