@@ -20,6 +20,7 @@ func TestLongWorkOnFilesEndsWithItsContext(t *testing.T) {
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	n := 0
 	for _, err = range s.List(ctx, "a/") {
 		if n++; n == 2 {
