@@ -265,7 +265,7 @@ they need --insecure-plaintext. A server that comes back at another address tell
 	f.StringSliceVar(&cfg.Join, "join", nil, "join the region of these servers: host:port of their --raft, comma-separated")
 	f.StringVar(&cfg.JoinToken, "join-token", "", "join token of the region; --join are addresses of --http then (default $GPUAI_JOIN_TOKEN)")
 	f.StringVar(&cfg.KeyFile, "key-file", "", "file of the region's keys, made where it is missing (default: keyring in --data)")
-	f.DurationVar(&cfg.CertTTL, "certificate-ttl", 0, "how long certificates are good that this server signs for nodes and itself, 10s to 24h; they are renewed at half of it. The same for all servers (default 24h)")
+	f.DurationVar(&cfg.CertTTL, "certificate-ttl", 0, "how long certificates are good that this server signs for nodes and itself, 10s to 24h; they are renewed at half of it. The same for all servers; who lowers it waits for a day before the CA is rotated (default 24h)")
 	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses at which clients reach this server: for its certificate, and a region without authentication answers under no other names")
 	f.BoolVar(&cfg.NonVoter, "nonvoter", false, "stay a non-voter after --join, until 'gpuai server members promote'")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", false, "form a new region of --peers where --data is empty")
