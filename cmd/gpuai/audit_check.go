@@ -131,7 +131,7 @@ func (k *auditCheck) moved(wrong error, e *gpuai.AuditEntry, in *bufio.Scanner, 
 }
 
 func (k *auditCheck) brokenFile(text string) error {
-	next := "nothing of this file is proven: export again, and keep this file as it is for who looks into it"
+	next := "nothing of this file is proven: export again, with gpuai operator audit export -o json, and keep this file as it is for who looks into it"
 	if k.v.Entries > 0 {
 		next = fmt.Sprintf("records %d to %d, up to index %d, hold among themselves, what is behind proves nothing: compare with gpuai operator audit export --since %d -o json, and keep this file as it is for who looks into it",
 			k.v.From, k.v.To, k.v.Index, k.v.Index)

@@ -142,7 +142,7 @@ func TestAuditVerifySaysWhatIsWrongWithAFile(t *testing.T) {
 		says string
 		next string
 	}{
-		"cut at its head": {without(0, 3), "a.jsonl, line 1: the audit is broken: it does not begin as an export does, with a line that names its region: its head was cut off", "nothing of this file is proven: export again"},
+		"cut at its head": {without(0, 3), "a.jsonl, line 1: the audit is broken: it does not begin as an export does, with a line that names its region: its head was cut off", "nothing of this file is proven: export again, with"},
 		"cut behind its first line": {without(1, 3),
 			"a.jsonl, line 2: the audit is broken: it begins with record 3 (index 3), and the export had all from record 1 on: records 1 to 2 were cut off its head", "nothing of this file is proven"},
 		"cut in its middle": {without(3, 5), "a.jsonl, line 4: the audit is broken: records 3 to 5 are missing, between index 2 and index 5: they were left out, or moved",
@@ -166,7 +166,7 @@ func TestAuditVerifySaysWhatIsWrongWithAFile(t *testing.T) {
 		"an entry behind the head":  {func(l []string) string { return text(append(slices.Clone(l), l[6])...) }, "line 9: the audit is broken: something stands behind the head that ends an export", "records 1 to 7"},
 		"half a line at the end":    {func(l []string) string { return text(l[:6]...) + l[6][:40] }, "line 7: the audit is broken: the last line ends in its middle: it was cut off, or the export broke off there", "--since 5"},
 		"half a line in the middle": {func(l []string) string { return text(l[0], l[1][:40], l[2], l[7]) }, "line 2: the audit is broken: this is no line of an audit", "nothing"},
-		"no JSON":                   {func([]string) string { return "TIME INDEX WHO\n" }, "line 1: the audit is broken: this is no line of an audit", "nothing"},
+		"no JSON":                   {func([]string) string { return "TIME INDEX WHO\n" }, "line 1: the audit is broken: this is no line of an audit", "with gpuai operator audit export -o json"},
 		"empty":                     {func([]string) string { return "" }, "a.jsonl is empty: the export wrote nothing, or all of it was cut off", "export again"},
 		"an empty object":           {func([]string) string { return "{}\n" }, "line 1: the audit is broken: it does not begin", "nothing"},
 		"the head alone":            {func(l []string) string { return text(l[0], l[7]) }, "line 2: the audit is broken: there are no entries, and the head is at record 7 (index 6): all of them were left out", "nothing"},
