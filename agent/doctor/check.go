@@ -80,6 +80,7 @@ var Codes = []Code{
 	{"clock-boottime", "CLOCK_BOOTTIME, by which leases end"},
 	{"clock-sync", "whether the wall clock is synchronised"},
 	{"clock-offset", "the wall clock against that of a server"},
+	{"identity", "the node's certificate, where the region has authentication"},
 	{"server", "each server of `--servers`: it answers, and is ready"},
 	{"metrics-port", "the address of `--metrics-http` is free, or this node's agent has it"},
 	{"gang-ports", "the range of `--ports` is free"},

@@ -1,6 +1,8 @@
 package doctor
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -311,5 +313,26 @@ func TestPortsThatAreTaken(t *testing.T) {
 	got := ports(&Config{Metrics: l.Addr().String(), Agent: agent.Config{PortMin: port, PortCount: 1}})
 	if !got.MetricsTaken || !slices.Equal(got.Taken, []uint16{port}) || got.Err != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A server that speaks TLS by a CA of its own is met as such: with the region's trust it
+// is asked, without it the host is told to join, over http:// too.
+func TestServersOfARegionWithAuthentication(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"status":"ok","server":"s-1"}`)
+	}))
+	defer srv.Close()
+	c := &Config{Agent: agent.Config{Servers: []string{srv.URL, "http" + strings.TrimPrefix(srv.URL, "https")}}, Patience: 20 * time.Second}
+	for _, f := range servers(t.Context(), c, nil) {
+		if !f.Secure || f.ID != "" {
+			t.Errorf("without trust: %+v", f)
+		}
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(srv.Certificate())
+	c.Agent.Servers = c.Agent.Servers[:1]
+	if f := servers(t.Context(), c, &tls.Config{RootCAs: pool})[0]; f.Secure || f.Err != nil || f.ID != "s-1" {
+		t.Errorf("with trust: %+v", f)
 	}
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,6 +23,9 @@ type Config struct {
 	Agent agent.Config
 	// Wrong is what could not be read of it.
 	Wrong error
+	// Unusable is what is wrong with the node's certificate, where Agent.Identity is nil
+	// though there is one.
+	Unusable error
 	// Metrics is the listen address of the agent's metrics, "" for none.
 	Metrics string
 	// Patience bounds the answer of each server, and the start of each driver.
@@ -34,6 +38,7 @@ type Facts struct {
 	Wrong error // in the configuration
 	Root  bool
 
+	Joined  JoinedFacts
 	Data    DataFacts
 	Sandbox *agent.SandboxConfig // nil: the operator wants no images
 	Process bool                 // the runtime "process" is on
@@ -112,6 +117,7 @@ type ServerFacts struct {
 	URL     string
 	Err     error  // it does not answer
 	Unready string // why it does not serve; "" when it does
+	Secure  bool   // it wants TLS and its region's CA, which this host does not know
 	ID      string
 	Latency time.Duration
 	Offset  time.Duration // of this host's wall clock, ahead of the server's
@@ -137,7 +143,9 @@ func Run(ctx context.Context, c *Config) *Report {
 // Gather looks at the host.
 func Gather(ctx context.Context, c *Config) *Facts {
 	f := &Facts{Wrong: c.Wrong, Root: os.Geteuid() == 0, Sandbox: c.Agent.Sandbox, Process: c.Agent.AllowProcess, Clock: clocks()}
-	f.Servers = servers(ctx, c.Agent.Servers, c.Patience)
+	var meet *tls.Config
+	f.Joined, meet = joined(c)
+	f.Servers = servers(ctx, c, meet)
 	f.Ports = ports(c)
 	f.Store, f.StoreCredentials = c.Agent.Store, storeCredentials(os.Getenv)
 	f.Drivers, f.Present = drivers(ctx, c), plugins.Detect("/")

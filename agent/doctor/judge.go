@@ -29,6 +29,7 @@ func Judge(f *Facts) []Check {
 	out = append(out, f.judgeDrivers()...)
 	out = append(out, f.judgeCDI()...)
 	out = append(out, f.judgeBoottime(), f.judgeSync(), f.judgeOffset())
+	out = append(out, f.judgeJoined())
 	out = append(out, f.judgeServers()...)
 	return append(out, f.judgeMetrics(), f.judgePorts())
 }

@@ -211,7 +211,7 @@ func (f *Facts) judgeServers() (out []Check) {
 	const code = "server"
 	serving := 0
 	for i := range f.Servers {
-		if s := &f.Servers[i]; s.Err == nil && s.Unready == "" {
+		if s := &f.Servers[i]; s.Err == nil && s.Unready == "" && !s.Secure {
 			serving++
 		}
 	}
@@ -225,6 +225,8 @@ func (f *Facts) judgeServers() (out []Check) {
 	const alone = "the node gets no leases; tasks that run end at their deadlines"
 	for i := range f.Servers {
 		switch s := &f.Servers[i]; {
+		case s.Secure:
+			out = append(out, bad(cure{joinFirst, alone}, "%s: it %s", s.URL, secureOnly))
 		case s.Err != nil:
 			out = append(out, bad(cure{"see that it runs, its address, and the firewalls between", alone}, "%s: %v", s.URL, s.Err))
 		case s.Unready != "":

@@ -106,6 +106,7 @@ var lacks = map[string]struct {
 	"WrongClock":        {func(f *Facts) { f.Servers[1].Offset = -time.Minute }, "clock-offset warn -60.0 s to http://b"},
 	"ServerGone":        {func(f *Facts) { f.Servers[1].Err = errNo }, "server warn none while another"},
 	"ServerNotReady":    {func(f *Facts) { f.Servers[0].Unready = "no leader" }, "server warn does not serve: no leader"},
+	"CertificateEnded":  {func(f *Facts) { f.Joined.Err = errNo }, "identity fail not start"},
 	"MetricsPort":       {func(f *Facts) { f.Ports.MetricsTaken = true }, "metrics-port fail not start"},
 	"GangPortTaken":     {func(f *Facts) { f.Ports.Taken = []uint16{29500, 29503} }, "gang-ports warn 29500 29503"},
 	"GangPortEphemeral": {func(f *Facts) { f.Ports.Exposed = 16 }, "gang-ports warn 16 of them"},
@@ -137,6 +138,23 @@ func TestJudgeSeesEachLack(t *testing.T) {
 				t.Errorf("no %s %s", code, status)
 			}
 		})
+	}
+}
+
+// A region with authentication, and a host that has not joined it.
+func TestJudgeOfAHostThatHasNotJoined(t *testing.T) {
+	f := wellFacts()
+	for i := range f.Servers {
+		f.Servers[i].Secure = true
+	}
+	found := map[string]int{}
+	for _, c := range Judge(f) {
+		if c.Status == Fail && strings.Contains(c.Fix, "gpuai agent join") {
+			found[c.Code]++
+		}
+	}
+	if found["identity"] != 1 || found["server"] != 2 {
+		t.Errorf("%v say to join", found)
 	}
 }
 

@@ -3,6 +3,7 @@ package doctor
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,29 +21,32 @@ import (
 )
 
 // servers asks every server how it is, all at once.
-func servers(ctx context.Context, urls []string, patience time.Duration) []ServerFacts {
-	out := make([]ServerFacts, len(urls))
+func servers(ctx context.Context, c *Config, meet *tls.Config) []ServerFacts {
+	out := make([]ServerFacts, len(c.Agent.Servers))
 	var wg sync.WaitGroup
-	for i, at := range urls {
-		wg.Go(func() { out[i] = askServer(ctx, at, patience) })
+	for i, at := range c.Agent.Servers {
+		wg.Go(func() {
+			bounded, cancel := context.WithTimeout(ctx, c.Patience)
+			defer cancel()
+			out[i] = askServer(bounded, at, meet)
+		})
 	}
 	wg.Wait()
 	return out
 }
 
 // askServer asks twice: the first answer's time has that of the connection in it.
-func askServer(ctx context.Context, at string, patience time.Duration) ServerFacts {
+func askServer(ctx context.Context, at string, meet *tls.Config) ServerFacts {
 	f := ServerFacts{URL: at}
-	bounded, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	c := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment}}
+	c := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: meet}}
 	defer c.CloseIdleConnections()
-	if _, _, err := get(bounded, c, at+"/healthz"); err != nil {
+	_, body, err := get(ctx, c, at+"/healthz")
+	if f.Secure = isSecure(err, body); err != nil || f.Secure {
 		f.Err = err
 		return f
 	}
 	began := time.Now()
-	res, body, err := get(bounded, c, at+"/readyz")
+	res, body, err := get(ctx, c, at+"/readyz")
 	if err != nil {
 		f.Err = err
 		return f

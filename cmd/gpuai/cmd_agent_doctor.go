@@ -38,7 +38,7 @@ what was got.
 A check that fails is what doctor is for: the exit code is 0. It is 1 when a probe
 is open, or when a sandbox could not be tried.`,
 		Example: `  gpuai agent doctor
-  gpuai agent doctor --data /var/lib/gpuai/agent --driver auto --servers http://10.0.0.1:7470 --probe
+  gpuai agent doctor --data /var/lib/gpuai/agent --driver auto --servers https://10.0.0.1:7470 --probe
   gpuai agent doctor -o json --jq '.checks[] | select(.status == "fail") | .code + ": " + .fix'
   gpuai agent doctor --probe --jq '.probes[] | select(.open) | .name'`,
 	}
@@ -79,7 +79,11 @@ func (c *agentConfig) examined(patience time.Duration) *doctor.Config {
 		seen.ID = agentID
 	}
 	ac, err := seen.resolve()
-	return &doctor.Config{Agent: ac, Wrong: err, Metrics: seen.MetricsHTTP, Patience: patience}
+	var unusable error
+	if ac.Identity == nil {
+		ac.Identity, unusable = agent.OpenIdentity(seen.Data)
+	}
+	return &doctor.Config{Agent: ac, Wrong: err, Unusable: unusable, Metrics: seen.MetricsHTTP, Patience: patience}
 }
 
 // doctor looks, tries, and prints what it found.
