@@ -18,7 +18,7 @@ var kindOf = map[string]string{
 	"job": "job", "node": "node", "lease": "lease", "tenant": "tenant", "cursor": "cursor", "server": "server", "at": "server", "id": "command",
 
 	"archived": "", "attempt": "", "consistency": "", "estimate": "", "fields": "", "filter": "", "follow": "", "from": "", "group": "",
-	"hold_anyway": "", "index": "", "limit": "", "live": "", "offset": "", "seconds": "", "since": "", "since_ms": "", "status": "",
+	"hold_anyway": "", "incarnation": "", "index": "", "key": "", "limit": "", "live": "", "offset": "", "seconds": "", "since": "", "since_ms": "", "status": "",
 	"stream": "", "tail": "", "task": "", "times": "", "to": "", "wait": "",
 }
 
@@ -61,6 +61,9 @@ var bodiesOf = map[string][]refBody{
 	"POST /v1/operator/bootstrap":                       {{"", `{"secret":"gpuboot-x"}`}},
 	"POST /v1/join":                                     {{"", `{"token":"x","csr":"eA=="}`}},
 	"POST /v1/agent/certificate":                        {{"", `{"csr":"eA=="}`}},
+	"POST /v1/agent/store/grants":                       {{"", `{"objects":[]}`}, {"node", `{"node":"REF","objects":[{"key":"x"}]}`}},
+	"POST /v1/agent/store/objects:delete":               {{"", `{"keys":[]}`}, {"node", `{"node":"REF","keys":["x"]}`}},
+	"PUT /v1/agent/store/object":                        {{"", "x"}},
 	"POST /v1/tenants":                                  {{"", `{"id":"x"}`}, {"tenant", `{"id":"REF"}`}},
 	"PUT /v1/tenants/{tenant}/weight":                   {{"", `{"weight":2}`}},
 	"PUT /v1/tenants/{tenant}/quota":                    {{"", `{}`}},
