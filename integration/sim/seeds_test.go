@@ -26,7 +26,7 @@ func env(t *testing.T, name string, otherwise uint64) uint64 {
 // TestSeeds runs the region through seeds GPUAI_SIM_FIRST … and judges each: up
 // to GPUAI_SIM_SEEDS of them within GPUAI_SIM_BUDGET, and 500 in any case.
 func TestSeeds(t *testing.T) {
-	budget := 30 * time.Second
+	budget := 20 * time.Second
 	if v := os.Getenv("GPUAI_SIM_BUDGET"); v != "" {
 		var err error
 		if budget, err = time.ParseDuration(v); err != nil {
