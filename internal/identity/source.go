@@ -76,7 +76,7 @@ func NewSource(cfg SourceConfig) *Source {
 // Set takes a new certificate over, and its trust. It is renewed after half of
 // the time that it is still good for.
 func (s *Source) Set(c *Credential) {
-	now := s.clock.Now()
+	now := s.clock.Now().Round(0) // by the wall clock, also when it is put back or forward
 	s.now.Store(&held{c, c.Trust, now.Add(c.NotAfter().Sub(now) / 2)})
 	select {
 	case s.changed <- struct{}{}:
