@@ -448,7 +448,7 @@ func (s *saver) prune() error {
 			keep = append(keep, s.kept[i].Key)
 		}
 	}
-	_, err = store.Prune(s.ctx, prefix, keep, func(string) bool { return true })
+	_, err = store.Prune(s.ctx, prefix, keep)
 	return err
 }
 

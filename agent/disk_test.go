@@ -39,9 +39,10 @@ func fill(t *testing.T, dir string) (free func()) {
 	}
 }
 
-// A disk that is really full: the node drains itself and says why, what runs goes
-// on to its own end, and the next life of the agent takes leases again.
-func TestCase24DiskFull(t *testing.T) {
+// onSmallDisk is a fixture on a file system of 8 MiB. It skips where none can be
+// mounted: tests must not fill the disk that everything else is on.
+func onSmallDisk(t *testing.T) *fixture {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a small file system needs root")
 	}
@@ -50,6 +51,13 @@ func TestCase24DiskFull(t *testing.T) {
 		t.Skip("no tmpfs can be mounted: ", err)
 	}
 	t.Cleanup(func() { unix.Unmount(f.dir, unix.MNT_DETACH) })
+	return f
+}
+
+// A disk that is really full: the node drains itself and says why, what runs goes
+// on to its own end, and the next life of the agent takes leases again.
+func TestCase24DiskFull(t *testing.T) {
+	f := onSmallDisk(t)
 	gone := filepath.Join(t.TempDir(), "go")
 	d := newDriver("GPU-1")
 	a := f.runWith(d, nil)
@@ -102,14 +110,7 @@ func (f *fixture) refusal() gpuai.Refusal {
 // A node whose disk fills up takes no new task, also none without GPUs, says why,
 // and takes them again by itself once there is room; what runs goes on.
 func TestCase24DiskPressure(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("a small file system needs root")
-	}
-	f := newFixture(t)
-	if err := unix.Mount("none", f.dir, "tmpfs", 0, "size=8m"); err != nil {
-		t.Skip("no tmpfs can be mounted: ", err)
-	}
-	t.Cleanup(func() { unix.Unmount(f.dir, unix.MNT_DETACH) })
+	f := onSmallDisk(t)
 	gone := filepath.Join(t.TempDir(), "go")
 	f.runWith(newDriver("GPU-1"), nil)
 	lease := f.grant(testNode, func(a *gpuai.Assignment) {

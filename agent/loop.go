@@ -273,7 +273,7 @@ func (a *Agent) drain(err error) {
 	var no syscall.Errno
 	if errors.As(err, &no) { // and not the path: a tenant may read it
 		a.drained += " (" + no.Error() + ")"
-		a.drainedFull = isFull(no)
+		a.drainedFull = no == syscall.ENOSPC || no == syscall.EDQUOT
 	}
 	a.drained += ": its operator has to make room or replace the disk, and to restart the agent"
 	a.log.Error("draining: the agent's journal cannot be written; make room or replace the disk, then restart the agent", "error", err)

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"syscall"
 
 	"github.com/gpuai/gpuai"
 )
@@ -16,7 +15,7 @@ import (
 func (a *Agent) refusal() *gpuai.Refusal {
 	switch {
 	case a.drained != "":
-		r := &gpuai.Refusal{Code: gpuai.NodeRefuses, Detail: clipText(a.drained)}
+		r := &gpuai.Refusal{Code: gpuai.NodeRefuses, Detail: a.drained}
 		if a.drainedFull {
 			r.Code = gpuai.DiskFull
 		}
@@ -26,11 +25,6 @@ func (a *Agent) refusal() *gpuai.Refusal {
 	}
 	return nil
 }
-
-// isFull reports whether an error is that of a disk without room.
-func isFull(no syscall.Errno) bool { return no == syscall.ENOSPC || no == syscall.EDQUOT }
-
-func clipText(s string) string { return s[:min(len(s), gpuai.MaxTextLen)] }
 
 // watchDisk has the node refuse new tasks while its disk is nearly full: from half
 // of the reserve on, until there are three quarters of it again.

@@ -74,8 +74,9 @@ func TestOnlyWhatIsOwedIsKept(t *testing.T) {
 	}
 }
 
-// Of one resource, too, what is idle beyond what is owed is lent.
-func TestWhatIsIdleBeyondDebtsIsLent(t *testing.T) {
+// newLendingRegion is a cohort of twelve devices of which a borrower without any of its
+// own has nine, and gives none back.
+func newLendingRegion(t testing.TB) (*region, gpuai.JobID) {
 	r := newTenantRegion(t, 3)
 	r.quota("owner", gpuai.Quota{GPUs: some(uint32(4)), Cohort: "x"})
 	r.quota("lends", gpuai.Quota{GPUs: some(uint32(8)), Cohort: "x"})
@@ -83,7 +84,12 @@ func TestWhatIsIdleBeyondDebtsIsLent(t *testing.T) {
 	no := false
 	s := tenantSpec("bor", "keeps", 9, 1)
 	s.Preemptible = &no
-	first := r.submit(s)
+	return r, r.submit(s)
+}
+
+// Of one resource, too, what is idle beyond what is owed is lent.
+func TestWhatIsIdleBeyondDebtsIsLent(t *testing.T) {
+	r, first := newLendingRegion(t)
 	owner := r.submit(tenantSpec("owner", "o", 1, 4)) // the cohort has 3 idle
 	if r.running(owner) != 0 || r.used("owner").Waiting != 1 {
 		t.Fatal("the owner should wait for what is its own")
@@ -286,14 +292,7 @@ func (r *region) wantShares(names []string) {
 
 // Who leaves a cohort is owed nothing any more.
 func TestWhoLeavesACohortIsOwedNothing(t *testing.T) {
-	r := newTenantRegion(t, 3)
-	r.quota("owner", gpuai.Quota{GPUs: some(uint32(4)), Cohort: "x"})
-	r.quota("lends", gpuai.Quota{GPUs: some(uint32(8)), Cohort: "x"})
-	r.quota("bor", gpuai.Quota{GPUs: some(uint32(0)), Cohort: "x"})
-	no := false
-	s := tenantSpec("bor", "keeps", 9, 1)
-	s.Preemptible = &no
-	bor := r.submit(s)
+	r, bor := newLendingRegion(t)
 	waits := r.submit(tenantSpec("owner", "o", 1, 4))
 	for _, l := range r.leases(bor)[:2] {
 		r.report(l, gpuai.ReportDone, 0)

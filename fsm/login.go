@@ -66,7 +66,7 @@ func (l *logins) add(r *tokenRec) {
 	}
 	s, ok := l.find(&r.login)
 	if !ok {
-		s, _ = l.userSlots.Alloc()
+		s, _ = l.userSlots.Alloc() // no more than tokens, which have had their room
 		l.users.Put(s, loginRec{user: r.login})
 		l.userByHash.Insert(hashLogin(&r.login), s)
 	}

@@ -18,7 +18,7 @@ func (s *State) Displace(id ShapeID, node uint32, hs []Holding, gone []bool) (Fi
 	if !s.Known(node) {
 		return Fit{}, false
 	}
-	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
+	d := s.displacing(id, node)
 	return d.decide(node, hs, gone)
 }
 
@@ -27,7 +27,7 @@ func (s *State) DisplaceUncounted(id ShapeID, node uint32, hs []Holding, gone []
 	if !s.Known(node) {
 		return Fit{}, false
 	}
-	d := displacing{s, s.shapes.Get(uint32(id)), s.nodes.Get(node), s.spaceOf(s.nodes.Get(node))}
+	d := s.displacing(id, node)
 	d.now.scratch = math.MaxInt64
 	return d.decide(node, hs, gone)
 }
@@ -38,6 +38,11 @@ type displacing struct {
 	r   *shapeRec
 	n   *nodeRec
 	now space
+}
+
+func (s *State) displacing(id ShapeID, node uint32) displacing {
+	n := s.nodes.Get(node)
+	return displacing{s, s.shapes.Get(uint32(id)), n, s.spaceOf(n)}
 }
 
 func (d *displacing) decide(node uint32, hs []Holding, gone []bool) (Fit, bool) {

@@ -422,10 +422,10 @@ func (s *Trees) fetch(ctx context.Context, prefix string, c chunk, out *os.File,
 	return err
 }
 
-// Prune deletes the blobs below prefix of which mine says so, but for the
-// manifests of keep and their chunks. What belongs to a manifest of keep that
+// Prune deletes the blobs below prefix, but for the manifests of keep and their
+// chunks. What belongs to a manifest of keep that
 // cannot be read is left alone. It says how many blobs it deleted.
-func (s *Trees) Prune(ctx context.Context, prefix string, keep []string, mine func(key string) bool) (int, error) {
+func (s *Trees) Prune(ctx context.Context, prefix string, keep []string) (int, error) {
 	wanted, shut := map[string]bool{}, []string{}
 	for _, key := range keep {
 		tree, d, err := split(key)
@@ -448,7 +448,7 @@ func (s *Trees) Prune(ctx context.Context, prefix string, keep []string, mine fu
 		}
 	}
 	return s.deleteIf(ctx, prefix, func(key string) bool {
-		return !wanted[key] && mine(key) && !below(key, shut)
+		return !wanted[key] && !below(key, shut)
 	})
 }
 
